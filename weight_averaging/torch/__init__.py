@@ -1,0 +1,7 @@
+"""LAWA and EMA over the parameters of a `torch.nn.Module`."""
+
+from weight_averaging.torch.averager import Averager
+from weight_averaging.torch.ema import EMA
+from weight_averaging.torch.lawa import LAWA
+
+__all__ = ["EMA", "LAWA", "Averager"]
