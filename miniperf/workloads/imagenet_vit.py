@@ -14,7 +14,7 @@ from miniperf import spec
 from miniperf.workloads.base import MiniWorkload, Split, summed
 
 SIDE, PATCH, CLASSES = 8, 2, 10
-WIDTH, DEPTH, HEADS = 48, 3, 4
+WIDTH, DEPTH, HEADS = 64, 2, 4
 TRAIN_EXAMPLES, VALIDATION_EXAMPLES = 797, 500
 
 

@@ -1,0 +1,68 @@
+"""Checkpoints in the official form, `checkpoint_STEP`, written so that a kill at any moment leaves a whole one behind."""
+
+import os
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from miniperf.errors import UsageError
+
+
+def save(folder: Path, step: int, contents: dict[str, Any], keep_others: bool) -> None:
+    """Write `checkpoint_STEP`: first under another name, then in place; older ones go only after that."""
+    path = folder / f"checkpoint_{step}"
+    partial = folder / f".partial_{path.name}"
+    with open(partial, "wb") as file:
+        torch.save(contents, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    if not keep_others:
+        for number, other in _all(folder):
+            if number != step:
+                other.unlink()
+
+
+def load_latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint of the highest step, or None. UsageError if the file is damaged."""
+    found = _all(folder)
+    if not found:
+        return None
+    _, path = max(found)
+    try:
+        return path, torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what torch raises for a damaged file depends on where the damage is
+        raise UsageError(f"{path} is damaged ({_first_line(error)}); remove it to resume from an earlier one") from None
+
+
+def _all(folder: Path) -> list[tuple[int, Path]]:
+    matches = ((re.fullmatch(r"checkpoint_(\d+)", path.name), path) for path in folder.glob("checkpoint_*"))
+    return [(int(match[1]), path) for match, path in matches if match]
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:120] if lines else type(error).__name__
+
+
+def random_state() -> dict[str, Any]:
+    """The state of torch's, numpy's and Python's global generators, in tensors, numbers and strings."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    version, words, python_gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "numpy": [str(kind), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)],
+        "python": [version, list(words), python_gauss],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"].cpu())
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, words, python_gauss = state["python"]
+    random.setstate((version, tuple(words), python_gauss))

@@ -1,0 +1,122 @@
+"""A trial's log files, with the names and columns of the official harness."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from miniperf.errors import UsageError
+
+
+def experiment_folder(experiment_dir: str, name: str, workload: str, overwrite: bool, resume: bool) -> Path:
+    """`<experiment_dir>/<name>/<workload>_pytorch`, created; UsageError if it exists and no flag says what to do."""
+    folder = Path(experiment_dir).expanduser() / name / f"{workload}_pytorch"
+    if folder.exists() and not resume:
+        if not overwrite:
+            raise UsageError(f"{folder} exists: continue it with --resume_last_run, or replace it with --overwrite")
+        # By hand rather than shutil.rmtree: nothing but what a run writes is removed.
+        for path in sorted(folder.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--experiment_dir={experiment_dir}: cannot create {folder}: {error.strerror}") from None
+    return folder
+
+
+def hyperparameters_of(folder: Path, hyperparameters: Any) -> Any:
+    """Those in the folder's hparams.json if a run left one there, so that it continues as it began; else written."""
+    path = folder / "hparams.json"
+    if path.exists():
+        return type(hyperparameters)(**json.loads(path.read_text()))
+    write_json(path, hyperparameters._asdict())
+    return hyperparameters
+
+
+def write_json(path: Path, contents: dict[str, Any]) -> None:
+    _write_atomically(path, json.dumps(contents, indent=2, default=str))
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    partial = path.with_name(f".partial_{path.name}")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def meta_data(workload: Any, rng_seed: int) -> dict[str, Any]:
+    """Where and with what a run was made."""
+    numbers = ("step_hint", "batch_size", "validation_target_value", "test_target_value", "target_metric_name")
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return {
+        "workload": {
+            "class_name": type(workload).__name__,
+            **{name: getattr(workload, name) for name in numbers},
+            "num_parameters": sum(torch.Size(shape.shape_tuple).numel() for shape in workload.param_shapes.values()),
+        },
+        "rng_seed": rng_seed,
+        "command": " ".join([Path(sys.executable).name, *sys.argv]),
+        "system_hardware_info": {"cpu_model_name": _cpu_name(), "cpu_count": os.cpu_count(), "threads": 1},
+        "system_software_info": {
+            "os_platform": platform.platform(),
+            "python_version": platform.python_version(),
+            "torch_version": torch.__version__,
+            "git_commit": git.stdout.strip() or None,
+        },
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+class MetricsLogger:
+    """measurements.csv, eval_measurements.csv and TensorBoard events.
+
+    Args:
+        folder: the trial's.
+        step: completed updates of the checkpoint that training starts from. Rows of later steps, which a killed run
+            left behind, are dropped: they come again.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.latest: dict[str, float] = {}  # the last training metrics, for the progress bar
+        self._paths = {False: folder / "measurements.csv", True: folder / "eval_measurements.csv"}
+        self._tables: dict[bool, pd.DataFrame] = {}
+        for is_eval, path in self._paths.items():
+            table = pd.read_csv(path, float_precision="round_trip") if path.exists() else pd.DataFrame()
+            if len(table):
+                # A training row carries the number of updates before its own, an evaluation row those completed.
+                table = table[table["global_step"] < step + is_eval]
+            self._tables[is_eval] = table
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+    def append_scalar_metrics(
+        self, metrics: dict[str, float], global_step: int, preemption_count: int | None = None, is_eval: bool = False
+    ) -> None:
+        """Add a row to the evaluations' or the training's table, and the values to TensorBoard."""
+        row = {**metrics, "global_step": global_step}
+        if preemption_count is not None:
+            row["preemption_count"] = preemption_count
+        if not is_eval:
+            self.latest.update(metrics)
+        new = pd.DataFrame([row], columns=sorted(row))
+        old = self._tables[is_eval]
+        self._tables[is_eval] = pd.concat([old, new], ignore_index=True) if len(old) else new
+        # Whole and in place at any moment: a kill must not leave half a line.
+        _write_atomically(self._paths[is_eval], self._tables[is_eval].to_csv(index=False))
+        for name, value in metrics.items():
+            self._writer.add_scalar(name if is_eval else f"training/{name}", value, global_step)
+
+    def finish(self) -> None:
+        self._writer.close()

@@ -1,0 +1,274 @@
+"""The training loop of the official harness, for one trial: its order of calls, clock, evaluations and checkpoints.
+
+Differences, all on purpose: evaluations can be counted in updates (`eval_every_n_steps`), training can go on past the
+targets (`continue_after_target`), checkpoints are written atomically and hold the random state, so that a resumed run
+ends bit for bit as an unbroken one; and an error inside an evaluation ends the run instead of being retried.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import Any
+
+from tqdm import tqdm
+
+from miniperf import checkpoints, random_utils, spec
+from miniperf.errors import UsageError
+from miniperf.logs import MetricsLogger, meta_data, write_json
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run needs to know beyond the submission, the workload and the hyperparameters."""
+
+    workload_name: str
+    submission_path: str
+    rng_seed: int
+    batch_size: int
+    data_dir: str = ""
+    max_global_steps: int | None = None
+    eval_every_n_steps: int | None = None  # None: by time, as officially
+    continue_after_target: bool = False
+    save_checkpoints: bool = True
+    save_intermediate_checkpoints: bool = True
+    tuning_ruleset: str = "external"
+
+
+class CountedQueue:
+    """The input queue, counting the batches drawn, so that a resumed run can skip to where it was."""
+
+    def __init__(self, queue: Iterator[Any]) -> None:
+        self._queue = queue
+        self.drawn = 0
+
+    def __iter__(self) -> "CountedQueue":
+        return self
+
+    def __next__(self) -> Any:
+        self.drawn += 1
+        return next(self._queue)
+
+
+def train_once(
+    workload: Any,
+    submission: ModuleType,
+    hyperparameters: Any,
+    settings: Settings,
+    folder: Path,
+    flags: dict[str, Any],
+) -> list[tuple[int, dict[str, float]]]:
+    """Train one trial in `folder`, from its last checkpoint if there is one. Returns (step, metrics) of all evaluations."""
+    rng, _ = random_utils.split(random_utils.key_from_seed(settings.rng_seed))
+    data_rng, opt_init_rng, model_init_rng, rng = random_utils.split(rng, 4)
+
+    queue = CountedQueue(workload._build_input_queue(data_rng, "train", settings.data_dir, settings.batch_size))
+    model, model_state = workload.init_model_fn(model_init_rng)
+    optimizer_state = submission.init_optimizer_state(workload, model, model_state, hyperparameters, opt_init_rng)
+    train_state: dict[str, Any] = {
+        "validation_goal_reached": False,
+        "test_goal_reached": False,
+        "is_time_remaining": True,
+        "last_eval_time": 0.0,
+        "training_complete": False,
+        "accumulated_submission_time": 0.0,
+        "accumulated_eval_time": 0.0,
+        "accumulated_logging_time": 0.0,
+        "last_step_end_time": None,
+    }
+    eval_results: list[tuple[int, dict[str, float]]] = []
+    global_step = preemption_count = 0
+
+    saved = checkpoints.load_latest(folder)
+    if saved is not None:
+        path, contents = saved
+        _check_origin(path, contents, settings)
+        try:
+            model.load_state_dict(contents["model_params"])
+            for key, value in optimizer_state.items():
+                value.load_state_dict(contents["optimizer_state"][key])
+        except (KeyError, RuntimeError, ValueError) as error:
+            line = " ".join(str(error).split())[:200]
+            raise UsageError(f"{path} does not fit this submission and model: {line}") from None
+        model_state, train_state = contents["model_state"], contents["train_state"]
+        eval_results, global_step = list(contents["eval_results"]), contents["global_step"]
+        preemption_count = contents["preemption_count"] + 1
+        if _finished(train_state, settings):
+            return eval_results
+        for _ in range(contents["batches_drawn"]):
+            next(queue)
+        checkpoints.set_random_state(contents["random_state"])
+
+    write_json(folder / f"meta_data_{preemption_count}.json", meta_data(workload, settings.rng_seed))
+    write_json(folder / f"flags_{preemption_count}.json", flags)
+    logger = MetricsLogger(folder, global_step)
+    workload.attach_metrics_logger(logger)
+    prepare_for_eval = getattr(submission, "prepare_for_eval", None)
+    needs_train_state = "train_state" in signature(submission.update_params).parameters
+    allowed_seconds = workload.max_allowed_runtime_sec * (1.5 if settings.tuning_ruleset == "self" else 1.0)
+
+    def save() -> None:
+        if not settings.save_checkpoints:
+            return
+        contents = {
+            "model_params": model.state_dict(),
+            "optimizer_state": {key: value.state_dict() for key, value in optimizer_state.items()},
+            "model_state": model_state,
+            "train_state": train_state,
+            "eval_results": tuple(eval_results),
+            "global_step": global_step,
+            "preemption_count": preemption_count,
+            "batches_drawn": queue.drawn,
+            "random_state": checkpoints.random_state(),
+            "workload": settings.workload_name,
+            "submission_path": settings.submission_path,
+            "rng_seed": settings.rng_seed,
+        }
+        checkpoints.save(folder, global_step, contents, settings.save_intermediate_checkpoints)
+
+    progress = Progress(workload, settings, global_step, eval_results)
+    start_time = time.time()
+    train_state["last_step_end_time"] = start_time
+    while train_state["is_time_remaining"] and not _finished(train_state, settings):
+        data_select_rng, update_rng, prepare_rng, eval_rng = random_utils.split(
+            random_utils.fold_in(rng, global_step), 4
+        )
+        batch = submission.data_selection(
+            workload, queue, optimizer_state, model, model_state, hyperparameters, global_step, data_select_rng
+        )
+        common = {
+            "workload": workload,
+            "current_params_types": workload.model_params_types,
+            "hyperparameters": hyperparameters,
+            "loss_type": workload.loss_type,
+            "eval_results": eval_results,
+        }
+        try:
+            optimizer_state, model, model_state = submission.update_params(
+                **common,
+                current_param_container=model,
+                model_state=model_state,
+                batch=batch,
+                optimizer_state=optimizer_state,
+                global_step=global_step,
+                rng=update_rng,
+                **({"train_state": MappingProxyType(train_state)} if needs_train_state else {}),
+            )
+        except spec.TrainingCompleteError:
+            train_state["training_complete"] = True
+        global_step += 1
+        if global_step == settings.max_global_steps:
+            train_state["training_complete"] = True
+        step_end_time = time.time()
+        train_state["accumulated_submission_time"] += step_end_time - train_state["last_step_end_time"]
+        progress.after_update(global_step, logger, optimizer_state)
+
+        if _evaluation_due(global_step, step_end_time, train_state, workload, settings):
+            if prepare_for_eval is not None:
+                del batch
+                prepare_start_time = time.time()
+                optimizer_state, model, model_state = prepare_for_eval(
+                    **common,
+                    current_param_container=model,
+                    model_state=model_state,
+                    optimizer_state=optimizer_state,
+                    global_step=global_step,
+                    rng=prepare_rng,
+                )
+                train_state["accumulated_submission_time"] += time.time() - prepare_start_time
+            train_state["is_time_remaining"] = train_state["accumulated_submission_time"] < allowed_seconds
+            if train_state["is_time_remaining"]:
+                eval_start_time = time.time()
+                result = workload.eval_model(
+                    workload.eval_batch_size, model, model_state, eval_rng, settings.data_dir, None, global_step
+                )
+                train_state["validation_goal_reached"] |= workload.has_reached_validation_target(result)
+                train_state["test_goal_reached"] |= workload.has_reached_test_target(result)
+                eval_end_time = time.time()
+                train_state["last_eval_time"] = eval_end_time
+                train_state["accumulated_eval_time"] += eval_end_time - eval_start_time
+                result["score"] = train_state["accumulated_submission_time"]
+                result["total_duration"] = eval_end_time - start_time
+                for name in ("submission", "eval", "logging"):
+                    result[f"accumulated_{name}_time"] = train_state[f"accumulated_{name}_time"]
+                eval_results.append((global_step, result))
+                logger.append_scalar_metrics(result, global_step, preemption_count, is_eval=True)
+                save()
+                train_state["accumulated_logging_time"] += time.time() - eval_end_time
+                progress.after_evaluation(global_step, result)
+        train_state["last_step_end_time"] = time.time()
+
+    logger.append_scalar_metrics(
+        {"score": train_state["accumulated_submission_time"]}, global_step, preemption_count=preemption_count
+    )
+    logger.finish()
+    save()
+    progress.close()
+    return eval_results
+
+
+def _evaluation_due(step: int, now: float, train_state: dict[str, Any], workload: Any, settings: Settings) -> bool:
+    """After the very first update, then by time (officially) or by the number of updates, and at the end."""
+    if settings.eval_every_n_steps is None:
+        due = now - train_state["last_eval_time"] >= workload.eval_period_time_sec
+    else:
+        due = step == 1 or step % settings.eval_every_n_steps == 0
+    return due or train_state["training_complete"]
+
+
+def _finished(train_state: dict[str, Any], settings: Settings) -> bool:
+    goals = train_state["validation_goal_reached"] and train_state["test_goal_reached"]
+    return (
+        train_state["training_complete"]
+        or not train_state["is_time_remaining"]
+        or (goals and not settings.continue_after_target)
+    )
+
+
+def _check_origin(path: Path, contents: dict[str, Any], settings: Settings) -> None:
+    if not isinstance(contents, dict) or "optimizer_state" not in contents:
+        raise UsageError(f"{path} is not a checkpoint of a run")
+    for name in ("workload", "submission_path", "rng_seed"):
+        mine = settings.workload_name if name == "workload" else getattr(settings, name)
+        if contents.get(name) != mine:
+            raise UsageError(f"{path} was written with {name}={contents.get(name)!r}, not {mine!r}")
+
+
+class Progress:
+    """A bar with loss, learning rate, the last validation metric and the time left; lines where there is no terminal."""
+
+    def __init__(self, workload: Any, settings: Settings, step: int, eval_results: list[Any]) -> None:
+        self._metric = f"validation/{workload.target_metric_name}"
+        self._target = workload.validation_target_value
+        self._bar = tqdm(
+            total=settings.max_global_steps,
+            initial=step,
+            unit="step",
+            disable=None,
+            dynamic_ncols=True,
+            mininterval=0.5,
+            desc=settings.workload_name,
+        )
+        self._validation = eval_results[-1][1][self._metric] if eval_results else None
+
+    def after_update(self, step: int, logger: MetricsLogger, optimizer_state: dict[str, Any]) -> None:
+        if not self._bar.disable and step % 20 == 0:
+            fields = [f"loss {logger.latest['loss']:.4f}"] if "loss" in logger.latest else []
+            optimizer = optimizer_state.get("optimizer") if isinstance(optimizer_state, dict) else None
+            if hasattr(optimizer, "param_groups"):
+                fields.append(f"lr {optimizer.param_groups[0]['lr']:.2e}")
+            if self._validation is not None:
+                fields.append(f"{self._metric} {self._validation:.4f} (target {self._target:g})")
+            self._bar.set_postfix_str(", ".join(fields), refresh=False)
+        self._bar.update()
+
+    def after_evaluation(self, step: int, result: dict[str, float]) -> None:
+        self._validation = result[self._metric]
+        if self._bar.disable:
+            seconds = result["score"]
+            print(f"step {step:>6} {seconds:8.1f} s  {self._metric} {self._validation:.5f}  (target {self._target:g})", flush=True)
+
+    def close(self) -> None:
+        self._bar.close()

@@ -1,0 +1,89 @@
+"""Tuning search spaces: JSON files in AlgoPerf's two forms, checked before any training.
+
+- A list of points: [{"learning_rate": 1e-3, ...}, ...], of which the first `num_trials` are run.
+- A dict of ranges: {"learning_rate": {"min": 1e-4, "max": 1e-2, "scaling": "log"}, "beta2": {"feasible_points":
+  [0.99, 0.999]}}, sampled by a Halton sequence. The sequence is seeded: the same file, number and seed always give the
+  same trials (the official harness shuffles them without a seed).
+"""
+
+import json
+import math
+from collections import namedtuple
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import qmc
+
+from miniperf.errors import UsageError
+
+
+def load(path: str | Path, num_trials: int, seed: int = 0) -> list[Any]:
+    """The hyperparameters of up to `num_trials` trials, as namedtuples. UsageError for anything wrong with the file."""
+    if num_trials < 1:
+        raise UsageError(f"--num_tuning_trials must be >= 1, not {num_trials}")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--tuning_search_space={path}: {error.strerror}") from None
+    try:
+        space = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path} is not JSON: {error}") from None
+    if not isinstance(space, list | dict) or not space:
+        raise UsageError(f"{path} must be a list of points or a dict of ranges, and not empty")
+    try:
+        points = _from_list(space) if isinstance(space, list) else _from_dict(space, num_trials, seed)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+    try:
+        kind = namedtuple("Hyperparameters", list(points[0]))  # type: ignore[misc]  # names known at run time only
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from None
+    return [kind(**point) for point in points[:num_trials]]
+
+
+def _from_list(space: list[Any]) -> list[dict[str, Any]]:
+    for number, point in enumerate(space, start=1):
+        if not isinstance(point, dict) or not point:
+            raise UsageError(f"point {number} must be a dict of hyperparameters, not {point!r}")
+        differing = sorted(set(point) ^ set(space[0]))
+        if differing:
+            raise UsageError(f"point {number} and point 1 do not both have {', '.join(differing)}")
+    return space
+
+
+def _from_dict(space: dict[str, Any], num_trials: int, seed: int) -> list[dict[str, Any]]:
+    for name, entry in space.items():
+        _check_range(name, entry)
+    samples = qmc.Halton(d=len(space), scramble=True, seed=seed).random(num_trials)
+    return [{name: _place(entry, float(x)) for (name, entry), x in zip(space.items(), row)} for row in samples]
+
+
+def _check_range(name: str, entry: Any) -> None:
+    if not isinstance(entry, dict):
+        raise UsageError(f'{name} must be {{"min", "max", "scaling"}} or {{"feasible_points"}}, not {entry!r}')
+    if "feasible_points" in entry:
+        points = entry["feasible_points"]
+        if not isinstance(points, list) or not points:
+            raise UsageError(f"the feasible_points of {name} must be a list that is not empty, not {points!r}")
+        return
+    missing = [key for key in ("min", "max", "scaling") if key not in entry]
+    if missing:
+        raise UsageError(f"{name} lacks {', '.join(missing)}")
+    if entry["scaling"] not in ("linear", "log"):
+        raise UsageError(f'the scaling of {name} must be "linear" or "log", not {entry["scaling"]!r}')
+    low, high = entry["min"], entry["max"]
+    if not all(isinstance(x, Real) and math.isfinite(x) for x in (low, high)) or low > high:
+        raise UsageError(f"{name} must have numbers with min <= max, not {low!r} and {high!r}")
+    if entry["scaling"] == "log" and low <= 0:
+        raise UsageError(f"the min of {name} must be > 0 for log scaling, not {low!r}")
+
+
+def _place(entry: dict[str, Any], x: float) -> Any:
+    if "feasible_points" in entry:
+        return entry["feasible_points"][int(x * len(entry["feasible_points"]))]
+    low, high = entry["min"], entry["max"]
+    if entry["scaling"] == "log":
+        return low * math.exp(x * math.log(high / low))
+    return low + x * (high - low)

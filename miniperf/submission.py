@@ -1,0 +1,50 @@
+"""Importing a submission, as the official harness does: by a relative path from the working directory."""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from miniperf.errors import UsageError
+
+FUNCTIONS = ("init_optimizer_state", "update_params", "data_selection", "get_batch_size")
+
+
+def load(path: str) -> ModuleType:
+    """The submission module. UsageError if the path is unusable or a function is missing."""
+    if os.path.isabs(path):
+        raise UsageError(f"--submission_path={path} is absolute; give it relative to the working directory")
+    parts = Path(path)
+    if parts.suffix != ".py" or ".." in parts.parts or any("." in part for part in parts.with_suffix("").parts):
+        raise UsageError(f"--submission_path={path} must be a .py file below the working directory, with no other dots")
+    if not parts.is_file():
+        raise UsageError(f"--submission_path={path} does not exist below {os.getcwd()}")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    module = importlib.import_module(".".join(parts.with_suffix("").parts))
+    missing = [name for name in FUNCTIONS if not callable(getattr(module, name, None))]
+    if missing:
+        raise UsageError(f"{path} lacks the function {', '.join(missing)}; a submission exports {', '.join(FUNCTIONS)}")
+    return module
+
+
+def batch_size(module: ModuleType, workload_name: str, workload: Any) -> int:
+    """What the submission says for this workload, else the workload's own: submissions know only the official ones."""
+    try:
+        return module.get_batch_size(workload_name)
+    except ValueError:
+        return workload.batch_size
+
+
+def check_trials(module: ModuleType, trials: list[Any], step_hint: int) -> None:
+    """Ask the submission, if it can tell, whether it can train with the hyperparameters of every trial."""
+    check = getattr(module, "check_hyperparameters", None)
+    if check is None:
+        return
+    for number, hyperparameters in enumerate(trials, start=1):
+        try:
+            check(hyperparameters, step_hint)
+        except ValueError as error:
+            raise UsageError(f"trial {number}: {error}") from None

@@ -1,0 +1,105 @@
+"""Run a submission on a miniature workload, with the flags of the official runner.
+
+    python -m miniperf.submission_runner --framework=pytorch --workload=mini_criteo1tb \
+      --submission_path=submissions/pytorch/lawa/submission.py --tuning_search_space=tuning_search_spaces/lawa.json \
+      --num_tuning_trials=5 --experiment_dir=runs --experiment_name=lawa --rng_seed=0
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import torch
+from absl import app, flags
+from absl import logging as absl_logging
+
+from miniperf import search, submission, workloads
+from miniperf.errors import UsageError
+from miniperf.logs import experiment_folder, hyperparameters_of
+from miniperf.runner import Settings, train_once
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("workload", None, f"The workload: {', '.join(workloads.WORKLOADS)}.")
+flags.DEFINE_enum("framework", "pytorch", ["pytorch"], "Framework of the submission.")
+flags.DEFINE_string("submission_path", None, "Python file of the submission, relative to the working directory.")
+flags.DEFINE_enum("tuning_ruleset", "external", ["external", "self"], "Tuning ruleset.")
+flags.DEFINE_string("tuning_search_space", None, "JSON file of the search space (external tuning).")
+flags.DEFINE_integer("num_tuning_trials", 1, "Number of hyperparameter trials.")
+flags.DEFINE_integer("hparam_start_index", None, "First trial to run, from 0.")
+flags.DEFINE_integer("hparam_end_index", None, "Trial to stop before.")
+flags.DEFINE_string("data_dir", "", "Unused: miniature workloads bring their data.")
+flags.DEFINE_string("experiment_dir", None, "Root folder of all experiments.")
+flags.DEFINE_string("experiment_name", None, "Name of the experiment, a folder below --experiment_dir.")
+flags.DEFINE_boolean("save_checkpoints", True, "Save a checkpoint at every evaluation and at the end.")
+flags.DEFINE_boolean("save_intermediate_checkpoints", True, "Keep all checkpoints rather than the last one.")
+flags.DEFINE_boolean("resume_last_run", False, "Continue the experiment from its last checkpoints.")
+flags.DEFINE_boolean("overwrite", False, "Replace an experiment of the same name.")
+flags.DEFINE_integer("max_global_steps", None, "Updates to stop after; default: none, the time budget decides.")
+flags.DEFINE_integer("rng_seed", None, "Seed of data order, initialisation and dropout; default: drawn anew.")
+# Beyond the official flags:
+flags.DEFINE_integer("eval_every_n_steps", None, "Evaluate every so many updates rather than by time.", lower_bound=1)
+flags.DEFINE_boolean("continue_after_target", False, "Train on when both targets are reached, for whole curves.")
+
+
+def run() -> None:
+    """Run the trials that the flags ask for. UsageError for anything the user can mend, before any training."""
+    for name in ("workload", "submission_path", "experiment_dir", "experiment_name"):
+        if getattr(FLAGS, name) is None:
+            raise UsageError(f"--{name} must be given")
+    workload = workloads.make(FLAGS.workload)
+    module = submission.load(FLAGS.submission_path)
+    if FLAGS.tuning_ruleset == "self":
+        if FLAGS.tuning_search_space is not None:
+            raise UsageError("--tuning_search_space cannot be given with --tuning_ruleset=self")
+        trials = [None]
+    elif FLAGS.tuning_search_space is None:
+        raise UsageError("--tuning_search_space must be given with --tuning_ruleset=external")
+    else:
+        trials = search.load(FLAGS.tuning_search_space, FLAGS.num_tuning_trials, FLAGS.rng_seed or 0)
+        submission.check_trials(module, trials, workload.step_hint)
+    experiment = experiment_folder(
+        FLAGS.experiment_dir, FLAGS.experiment_name, FLAGS.workload, FLAGS.overwrite, FLAGS.resume_last_run
+    )
+    settings = Settings(
+        workload_name=FLAGS.workload,
+        submission_path=FLAGS.submission_path,
+        rng_seed=FLAGS.rng_seed if FLAGS.rng_seed is not None else int.from_bytes(os.urandom(3), "little"),
+        batch_size=submission.batch_size(module, FLAGS.workload, workload),
+        data_dir=FLAGS.data_dir,
+        max_global_steps=FLAGS.max_global_steps,
+        eval_every_n_steps=FLAGS.eval_every_n_steps,
+        continue_after_target=FLAGS.continue_after_target,
+        save_checkpoints=FLAGS.save_checkpoints,
+        save_intermediate_checkpoints=FLAGS.save_intermediate_checkpoints,
+        tuning_ruleset=FLAGS.tuning_ruleset,
+    )
+    chosen = list(enumerate(trials, start=1))[FLAGS.hparam_start_index : FLAGS.hparam_end_index]
+    if not chosen:
+        raise UsageError(f"--hparam_start_index and --hparam_end_index leave none of the {len(trials)} trials")
+    # One thread: the operations are too small to split, and results must not depend on the number of cores.
+    torch.set_num_threads(1)
+    for number, hyperparameters in chosen:
+        folder = experiment / f"trial_{number}"
+        folder.mkdir(exist_ok=True)
+        if hyperparameters is not None:
+            hyperparameters = hyperparameters_of(folder, hyperparameters)
+        print(f"{folder}: {FLAGS.submission_path}, seed {settings.rng_seed}", flush=True)
+        train_once(workload, module, hyperparameters, settings, folder, FLAGS.flag_values_dict())
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    logging.getLogger("weight_averaging").setLevel(logging.INFO)
+    try:
+        run()
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    app.run(main)

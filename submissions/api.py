@@ -1,0 +1,25 @@
+"""The one place that knows which AlgoPerf API a submission runs under.
+
+`spec` and `pytorch_setup` are those of the harness that is running: the official `algoperf` package or miniperf, this
+repository's stand-in with the same names. A harness imports its API before it imports a submission, so the loaded
+modules tell; where neither is loaded (a notebook, a test), whichever is installed serves, the stand-in first because
+it imports in no time.
+"""
+
+import importlib
+import importlib.util
+import sys
+
+
+def _package() -> str:
+    for name in ("algoperf", "miniperf"):
+        if f"{name}.spec" in sys.modules:
+            return name
+    return next((name for name in ("miniperf", "algoperf") if importlib.util.find_spec(name)), "algoperf")
+
+
+PACKAGE = _package()
+spec = importlib.import_module(f"{PACKAGE}.spec")
+pytorch_setup = importlib.import_module(f"{PACKAGE}.pytorch_utils").pytorch_setup
+
+__all__ = ["PACKAGE", "pytorch_setup", "spec"]

@@ -1,0 +1,69 @@
+"""From AlgoPerf hyperparameters to an averager."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from weight_averaging.collection import check_count, check_decay, check_horizon, decay_from_window, interval_and_window
+from weight_averaging.torch import EMA, LAWA, Averager
+
+HORIZON = ("averaging_horizon", "averaging_window")
+NAMES = {*HORIZON, "averaging_interval", "averaging_decay"}
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """An averager and how its arguments follow from the hyperparameters and the workload's `step_hint`.
+
+    `settings` raises a ValueError in one line for anything else than one full set of hyperparameters.
+    """
+
+    averager: Callable[..., Averager]
+    settings: Callable[[Any, int], dict[str, Any]]
+
+    def build(self, model: nn.Module, hyperparameters: Any, step_hint: int) -> Averager:
+        return self.averager(model, **self.settings(hyperparameters, step_hint))
+
+
+def _lawa_settings(hyperparameters: Any, step_hint: int) -> dict[str, Any]:
+    values = _given(hyperparameters, ("averaging_interval", "averaging_window"))
+    interval, window = values.get("averaging_interval"), values["averaging_window"]
+    if interval is None:
+        interval, window = interval_and_window(values["averaging_horizon"], window, step_hint)
+    # In host memory: a window is many times the model.
+    return {"interval": interval, "window": window, "device": "cpu"}
+
+
+def _ema_settings(hyperparameters: Any, step_hint: int) -> dict[str, Any]:
+    values = _given(hyperparameters, ("averaging_interval", "averaging_decay"))
+    if "averaging_interval" in values:
+        return {"interval": values["averaging_interval"], "decay": values["averaging_decay"]}
+    interval, window = interval_and_window(values["averaging_horizon"], values["averaging_window"], step_hint)
+    return {"interval": interval, "decay": decay_from_window(window)}
+
+
+lawa = Averaging(LAWA, _lawa_settings)  # averaging_window and one of averaging_horizon, averaging_interval
+ema = Averaging(EMA, _ema_settings)  # averaging_horizon and _window, or averaging_interval and _decay
+
+
+def _given(hyperparameters: Any, explicit: tuple[str, str]) -> dict[str, Any]:
+    values = {name: getattr(hyperparameters, name) for name in sorted(NAMES) if hasattr(hyperparameters, name)}
+    if set(values) not in (set(HORIZON), set(explicit)):
+        found = ", ".join(values) if values else "none of them"
+        raise ValueError(f"give either {' and '.join(HORIZON)}, or {' and '.join(explicit)}; this has {found}")
+    for name, value in values.items():
+        try:
+            _CHECKS[name](value)
+        except ValueError as error:
+            raise ValueError(f"averaging_{error}") from None
+    return values
+
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "averaging_horizon": check_horizon,
+    "averaging_window": lambda value: check_count("window", value),
+    "averaging_interval": lambda value: check_count("interval", value),
+    "averaging_decay": check_decay,
+}

@@ -1,0 +1,160 @@
+"""The functions of an AlgoPerf submission, for NadamW with a schedule and, maybe, an averager."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed.nn as dist_nn
+from absl import logging
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ..api import pytorch_setup, spec
+from .averaging import NAMES as AVERAGING_NAMES
+from .averaging import Averaging
+from .batch_sizes import get_batch_size
+from .hyperparameters import check
+from .nadamw import NadamW
+
+USE_PYTORCH_DDP = pytorch_setup()[0]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """NadamW, `schedule`, and the average of the weights at evaluations (None: the raw weights).
+
+    The methods are the functions that AlgoPerf asks of a submission; a submission module re-exports them.
+    """
+
+    schedule: Callable[[Optimizer, Any, int], LRScheduler]
+    averaging: Averaging | None = None
+
+    def check_hyperparameters(self, hyperparameters: Any, step_hint: int) -> None:
+        """A ValueError in one line if these hyperparameters cannot be trained with.
+
+        Not part of AlgoPerf's API: miniperf calls it for all trials of a search space before the first one starts.
+        """
+        check(hyperparameters, AVERAGING_NAMES if self.averaging else set())
+        if self.averaging is not None:
+            self.averaging.settings(hyperparameters, step_hint)
+
+    def init_optimizer_state(
+        self, workload: Any, model_params: nn.Module, model_state: Any, hyperparameters: Any, rng: Any
+    ) -> dict[str, Any]:
+        """Every value has a state_dict: that is what the harness saves, and restores into a fresh state."""
+        del model_state, rng
+        self.check_hyperparameters(hyperparameters, workload.step_hint)
+        optimizer = NadamW(
+            model_params.parameters(),
+            lr=hyperparameters.learning_rate,
+            betas=(1.0 - hyperparameters.one_minus_beta1, hyperparameters.beta2),
+            weight_decay=hyperparameters.weight_decay,
+        )
+        scheduler = self.schedule(optimizer, hyperparameters, workload.step_hint)
+        state: dict[str, Any] = {"optimizer": optimizer, "scheduler": scheduler}
+        if self.averaging is not None:
+            state["averager"] = self.averaging.build(model_params, hyperparameters, workload.step_hint)
+        return state
+
+    def update_params(
+        self,
+        workload: Any,
+        current_param_container: nn.Module,
+        current_params_types: Any,
+        model_state: Any,
+        hyperparameters: Any,
+        batch: dict[str, Tensor],
+        loss_type: Any,
+        optimizer_state: dict[str, Any],
+        eval_results: list[tuple[int, Any]],
+        global_step: int,
+        rng: Any,
+    ) -> tuple[dict[str, Any], nn.Module, Any]:
+        """One update of the raw weights. `global_step` counts the updates before this one."""
+        del current_params_types, loss_type, eval_results
+        model = current_param_container
+        averager = optimizer_state.get("averager")
+        if averager is not None:
+            averager.swap_out()  # an evaluation leaves the average in the model
+        model.train()
+        optimizer_state["optimizer"].zero_grad()
+
+        options = {}
+        if hasattr(hyperparameters, "dropout_rate"):  # else the model's own default
+            options["dropout_rate"] = hyperparameters.dropout_rate
+        logits, model_state = workload.model_fn(
+            model, batch, model_state, spec.ForwardPassMode.TRAIN, rng, update_batch_norm=True, **options
+        )
+        loss_dict = workload.loss_fn(
+            label_batch=batch["targets"],
+            logits_batch=logits,
+            mask_batch=batch.get("weights"),
+            label_smoothing=getattr(hyperparameters, "label_smoothing", 0.0),
+        )
+        summed_loss, n_valid_examples = loss_dict["summed"], loss_dict["n_valid_examples"]
+        if USE_PYTORCH_DDP:
+            # The backward of this all-reduce sums over the ranks, which cancels the mean that DDP takes of gradients.
+            summed_loss = dist_nn.all_reduce(summed_loss)
+            n_valid_examples = dist_nn.all_reduce(n_valid_examples)
+        loss = summed_loss / n_valid_examples
+        loss.backward()
+
+        if hasattr(hyperparameters, "grad_clip"):
+            nn.utils.clip_grad_norm_(model.parameters(), max_norm=hyperparameters.grad_clip)
+        optimizer_state["optimizer"].step()
+        optimizer_state["scheduler"].step()
+        if averager is not None:
+            averager.update(global_step + 1)
+        if global_step <= 100 or global_step % 500 == 0:
+            _log(workload, model, loss, optimizer_state["scheduler"], global_step)
+        return optimizer_state, current_param_container, model_state
+
+    def prepare_for_eval(
+        self,
+        workload: Any,
+        current_param_container: nn.Module,
+        current_params_types: Any,
+        model_state: Any,
+        hyperparameters: Any,
+        loss_type: Any,
+        optimizer_state: dict[str, Any],
+        eval_results: list[tuple[int, Any]],
+        global_step: int,
+        rng: Any,
+    ) -> tuple[dict[str, Any], nn.Module, Any]:
+        """Put the average into the model, if there is one yet; the next update takes it out."""
+        del workload, current_params_types, hyperparameters, loss_type, eval_results, global_step, rng
+        if "averager" in optimizer_state:
+            optimizer_state["averager"].swap_in()
+        return optimizer_state, current_param_container, model_state
+
+    def data_selection(
+        self,
+        workload: Any,
+        input_queue: Iterator[dict[str, Tensor]],
+        optimizer_state: dict[str, Any],
+        current_param_container: nn.Module,
+        model_state: Any,
+        hyperparameters: Any,
+        global_step: int,
+        rng: Any,
+    ) -> dict[str, Tensor]:
+        """The next batch, as it comes."""
+        del workload, optimizer_state, current_param_container, model_state, hyperparameters, global_step, rng
+        return next(input_queue)
+
+    def get_batch_size(self, workload_name: str) -> int:
+        return get_batch_size(workload_name)
+
+
+@torch.no_grad()
+def _log(workload: Any, model: nn.Module, loss: Tensor, scheduler: LRScheduler, global_step: int) -> None:
+    """Loss, gradient norm and learning rate, at the steps where the official baseline logs them."""
+    norms = torch._foreach_norm([p.grad for p in model.parameters() if p.grad is not None])
+    grad_norm = torch.linalg.vector_norm(torch.stack(norms)).item()
+    if workload.metrics_logger is not None:
+        metrics = {"loss": loss.item(), "grad_norm": grad_norm, "learning_rate": scheduler.get_last_lr()[0]}
+        workload.metrics_logger.append_scalar_metrics(metrics, global_step)
+    logging.info("%d) loss = %0.3f, grad_norm = %0.3f", global_step, loss.item(), grad_norm)
