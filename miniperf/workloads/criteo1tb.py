@@ -89,8 +89,8 @@ class DLRM(nn.Module):
 
 
 class MiniCriteo1TbWorkload(MiniWorkload):
-    batch_size = 64
-    step_hint = 3500
+    batch_size = 32
+    step_hint = 7000
     target_metric_name = "loss"
     higher_is_better = False
     validation_target_value = 0.0

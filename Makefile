@@ -1,0 +1,45 @@
+# One place for torch: the CPU build; with a GPU, `make TORCH=torch test`.
+TORCH ?= torch==2.13.0
+PYTHON ?= python3.11
+VENV := .venv
+PY := $(VENV)/bin/python
+DEMO := runs/demo
+
+.PHONY: help demo test lint benchmarks clean
+
+help:
+	@echo "make demo        train NadamW, +LAWA and +EMA on two small real tasks (a few minutes), print who was first"
+	@echo "make test        run the tests"
+	@echo "make lint        ruff and mypy"
+	@echo "make benchmarks  cost of averaging beside other libraries and the memory-traffic limit"
+	@echo "make clean       remove the virtual environment"
+
+$(VENV)/ready: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet $(TORCH)
+	$(PY) -m pip install --quiet -e .[miniperf,analysis,dev]
+	touch $@
+
+$(VENV)/ready-benchmarks: $(VENV)/ready
+	$(PY) -m pip install --quiet -e .[benchmarks]
+	touch $@
+
+demo: $(VENV)/ready
+	$(PY) -m scripts.suite --experiment_dir=$(DEMO) --submissions=nadamw,lawa,ema --seeds=1
+	$(PY) -m scripts.report --runs=$(DEMO)
+
+test: $(VENV)/ready
+	$(PY) -m pytest -n 2
+
+lint: $(VENV)/ready
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+benchmarks: $(VENV)/ready-benchmarks
+	$(PY) -m benchmarks.averaging_cost
+	$(PY) -m benchmarks.nadamw_step
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,1 @@
+"""From run logs to time to target, tables and figures."""

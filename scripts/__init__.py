@@ -1,0 +1,1 @@
+"""Command-line entry points: `python -m scripts.run --help`, and so on."""

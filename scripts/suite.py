@@ -1,0 +1,136 @@
+"""Run submissions x workloads x seeds, several at a time, and report.
+
+    python -m scripts.suite --submissions=nadamw,lawa,ema --workloads=mini_criteo1tb --seeds=3 --experiment_dir=runs/mine
+
+Every run is a process of its own with one thread, in <experiment_dir>/<submission>/study_<seed>. Calling the command
+again skips the finished runs and continues the others, so that it can be stopped at any moment.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from absl import app, flags
+from tqdm import tqdm
+
+from miniperf import workloads
+from miniperf.errors import UsageError
+from scripts.run import SUBMISSIONS
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_list("submissions", ["nadamw", "lawa", "ema"], "Folders of submissions/pytorch.")
+flags.DEFINE_list("workloads", sorted(workloads.WORKLOADS), "Workloads.")
+flags.DEFINE_integer("seeds", 1, "Runs of each, with the seeds 0, 1, ...", lower_bound=1)
+flags.DEFINE_string("experiment_dir", "runs/suite", "Root folder of the runs.")
+flags.DEFINE_string("search_spaces", "tuning_search_spaces/miniperf", "Folder with one <submission>.json each.")
+flags.DEFINE_integer("evaluations", 40, "Evaluations in a run, evenly spaced.", lower_bound=1)
+flags.DEFINE_integer("jobs", os.cpu_count(), "Runs at a time.", lower_bound=1)
+
+
+@dataclass
+class Job:
+    """One run and the process that makes it."""
+
+    submission: str
+    workload: str
+    seed: int
+    steps: int
+    process: subprocess.Popen | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.submission} on {self.workload}, seed {self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        study = Path(FLAGS.experiment_dir) / self.submission / f"study_{self.seed}"
+        return study / f"{self.workload}_pytorch" / "trial_1"
+
+    @property
+    def log(self) -> Path:
+        return Path(FLAGS.experiment_dir) / "logs" / f"{self.submission}_{self.workload}_{self.seed}.txt"
+
+    def done(self) -> int:
+        """Updates done, as of the last checkpoint."""
+        steps = [int(path.name.removeprefix("checkpoint_")) for path in self.folder.glob("checkpoint_*")]
+        return max(steps, default=0)
+
+    def begin(self) -> None:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        command = [
+            sys.executable, "-m", "scripts.run", f"--submission={self.submission}", f"--workload={self.workload}",
+            f"--rng_seed={self.seed}", f"--experiment_dir={FLAGS.experiment_dir}", "--resume_last_run",
+            f"--tuning_search_space={FLAGS.search_spaces}/{self.submission}.json", "--continue_after_target",
+            f"--eval_every_n_steps={max(1, self.steps // FLAGS.evaluations)}", "--nosave_intermediate_checkpoints",
+        ]  # fmt: skip
+        with open(self.log, "a") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            )
+
+
+def jobs() -> list[Job]:
+    """All runs asked for, seed by seed. UsageError for an unknown submission or workload."""
+    for submission in FLAGS.submissions:
+        if not (SUBMISSIONS / submission / "submission.py").is_file():
+            known = sorted(path.parent.name for path in SUBMISSIONS.glob("*/submission.py"))
+            raise UsageError(f"--submissions: {submission!r} is unknown; choose from {', '.join(known)}")
+    steps = {name: workloads.make(name).step_hint for name in FLAGS.workloads}
+    return [
+        Job(submission, workload, seed, steps[workload])
+        for seed in range(FLAGS.seeds)
+        for workload in FLAGS.workloads
+        for submission in FLAGS.submissions
+    ]
+
+
+def run(waiting: list[Job]) -> list[Job]:
+    """Run all, `--jobs` at a time. Returns those that failed."""
+    total = sum(job.steps for job in waiting)
+    finished = sum(job.steps for job in waiting if job.done() >= job.steps)
+    waiting = [job for job in waiting if job.done() < job.steps]
+    running: list[Job] = []
+    failed: list[Job] = []
+    count = len(waiting)
+    with tqdm(total=total, initial=finished, unit="step", dynamic_ncols=True, smoothing=0.02, mininterval=1.0) as bar:
+        try:
+            while waiting or running:
+                while waiting and len(running) < FLAGS.jobs:
+                    waiting[0].begin()
+                    running.append(waiting.pop(0))
+                time.sleep(0.3)
+                for job in [job for job in running if job.process is not None and job.process.poll() is not None]:
+                    running.remove(job)
+                    finished += job.steps
+                    if job.process is not None and job.process.returncode:
+                        failed.append(job)
+                        bar.write(f"failed: {job.name}; see {job.log}")
+                bar.set_postfix_str(f"{count - len(waiting) - len(running)}/{count} runs done", refresh=False)
+                bar.update(finished + sum(job.done() for job in running) - bar.n)
+        finally:
+            for job in running:  # interrupted: the runs keep their checkpoints
+                if job.process is not None:
+                    job.process.terminate()
+    return failed
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    try:
+        failed = run(jobs())
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    if failed:
+        print(failed[0].log.read_text()[-2000:], file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    app.run(main)
