@@ -58,8 +58,8 @@ class ViT(nn.Module):
 
 
 class MiniImagenetVitWorkload(MiniWorkload):
-    batch_size = 32
-    step_hint = 4000
+    batch_size = 64
+    step_hint = 3000
     target_metric_name = "accuracy"
     validation_target_value = 1.0
     test_target_value = 1.0

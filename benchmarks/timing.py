@@ -1,0 +1,44 @@
+"""Timing by interleaved medians: the machines are shared, so only ratios within one run mean anything."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+
+def medians(actions: Mapping[str, Callable[[], object]], rounds: int = 9) -> dict[str, float]:
+    """Median seconds of each action over `rounds`, taken in turns after one warm-up each."""
+    for action in actions.values():
+        action()
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    for _ in range(rounds):
+        for name, action in actions.items():
+            synchronize()
+            start = time.perf_counter()
+            action()
+            synchronize()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def machine() -> str:
+    """One line about where the figures come from."""
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+    else:
+        lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+        name += f", {torch.get_num_threads()} threads"
+    return f"{name}; torch {torch.__version__}; Python {platform.python_version()}"
