@@ -25,7 +25,8 @@ def learning_curves(runs: Sequence[Run], baseline: str, path: Path) -> None:
     for axis, workload in zip(axes[0], workloads, strict=True):
         here = [run for run in runs if run.workload == workload]
         metric, target = here[0].metric, here[0].target
-        assert metric is not None and target is not None
+        assert metric is not None
+        assert target is not None
         for colour, name in zip(COLOURS * len(names), names, strict=False):
             mine = [run for run in here if run.submission == name]
             if not mine:

@@ -26,7 +26,8 @@ def table(runs: Sequence[Run], baseline: str) -> pd.DataFrame:
         ValueError: the baseline has no run, or a run does not say its metric and target.
     """
     if not any(run.submission == baseline for run in runs):
-        raise ValueError(f"no run of the baseline {baseline!r}; there are {', '.join(sorted({r.submission for r in runs}))}")
+        there = ", ".join(sorted({run.submission for run in runs}))
+        raise ValueError(f"no run of the baseline {baseline!r}; there are {there}")
     rows = []
     for run in runs:
         if run.metric is None or run.target is None:
@@ -75,7 +76,8 @@ def format_table(result: pd.DataFrame, baseline: str) -> str:
     )
     widths = [max(len(str(x)) for x in [name, *shown[name]]) for name in shown]
     lines = [[str(name) for name in shown], ["-" * w for w in widths], *shown.astype(str).to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in lines)
+    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in padded)
 
 
 def _number(value: float, form: str) -> str:

@@ -1,6 +1,6 @@
 """NadamW's step as the submissions take it, beside a loop over tensors that does the same arithmetic.
 
-    python -m benchmarks.nadamw_step
+python -m benchmarks.nadamw_step
 """
 
 import math

@@ -94,10 +94,11 @@ class MetricsLogger:
         self._paths = {False: folder / "measurements.csv", True: folder / "eval_measurements.csv"}
         self._tables: dict[bool, pd.DataFrame] = {}
         for is_eval, path in self._paths.items():
-            table = pd.read_csv(path, float_precision="round_trip") if path.exists() else pd.DataFrame()
+            # As text: what is written again must not change.
+            table = pd.read_csv(path, dtype=str, keep_default_na=False) if path.exists() else pd.DataFrame()
             if len(table):
                 # A training row carries the number of updates before its own, an evaluation row those completed.
-                table = table[table["global_step"] < step + is_eval]
+                table = table[table["global_step"].astype(int) < step + is_eval]
             self._tables[is_eval] = table
         self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 

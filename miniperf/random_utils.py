@@ -3,27 +3,27 @@
 The draws are those of `algoperf/random_utils.py`, so that one seed gives one run under either runner.
 """
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-_LIMIT = 2**31 - 1
+_LIMIT = 2**31 - 1  # a key is an integer or a pair of them
 
 
-def _generator(key: int | Sequence[int] | np.ndarray) -> np.random.RandomState:
+def _generator(key: Any) -> np.random.RandomState:
     if np.ndim(key) == 0:
         return np.random.RandomState(int(key) % _LIMIT)
     return np.random.RandomState([int(part) % _LIMIT for part in key])
 
 
-def split(key: int | Sequence[int] | np.ndarray, num: int = 2) -> np.ndarray:
+def split(key: Any, num: int = 2) -> np.ndarray:
     """`num` new keys, shape [num, 2]."""
     return _generator(key).randint(0, _LIMIT, size=(num, 2), dtype=np.int32)
 
 
-def fold_in(key: int | Sequence[int] | np.ndarray, data: int) -> list[int]:
+def fold_in(key: Any, data: int) -> list[int]:
     """A key that also depends on `data`, say the step."""
-    return [_generator(key).randint(0, _LIMIT, dtype=np.int32), data]
+    return [int(_generator(key).randint(0, _LIMIT, dtype=np.int32)), data]
 
 
 def key_from_seed(seed: int) -> np.ndarray:

@@ -60,10 +60,16 @@ def train_once(
     folder: Path,
     flags: dict[str, Any],
 ) -> list[tuple[int, dict[str, float]]]:
-    """Train one trial in `folder`, from its last checkpoint if there is one. Returns (step, metrics) of all evaluations."""
+    """Train one trial in `folder`, from its last checkpoint if there is one.
+
+    Returns:
+        (step, metrics) of every evaluation.
+    """
     rng, _ = random_utils.split(random_utils.key_from_seed(settings.rng_seed))
     data_rng, opt_init_rng, model_init_rng, rng = random_utils.split(rng, 4)
 
+    # Whatever draws from the global generators depends on the seed too.
+    checkpoints.seed_everything(settings.rng_seed)
     queue = CountedQueue(workload._build_input_queue(data_rng, "train", settings.data_dir, settings.batch_size))
     model, model_state = workload.init_model_fn(model_init_rng)
     optimizer_state = submission.init_optimizer_state(workload, model, model_state, hyperparameters, opt_init_rng)
@@ -237,7 +243,7 @@ def _check_origin(path: Path, contents: dict[str, Any], settings: Settings) -> N
 
 
 class Progress:
-    """A bar with loss, learning rate, the last validation metric and the time left; lines where there is no terminal."""
+    """A bar with loss, learning rate, last validation metric and time left; lines where there is no terminal."""
 
     def __init__(self, workload: Any, settings: Settings, step: int, eval_results: list[Any]) -> None:
         self._metric = f"validation/{workload.target_metric_name}"
@@ -257,8 +263,9 @@ class Progress:
         if not self._bar.disable and step % 20 == 0:
             fields = [f"loss {logger.latest['loss']:.4f}"] if "loss" in logger.latest else []
             optimizer = optimizer_state.get("optimizer") if isinstance(optimizer_state, dict) else None
-            if hasattr(optimizer, "param_groups"):
-                fields.append(f"lr {optimizer.param_groups[0]['lr']:.2e}")
+            groups = getattr(optimizer, "param_groups", None)
+            if groups:
+                fields.append(f"lr {groups[0]['lr']:.2e}")
             if self._validation is not None:
                 fields.append(f"{self._metric} {self._validation:.4f} (target {self._target:g})")
             self._bar.set_postfix_str(", ".join(fields), refresh=False)
@@ -268,7 +275,8 @@ class Progress:
         self._validation = result[self._metric]
         if self._bar.disable:
             seconds = result["score"]
-            print(f"step {step:>6} {seconds:8.1f} s  {self._metric} {self._validation:.5f}  (target {self._target:g})", flush=True)
+            value = f"{self._metric} {self._validation:.5f}  (target {self._target:g})"
+            print(f"step {step:>6} {seconds:8.1f} s  {value}", flush=True)
 
     def close(self) -> None:
         self._bar.close()

@@ -8,11 +8,11 @@ import abc
 import enum
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-if "algoperf.spec" in sys.modules:
+if not TYPE_CHECKING and "algoperf.spec" in sys.modules:
     from algoperf.spec import ForwardPassMode, LossType, ParameterType, ShapeTuple, TrainingCompleteError, Workload
 else:
 
@@ -71,21 +71,32 @@ else:
             self._eval_iters: dict[str, Iterator] = {}
             self.metrics_logger = None
 
-        # Targets, sizes and budgets: properties, so that nobody assigns to them by accident.
         target_metric_name: str
         validation_target_value: float
         test_target_value: float
         loss_type: LossType
-        num_train_examples: int
-        num_eval_train_examples: int
-        num_validation_examples: int
-        num_test_examples: int
         eval_batch_size: int
         train_mean: Any
         train_stddev: Any
         max_allowed_runtime_sec: int
         eval_period_time_sec: int
         step_hint: int
+
+        @property
+        @abc.abstractmethod
+        def num_train_examples(self) -> int: ...
+
+        @property
+        @abc.abstractmethod
+        def num_eval_train_examples(self) -> int: ...
+
+        @property
+        @abc.abstractmethod
+        def num_validation_examples(self) -> int: ...
+
+        @property
+        @abc.abstractmethod
+        def num_test_examples(self) -> int: ...
 
         @abc.abstractmethod
         def has_reached_validation_target(self, eval_result: dict[str, float]) -> bool: ...

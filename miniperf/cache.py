@@ -1,0 +1,44 @@
+"""Generated data, kept between runs in a folder: $MINIPERF_CACHE, by default ~/.cache/miniperf."""
+
+import os
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+
+def folder() -> Path:
+    """Where generated data is kept."""
+    return Path(os.environ.get("MINIPERF_CACHE") or Path.home() / ".cache" / "miniperf")
+
+
+def cached(name: str, generate: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """What `generate` returns, from the cache if it is there.
+
+    The file is written under another name and then moved, so that a kill leaves no half of it and processes that
+    generate it at the same time do not meet. It is a zip archive, whose checksums are verified at every reading: a
+    damaged file is generated anew, with a line that says so.
+
+    Args:
+        name: of the file; let it carry a version, to be raised whenever `generate` changes.
+        generate: makes the arrays, the same ones at every call.
+    """
+    path = folder() / f"{name}.npz"
+    if path.exists():
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            print(f"{path} is damaged ({str(error)[:80]}): generating it again", file=sys.stderr)
+    arrays = generate()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial_{os.getpid()}_{path.name}")
+    try:
+        np.savez(partial, **arrays)  # type: ignore[arg-type]
+        os.replace(partial, path)
+    except OSError as error:  # a full disk or a read-only home: go on without a cache
+        print(f"cannot keep {path}: {error.strerror}", file=sys.stderr)
+        partial.unlink(missing_ok=True)
+    return arrays

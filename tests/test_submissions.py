@@ -1,0 +1,175 @@
+"""The submissions' parts against slow references, and their hyperparameters."""
+
+import importlib
+import json
+import math
+import subprocess
+import sys
+import warnings
+from collections import namedtuple
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from submissions.recipe.batch_sizes import get_batch_size
+from submissions.recipe.nadamw import NadamW
+from submissions.recipe.schedules import warmup_constant, warmup_cosine
+
+NAMES = ["nadamw", "nadamw_no_decay", "lawa", "lawa_no_decay", "ema", "ema_no_decay"]
+
+
+def reference_nadamw(parameter, gradients, lr, b1, b2, decay, eps=1e-8):
+    """The equations of NadamW's docstring, in float64."""
+    theta = parameter.double()
+    m, v = torch.zeros_like(theta), torch.zeros_like(theta)
+    for t, g in enumerate(gradients, start=1):
+        g = g.double()
+        m = b1 * m + (1 - b1) * g
+        v = b2 * v + (1 - b2) * g * g
+        numerator = (b1 * m + (1 - b1) * g) / (1 - b1**t)
+        theta = (1 - lr * decay) * theta - lr * numerator / ((v / (1 - b2**t)).sqrt() + eps)
+    return theta
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 1000),
+    st.integers(1, 12),
+    st.sampled_from([0.0, 0.5, 0.9, 0.98]),
+    st.sampled_from([0.6, 0.99, 0.999]),
+    st.sampled_from([0.0, 0.1]),
+)
+def test_nadamw_follows_its_equations(seed, steps, b1, b2, decay):
+    torch.manual_seed(seed)
+    parameter = nn.Parameter(torch.randn(31))
+    gradients = [torch.randn(31) for _ in range(steps)]
+    expected = reference_nadamw(parameter.detach(), gradients, 1e-2, b1, b2, decay)
+    optimizer = NadamW([parameter, nn.Parameter(torch.ones(1))], lr=1e-2, betas=(b1, b2), weight_decay=decay)
+    for gradient in gradients:  # the second parameter never has a gradient
+        parameter.grad = gradient
+        optimizer.step()
+    torch.testing.assert_close(parameter.detach().double(), expected, rtol=2e-6, atol=2e-6)
+
+
+def test_nadamw_is_not_adamw():
+    results = []
+    for kind in (NadamW, torch.optim.AdamW):
+        torch.manual_seed(0)
+        parameter = nn.Parameter(torch.randn(5))
+        optimizer = kind([parameter], lr=0.1, betas=(0.9, 0.99), weight_decay=0.0)
+        for _ in range(3):
+            parameter.grad = torch.randn(5)
+            optimizer.step()
+        results.append(parameter.detach().clone())
+    assert (results[0] - results[1]).abs().max() > 1e-3
+
+
+def test_a_restored_nadamw_goes_on_bit_for_bit():
+    def train(optimizer, parameter, first, last):
+        for step in range(first, last):
+            parameter.grad = torch.randn(7, generator=torch.Generator().manual_seed(step))
+            optimizer.step()
+
+    make = lambda p: NadamW([p], lr=1e-2, betas=(0.9, 0.99), weight_decay=0.1)  # noqa: E731
+    whole, broken = nn.Parameter(torch.ones(7)), nn.Parameter(torch.ones(7))
+    optimizer = make(whole)
+    train(optimizer, whole, 0, 6)
+    first = make(broken)
+    train(first, broken, 0, 3)
+    second = make(broken)
+    second.load_state_dict(first.state_dict())
+    train(second, broken, 3, 6)
+    assert torch.equal(whole, broken)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.1])
+@pytest.mark.parametrize("final", [None, 0.1])
+def test_the_cosine_schedule_in_closed_form(warmup, final):
+    hyperparameters = SimpleNamespace(warmup_factor=warmup, **({} if final is None else {"final_lr_factor": final}))
+    rates = rates_of(warmup_cosine, hyperparameters)
+    steps, low = int(warmup * 100), final or 0.0
+    for t, rate in enumerate(rates):
+        if t < steps:
+            expected = t / steps
+        else:
+            expected = low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1, (t - steps) / (100 - steps))))
+        assert rate == pytest.approx(2.0 * expected, abs=1e-9), t
+
+
+def test_without_decay_the_rate_stays_at_the_top():
+    rates = rates_of(warmup_constant, SimpleNamespace(warmup_factor=0.1))
+    assert rates[:11] == pytest.approx([2.0 * t / 10 for t in range(11)], abs=1e-9)
+    assert set(rates[10:]) == {2.0}
+
+
+def rates_of(schedule, hyperparameters) -> list[float]:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scheduler = schedule(optimizer, hyperparameters, 100)
+        rates = []
+        for _ in range(110):  # ten beyond the step_hint
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+    return rates
+
+
+def test_batch_sizes_are_for_official_workloads_only():
+    assert get_batch_size("criteo1tb") == 262_144
+    with pytest.raises(ValueError, match="no batch size for the workload 'mini_criteo1tb'"):
+        get_batch_size("mini_criteo1tb")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_search_space_suits_its_submission(name):
+    module = importlib.import_module(f"submissions.pytorch.{name}.submission")
+    for folder in ("tuning_search_spaces", "tuning_search_spaces/miniperf"):
+        points = json.loads(Path(folder, f"{name}.json").read_text())
+        assert isinstance(points, list)
+        for point in points:
+            module.check_hyperparameters(namedtuple("H", point)(**point), 10_000)
+    assert len(json.loads(Path("tuning_search_spaces", f"{name}.json").read_text())) == 5
+
+
+GOOD = {"learning_rate": 1e-3, "one_minus_beta1": 0.1, "beta2": 0.99, "weight_decay": 0.1, "warmup_factor": 0.02}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("nadamw", {"beta2": None}, "the hyperparameter beta2 is missing"),
+        ("nadamw", {"lable_smoothing": 0.1}, "takes no hyperparameter lable_smoothing"),
+        ("nadamw", {"averaging_horizon": 0.1}, "takes no hyperparameter averaging_horizon"),
+        ("nadamw", {"learning_rate": "1e-3"}, "learning_rate must be a number > 0, not '1e-3'"),
+        ("nadamw", {"warmup_factor": 1.0}, r"warmup_factor must be a number in \[0, 1\)"),
+        ("lawa", {}, "give either averaging_horizon and averaging_window, or averaging_interval and averaging_window"),
+        ("lawa", {"averaging_horizon": 0.1, "averaging_window": 2, "averaging_interval": 3}, "this has averaging_"),
+        ("lawa", {"averaging_interval": 0, "averaging_window": 2}, "averaging_interval must be a whole number >= 1"),
+        ("lawa", {"averaging_interval": 3, "averaging_window": 0}, "averaging_window must be a whole number >= 1"),
+        ("lawa", {"averaging_horizon": 0, "averaging_window": 2}, r"averaging_horizon must be a share of training"),
+        ("ema", {"averaging_interval": 3, "averaging_window": 2}, "or averaging_interval and averaging_decay"),
+        ("ema", {"averaging_interval": 3, "averaging_decay": 1.0}, r"averaging_decay must be a number in \[0, 1\)"),
+        ("ema", {"averaging_interval": 3, "averaging_decay": "0.9"}, r"not '0.9' \(a string: drop the quotes\)"),
+    ],
+)
+def test_bad_hyperparameters_are_named_in_one_line(name, changes, message):
+    module = importlib.import_module(f"submissions.pytorch.{name}.submission")
+    point = {key: value for key, value in {**GOOD, **changes}.items() if value is not None}
+    with pytest.raises(ValueError, match=message) as error:
+        module.check_hyperparameters(namedtuple("H", point)(**point), 1000)
+    assert "\n" not in str(error.value)
+
+
+def test_the_library_imports_nothing_of_algoperf():
+    code = (
+        "import sys, weight_averaging.torch; "
+        "print([m for m in sys.modules if m.split('.')[0] in ('absl', 'algoperf', 'miniperf', 'submissions')])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
