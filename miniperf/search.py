@@ -18,9 +18,12 @@ from scipy.stats import qmc
 from miniperf.errors import UsageError
 
 
-def load(path: str | Path, num_trials: int, seed: int = 0) -> list[Any]:
-    """The hyperparameters of up to `num_trials` trials, as namedtuples. UsageError for anything wrong with the file."""
-    if num_trials < 1:
+def load(path: str | Path, num_trials: int | None, seed: int = 0) -> list[Any]:
+    """The hyperparameters of up to `num_trials` trials, as namedtuples; None: of all points of a list.
+
+    UsageError for anything wrong with the file.
+    """
+    if num_trials is not None and num_trials < 1:
         raise UsageError(f"--num_tuning_trials must be >= 1, not {num_trials}")
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -53,7 +56,9 @@ def _from_list(space: list[Any]) -> list[dict[str, Any]]:
     return space
 
 
-def _from_dict(space: dict[str, Any], num_trials: int, seed: int) -> list[dict[str, Any]]:
+def _from_dict(space: dict[str, Any], num_trials: int | None, seed: int) -> list[dict[str, Any]]:
+    if num_trials is None:
+        raise UsageError("a dict of ranges needs --num_tuning_trials, the number of points to draw from it")
     for name, entry in space.items():
         _check_range(name, entry)
     samples = qmc.Halton(d=len(space), scramble=True, seed=seed).random(num_trials)

@@ -3,8 +3,9 @@
     python -m scripts.run --submission=lawa --workload=mini_criteo1tb
 
 A submission of this repository is named by --submission, which sets its path and search space; any other by the
-official --submission_path and --tuning_search_space. All flags of the official runner work. Training stops at the
-workload's step_hint unless --max_global_steps says otherwise.
+official --submission_path and --tuning_search_space. All flags of the official runner work. All points of a list are
+run unless --num_tuning_trials says fewer, and training stops at the workload's step_hint unless --max_global_steps
+says otherwise.
 """
 
 import sys
@@ -29,10 +30,12 @@ def set_defaults() -> None:
         if FLAGS.submission not in known:
             raise UsageError(f"--submission={FLAGS.submission} is unknown; choose from {', '.join(known)}")
         _default("submission_path", f"{SUBMISSIONS}/{FLAGS.submission}/submission.py")
-        _default("tuning_search_space", f"tuning_search_spaces/{FLAGS.submission}.json")
+        _default("tuning_search_space", f"tuning_search_spaces/miniperf/{FLAGS.submission}.json")
         _default("rng_seed", 0)
         _default("experiment_name", f"{FLAGS.submission}/study_{FLAGS.rng_seed}")
     _default("experiment_dir", "runs")
+    if not FLAGS["num_tuning_trials"].present:
+        FLAGS.num_tuning_trials = None
     if FLAGS.workload is not None:
         _default("max_global_steps", workloads.make(FLAGS.workload).step_hint)
 

@@ -4,8 +4,12 @@
 
 Every run is a process of its own with one thread, in <experiment_dir>/<submission>/study_<seed>. Calling the command
 again skips the finished runs and continues the others, so that it can be stopped at any moment.
+
+Of a submission's search space each workload takes one trial: the one whose learning rate is best for the baseline,
+as recorded in <search_spaces>/tuned_trials.json (docs/results/calibration.md tells how it was found).
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -27,7 +31,9 @@ flags.DEFINE_list("submissions", ["nadamw", "lawa", "ema"], "Folders of submissi
 flags.DEFINE_list("workloads", sorted(workloads.WORKLOADS), "Workloads.")
 flags.DEFINE_integer("seeds", 1, "Runs of each, with the seeds 0, 1, ...", lower_bound=1)
 flags.DEFINE_string("experiment_dir", "runs/suite", "Root folder of the runs.")
-flags.DEFINE_string("search_spaces", "tuning_search_spaces/miniperf", "Folder with one <submission>.json each.")
+flags.DEFINE_string(
+    "search_spaces", "tuning_search_spaces/miniperf", "Folder with a <submission>.json each and tuned_trials.json."
+)
 flags.DEFINE_integer("evaluations", 40, "Evaluations in a run, evenly spaced.", lower_bound=1)
 flags.DEFINE_integer("jobs", os.cpu_count(), "Runs at a time.", lower_bound=1)
 
@@ -39,6 +45,7 @@ class Job:
     submission: str
     workload: str
     seed: int
+    trial: int  # of the search space, from 1
     steps: int
     process: subprocess.Popen | None = None
 
@@ -49,7 +56,7 @@ class Job:
     @property
     def folder(self) -> Path:
         study = Path(FLAGS.experiment_dir) / self.submission / f"study_{self.seed}"
-        return study / f"{self.workload}_pytorch" / "trial_1"
+        return study / f"{self.workload}_pytorch" / f"trial_{self.trial}"
 
     @property
     def log(self) -> Path:
@@ -66,6 +73,7 @@ class Job:
             sys.executable, "-m", "scripts.run", f"--submission={self.submission}", f"--workload={self.workload}",
             f"--rng_seed={self.seed}", f"--experiment_dir={FLAGS.experiment_dir}", "--resume_last_run",
             f"--tuning_search_space={FLAGS.search_spaces}/{self.submission}.json", "--continue_after_target",
+            f"--hparam_start_index={self.trial - 1}", f"--hparam_end_index={self.trial}",
             f"--eval_every_n_steps={max(1, self.steps // FLAGS.evaluations)}", "--nosave_intermediate_checkpoints",
         ]  # fmt: skip
         with open(self.log, "a") as log:
@@ -81,8 +89,9 @@ def jobs() -> list[Job]:
             known = sorted(path.parent.name for path in SUBMISSIONS.glob("*/submission.py"))
             raise UsageError(f"--submissions: {submission!r} is unknown; choose from {', '.join(known)}")
     steps = {name: workloads.make(name).step_hint for name in FLAGS.workloads}
+    tuned = json.loads(Path(FLAGS.search_spaces, "tuned_trials.json").read_text())
     return [
-        Job(submission, workload, seed, steps[workload])
+        Job(submission, workload, seed, tuned[workload], steps[workload])
         for seed in range(FLAGS.seeds)
         for workload in FLAGS.workloads
         for submission in FLAGS.submissions

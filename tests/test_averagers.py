@@ -426,3 +426,18 @@ def test_the_three_lines_of_the_package_docstring_run():
     assert len(evaluated) == 3
     assert names["lawa"].snapshot_steps == [64 * k for k in range(4, 24)]
     assert evaluated[-1] != model.weight.item()
+
+
+def test_without_the_check_the_average_is_the_same_and_a_nan_is_taken_in():
+    model = model_of()
+    averagers = [EMA(model, decay=0.7, check_finite=False), LAWA(model, interval=1, window=2, check_finite=False)]
+    checked = [EMA(model, decay=0.7), LAWA(model, interval=1, window=2)]
+    for step in (1, 2, 3):
+        randomise(model, step)
+        for averager in averagers + checked:
+            averager.update(step)
+    for averager, other in zip(averagers, checked, strict=True):
+        np.testing.assert_array_equal(value_of(averager, model), value_of(other, model))
+    floats(model)[0].detach().view(-1)[0] = float("nan")
+    assert [averager.update(4) for averager in averagers] == [True, True]
+    assert np.isnan(value_of(averagers[0], model)).sum() == 1

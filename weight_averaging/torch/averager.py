@@ -31,6 +31,8 @@ class Averager(abc.ABC):
             them as training has them. Integer buffers always stay as they are.
         device: where snapshots and averages live; default: where the model's first parameter is. `"cpu"` keeps them
             in host memory.
+        check_finite: refuse weights with a NaN or an infinity, for one more read of the weights at each snapshot. Turn
+            it off where that read matters (an interval of 1) and training stops at the first NaN anyway.
     """
 
     def __init__(
@@ -41,12 +43,14 @@ class Averager(abc.ABC):
         start: int = 1,
         buffers: str = "average",
         device: torch.device | str | None = None,
+        check_finite: bool = True,
     ) -> None:
         if buffers not in BUFFERS:
             raise ValueError(f"buffers must be one of {', '.join(BUFFERS)}, not {buffers!r}")
         self.interval = check_count("interval", interval)
         self.start = check_count("start", start)
         self.buffers = buffers
+        self.check_finite = check_finite
         self.step = 0  # the last update seen
         self._weights = LiveWeights(model, buffers == "average", torch.device(device) if device is not None else None)
         self._raw: list[Tensor] | None = None  # memory for the raw weights, reused from one swap to the next
@@ -60,7 +64,7 @@ class Averager(abc.ABC):
 
     @abc.abstractmethod
     def _collect(self, step: int) -> bool:
-        """Take the live weights in. False, with nothing changed, if they are not finite."""
+        """Take the live weights in. False, with nothing changed, if they are to be finite and are not."""
 
     @abc.abstractmethod
     def _average(self, block: Block) -> Tensor:
@@ -92,7 +96,8 @@ class Averager(abc.ABC):
     def update(self, step: int) -> bool:
         """Tell that `step` optimizer updates are complete; collects a snapshot when one is due.
 
-        Weights with a NaN or an infinity are never collected: a warning names the step and the average stays.
+        Weights with a NaN or an infinity are not collected (`check_finite`): a warning names the step and the average
+        stays as it is.
 
         Returns:
             Whether a snapshot was collected.

@@ -23,7 +23,7 @@ class EMA(Averager):
     Args:
         decay: weight of the past, in [0, 1). `weight_averaging.collection.decay_from_window` gives the decay that
             matches a LAWA window.
-        model, interval, start, buffers, device: see `Averager`.
+        model, interval, start, buffers, device, check_finite: see `Averager`.
 
     >>> import torch
     >>> model = torch.nn.Linear(1, 1, bias=False)
@@ -45,8 +45,11 @@ class EMA(Averager):
         start: int = 1,
         buffers: str = "average",
         device: torch.device | str | None = None,
+        check_finite: bool = True,
     ) -> None:
-        super().__init__(model, interval=interval, start=start, buffers=buffers, device=device)
+        super().__init__(
+            model, interval=interval, start=start, buffers=buffers, device=device, check_finite=check_finite
+        )
         self.decay = check_decay(decay)
         self._ema: Tensor | None = None
         self._last_step = 0
@@ -63,7 +66,7 @@ class EMA(Averager):
         if self._ema is None:
             first = torch.empty(self._weights.numel, dtype=torch.float32, device=self._weights.device)
             for block, values in self._weights.blocks():
-                if not is_finite(values):
+                if self.check_finite and not is_finite(values):
                     return False
                 first[block.range].copy_(values)
             self._ema = first
@@ -75,11 +78,12 @@ class EMA(Averager):
     def _blend(self, ema: Tensor) -> bool:
         """One pass that checks each block and blends it in while it is in the cache. False: taken back."""
         # Taking back divides by the decay: exact to about 2 ** -24 / decay. Where that is poor, check first.
-        if self.decay < 0.5 and not all(is_finite(values) for _, values in self._weights.blocks()):
+        check_first = self.check_finite and self.decay < 0.5
+        if check_first and not all(is_finite(values) for _, values in self._weights.blocks()):
             return False
         weight = 1.0 - self.decay
         for block, values in self._weights.blocks():
-            if not is_finite(values):
+            if self.check_finite and not check_first and not is_finite(values):
                 self._take_back(ema, block.start)
                 return False
             ema[block.range].lerp_(values, weight)

@@ -26,7 +26,7 @@ class LAWA(Averager):
         window: snapshots in the average, L >= 1.
         allow_partial: be ready from the first snapshot on, with the mean over those held. By default the average is
             ready when `window` snapshots are.
-        model, interval, start, buffers, device: see `Averager`.
+        model, interval, start, buffers, device, check_finite: see `Averager`.
 
     >>> import torch
     >>> model = torch.nn.Linear(1, 1, bias=False)
@@ -51,8 +51,11 @@ class LAWA(Averager):
         allow_partial: bool = False,
         buffers: str = "average",
         device: torch.device | str | None = None,
+        check_finite: bool = True,
     ) -> None:
-        super().__init__(model, interval=interval, start=start, buffers=buffers, device=device)
+        super().__init__(
+            model, interval=interval, start=start, buffers=buffers, device=device, check_finite=check_finite
+        )
         self.window = check_count("window", window)
         self.allow_partial = allow_partial
         self._snapshots: deque[tuple[int, Tensor]] = deque()  # (step, flat vector), oldest first
@@ -70,7 +73,7 @@ class LAWA(Averager):
         if self._spare is None:
             self._spare = torch.empty(self._weights.numel, dtype=torch.float32, device=self._weights.device)
         for block, values in self._weights.blocks():
-            if not is_finite(values):
+            if self.check_finite and not is_finite(values):
                 return False
             self._spare[block.range].copy_(values)
         self._snapshots.append((step, self._spare))
