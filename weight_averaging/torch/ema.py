@@ -64,12 +64,11 @@ class EMA(Averager):
 
     def _collect(self, step: int) -> bool:
         if self._ema is None:
-            first = torch.empty(self._weights.numel, dtype=torch.float32, device=self._weights.device)
-            for block, values in self._weights.blocks():
-                if self.check_finite and not is_finite(values):
-                    return False
-                first[block.range].copy_(values)
-            self._ema = first
+            self._ema = self._weights.snapshot(None, self.check_finite)
+            if self._ema is None:
+                return False
+        elif not self.check_finite:
+            self._blend_unchecked(self._ema)
         elif not self._blend(self._ema):
             return False
         self._last_step = step
@@ -78,16 +77,23 @@ class EMA(Averager):
     def _blend(self, ema: Tensor) -> bool:
         """One pass that checks each block and blends it in while it is in the cache. False: taken back."""
         # Taking back divides by the decay: exact to about 2 ** -24 / decay. Where that is poor, check first.
-        check_first = self.check_finite and self.decay < 0.5
-        if check_first and not all(is_finite(values) for _, values in self._weights.blocks()):
+        if self.decay < 0.5 and not all(is_finite(values) for _, values in self._weights.blocks()):
             return False
         weight = 1.0 - self.decay
         for block, values in self._weights.blocks():
-            if self.check_finite and not check_first and not is_finite(values):
+            if not is_finite(values):
                 self._take_back(ema, block.start)
                 return False
             ema[block.range].lerp_(values, weight)
         return True
+
+    def _blend_unchecked(self, ema: Tensor) -> None:
+        tensors = self._weights.tensors()
+        if all(t.dtype == torch.float32 and t.device == ema.device for t in tensors):
+            torch._foreach_lerp_(self._weights.views(ema), tensors, 1.0 - self.decay)
+            return
+        for block, values in self._weights.blocks():
+            ema[block.range].lerp_(values, 1.0 - self.decay)
 
     def _take_back(self, ema: Tensor, end: int) -> None:
         """Undo the blend on [0, end): ema = (ema - (1 - decay) theta) / decay, in float64."""

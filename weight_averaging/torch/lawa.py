@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from weight_averaging.collection import check_count
 from weight_averaging.torch.averager import Averager
-from weight_averaging.torch.weights import Block, is_finite
+from weight_averaging.torch.weights import Block
 
 
 class LAWA(Averager):
@@ -70,13 +70,10 @@ class LAWA(Averager):
         return [step for step, _ in self._snapshots]
 
     def _collect(self, step: int) -> bool:
-        if self._spare is None:
-            self._spare = torch.empty(self._weights.numel, dtype=torch.float32, device=self._weights.device)
-        for block, values in self._weights.blocks():
-            if self.check_finite and not is_finite(values):
-                return False
-            self._spare[block.range].copy_(values)
-        self._snapshots.append((step, self._spare))
+        snapshot = self._weights.snapshot(self._spare, self.check_finite)
+        if snapshot is None:
+            return False
+        self._snapshots.append((step, snapshot))
         self._spare = self._snapshots.popleft()[1] if len(self._snapshots) > self.window else None
         return True
 

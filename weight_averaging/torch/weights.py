@@ -94,6 +94,23 @@ class LiveWeights:
             torch._foreach_copy_(staging.split(block.sizes), parts)
             yield block, staging
 
+    def snapshot(self, into: Tensor | None, check_finite: bool) -> Tensor | None:
+        """A flat float32 copy of the tensors, in `into` where given; None if it is to be finite and is not."""
+        vector = torch.empty(self.numel, dtype=torch.float32, device=self.device) if into is None else into
+        if not check_finite:
+            torch._foreach_copy_(self.views(vector), self.tensors())
+            return vector
+        for block, values in self.blocks():
+            if not is_finite(values):
+                return None
+            vector[block.range].copy_(values)
+        return vector
+
+    def views(self, vector: Tensor) -> list[Tensor]:
+        """A flat vector cut into the shapes of `tensors()`."""
+        pieces = vector.split([torch.Size(shape).numel() for shape in self.shapes])
+        return [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
+
     def write(self, values_of: Callable[[Block], Tensor]) -> None:
         """Overwrite the model with `values_of(block)`, flat and float32, cast to each tensor's type."""
         tensors = self.tensors()
