@@ -26,7 +26,7 @@ $(VENV)/ready-benchmarks: $(VENV)/ready
 	touch $@
 
 demo: $(VENV)/ready
-	$(PY) -m scripts.suite --experiment_dir=$(DEMO) --submissions=nadamw,lawa,ema --seeds=1
+	$(PY) -m scripts.suite --experiment_dir=$(DEMO) --workloads=mini_criteo1tb,mini_imagenet_vit
 	$(PY) -m scripts.report --runs=$(DEMO)
 
 test: $(VENV)/ready

@@ -106,7 +106,7 @@ def run(waiting: list[Job]) -> list[Job]:
     running: list[Job] = []
     failed: list[Job] = []
     count = len(waiting)
-    with tqdm(total=total, initial=finished, unit="step", dynamic_ncols=True, smoothing=0.02, mininterval=1.0) as bar:
+    with tqdm(total=total, initial=finished, unit="step", disable=None, dynamic_ncols=True, smoothing=0.02) as bar:
         try:
             while waiting or running:
                 while waiting and len(running) < FLAGS.jobs:
@@ -116,6 +116,8 @@ def run(waiting: list[Job]) -> list[Job]:
                 for job in [job for job in running if job.process is not None and job.process.poll() is not None]:
                     running.remove(job)
                     finished += job.steps
+                    if bar.disable:  # no terminal: a line a run
+                        print(f"{count - len(waiting) - len(running)}/{count} {job.name}", flush=True)
                     if job.process is not None and job.process.returncode:
                         failed.append(job)
                         bar.write(f"failed: {job.name}; see {job.log}")
