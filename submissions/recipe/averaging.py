@@ -8,9 +8,12 @@ from torch import nn
 
 from weight_averaging.collection import check_count, check_decay, check_horizon, decay_from_window, interval_and_window
 from weight_averaging.torch import EMA, LAWA, Averager
+from weight_averaging.torch.averager import BUFFERS as ALL_BUFFERS
 
 HORIZON = ("averaging_horizon", "averaging_window")
 NAMES = {*HORIZON, "averaging_interval", "averaging_decay"}
+BUFFERS = "averaging_buffers"  # optional, beside either set: "average", "latest" or "recompute"
+DEFAULT_BUFFERS = "average"
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,14 @@ class Averaging:
     averager: Callable[..., Averager]
     settings: Callable[[Any, int], dict[str, Any]]
 
+    def arguments(self, hyperparameters: Any, step_hint: int) -> dict[str, Any]:
+        buffers = getattr(hyperparameters, BUFFERS, DEFAULT_BUFFERS)
+        if buffers not in ALL_BUFFERS:
+            raise ValueError(f"{BUFFERS} must be one of {', '.join(ALL_BUFFERS)}, not {buffers!r}")
+        return {**self.settings(hyperparameters, step_hint), "buffers": buffers}
+
     def build(self, model: nn.Module, hyperparameters: Any, step_hint: int) -> Averager:
-        return self.averager(model, **self.settings(hyperparameters, step_hint))
+        return self.averager(model, **self.arguments(hyperparameters, step_hint))
 
 
 def _lawa_settings(hyperparameters: Any, step_hint: int) -> dict[str, Any]:

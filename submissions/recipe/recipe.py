@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,14 +12,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from weight_averaging.torch import recompute_batch_norm
+
 from ..api import pytorch_setup, spec
+from .averaging import BUFFERS, Averaging
 from .averaging import NAMES as AVERAGING_NAMES
-from .averaging import Averaging
 from .batch_sizes import get_batch_size
 from .hyperparameters import check
 from .nadamw import NadamW
+from .recent_batches import RecentBatches
 
 USE_PYTORCH_DDP = pytorch_setup()[0]
+RECOMPUTE_BATCHES = 10  # training batches that renew batch-norm statistics where averaging_buffers is "recompute"
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,9 @@ class Recipe:
 
         Not part of AlgoPerf's API: miniperf calls it for all trials of a search space before the first one starts.
         """
-        check(hyperparameters, AVERAGING_NAMES if self.averaging else set())
+        check(hyperparameters, {*AVERAGING_NAMES, BUFFERS} if self.averaging else set())
         if self.averaging is not None:
-            self.averaging.settings(hyperparameters, step_hint)
+            self.averaging.arguments(hyperparameters, step_hint)
 
     def init_optimizer_state(
         self, workload: Any, model_params: nn.Module, model_state: Any, hyperparameters: Any, rng: Any
@@ -56,6 +61,8 @@ class Recipe:
         state: dict[str, Any] = {"optimizer": optimizer, "scheduler": scheduler}
         if self.averaging is not None:
             state["averager"] = self.averaging.build(model_params, hyperparameters, workload.step_hint)
+            if state["averager"].buffers == "recompute":
+                state["recent_batches"] = RecentBatches(RECOMPUTE_BATCHES)
         return state
 
     def update_params(
@@ -107,6 +114,8 @@ class Recipe:
         optimizer_state["scheduler"].step()
         if averager is not None:
             averager.update(global_step + 1)
+        if "recent_batches" in optimizer_state:
+            optimizer_state["recent_batches"].append(batch)
         if global_step <= 100 or global_step % 500 == 0:
             _log(workload, model, loss, optimizer_state["scheduler"], global_step)
         return optimizer_state, current_param_container, model_state
@@ -125,9 +134,19 @@ class Recipe:
         rng: Any,
     ) -> tuple[dict[str, Any], nn.Module, Any]:
         """Put the average into the model, if there is one yet; the next update takes it out."""
-        del workload, current_params_types, hyperparameters, loss_type, eval_results, global_step, rng
+        del current_params_types, hyperparameters, loss_type, eval_results, global_step
+
+        def forward(batch: dict[str, Tensor]) -> Any:
+            return workload.model_fn(
+                current_param_container, batch, model_state, spec.ForwardPassMode.TRAIN, rng, True, dropout_rate=0.0
+            )
+
+        def recompute() -> None:
+            batches = optimizer_state["recent_batches"].batches
+            recompute_batch_norm(current_param_container, [partial(forward, batch) for batch in batches])
+
         if "averager" in optimizer_state:
-            optimizer_state["averager"].swap_in()
+            optimizer_state["averager"].swap_in(recompute)
         return optimizer_state, current_param_container, model_state
 
     def data_selection(

@@ -3,18 +3,19 @@
 import abc
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from weight_averaging.collection import check_count, is_due
+from weight_averaging.torch.batch_norm import batch_norms
 from weight_averaging.torch.weights import Block, LiveWeights, clean_names
 
 logger = logging.getLogger("weight_averaging")
 
-BUFFERS = ("average", "latest")
+BUFFERS = ("average", "latest", "recompute")
 
 
 class Averager(abc.ABC):
@@ -28,7 +29,8 @@ class Averager(abc.ABC):
         interval: updates between snapshots, nu >= 1.
         start: the first update whose weights may be collected.
         buffers: `"average"` treats floating-point buffers (batch-norm statistics) like parameters, `"latest"` leaves
-            them as training has them. Integer buffers always stay as they are.
+            them as training has them, `"recompute"` asks for new batch-norm statistics at every swap, by the function
+            given to `swap_in`. Integer buffers always stay as they are.
         device: where snapshots and averages live; default: where the model's first parameter is. `"cpu"` keeps them
             in host memory.
         check_finite: refuse weights with a NaN or an infinity, for one more read of the weights at each snapshot. Turn
@@ -53,9 +55,12 @@ class Averager(abc.ABC):
         self.check_finite = check_finite
         self.step = 0  # the last update seen
         self._weights = LiveWeights(model, buffers == "average", torch.device(device) if device is not None else None)
+        self._model = model
         self._raw: list[Tensor] | None = None  # memory for the raw weights, reused from one swap to the next
+        self._raw_statistics: list[Tensor] = []  # of batch norm, while recomputed ones are in the model
         self._swapped = False
         self._said_not_ready = False
+        self._refusing = False  # whether the last snapshot that was due was not finite
 
     @property
     @abc.abstractmethod
@@ -96,8 +101,8 @@ class Averager(abc.ABC):
     def update(self, step: int) -> bool:
         """Tell that `step` optimizer updates are complete; collects a snapshot when one is due.
 
-        Weights with a NaN or an infinity are not collected (`check_finite`): a warning names the step and the average
-        stays as it is.
+        Weights with a NaN or an infinity are not collected (`check_finite`): a warning names the first such step and
+        the average stays as it is.
 
         Returns:
             Whether a snapshot was collected.
@@ -113,20 +118,29 @@ class Averager(abc.ABC):
         self.step = step
         if not is_due(step, self.interval, self.start):
             return False
-        if not self._collect(step):
+        collected = self._collect(step)
+        if not collected and not self._refusing:  # once, not at every snapshot of a run that is lost
             held = self.snapshot_steps
             stays = f"the average stays that of step {held[-1]}" if held else "there is no average yet"
             logger.warning("step %d: weights are not finite and are not collected; %s", step, stays)
-            return False
-        return True
+        self._refusing = not collected
+        return collected
 
     @torch.no_grad()
-    def swap_in(self) -> bool:
+    def swap_in(self, recompute: Callable[[], object] | None = None) -> bool:
         """Put the average into the model. Does nothing if it is there already, or if none is ready.
 
+        Args:
+            recompute: called with the average in the model, to bring batch-norm statistics up to date, for instance by
+                `weight_averaging.torch.recompute_batch_norm`. Needed under `buffers="recompute"`, unused otherwise.
+                Random numbers that it draws are not missed by training.
         Returns:
             Whether the model holds the average now.
+        Raises:
+            TypeError: `buffers="recompute"` without `recompute`.
         """
+        if self.buffers == "recompute" and recompute is None:
+            raise TypeError('buffers="recompute" needs a function to do it: swap_in(recompute=...)')
         if self._swapped:
             return True
         if not self.ready:
@@ -140,6 +154,11 @@ class Averager(abc.ABC):
         torch._foreach_copy_(self._raw, tensors)
         self._weights.write(self._average)
         self._swapped = True
+        if self.buffers == "recompute":
+            assert recompute is not None
+            self._raw_statistics = [buffer.clone() for buffer in self._statistics()]
+            with torch.random.fork_rng():
+                recompute()
         return True
 
     @torch.no_grad()
@@ -153,15 +172,24 @@ class Averager(abc.ABC):
             return False
         assert self._raw is not None
         torch._foreach_copy_(self._weights.tensors(), self._raw)
+        self._restore_statistics(self._raw_statistics)
         self._swapped = False
         return True
 
+    def _statistics(self) -> list[Tensor]:
+        return [buffer for layer in batch_norms(self._model) for buffer in layer.buffers(recurse=False)]
+
+    def _restore_statistics(self, raw: list[Tensor]) -> None:
+        for buffer, value in zip(self._statistics() if raw else [], raw, strict=True):
+            buffer.copy_(value)
+        self._raw_statistics = []
+
     @contextlib.contextmanager
-    def averaged(self) -> Iterator[bool]:
+    def averaged(self, recompute: Callable[[], object] | None = None) -> Iterator[bool]:
         """The average in the model for the length of a `with` block, which receives whether there was one to use."""
         was_swapped = self._swapped
         try:
-            yield self.swap_in()
+            yield self.swap_in(recompute)
         finally:
             if not was_swapped:
                 self.swap_out()
@@ -184,6 +212,7 @@ class Averager(abc.ABC):
             "snapshot_steps": list(self.snapshot_steps),
             "vectors": self._vectors(),
             "raw": list(self._raw) if self._swapped and self._raw is not None else None,
+            "raw_statistics": list(self._raw_statistics),
         }
 
     @torch.no_grad()
@@ -218,6 +247,7 @@ class Averager(abc.ABC):
         if state["raw"] is not None:
             raw = [state["raw"][index] for index in order]
             torch._foreach_copy_(self._weights.tensors(), raw)
+        self._restore_statistics(state["raw_statistics"])
         self._swapped = False
 
     def _match(self, names: list[str], shapes: list[tuple[int, ...]]) -> list[int]:
@@ -237,7 +267,7 @@ class Averager(abc.ABC):
         return [place[name] for name in mine]
 
 
-_CONTENTS = {"step", "names", "shapes", "snapshot_steps", "vectors", "raw"}
+_CONTENTS = {"step", "names", "shapes", "snapshot_steps", "vectors", "raw", "raw_statistics"}
 
 
 def _reorder(vector: Tensor, numels: list[int], order: list[int]) -> Tensor:

@@ -1,0 +1,108 @@
+"""Batch-norm statistics of averaged weights."""
+
+import pytest
+import torch
+from torch import nn
+
+from weight_averaging.torch import EMA, recompute_batch_norm
+
+
+def model_of() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1))
+
+
+def batches(count: int) -> list[torch.Tensor]:
+    return [torch.randn(16, 3, generator=torch.Generator().manual_seed(i)) for i in range(count)]
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.9, None])
+def test_the_statistics_are_those_of_the_batches_under_the_weights_as_they_are(momentum):
+    model = model_of()
+    model[1].momentum = momentum
+    model[1].running_mean.fill_(100.0)  # of other weights
+    model.eval()
+    data = batches(4)
+    recompute_batch_norm(model, [lambda x=x: model(x) for x in data])
+    features = [model[0](x) for x in data]
+    weights = torch.tensor([1.0] * 4 if momentum is None else [(1 - momentum) ** (3 - i) for i in range(4)])
+    for values, got in (
+        ([f.mean(0) for f in features], model[1].running_mean),
+        ([f.var(0) for f in features], model[1].running_var),
+    ):
+        expected = (torch.stack(values) * weights[:, None]).sum(0) / weights.sum()
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    assert not model.training
+    with pytest.raises(ValueError, match="at least one forward pass"):
+        recompute_batch_norm(model, [])
+
+
+class OtherBatchNorm(nn.Module):
+    """Batch norm in all but name, as in AlgoPerf's speech models: it replaces its buffers at every pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.momentum = 0.001
+        self.register_buffer("running_mean", torch.full((3,), 5.0))
+        self.register_buffer("running_var", torch.full((3,), 5.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.running_mean = (1 - self.momentum) * self.running_mean + self.momentum * x.mean(0).detach()
+            self.running_var = (1 - self.momentum) * self.running_var + self.momentum * x.var(0).detach()
+        return (x - self.running_mean) / (self.running_var + 1e-5).sqrt()
+
+
+def test_modules_that_are_batch_norm_in_all_but_name():
+    model = nn.Sequential(OtherBatchNorm())
+    data = batches(1)[0]
+    recompute_batch_norm(model, [lambda: model(data)])
+    torch.testing.assert_close(model[0].running_mean, data.mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model[0].running_var, data.var(0), rtol=1e-4, atol=1e-5)
+
+
+def train_step(model: nn.Module, step: int) -> None:
+    model.train()
+    loss = model(torch.randn(16, 3)).pow(2).mean()
+    loss.backward()
+    with torch.no_grad():
+        for p in model.parameters():
+            p -= 0.1 * p.grad
+            p.grad = None
+
+
+def test_recomputed_statistics_are_there_for_evaluation_only():
+    """Training goes on as if there had been none: weights, statistics and random numbers."""
+    ends = []
+    for evaluating in (False, True):
+        model = model_of()
+        ema = EMA(model, decay=0.5, buffers="recompute")
+        torch.manual_seed(1)
+        for step in range(1, 7):
+            train_step(model, step)
+            ema.update(step)
+            if evaluating and step in (2, 4):
+                raw = model[1].running_mean.clone()
+                with ema.averaged(lambda m=model: recompute_batch_norm(m, [lambda x=x: m(x) for x in batches(3)])):
+                    assert not torch.equal(model[1].running_mean, raw)
+                assert torch.equal(model[1].running_mean, raw)
+        ends.append(model.state_dict())
+    for key, value in ends[0].items():
+        assert torch.equal(value, ends[1][key]), key
+    with pytest.raises(TypeError, match="needs a function to do it"):
+        ema.swap_in()
+
+
+def test_a_state_saved_while_swapped_holds_the_raw_statistics():
+    model = model_of()
+    ema = EMA(model, decay=0.5, buffers="recompute")
+    train_step(model, 1)
+    ema.update(1)
+    raw = {key: value.clone() for key, value in model.state_dict().items()}
+    ema.swap_in(lambda: recompute_batch_norm(model, [lambda x=x: model(x) for x in batches(3)]))
+    resumed = model_of()
+    other = EMA(resumed, decay=0.5, buffers="recompute")
+    resumed.load_state_dict(model.state_dict())
+    other.load_state_dict(ema.state_dict())
+    for key, value in resumed.state_dict().items():
+        assert torch.equal(value, raw[key]), key
