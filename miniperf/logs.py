@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,9 +22,7 @@ def experiment_folder(experiment_dir: str, name: str, workload: str, overwrite: 
     if folder.exists() and not resume:
         if not overwrite:
             raise UsageError(f"{folder} exists: continue it with --resume_last_run, or replace it with --overwrite")
-        # By hand rather than shutil.rmtree: nothing but what a run writes is removed.
-        for path in sorted(folder.rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() else path.unlink()
+        shutil.rmtree(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

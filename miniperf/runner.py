@@ -1,10 +1,12 @@
 """The training loop of the official harness, for one trial: its order of calls, clock, evaluations and checkpoints.
 
-Differences, all on purpose: evaluations can be counted in updates (`eval_every_n_steps`), training can go on past the
-targets (`continue_after_target`), checkpoints are written atomically and hold the random state, so that a resumed run
+Differences, all on purpose: evaluations can be counted in updates (`eval_every_n_steps`), and then no time budget ends
+the run, so that it is the same on every machine; training can go on past the targets (`continue_after_target`);
+checkpoints are written atomically and hold the random state, so that a resumed run
 ends bit for bit as an unbroken one; and an error inside an evaluation ends the run instead of being retried.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -114,6 +116,8 @@ def train_once(
     prepare_for_eval = getattr(submission, "prepare_for_eval", None)
     needs_train_state = "train_state" in signature(submission.update_params).parameters
     allowed_seconds = workload.max_allowed_runtime_sec * (1.5 if settings.tuning_ruleset == "self" else 1.0)
+    if settings.eval_every_n_steps is not None:
+        allowed_seconds = math.inf
 
     def save() -> None:
         if not settings.save_checkpoints:

@@ -39,7 +39,9 @@ flags.DEFINE_boolean("overwrite", False, "Replace an experiment of the same name
 flags.DEFINE_integer("max_global_steps", None, "Updates to stop after; default: none, the time budget decides.")
 flags.DEFINE_integer("rng_seed", None, "Seed of data order, initialisation and dropout; default: drawn anew.")
 # Beyond the official flags:
-flags.DEFINE_integer("eval_every_n_steps", None, "Evaluate every so many updates rather than by time.", lower_bound=1)
+flags.DEFINE_integer(
+    "eval_every_n_steps", None, "Evaluate every so many updates, and let no time budget end the run.", lower_bound=1
+)
 flags.DEFINE_boolean("continue_after_target", False, "Train on when both targets are reached, for whole curves.")
 
 

@@ -1,21 +1,18 @@
-"""The runner: bad input, logs, and that a killed run loses nothing."""
+"""The runner: logs, evaluations, checkpoints, and that a killed run loses nothing."""
 
 import json
 import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from miniperf import checkpoints, search, spec, submission, workloads
+from miniperf import checkpoints, search, submission, workloads
 from miniperf.errors import UsageError
 from miniperf.runner import Settings, train_once
 
@@ -199,170 +196,3 @@ def test_nan_weights_are_told_and_the_last_good_average_is_kept(tmp_path, monkey
     assert said[0] == "step 9: weights are not finite and are not collected; the average stays that of step 6"
     state = checkpoints.load_latest(tmp_path / "t")[1]
     assert all(torch.isfinite(value).all() for value in state["model_params"].values())
-
-
-# Bad input, before any training.
-
-
-def run_cli(*arguments: str, cwd: str | None = None) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "scripts.run", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--workload=mini_imagnet"], "--workload=mini_imagnet is unknown; choose from mini_criteo1tb, mini_imagenet"),
-        (["--submission=lawaa"], "--submission=lawaa is unknown; choose from ema,"),
-        (["--submission_path=nowhere.py"], "--submission_path=nowhere.py does not exist below"),
-        (["--num_tuning_trials=0"], "--num_tuning_trials must be >= 1, not 0"),
-    ],
-)
-def test_the_command_line_says_what_is_wrong(tmp_path, arguments, message):
-    base = ["--submission=lawa", "--workload=mini_imagenet_vit", f"--experiment_dir={tmp_path}"]
-    result = run_cli(*base, *arguments)
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: ")
-    assert message in result.stderr
-    assert len(result.stderr.splitlines()) == 1
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_existing_experiment_is_not_touched_unasked(tmp_path):
-    base = ["--submission=nadamw", "--workload=mini_imagenet_vit", f"--experiment_dir={tmp_path}"]
-    base += ["--max_global_steps=2", "--eval_every_n_steps=1"]
-    assert run_cli(*base).returncode == 0
-    again = run_cli(*base)
-    assert again.returncode == 2
-    assert "continue it with --resume_last_run, or replace it with --overwrite" in again.stderr
-    assert run_cli(*base, "--resume_last_run").returncode == 0
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[", "is not JSON"),
-        ("[]", "and not empty"),
-        ("3", "must be a list of points or a dict of ranges"),
-        ('[{"a": 1}, {"b": 1}]', "point 2 and point 1 do not both have a, b"),
-        ('[{"a": 1}, 3]', "point 2 must be a dict"),
-        ('{"a": {"min": 1, "max": 2, "scaling": "exp"}}', 'the scaling of a must be "linear" or "log", not \'exp\''),
-        ('{"a": {"min": 1, "max": 2}}', "a lacks scaling"),
-        ('{"a": {"min": 0, "max": 2, "scaling": "log"}}', "must be > 0 for log scaling"),
-        ('{"a": {"min": 3, "max": 2, "scaling": "linear"}}', "min <= max"),
-        ('{"a": {"feasible_points": 3}}', "must be a list that is not empty"),
-        ('{"a": 3}', "not 3"),
-    ],
-)
-def test_a_bad_search_space_is_named(tmp_path, text, message):
-    path = tmp_path / "space.json"
-    path.write_text(text)
-    with pytest.raises(UsageError, match=r"space\.json") as error:
-        search.load(path, 3)
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_a_halton_space_is_seeded_and_inside_its_ranges(tmp_path):
-    path = tmp_path / "space.json"
-    space = {"a": {"min": 1e-4, "max": 1e-2, "scaling": "log"}, "b": {"feasible_points": [1, 2, 3]}}
-    path.write_text(json.dumps(space))
-    trials = search.load(path, 64, seed=1)
-    assert trials == search.load(path, 64, seed=1)
-    assert trials != search.load(path, 64, seed=2)
-    logs = np.log10([t.a for t in trials])
-    assert -4 <= logs.min() < -3.8
-    assert -2.2 < logs.max() <= -2
-    assert abs(logs.mean() + 3) < 0.1
-    assert {t.b for t in trials} == {1, 2, 3}
-
-
-def test_submissions_are_checked_when_loaded(tmp_path, monkeypatch):
-    with pytest.raises(UsageError, match="is absolute"):
-        submission.load("/submissions/x.py")
-    with pytest.raises(UsageError, match=r"must be a \.py file below"):
-        submission.load("../x.py")
-    monkeypatch.chdir(tmp_path)
-    Path("incomplete_submission.py").write_text("def update_params(): ...\n")
-    with pytest.raises(UsageError, match="lacks the function init_optimizer_state, data_selection, get_batch_size"):
-        submission.load("incomplete_submission.py")
-
-
-# The workloads.
-
-
-@pytest.fixture(scope="module", params=["mini_imagenet_vit", "mini_criteo1tb"])
-def workload(request):
-    made = workloads.make(request.param)
-    made.init_model_fn([0, 0])
-    return made
-
-
-def test_splits_are_disjoint_and_of_real_size(workload):
-    sizes = [workload.num_train_examples, workload.num_validation_examples, workload.num_test_examples]
-    assert min(sizes) >= 500
-    if type(workload).__name__ == "MiniCriteo1TbWorkload":
-        assert sum(sizes) == 327_346  # flights that arrived
-        late = torch.cat([split["targets"] for split in workload.splits.values()]).mean().item()
-        assert late == pytest.approx(0.2377, abs=1e-3)
-
-
-def test_a_padded_example_changes_nothing(workload):
-    model, _ = workload.init_model_fn([1, 0])
-    batch = next(workload._build_input_queue([0, 0], "validation", "", 64))
-    logits, _ = workload.model_fn(model, batch, None, spec.ForwardPassMode.EVAL, [0, 0], False)
-    weights = torch.ones(64)
-    weights[50:] = 0
-    spoiled = logits.clone()
-    spoiled[50:] = float("inf")
-    part = workload.loss_fn(batch["targets"][:50], logits[:50])
-    masked = workload.loss_fn(batch["targets"], spoiled, weights)
-    torch.testing.assert_close(masked["summed"], part["summed"])
-    assert masked["n_valid_examples"] == 50 == part["n_valid_examples"]
-
-
-def test_evaluation_does_not_depend_on_the_batch_size(workload):
-    model, _ = workload.init_model_fn([1, 0])
-    results = []
-    for size in (512, 999):
-        workload._eval_iters.clear()
-        count = workload.num_validation_examples
-        results.append(workload._eval_model_on_split("validation", count, size, model, None, [0, 0], ""))
-    workload._eval_iters.clear()
-    for name, value in results[0].items():
-        assert results[1][name] == pytest.approx(value, rel=1e-5)
-
-
-def test_loss_falls_on_real_batches(workload):
-    model, _ = workload.init_model_fn([2, 0])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    queue = workload._build_input_queue([0, 0], "train", "", workload.batch_size)
-    losses = []
-    for step in range(200):
-        batch = next(queue)
-        logits, _ = workload.model_fn(model, batch, None, spec.ForwardPassMode.TRAIN, [step, 0], True)
-        result = workload.loss_fn(batch["targets"], logits, batch["weights"])
-        loss = result["summed"] / result["n_valid_examples"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert np.mean(losses[-20:]) < 0.9 * np.mean(losses[:20])
-
-
-def test_batches_depend_on_the_key_alone(workload):
-    one, two, three = (workload._build_input_queue(key, "train", "", 32) for key in ([5, 6], [5, 6], [5, 7]))
-    first, second, third = next(one), next(two), next(three)
-    assert torch.equal(first["inputs"], second["inputs"])
-    assert not torch.equal(first["inputs"], third["inputs"])
-
-
-def test_nothing_known_only_after_departure_is_an_input():
-    from miniperf.workloads import criteo1tb
-
-    used = {*criteo1tb.NUMBERS, *criteo1tb.CATEGORIES}
-    assert not used & {"dep_time", "dep_delay", "arr_time", "arr_delay", "air_time", "late"}
-    rows = criteo1tb.load_flights()
-    for name in criteo1tb.NUMBERS:
-        # No single number gives the label away, as a delay would (its correlation is .8).
-        assert abs(rows[name].corr(rows["late"])) < 0.3
