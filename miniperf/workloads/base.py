@@ -229,8 +229,9 @@ def _pad(tensor: Tensor, rows: int) -> Tensor:
 
 def parameter_type(model: nn.Module, name: str) -> spec.ParameterType:
     """The AlgoPerf type of a parameter, from the module that owns it."""
-    owner = model.get_submodule(name.rpartition(".")[0])
-    bias = name.endswith("bias")
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    bias = leaf.startswith("bias")  # an LSTM has several
     if isinstance(owner, nn.Embedding):
         return spec.ParameterType.EMBEDDING
     if isinstance(owner, nn.LayerNorm):
