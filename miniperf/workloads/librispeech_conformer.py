@@ -110,7 +110,7 @@ def sinusoids(length: int) -> Tensor:
 
 
 class MiniLibriSpeechConformerWorkload(MiniSpeechWorkload):
-    step_hint = 2000
+    step_hint = 1600
 
     def build_model(self) -> nn.Module:
         return Conformer()
