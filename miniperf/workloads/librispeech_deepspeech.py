@@ -1,8 +1,8 @@
 """mini_librispeech_deepspeech: small bidirectional LSTMs that transcribe synthesised utterances, trained with CTC."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from miniperf.workloads.speech import SYMBOLS, MaskedBatchNorm, MiniSpeechWorkload, Subsampling
 
@@ -10,17 +10,27 @@ CHANNELS, WIDTH, LSTM_LAYERS = 16, 64, 2
 
 
 class BidirectionalLSTM(nn.Module):
-    """Batch norm, then an LSTM in each direction, half the width each; the backward one starts at the last frame."""
+    """Batch norm, then an LSTM in each direction, half the width each; the backward one starts at the last frame.
+
+    The backward one runs forward over reversed utterances: on a CPU torch's packed sequences take six times as long."""
 
     def __init__(self) -> None:
         super().__init__()
         self.batch_norm = MaskedBatchNorm(WIDTH)
-        self.lstm = nn.LSTM(WIDTH, WIDTH // 2, batch_first=True, bidirectional=True)
+        self.ahead = nn.LSTM(WIDTH, WIDTH // 2, batch_first=True)
+        self.back = nn.LSTM(WIDTH, WIDTH // 2, batch_first=True)
 
     def forward(self, x: Tensor, paddings: Tensor) -> Tensor:
-        lengths = (1 - paddings).sum(dim=1).long().clamp(min=1).cpu()  # an example that is all padding has one, too
-        packed = pack_padded_sequence(self.batch_norm(x, paddings), lengths, batch_first=True, enforce_sorted=False)
-        return pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=x.shape[1])[0]
+        x = self.batch_norm(x, paddings)
+        return torch.cat([self.ahead(x)[0], reverse(self.back(reverse(x, paddings))[0], paddings)], dim=-1)
+
+
+def reverse(x: Tensor, paddings: Tensor) -> Tensor:
+    """Each utterance of x [batch, frames, features] from its end to its start; padding stays behind."""
+    frame = torch.arange(x.shape[1], device=x.device)
+    lengths = (1 - paddings).sum(dim=1).long()[:, None]
+    source = torch.where(frame < lengths, lengths - 1 - frame, frame)
+    return x.gather(1, source[:, :, None].expand_as(x))
 
 
 class FeedForward(nn.Module):
@@ -58,7 +68,7 @@ class DeepSpeech(nn.Module):
 
 
 class MiniLibriSpeechDeepSpeechWorkload(MiniSpeechWorkload):
-    step_hint = 1400
+    step_hint = 2000
 
     def build_model(self) -> nn.Module:
         return DeepSpeech()
