@@ -24,7 +24,7 @@ class FeedForward(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(WIDTH)
-        self.linear1, self.linear2 = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+        self.linear1, self.linear2 = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
 
     def forward(self, x: Tensor, dropout_rate: float) -> Tensor:
         return F.dropout(self.linear2(F.silu(self.linear1(self.norm(x)))), dropout_rate, self.training)

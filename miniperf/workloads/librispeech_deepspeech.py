@@ -68,7 +68,7 @@ class DeepSpeech(nn.Module):
 
 
 class MiniLibriSpeechDeepSpeechWorkload(MiniSpeechWorkload):
-    step_hint = 2000
+    step_hint = 2400
 
     def build_model(self) -> nn.Module:
         return DeepSpeech()
