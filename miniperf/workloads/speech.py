@@ -29,7 +29,7 @@ LOWEST, HIGHEST = 60.0, SAMPLE_RATE / 2  # Hz
 MAX_FRAMES = 120
 SUBSAMPLING = 4  # frames to an output of the models
 
-# SpecAugment (Park et al. 2019), the official masks scaled to this size.
+# SpecAugment (Park et al. 2019), with fewer and narrower masks than officially: utterances are short and bins few.
 FREQUENCY_MASKS, MAX_MASKED_BINS = 2, 5
 TIME_MASKS, MAX_MASKED_SHARE = 2, 0.1
 
