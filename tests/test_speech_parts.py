@@ -53,14 +53,26 @@ def test_data_repeat_and_can_be_aligned(monkeypatch):
     train = data["features"][:64][valid[:64]]
     np.testing.assert_allclose(train.mean(axis=0), 0, atol=1e-4)
     np.testing.assert_allclose(train.std(axis=0), 1, atol=1e-4)
-    letters = data["letters"]
-    equal = ((letters[:, 1:] == letters[:, :-1]) & (letters[:, 1:] > 0)).sum(axis=1)
-    assert (data["letter_counts"] + equal <= speech.output_lengths(data["frames"])).all()
-    assert len({tuple(row) for row in letters}) == len(letters)  # no two utterances say the same
+    check_texts(data)
     voices = [set(part) for part in np.split(data["speakers"], [64, 88])]
     assert not voices[0] & voices[1]
     assert not voices[0] & voices[2]
     assert not voices[1] & voices[2]
+
+
+def test_utterances_differ_and_can_be_aligned_where_that_is_rare(monkeypatch):
+    """252 texts for 100 utterances, and six frames to an output: drawn blindly, many would repeat or be too short."""
+    monkeypatch.setattr(speech, "SPLIT_SIZES", {"train": 80, "validation": 10, "test": 10})
+    monkeypatch.setattr(speech, "WORDS", ["bee", "egg", "hill", "zoo", "jazz", "tree"])
+    monkeypatch.setattr(speech, "SUBSAMPLING", 6)
+    check_texts(speech.generate())
+
+
+def check_texts(data):
+    letters = data["letters"]
+    equal = ((letters[:, 1:] == letters[:, :-1]) & (letters[:, 1:] > 0)).sum(axis=1)
+    assert (data["letter_counts"] + equal <= speech.output_lengths(data["frames"])).all()
+    assert len({tuple(row) for row in letters}) == len(letters)
 
 
 def test_every_letter_is_in_the_lexicon_and_has_a_sound():
