@@ -61,10 +61,10 @@ def test_data_repeat_and_can_be_aligned(monkeypatch):
 
 
 def test_utterances_differ_and_can_be_aligned_where_that_is_rare(monkeypatch):
-    """252 texts for 100 utterances, and six frames to an output: drawn blindly, many would repeat or be too short."""
+    """252 texts for 100 utterances, and five frames to an output: drawn blindly, many would repeat or be too short."""
     monkeypatch.setattr(speech, "SPLIT_SIZES", {"train": 80, "validation": 10, "test": 10})
     monkeypatch.setattr(speech, "WORDS", ["bee", "egg", "hill", "zoo", "jazz", "tree"])
-    monkeypatch.setattr(speech, "SUBSAMPLING", 6)
+    monkeypatch.setattr(speech, "SUBSAMPLING", 5)
     check_texts(speech.generate())
 
 

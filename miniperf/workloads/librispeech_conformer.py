@@ -42,7 +42,7 @@ class SelfAttention(nn.Module):
         batch, length, _ = x.shape
         q, k, v = self.qkv(self.norm(x)).view(batch, length, 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
         attended = paddings < 0.5
-        attended[:, 0] = True  # an example that is all padding has to attend to something: no NaN
+        attended[:, 0] = True  # a softmax over nothing, in an example that is all padding, may be NaN
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attended[:, None, None, :])
         return F.dropout(self.projection(mixed.transpose(1, 2).flatten(2)), dropout_rate, self.training)
 
