@@ -115,6 +115,7 @@ class MiniWorkload(spec.Workload):
         num_batches: int | None = None,
     ) -> Iterator[dict[str, Any]]:
         del data_dir, cache, repeat_final_dataset, num_batches
+        _ = self.splits  # loaded now: the first batch is drawn when the clock runs
         if split == "train":
             return self._train_batches(data_rng, global_batch_size)
         return self._eval_batches(split, global_batch_size)
@@ -229,8 +230,9 @@ def _pad(tensor: Tensor, rows: int) -> Tensor:
 
 def parameter_type(model: nn.Module, name: str) -> spec.ParameterType:
     """The AlgoPerf type of a parameter, from the module that owns it."""
-    owner = model.get_submodule(name.rpartition(".")[0])
-    bias = name.endswith("bias")
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    bias = leaf.startswith("bias")  # an LSTM has several
     if isinstance(owner, nn.Embedding):
         return spec.ParameterType.EMBEDDING
     if isinstance(owner, nn.LayerNorm):
