@@ -21,17 +21,16 @@ def by_folder(logs: Logs, targets: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def band(runs: list[pd.DataFrame], unit: Unit) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The points (updates or seconds) that the runs share, and there mean, lowest and highest of their curves.
+    """The points (updates or seconds) of the runs, and there mean, lowest and highest of their curves.
 
-    Curves are interpolated where their points differ, as those of runs evaluated by wall time do. A run that has values
-    for less than half as long as the longest, because it diverged or was cut, is left out: the band would end with it.
+    Curves are interpolated where their points differ, as those of runs evaluated by wall time do. The band goes on as
+    long as half of the runs have values: published runs end at the target, and some diverge.
     """
-    length = max((rows[unit].iloc[-1] for rows in runs if len(rows)), default=0.0)
-    runs = [rows for rows in runs if len(rows) and rows[unit].iloc[-1] >= length / 2]
+    runs = [rows for rows in runs if len(rows)]
     if not runs:
         return (np.array([]),) * 4
-    start, end = max(rows[unit].iloc[0] for rows in runs), min(rows[unit].iloc[-1] for rows in runs)
     points = np.unique(np.concatenate([rows[unit] for rows in runs]))
-    points = points[(points >= start) & (points <= end)]
-    values = np.array([np.interp(points, rows[unit], rows["value"]) for rows in runs])
-    return points, values.mean(axis=0), values.min(axis=0), values.max(axis=0)
+    curves = [np.interp(points, rows[unit], rows["value"], left=np.nan, right=np.nan) for rows in runs]
+    there = 2 * np.isfinite(curves).sum(axis=0) >= len(runs)
+    values = np.array(curves)[:, there]
+    return points[there], np.nanmean(values, axis=0), np.nanmin(values, axis=0), np.nanmax(values, axis=0)

@@ -17,8 +17,8 @@ def learning_curves(logs: Logs, targets: pd.DataFrame, best: pd.DataFrame, basel
     """One panel per workload: the validation metric, a line per submission, the target dashed.
 
     Lines are means over studies (the best trial of each), bands go from the lowest to the highest. A dot marks the mean
-    of the steps (or seconds) to target; a submission of which a study missed the target gets a cross at its end and
-    the number of misses instead.
+    of the steps (or seconds) to target; a submission of which a study missed the target gets a cross at its end
+    instead, and a line that counts the misses.
 
     Args:
         logs, targets, best: of `logs.read`, `targets.resolve` and `to_target.studies`.
@@ -47,8 +47,13 @@ def learning_curves(logs: Logs, targets: pd.DataFrame, best: pd.DataFrame, basel
             axis.plot(x, mean, color=colour, linestyle=line, label=name)
             if len(runs) > 1:
                 axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-            _mark(axis, mine, unit, scale, target["target"], (x[-1], mean[-1]), colour)
+            if mine["reached"].all():
+                reached = (mine[unit].mean() / scale, target["target"])
+                axis.plot(*reached, "o", color=colour, markersize=6, markeredgecolor="white", zorder=5)
+            else:
+                axis.plot(x[-1], mean[-1], "X", color=colour, markersize=7, markeredgecolor="white", zorder=5)
             late += [rows["value"].iloc[max(1, len(rows) // 6) :] for rows in runs]
+        _list_misses(axis, here, looks, target["lower"])
         axis.axhline(target["target"], color="0.35", linestyle=(0, (4, 3)), linewidth=1, zorder=1)
         axis.set_ylim(*_interesting_range(pd.concat(late), target["lower"], target["target"]))
         axis.set(
@@ -60,16 +65,14 @@ def learning_curves(logs: Logs, targets: pd.DataFrame, best: pd.DataFrame, basel
     return figure
 
 
-def _mark(
-    axis: Axes, mine: pd.DataFrame, unit: Unit, scale: float, target: float, end: tuple[float, float], colour: str
-) -> None:
-    misses = int((~mine["reached"]).sum())
-    if not misses:
-        axis.plot(mine[unit].mean() / scale, target, "o", color=colour, markersize=6, markeredgecolor="white", zorder=5)
-        return
-    axis.plot(*end, "X", color=colour, markersize=7, markeredgecolor="white", zorder=5, clip_on=False)
-    text = f"{misses}/{len(mine)} missed"
-    axis.annotate(text, end, xytext=(-5, 6), textcoords="offset points", fontsize=7, color=colour, ha="right")
+def _list_misses(axis: Axes, here: pd.DataFrame, looks: dict[str, tuple[str, str]], lower: bool) -> None:
+    """Who missed the target how often, in the corner that learning curves leave free."""
+    misses = (~here["reached"]).groupby(here["submission"]).agg(["sum", "size"])
+    lines = [(name, f"{name}: {m}/{n} missed") for name, m, n in misses.itertuples() if m]
+    for i, (name, text) in enumerate(lines):
+        y = 0.97 - 0.09 * i if lower else 0.04 + 0.09 * (len(lines) - 1 - i)
+        axis.text(0.98, y, text, transform=axis.transAxes, fontsize=7.5, color=looks[name][0], ha="right",
+                  va="top" if lower else "bottom")  # fmt: skip
 
 
 def _interesting_range(late: pd.Series, lower: bool, target: float) -> tuple[float, float]:
@@ -101,9 +104,9 @@ def speedups(results: dict[str, Speedup], baseline: str, unit: Unit = "seconds")
     looks = style.looks([*results, baseline], baseline)
     names = sorted({name for result in results.values() for name in result.workloads.index})
     rows = [*names, "all workloads"]
-    height = 0.35 + 0.13 * len(results)
+    height = 0.16 + 0.13 * len(results)
     figure, (axis,) = style.panels(1, size=(6.0, height * len(rows) + 0.4))
-    offsets = np.linspace(-0.3, 0.3, len(results)) if len(results) > 1 else [0.0]
+    offsets = np.linspace(-0.25, 0.25, len(results)) if len(results) > 1 else [0.0]
     for offset, (name, result) in zip(offsets, results.items()):
         colour = looks[name][0]
         for y, row in enumerate(rows):

@@ -23,6 +23,7 @@ def write(
     best: pd.DataFrame,
     speedups: dict[str, Speedup],
     baseline: str,
+    unit: curves.Unit,
     command: str,
     notes: list[str],
 ) -> None:
@@ -31,6 +32,7 @@ def write(
     Args:
         logs, targets, trials, best: of `logs.read`, `targets.resolve`, `to_target.trials` and `to_target.studies`.
         speedups: of each other submission over the baseline.
+        unit: of the curves' horizontal axis at first.
         command: what makes this page, shown at its foot.
         notes: lines about the logs, shown below the charts.
     """
@@ -46,7 +48,7 @@ def write(
             {"name": name, "metric": row["metric"], "target": row["target"], "lower": bool(row["lower"])}
             for name, row in targets.iterrows()
         ],
-        "bands": _bands(best, of_runs),
+        "bands": _bands(best, of_runs, baseline),
         "runs": _runs(trials, best, of_runs),
         "speedups": _speedups(speedups),
     }
@@ -55,14 +57,17 @@ def write(
     text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     path.parent.mkdir(parents=True, exist_ok=True)
     page = template.render(
-        plotly=get_plotlyjs(), data=text, command=command, notes=notes, version=targets.attrs["version"]
+        plotly=get_plotlyjs(), data=text, command=command, notes=notes, unit=unit, version=targets.attrs["version"]
     )
     path.write_text(page)
 
 
-def _bands(best: pd.DataFrame, of_runs: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
+def _bands(best: pd.DataFrame, of_runs: dict[str, pd.DataFrame], baseline: str) -> list[dict[str, Any]]:
     bands = []
-    for (workload, submission), rows in best.groupby(["workload", "submission"]):
+    groups = best.groupby(["workload", "submission"])
+    # The baseline first, so that the others are drawn over it.
+    for workload, submission in sorted(groups.groups, key=lambda key: (key[0], key[1] != baseline, key[1])):
+        rows = groups.get_group((workload, submission))
         entry: dict[str, Any] = {"workload": workload, "submission": submission, "studies": len(rows)}
         entry["misses"] = int((~rows["reached"]).sum())
         for unit in ("steps", "seconds"):

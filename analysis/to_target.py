@@ -27,7 +27,8 @@ def trials(logs: Logs, targets: pd.DataFrame) -> pd.DataFrame:
     Returns:
         `logs.runs` with the columns reached (bool), evaluations (number of them before the one that reached the
         target), steps and seconds (at that evaluation; inf if missed), last_steps and last_seconds (at the end), best
-        (the best validation metric, whenever it occurred), final (the last) and count (evaluations in all). NaN
+        (the best validation metric, whenever it occurred), shortfall (from best to the target, in the metric's unit,
+        negative once passed), final (the last) and count (evaluations in all). NaN
         reaches nothing.
     """
     workload = logs.evaluations["run"].map(logs.runs["workload"])
@@ -38,7 +39,8 @@ def trials(logs: Logs, targets: pd.DataFrame) -> pd.DataFrame:
     hits = hits.reindex(logs.runs.index)
     by_run = rows.groupby("run")
     last = by_run[["global_step", "score"]].max()
-    best = by_run["value"].max().where(~logs.runs["workload"].map(targets["lower"]), by_run["value"].min())
+    lower_is_better = logs.runs["workload"].map(targets["lower"])
+    best = by_run["value"].max().where(~lower_is_better, by_run["value"].min())
     return logs.runs.assign(
         reached=hits["position"].notna(),
         evaluations=hits["position"],
@@ -47,6 +49,7 @@ def trials(logs: Logs, targets: pd.DataFrame) -> pd.DataFrame:
         last_steps=last["global_step"],
         last_seconds=last["score"],
         best=best,
+        shortfall=(best - logs.runs["workload"].map(targets["target"])) * np.where(lower_is_better, 1, -1),
         final=by_run["value"].last(),
         count=by_run.size(),
     )
@@ -62,13 +65,22 @@ def studies(table: pd.DataFrame, rule: Rule = "fewest_evaluations") -> pd.DataFr
             official code takes the one that the file system lists first; here, the faster.
 
     Returns:
-        The rows of `table` picked, with `trials`, their number in the study. A study without a hit gives the trial
-        that went furthest, with infinite steps and seconds.
+        The rows of `table` picked, with `trials`, their number in the study, and with last_steps and last_seconds of
+        the trial that went furthest. A study without a hit gives the trial that came closest, with infinite steps and
+        seconds.
     """
     order = ["evaluations", "seconds"] if rule == "fewest_evaluations" else ["seconds"]
-    counted = table.assign(trials=table.groupby(STUDY)["trial"].transform("size"), left=-table["last_seconds"])
-    ordered = counted.sort_values([*STUDY, *order, "left", "trial"], ignore_index=True)
-    return ordered.drop_duplicates(STUDY).drop(columns="left").reset_index(drop=True)
+    ordered = table.sort_values([*STUDY, *order, "shortfall", "trial"], ignore_index=True)
+    trials = ordered.groupby(STUDY)
+    return (
+        ordered.assign(
+            trials=trials["trial"].transform("size"),
+            last_steps=trials["last_steps"].transform("max"),
+            last_seconds=trials["last_seconds"].transform("max"),
+        )
+        .drop_duplicates(STUDY)
+        .reset_index(drop=True)
+    )
 
 
 def submissions(best: pd.DataFrame, unit: str = "seconds") -> pd.DataFrame:

@@ -46,7 +46,7 @@ def run() -> None:
     if (line := to_target.unequal(trials)) is not None:
         notes.append(line)
     command = " ".join(["python -m scripts.report", *sys.argv[1:]])
-    page.write(out / "report.html", read, measured, trials, best, ratios, FLAGS.baseline, command, notes)
+    page.write(out / "report.html", read, measured, trials, best, ratios, FLAGS.baseline, FLAGS.x, command, notes)
     for line in notes:
         print(line, file=sys.stderr)
     print(text)
