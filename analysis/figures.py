@@ -53,6 +53,8 @@ def learning_curves(logs: Logs, targets: pd.DataFrame, best: pd.DataFrame, basel
             else:
                 axis.plot(x[-1], mean[-1], "X", color=colour, markersize=7, markeredgecolor="white", zorder=5)
             late += [rows["value"].iloc[max(1, len(rows) // 6) :] for rows in runs]
+        axis.annotate(f"target {target['target']:g}", (0.01, target["target"]), xycoords=("axes fraction", "data"),
+                      xytext=(0, 2), textcoords="offset points", fontsize=7, color="0.35")  # fmt: skip
         _list_misses(axis, here, looks, target["lower"])
         axis.axhline(target["target"], color="0.35", linestyle=(0, (4, 3)), linewidth=1, zorder=1)
         axis.set_ylim(*_interesting_range(pd.concat(late), target["lower"], target["target"]))

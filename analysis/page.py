@@ -64,10 +64,12 @@ def write(
 
 def _bands(best: pd.DataFrame, of_runs: dict[str, pd.DataFrame], baseline: str) -> list[dict[str, Any]]:
     bands = []
-    groups = best.groupby(["workload", "submission"])
+    keys = best[["workload", "submission"]].drop_duplicates().itertuples(index=False)
     # The baseline first, so that the others are drawn over it.
-    for workload, submission in sorted(groups.groups, key=lambda key: (key[0], key[1] != baseline, key[1])):
-        rows = groups.get_group((workload, submission))
+    for workload, submission in sorted(
+        keys, key=lambda key: (key.workload, key.submission != baseline, key.submission)
+    ):
+        rows = best[(best["workload"] == workload) & (best["submission"] == submission)]
         entry: dict[str, Any] = {"workload": workload, "submission": submission, "studies": len(rows)}
         entry["misses"] = int((~rows["reached"]).sum())
         for unit in ("steps", "seconds"):

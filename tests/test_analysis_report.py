@@ -73,7 +73,7 @@ def test_learning_curves_mark_targets_and_misses(tmp_path):
     toy, two = figure.axes
     dots = {line.get_xdata()[0] for line in toy.lines if line.get_marker() == "o"}
     assert dots == {95.0, 55.0, 60.0}
-    assert [text.get_text() for text in two.texts] == ["ema: 1/2 missed", "target 0.3"]
+    assert [text.get_text() for text in two.texts] == ["target 0.3", "ema: 1/2 missed"]
     assert sum(line.get_marker() == "X" for line in two.lines) == 1
     assert len(toy.collections) == 3  # a band each
 
