@@ -83,7 +83,7 @@ def _bands(best: pd.DataFrame, of_runs: dict[str, pd.DataFrame], baseline: str) 
 def _runs(trials: pd.DataFrame, best: pd.DataFrame, of_runs: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
     picked = set(best["folder"])
     runs = []
-    for row in trials.to_dict("records"):
+    for row in trials.sort_values(["workload", "submission", "study", "trial"]).to_dict("records"):
         curve = of_runs[row["folder"]]
         meta = dict(_flat(row["meta"]))
         command = meta.pop("command", None) or _command(row["flags"])
