@@ -111,6 +111,7 @@ def speedups(results: dict[str, Speedup], baseline: str, unit: Unit = "seconds")
     offsets = np.linspace(-0.25, 0.25, len(results)) if len(results) > 1 else [0.0]
     for offset, (name, result) in zip(offsets, results.items()):
         colour = looks[name][0]
+        axis.plot([], [], "o", color=colour, markersize=5, label=name)
         for y, row in enumerate(rows):
             if row == "all workloads":
                 ratio, (low, high), bound = result.ratio, result.over_studies, result.bound
@@ -120,7 +121,7 @@ def speedups(results: dict[str, Speedup], baseline: str, unit: Unit = "seconds")
                 continue
             axis.plot([low, high], [y + offset] * 2, color=colour, linewidth=1.2)
             axis.plot(ratio, y + offset, "D" if row == "all workloads" else "o", color=colour, markersize=5,
-                      markerfacecolor="white" if bound else colour, label=name if y == 0 else None)  # fmt: skip
+                      markerfacecolor="white" if bound else colour)  # fmt: skip
             arrow = {">=": " →", "<=": "← ", "?": " ?"}.get(bound, "")
             side = -1 if bound == "<=" else 1
             edge = ratio if np.isnan(low) else (low, high)[side > 0]

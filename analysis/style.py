@@ -64,10 +64,10 @@ def legend_below(figure: Figure, axes: Iterable[Axes]) -> None:
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
 
 
-def save(figure: Figure, path: Path) -> list[Path]:
-    """Write path.png and path.pdf."""
+def save(figure: Figure, path: Path, kinds: Iterable[str] = ("png", "pdf")) -> list[Path]:
+    """Write path.png and path.pdf, or the kinds asked for."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    written = [path.parent / f"{path.name}.{kind}" for kind in ("png", "pdf")]
+    written = [path.parent / f"{path.name}.{kind}" for kind in kinds]
     for target in written:
         # No date in the PDF: the same logs give the same file.
         figure.savefig(target, metadata={"CreationDate": None} if target.suffix == ".pdf" else None)
