@@ -18,6 +18,7 @@ def write(
     target: float | None = 0.5,
     seconds_per_step: float = 0.1,
     metric: str = "accuracy",
+    hparams: dict | None = None,
     **meta: object,
 ) -> Path:
     """A trial with one evaluation every 10 updates. Returns its folder."""
@@ -28,7 +29,7 @@ def write(
         time = 10 * i * seconds_per_step
         lines.append(f"{time},{10 * i},{time},{value},1000")
     (folder / "eval_measurements.csv").write_text("\n".join(lines) + "\n")
-    (folder / "hparams.json").write_text(json.dumps({"learning_rate": 0.01, "note": "</script>"}))
+    (folder / "hparams.json").write_text(json.dumps(hparams or {"learning_rate": 0.01, "note": "</script>"}))
     properties = {"target_metric_name": metric, "validation_target_value": target, "step_hint": 10 * len(values)}
     if target is not None:
         content = {"workload": properties, "rng_seed": study, "command": f"python -m scripts.run {submission}"} | meta
