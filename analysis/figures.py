@@ -110,8 +110,8 @@ def speedups(results: dict[str, Speedup], baseline: str, unit: Unit = "seconds")
     figure, (axis,) = style.panels(1, size=(6.0, height * len(rows) + 0.4))
     offsets = np.linspace(-0.25, 0.25, len(results)) if len(results) > 1 else [0.0]
     for offset, (name, result) in zip(offsets, results.items()):
-        colour = looks[name][0]
-        axis.plot([], [], "o", color=colour, markersize=5, label=name)
+        colour, marker = looks[name][0], style.MARKERS[looks[name][1]]
+        axis.plot([], [], marker, color=colour, markersize=5, label=name)
         for y, row in enumerate(rows):
             if row == "all workloads":
                 ratio, (low, high), bound = result.ratio, result.over_studies, result.bound
@@ -120,8 +120,8 @@ def speedups(results: dict[str, Speedup], baseline: str, unit: Unit = "seconds")
             else:
                 continue
             axis.plot([low, high], [y + offset] * 2, color=colour, linewidth=1.2)
-            axis.plot(ratio, y + offset, "D" if row == "all workloads" else "o", color=colour, markersize=5,
-                      markerfacecolor="white" if bound else colour)  # fmt: skip
+            inside = "white" if bound else colour
+            axis.plot(ratio, y + offset, marker, color=colour, markersize=5, markerfacecolor=inside)
             arrow = {">=": " →", "<=": "← ", "?": " ?"}.get(bound, "")
             side = -1 if bound == "<=" else 1
             edge = ratio if np.isnan(low) else (low, high)[side > 0]
@@ -138,8 +138,7 @@ def speedups(results: dict[str, Speedup], baseline: str, unit: Unit = "seconds")
         ticks = [t for t in ticks if t not in (0.3, 0.6, 0.7, 0.9, 1.1, 1.2)]
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()
-    axis.set_xlabel(
-        f"{'time' if unit == 'seconds' else 'steps'} to target / {baseline}'s   (hollow: bounded by misses)"
-    )
+    what = "time" if unit == "seconds" else "steps"
+    axis.set_xlabel(f"{what} to target relative to {baseline} (hollow: bounded by misses)")
     style.legend_below(figure, [axis])
     return figure

@@ -162,7 +162,7 @@ def _against(
         if parabola:
             _parabola(axis, here, y, target["lower"] or y != "best")
         if (here["x"].dropna() > 0).all():
-            axis.set_xscale("log")
+            style.log_ticks(axis, percent=parabola)
         metric = f"best validation {target['metric']}"
         what = {"best": metric, "steps": "updates to target", "seconds": "seconds to target"}[y]
         axis.set(title=workload, xlabel=label.replace("_", " "), ylabel=what)
@@ -171,7 +171,8 @@ def _against(
 
 
 def _parabola(axis: Axes, rows: pd.DataFrame, y: str, lower: bool) -> None:
-    """Least squares of y on log x and its square over all runs, with the best x where the parabola has one inside."""
+    """Least squares of y on log x and its square over all runs, with the best x where the parabola has one inside. Runs
+    that missed the target have no steps or seconds and are left out: where many did, the fit flatters."""
     points = rows[["x", y]].replace(np.inf, np.nan).dropna()
     points = points[points["x"] > 0]
     if points["x"].nunique() < 4:

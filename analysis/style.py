@@ -10,10 +10,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 # Okabe and Ito's palette, its yellow left out: too pale for a line on white.
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2")
 LINES = ("-", "--", ":", "-.")
+MARKERS = dict(zip(LINES, "os^v"))  # where there are points and no lines
 
 logging.getLogger("fontTools").setLevel(logging.WARNING)  # else absl shows every glyph of a PDF
 plt.rcParams.update(
@@ -57,10 +59,20 @@ def panels(count: int, columns: int = 4, size: tuple[float, float] = (3.4, 2.7))
     return figure, axes[:count]
 
 
+def log_ticks(axis: Axes, percent: bool = False) -> None:
+    """A logarithmic horizontal axis with plain numbers at 1, 2 and 5 (or, if it is long, 3) times the powers of ten."""
+    axis.set_xscale("log")
+    low, high = axis.get_xlim()
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 50 * low else (1.0, 3.0)))
+    axis.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.3g} %" if percent else f"{x:.3g}")
+    axis.xaxis.set_minor_locator(NullLocator())
+
+
 def legend_below(figure: Figure, axes: Iterable[Axes]) -> None:
     """One legend for all panels, below them."""
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
-    columns = min(len(handles), max(2, int(figure.get_figwidth() / 1.7)))
+    width = 0.7 + 0.065 * max(map(len, handles))  # inches, of the longest label with its line
+    columns = max(1, min(len(handles), int(figure.get_figwidth() / width)))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
 
 

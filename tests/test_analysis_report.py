@@ -83,7 +83,7 @@ def test_speedups_show_bounds_as_hollow(tmp_path):
     logs = read(tmp_path)
     best = to_target.studies(to_target.trials(logs, targets.resolve(logs)))
     figure = figures.speedups({"ema": speedup.compare(best, "ema", "nadamw")}, "nadamw")
-    points = [line for line in figure.axes[0].lines if line.get_marker() in "oD" and len(line.get_xdata())]
+    points = [line for line in figure.axes[0].lines if line.get_marker() == "o" and len(line.get_xdata())]
     assert [point.get_markerfacecolor() == "white" for point in points] == [False, True, True]  # toy, toy_two, all
 
 
