@@ -34,3 +34,29 @@ def band(runs: list[pd.DataFrame], unit: Unit) -> tuple[np.ndarray, np.ndarray, 
     there = 2 * np.isfinite(curves).sum(axis=0) >= len(runs)
     values = np.array(curves)[:, there]
     return points[there], np.nanmean(values, axis=0), np.nanmin(values, axis=0), np.nanmax(values, axis=0)
+
+
+def interesting_range(
+    best: pd.DataFrame, of_runs: dict[str, pd.DataFrame], lower: bool, target: float
+) -> tuple[float, float]:
+    """Limits of a vertical axis: from a little beyond the best value to what is left after a sixth of training.
+
+    The far end leaves out the worst quarter of the submissions, so that one that diverged does not flatten the others.
+
+    Args:
+        best: rows of `to_target.studies` of one workload.
+        of_runs: of `by_folder`.
+    """
+    bests, edges = [], []
+    for _, folders in best.groupby("submission")["folder"]:
+        late = pd.concat([of_runs[folder]["value"].iloc[max(1, len(of_runs[folder]) // 6) :] for folder in folders])
+        late = late[np.isfinite(late)]
+        if len(late):
+            bests.append(late.min() if lower else late.max())
+            edges.append(late.quantile(0.97 if lower else 0.03))
+    reach = [target]
+    if edges:
+        reach += [min(bests) if lower else max(bests), sorted(edges, reverse=lower)[len(edges) // 4]]
+    low, high = min(reach), max(reach)
+    margin = 0.06 * (high - low) or 0.01 * abs(target) or 0.01
+    return low - margin, high + margin

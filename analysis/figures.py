@@ -33,7 +33,6 @@ def learning_curves(logs: Logs, targets: pd.DataFrame, best: pd.DataFrame, basel
     )
     for axis, (workload, target) in zip(axes, targets.iterrows()):
         here = best[best["workload"] == workload]
-        late = [pd.Series(dtype=float)]
         for name, (colour, line) in looks.items():
             mine = here[here["submission"] == name]
             if mine.empty:
@@ -52,12 +51,11 @@ def learning_curves(logs: Logs, targets: pd.DataFrame, best: pd.DataFrame, basel
                 axis.plot(*reached, "o", color=colour, markersize=6, markeredgecolor="white", zorder=5)
             else:
                 axis.plot(x[-1], mean[-1], "X", color=colour, markersize=7, markeredgecolor="white", zorder=5)
-            late += [rows["value"].iloc[max(1, len(rows) // 6) :] for rows in runs]
         axis.annotate(f"target {target['target']:g}", (0.01, target["target"]), xycoords=("axes fraction", "data"),
                       xytext=(0, 2), textcoords="offset points", fontsize=7, color="0.35")  # fmt: skip
         _list_misses(axis, here, looks, target["lower"])
         axis.axhline(target["target"], color="0.35", linestyle=(0, (4, 3)), linewidth=1, zorder=1)
-        axis.set_ylim(*_interesting_range(pd.concat(late), target["lower"], target["target"]))
+        axis.set_ylim(*curves.interesting_range(here, of_runs, target["lower"], target["target"]))
         axis.set(
             title=workload,
             xlabel=label,
@@ -71,20 +69,14 @@ def _list_misses(axis: Axes, here: pd.DataFrame, looks: dict[str, tuple[str, str
     """Who missed the target how often, in the corner that learning curves leave free."""
     misses = (~here["reached"]).groupby(here["submission"]).agg(["sum", "size"])
     lines = [(name, f"{name}: {m}/{n} missed") for name, m, n in misses.itertuples() if m]
+    if len(lines) > 4:  # they would hide the curves
+        lines = [("", f"{len(lines)} of {len(misses)} submissions missed it")]
     for i, (name, text) in enumerate(lines):
+        colour = looks[name][0] if name else "0.35"
         y = 0.97 - 0.09 * i if lower else 0.04 + 0.09 * (len(lines) - 1 - i)
-        axis.text(0.98, y, text, transform=axis.transAxes, fontsize=7.5, color=looks[name][0], ha="right",
-                  va="top" if lower else "bottom")  # fmt: skip
-
-
-def _interesting_range(late: pd.Series, lower: bool, target: float) -> tuple[float, float]:
-    """From a little beyond the best value to what most curves pass after the first sixth of training."""
-    values = late[np.isfinite(late)]
-    edge = values.quantile(0.97 if lower else 0.03) if len(values) else target
-    far = values.min() if lower else values.max()
-    low, high = min(edge, far, target), max(edge, far, target)
-    margin = 0.06 * (high - low) or 0.01 * abs(target) or 0.01
-    return low - margin, high + margin
+        axis.text(0.98, y, text, transform=axis.transAxes, fontsize=7.5, color=colour, ha="right",
+                  va="top" if lower else "bottom", bbox={"facecolor": "white", "alpha": 0.7, "pad": 1, "linewidth": 0},
+                  zorder=6)  # fmt: skip
 
 
 def performance_profiles(profile: pd.DataFrame, scores: pd.Series, baseline: str | None) -> Figure:

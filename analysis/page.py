@@ -45,7 +45,12 @@ def write(
             for name, (colour, line) in looks.items()
         ],
         "workloads": [
-            {"name": name, "metric": row["metric"], "target": row["target"], "lower": bool(row["lower"])}
+            {
+                "name": name,
+                "metric": row["metric"],
+                "target": row["target"],
+                "range": curves.interesting_range(best[best["workload"] == name], of_runs, row["lower"], row["target"]),
+            }
             for name, row in targets.iterrows()
         ],
         "bands": _bands(best, of_runs, baseline),

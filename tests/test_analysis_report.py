@@ -105,6 +105,16 @@ def test_a_band_goes_on_while_half_of_the_runs_do():
     assert curves.band([short.iloc[:0]], "steps")[0].tolist() == []
 
 
+def test_one_submission_that_diverged_does_not_flatten_the_others():
+    good = pd.DataFrame({"steps": range(20), "value": np.linspace(0.3, 0.1, 20)})
+    of_runs = {"a": good, "b": good, "c": good, "d": good.assign(value=1e6), "e": good.assign(value=np.nan)}
+    best = pd.DataFrame({"submission": list(of_runs), "folder": list(of_runs)})
+    low, high = curves.interesting_range(best, of_runs, lower=True, target=0.15)
+    assert 0.05 < low < 0.1
+    assert 0.25 < high < 1
+    assert curves.interesting_range(best[-1:], of_runs, lower=True, target=0.15) == pytest.approx((0.1485, 0.1515))
+
+
 def test_colours_of_many_submissions_are_told_apart():
     looks = style.looks([f"s{i}" for i in range(20)], "s0")
     assert looks["s0"] == ("#000000", "-")
