@@ -93,16 +93,23 @@ def _hours(row: pd.Series) -> str:
 
 
 def _notes(read: logs.Logs, trials: pd.DataFrame) -> str:
-    differ = to_target.difference(trials)
     lines = [
         f"- {len(read.runs)} runs, {len(read.evaluations)} evaluations.",
         *(f"- {line}" for line in logs.summary_of_skipped(read)),
-        f"- The trial with the fewest evaluations (the official code's choice) is not the fastest in {len(differ)} of "
-        f"{differ.attrs['compared']} studies that reached the target"
-        + (f", by up to {100 * differ['excess'].max():.1f} % of its time." if len(differ) else ".")
-        + f" In {differ.attrs['ties']} several trials have as few, up to {100 * differ.attrs['spread']:.1f} % apart: "
-        "the fastest of them counts here, the one listed first there.",
     ]
+    differ = to_target.difference(trials)
+    compared, ties = differ.attrs["compared"], differ.attrs["ties"]
+    if len(differ):
+        lines.append(
+            f"- In {len(differ)} of {compared} studies that reached the target, the trial with the fewest evaluations (the "
+            f"official code's choice) is not the fastest, by up to {100 * differ['excess'].max():.1f} %."
+        )
+    if ties:
+        lines.append(
+            f"- In {ties} of {compared} several trials have the fewest evaluations, up to "
+            f"{100 * differ.attrs['spread']:.1f} % apart: the official code takes the one listed first, here the fastest "
+            "counts."
+        )
     if (line := to_target.unequal(trials)) is not None:
         lines.append(f"- {line}; medians are over the studies there are.")
     return "\n".join(lines)

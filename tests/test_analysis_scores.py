@@ -58,6 +58,14 @@ def test_the_published_medians(published):
     assert times.loc["lawa_ema", base[:5]].tolist() == [5303, 2556, 61886, 10597, 43034]
 
 
+def test_the_committed_analysis_is_what_its_command_makes(published, tmp_path):
+    command = [sys.executable, "-m", "scripts.published_v05", f"--logs={PUBLISHED}", f"--out={tmp_path}"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    committed = ROOT / "docs/results/published_v05"
+    assert (tmp_path / "tables.md").read_text() == (committed / "tables.md").read_text()
+    assert {path.name for path in tmp_path.glob("*.png")} == {path.name for path in committed.glob("*.png")}
+
+
 def test_two_rules_for_the_best_trial(tmp_path):
     # Trial 1 reaches the target at its third evaluation, trial 2, evaluated more often, at its fourth but sooner.
     synthetic_logs.write(tmp_path, "one", [0.1, 0.2, 0.6], trial=1, seconds_per_step=1.0)
