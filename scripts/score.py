@@ -101,14 +101,14 @@ def _notes(read: logs.Logs, trials: pd.DataFrame) -> str:
     compared, ties = differ.attrs["compared"], differ.attrs["ties"]
     if len(differ):
         lines.append(
-            f"- In {len(differ)} of {compared} studies that reached the target, the trial with the fewest evaluations (the "
-            f"official code's choice) is not the fastest, by up to {100 * differ['excess'].max():.1f} %."
+            f"- In {len(differ)} of {compared} studies that reached the target, the trial with the fewest evaluations "
+            f"(the official code's choice) is not the fastest, by up to {100 * differ['excess'].max():.1f} %."
         )
     if ties:
         lines.append(
             f"- In {ties} of {compared} several trials have the fewest evaluations, up to "
-            f"{100 * differ.attrs['spread']:.1f} % apart: the official code takes the one listed first, here the fastest "
-            "counts."
+            f"{100 * differ.attrs['spread']:.1f} % apart: the official code takes the one listed first, "
+            "here the fastest counts."
         )
     if (line := to_target.unequal(trials)) is not None:
         lines.append(f"- {line}; medians are over the studies there are.")
