@@ -1,9 +1,11 @@
-"""Who reached the validation target first: a table in the terminal and learning curves as a picture.
+"""Who reached the validation target first: a table in the terminal, figures, and a page to explore.
 
     python -m scripts.report --runs=runs/demo
 
-Reads every run below --runs, prints steps and time to target per workload and submission with the ratio to the
-baseline, and writes table.md and learning_curves.png into --out (default: <runs>/report).
+Reads every run below --runs (folders or .tar.xz archives), prints steps and time to target per workload and submission
+with the ratio to the baseline, and writes into --out: table.md, learning_curves and speedup as PNG and PDF, and
+report.html, which opens in any browser without a network. With --study, a file of studies/, it draws that experiment's
+figures too, each point of a grid as a submission of its own.
 """
 
 import sys
@@ -12,33 +14,63 @@ from pathlib import Path
 
 from absl import app, flags
 
-from analysis import figures, logs, targets
+from analysis import figures, logs, page, speedup, studies, study_figures, style, tables, targets, to_target
+from analysis.errors import UsageError
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("runs", "runs", "Folder with runs, at any depth.")
+flags.DEFINE_list("runs", ["runs"], "Folders or archives with runs, at any depth, with commas between.")
+flags.DEFINE_string("study", None, "YAML file of the experiment whose runs these are.")
 flags.DEFINE_string("baseline", "nadamw", "The submission that the others are compared with.")
-flags.DEFINE_string("out", None, "Folder for the table and the picture; default: <runs>/report.")
+flags.DEFINE_list("submissions", None, "Only these; default: all.")
+flags.DEFINE_enum("version", None, [*targets.versions(), targets.OWN], "Benchmark version; default: guessed.")
+flags.DEFINE_enum("x", "steps", ["steps", "seconds"], "Horizontal axis of the figures.")
+flags.DEFINE_string("out", None, "Folder for what is written; default: <runs>/report.")
+
+
+def run() -> None:
+    out = Path(FLAGS.out) if FLAGS.out else Path(FLAGS.runs[0]) / "report"
+    read = logs.read(FLAGS.runs).only(FLAGS.submissions)
+    baseline = FLAGS.baseline
+    if FLAGS.study is not None:
+        study = studies.load(FLAGS.study)
+        read = study_figures.select(read, study)
+        baseline = study_figures.baseline_arm(study, read)
+    measured = targets.resolve(read, FLAGS.version)
+    tables.check_baseline(read.runs["submission"], baseline)
+    trials = to_target.trials(read, measured)
+    best = to_target.studies(trials)
+    text = tables.format_by_submission(tables.by_submission(best, baseline), baseline)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "table.md").write_text(text + "\n")
+    style.save(figures.learning_curves(read, measured, best, baseline, FLAGS.x), out / "learning_curves")
+    others = sorted(set(best["submission"]) - {baseline})
+    ratios = {name: speedup.compare(best, name, baseline, "seconds") for name in others}
+    if ratios:
+        by_steps = {name: speedup.compare(best, name, baseline, FLAGS.x) for name in others}
+        style.save(figures.speedups(by_steps, baseline, FLAGS.x), out / "speedup")
+    drawn = study_figures.draw(study, read, measured, out) if FLAGS.study is not None else []
+    notes = logs.summary_of_skipped(read)
+    if (line := to_target.unequal(trials)) is not None:
+        notes.append(line)
+    command = " ".join(["python -m scripts.report", *sys.argv[1:]])
+    page.write(out / "report.html", read, measured, trials, best, ratios, baseline, FLAGS.x, command, notes)
+    for line in notes:
+        print(line, file=sys.stderr)
+    print(text)
+    names = "table.md, learning_curves.png, speedup.png (and .pdf), report.html"
+    names += "".join(f", {path.name}" for path in drawn if path.suffix != ".pdf")
+    print(f"\n{len(read.runs)} runs. In {out}: {names}")
 
 
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    out = Path(FLAGS.out) if FLAGS.out else Path(FLAGS.runs) / "report"
     try:
-        runs, skipped = logs.read_runs(FLAGS.runs)
-        result = targets.table(runs, FLAGS.baseline)
-    except ValueError as error:
+        run()
+    except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    for line in skipped:
-        print(f"skipped {line}", file=sys.stderr)
-    text = targets.format_table(result, FLAGS.baseline)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "table.md").write_text(text + "\n")
-    figures.learning_curves(runs, FLAGS.baseline, out / "learning_curves.png")
-    print(text)
-    print(f"\n{len(runs)} runs. Table: {out / 'table.md'}. Learning curves: {out / 'learning_curves.png'}")
 
 
 if __name__ == "__main__":

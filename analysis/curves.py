@@ -1,0 +1,62 @@
+"""Learning curves: of each run, and the band over several."""
+
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from analysis import to_target
+from analysis.logs import Logs
+
+Unit = Literal["steps", "seconds"]
+
+
+def by_folder(logs: Logs, targets: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """For each run, by its folder: steps, seconds and value (the validation metric), one row per evaluation that has a
+    value."""
+    rows = logs.evaluations[["run", "global_step", "score"]].assign(value=to_target.values(logs, targets))
+    rows = rows.rename(columns={"global_step": "steps", "score": "seconds"}).dropna(subset="value")
+    groups = dict(iter(rows.groupby("run")))
+    return {folder: groups.get(run, rows.iloc[:0]) for run, folder in enumerate(logs.runs["folder"])}
+
+
+def band(runs: list[pd.DataFrame], unit: Unit) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The points (updates or seconds) of the runs, and there mean, lowest and highest of their curves.
+
+    Curves are interpolated where their points differ, as those of runs evaluated by wall time do. The band goes on as
+    long as half of the runs have values: published runs end at the target, and some diverge.
+    """
+    runs = [rows for rows in runs if len(rows)]
+    if not runs:
+        return (np.array([]),) * 4
+    points = np.unique(np.concatenate([rows[unit] for rows in runs]))
+    curves = [np.interp(points, rows[unit], rows["value"], left=np.nan, right=np.nan) for rows in runs]
+    there = 2 * np.isfinite(curves).sum(axis=0) >= len(runs)
+    values = np.array(curves)[:, there]
+    return points[there], np.nanmean(values, axis=0), np.nanmin(values, axis=0), np.nanmax(values, axis=0)
+
+
+def interesting_range(
+    best: pd.DataFrame, of_runs: dict[str, pd.DataFrame], lower: bool, target: float
+) -> tuple[float, float]:
+    """Limits of a vertical axis: from a little beyond the best value to what is left after a sixth of training.
+
+    The far end leaves out the worst quarter of the submissions, so that one that diverged does not flatten the others.
+
+    Args:
+        best: rows of `to_target.studies` of one workload.
+        of_runs: of `by_folder`.
+    """
+    bests, edges = [], []
+    for _, folders in best.groupby("submission")["folder"]:
+        late = pd.concat([of_runs[folder]["value"].iloc[max(1, len(of_runs[folder]) // 6) :] for folder in folders])
+        late = late[np.isfinite(late)]
+        if len(late):
+            bests.append(late.min() if lower else late.max())
+            edges.append(late.quantile(0.97 if lower else 0.03))
+    reach = [target]
+    if edges:
+        reach += [min(bests) if lower else max(bests), sorted(edges, reverse=lower)[len(edges) // 4]]
+    low, high = min(reach), max(reach)
+    margin = 0.06 * (high - low) or 0.01 * abs(target) or 0.01
+    return low - margin, high + margin

@@ -1,0 +1,182 @@
+"""Studies: the paper's experiments as small YAML files, for a runner to run and scripts/report.py to draw.
+
+A study says which submissions train on which workloads with which seeds and hyperparameters:
+
+    title: Steps to the validation target
+    paper: Fig. 1 and 2, Table 1
+    question: How much sooner does averaging reach the target?
+    submissions: [nadamw, lawa, ema]     # folders of submissions/pytorch; the first is the baseline
+    workloads: all                       # or a list of names
+    seeds: 3                             # 0, 1, 2; each a study_<seed> of the logs
+    search_spaces: tuning_search_spaces/miniperf   # <submission>.json: the points to start from
+    grid:                                # optional: per submission, values multiplied out over each of those points;
+      lawa: {averaging_window: [5, 20], averaging_horizon: [.01, .1]}   # null leaves a hyperparameter out
+    requires: a schedule that ...        # optional: what the code lacks to run it; a runner refuses such a study
+    figures:
+      - {name: fig1, kind: curves}       # see `KINDS`
+
+Trial N of a run is point N of `Study.search_space(submission)`: hparams.json in the logs tells the points apart.
+"""
+
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from analysis.errors import UsageError
+
+# The options of each kind of figure, with their defaults; None: must be given.
+KINDS: dict[str, dict[str, Any]] = {
+    "curves": {"unit": "steps"},  # learning curves, a line for each point of the grid
+    "speedup": {"unit": "steps"},  # ratio of time or steps to target to the baseline's
+    "hours": {},  # table: hours to train the suite to target
+    "best": {},  # table: best validation metric
+    "sweep": {"x": None, "y": "best"},  # y (best, steps, seconds) against the hyperparameter x
+    "horizon": {"y": "steps"},  # y against the share of training that the average covers, with a parabola
+}
+_CHOICES = {"unit": ("steps", "seconds"), "y": ("best", "steps", "seconds")}
+_NEEDED = ("title", "paper", "question", "submissions", "workloads", "seeds", "search_spaces", "figures")
+_OPTIONAL = ("grid", "requires")
+
+
+@dataclass(frozen=True)
+class Study:
+    """One study. `workloads` is None for all, `requires` None if the study can run."""
+
+    name: str
+    title: str
+    paper: str
+    question: str
+    submissions: tuple[str, ...]
+    workloads: tuple[str, ...] | None
+    seeds: int
+    search_spaces: Path
+    grid: dict[str, dict[str, list[Any]]]
+    requires: str | None
+    figures: tuple[dict[str, Any], ...]
+
+    @property
+    def baseline(self) -> str:
+        return self.submissions[0]
+
+    def points(self, submission: str) -> list[dict[str, Any]]:
+        """The points of the submission's search space, which the grid multiplies out.
+
+        Raises:
+            UsageError: the search space cannot be read, or is no list of points.
+        """
+        path = self.search_spaces / f"{submission}.json"
+        try:
+            points = json.loads(path.read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise UsageError(f"study {self.name}: cannot read the search space {path}: {error}") from None
+        if not isinstance(points, list) or not all(isinstance(point, dict) for point in points):
+            raise UsageError(f"study {self.name}: {path} must be a list of points, since the grid multiplies them out")
+        return points
+
+    def search_space(self, submission: str) -> list[dict[str, Any]]:
+        """The points of a submission, in the order of its trials: ready to be written as a tuning search space.
+
+        Raises:
+            UsageError: as `points`.
+        """
+        grid = self.grid.get(submission, {})
+        varied = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+        merged = [{**point, **values} for point in self.points(submission) for values in varied]
+        return [{name: value for name, value in point.items() if value is not None} for point in merged]
+
+
+def load(path: str | Path) -> Study:
+    """Read a study. UsageError in one line for anything wrong with the file."""
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UsageError(f"--study={path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    try:
+        return _checked(path.stem, content)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def _checked(name: str, content: Any) -> Study:
+    if not isinstance(content, dict):
+        raise UsageError("must be a mapping of fields")
+    if missing := [field for field in _NEEDED if field not in content]:
+        raise UsageError(f"the field {', '.join(missing)} is missing")
+    if unknown := [str(field) for field in content if field not in (*_NEEDED, *_OPTIONAL)]:
+        raise UsageError(f"unknown field {', '.join(unknown)}; there are {', '.join((*_NEEDED, *_OPTIONAL))}")
+    for field in ("title", "paper", "question", "search_spaces"):
+        if not isinstance(content[field], str):
+            raise UsageError(f"{field} must be text, not {content[field]!r}")
+    submissions = _names("submissions", content["submissions"])
+    workloads = None if content["workloads"] == "all" else _names("workloads", content["workloads"], " or `all`")
+    seeds = content["seeds"]
+    if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
+        raise UsageError(f"seeds must be a whole number >= 1, not {seeds!r}")
+    grid = _grid(content.get("grid") or {}, submissions)
+    return Study(
+        name=name,
+        title=content["title"],
+        paper=content["paper"],
+        question=content["question"],
+        submissions=submissions,
+        workloads=workloads,
+        seeds=seeds,
+        search_spaces=Path(content["search_spaces"]),
+        grid=grid,
+        requires=content.get("requires"),
+        figures=_figures(content["figures"]),
+    )
+
+
+def _names(field: str, value: Any, otherwise: str = "") -> tuple[str, ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
+        raise UsageError(f"{field} must be a list of names{otherwise}, not {value!r}")
+    if twice := sorted({name for name in value if value.count(name) > 1}):
+        raise UsageError(f"{field} names {', '.join(twice)} twice")
+    return tuple(value)
+
+
+def _grid(grid: Any, submissions: tuple[str, ...]) -> dict[str, dict[str, list[Any]]]:
+    if not isinstance(grid, dict):
+        raise UsageError(f"grid must map submissions to hyperparameters, not {grid!r}")
+    for submission, values in grid.items():
+        if submission not in submissions:
+            raise UsageError(f"grid: {submission!r} is not among the submissions {', '.join(submissions)}")
+        if not isinstance(values, dict):
+            raise UsageError(f"grid: {submission} must map hyperparameters to lists, not {values!r}")
+        for name, options in values.items():
+            if not isinstance(options, list) or not options:
+                raise UsageError(f"grid: {submission}: {name} must be a list of values, not {options!r}")
+    return grid
+
+
+def _figures(figures: Any) -> tuple[dict[str, Any], ...]:
+    if not isinstance(figures, list) or not figures:
+        raise UsageError(f"figures must be a list, not {figures!r}")
+    checked = []
+    for figure in figures:
+        if not isinstance(figure, dict) or not isinstance(figure.get("name"), str):
+            raise UsageError(f"figures: each needs a name and a kind, not {figure!r}")
+        name, kind = figure["name"], figure.get("kind")
+        if kind not in KINDS:
+            raise UsageError(f"figures: {name}: kind {kind!r} is unknown; choose from {', '.join(KINDS)}")
+        options = {key: value for key, value in figure.items() if key not in ("name", "kind")}
+        if unknown := [str(key) for key in options if key not in KINDS[kind]]:
+            raise UsageError(f"figures: {name}: {kind} takes no {', '.join(unknown)}")
+        full = {**KINDS[kind], **options}
+        for key, value in full.items():
+            if value is None:
+                raise UsageError(f"figures: {name}: {kind} needs {key}")
+            if key in _CHOICES and value not in _CHOICES[key]:
+                raise UsageError(f"figures: {name}: {key} must be one of {', '.join(_CHOICES[key])}, not {value!r}")
+        checked.append({"name": name, "kind": kind, **full})
+    if len({figure["name"] for figure in checked}) < len(checked):
+        raise UsageError("figures: two have the same name")
+    return tuple(checked)

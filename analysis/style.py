@@ -1,0 +1,87 @@
+"""One look for all figures: sizes fit for a paper's column, colours told apart with any colour vision."""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+
+# Okabe and Ito's palette, its yellow left out: too pale for a line on white.
+COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2")
+LINES = ("-", "--", ":", "-.")
+MARKERS = dict(zip(LINES, "os^v"))  # where there are points and no lines
+
+logging.getLogger("fontTools").setLevel(logging.WARNING)  # else absl shows every glyph of a PDF
+plt.rcParams.update(
+    {
+        "font.size": 9,
+        "axes.titlesize": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": "0.92",
+        "axes.axisbelow": True,
+        "legend.frameon": False,
+        "legend.fontsize": 8,
+        "lines.linewidth": 1.5,
+        "savefig.dpi": 200,
+        "pdf.fonttype": 42,  # text stays text: journals reject Type 3 fonts
+        "figure.constrained_layout.use": True,
+    }
+)
+
+
+def looks(names: Iterable[str], baseline: str | None = None) -> dict[str, tuple[str, str]]:
+    """Colour and line style of each submission: the baseline black, then colours, then other line styles."""
+    ordered = sorted(set(names), key=lambda name: (name != baseline, name))
+    first = 0 if baseline in ordered else 1
+    return {
+        name: (COLOURS[i % len(COLOURS)], LINES[i // len(COLOURS) % len(LINES)])
+        for i, name in enumerate(ordered, start=first)
+    }
+
+
+def panels(count: int, columns: int = 4, size: tuple[float, float] = (3.4, 2.7)) -> tuple[Figure, list[Axes]]:
+    """A grid of `count` panels of `size` inches each."""
+    columns = min(count, columns)
+    rows = -(-count // columns)
+    width = max(size[0] * columns, 5.0)
+    figure, grid = plt.subplots(rows, columns, figsize=(width, size[1] * rows + 0.5), squeeze=False)
+    axes = list(grid.flat)
+    for spare in axes[count:]:
+        spare.set_axis_off()
+    return figure, axes[:count]
+
+
+def log_ticks(axis: Axes, percent: bool = False) -> None:
+    """A logarithmic horizontal axis with plain numbers at 1, 2 and 5 (or, if it is long, 3) times the powers of ten."""
+    axis.set_xscale("log")
+    low, high = axis.get_xlim()
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 50 * low else (1.0, 3.0)))
+    axis.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.3g} %" if percent else f"{x:.3g}")
+    axis.xaxis.set_minor_locator(NullLocator())
+
+
+def legend_below(figure: Figure, axes: Iterable[Axes]) -> None:
+    """One legend for all panels, below them."""
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
+    width = 0.7 + 0.065 * max(map(len, handles))  # inches, of the longest label with its line
+    columns = max(1, min(len(handles), int(figure.get_figwidth() / width)))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
+
+
+def save(figure: Figure, path: Path, kinds: Iterable[str] = ("png", "pdf")) -> list[Path]:
+    """Write path.png and path.pdf, or the kinds asked for."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = [path.parent / f"{path.name}.{kind}" for kind in kinds]
+    for target in written:
+        # No date in the PDF: the same logs give the same file.
+        figure.savefig(target, metadata={"CreationDate": None} if target.suffix == ".pdf" else None)
+    plt.close(figure)
+    return written

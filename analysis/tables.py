@@ -1,0 +1,121 @@
+"""Tables as aligned text that is also valid Markdown."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from analysis.errors import UsageError
+from analysis.speedup import Speedup
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table with its columns aligned; the index is not shown. Cells are shown as they are: format them first."""
+    cells = [[str(name) for name in table], *table.astype(str).to_numpy().tolist()]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    cells.insert(1, ["-" * width for width in widths])
+    return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(row, widths)) + " |" for row in cells)
+
+
+def number(value: float, form: str) -> str:
+    """The number, `-` for NaN, `inf` for infinity."""
+    return "-" if np.isnan(value) else "inf" if np.isinf(value) else f"{value:{form}}"
+
+
+def interval(low: float, high: float) -> str:
+    return "-" if np.isnan(low) else f"{low:.2f} to {high:.2f}"
+
+
+def by_submission(trials: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """One row per workload and submission: steps and seconds to target over runs, and the ratio of steps to the
+    baseline's.
+
+    Means are over the runs that reached the target; `reached` counts them, and the ratio is left empty unless all runs
+    of both did, since a mean over the lucky ones would flatter. `best` is the mean over runs of the best validation
+    metric, whenever it occurred, and `final` of the last.
+
+    Raises:
+        UsageError: the baseline has no run.
+    """
+    check_baseline(trials["submission"], baseline)
+    finite = trials.assign(**{unit: trials[unit].replace(np.inf, np.nan) for unit in ("steps", "seconds")})
+    result = finite.groupby(["workload", "submission"]).agg(
+        runs=("reached", "size"),
+        reached=("reached", "sum"),
+        steps=("steps", "mean"),
+        steps_std=("steps", "std"),
+        seconds=("seconds", "mean"),
+        best=("best", "mean"),
+        final=("final", "mean"),
+    )
+    complete = result["steps"].where(result["reached"] == result["runs"])
+    reference = complete.xs(baseline, level="submission").reindex(result.index.get_level_values("workload"))
+    result["ratio"] = complete / reference.to_numpy()
+    return result.reset_index()
+
+
+def check_baseline(submissions: Iterable[str], baseline: str) -> None:
+    """UsageError if the baseline is not among the submissions."""
+    there = sorted(set(submissions))
+    if baseline not in there:
+        raise UsageError(f"no run of the baseline {baseline!r}; choose --baseline from {', '.join(there)}")
+
+
+def format_by_submission(result: pd.DataFrame, baseline: str) -> str:
+    """Text of the table of `by_submission`."""
+    shown = pd.DataFrame(
+        {
+            "workload": result["workload"],
+            "submission": result["submission"],
+            "reached": [f"{a}/{b}" for a, b in zip(result["reached"], result["runs"])],
+            "steps to target": [_spread(m, s) for m, s in zip(result["steps"], result["steps_std"])],
+            "seconds": [number(x, ".1f") for x in result["seconds"]],
+            f"steps / {baseline}": [number(x, ".2f") for x in result["ratio"]],
+            "best": [number(x, ".4f") for x in result["best"]],
+            "final": [number(x, ".4f") for x in result["final"]],
+        }
+    )
+    return markdown(shown)
+
+
+def format_times(times: pd.DataFrame) -> str:
+    """Text of a table of times to target with one row per workload and one column per submission."""
+    shown = times.T.map(lambda value: number(value, ".0f")).reset_index(names="workload")
+    return markdown(shown)
+
+
+def speedup_rows(results: dict[str, Speedup]) -> pd.DataFrame:
+    """One row per submission and workload, and one over all workloads (workload `all`)."""
+    rows = []
+    for submission, result in results.items():
+        rows.append(result.workloads.reset_index().assign(submission=submission))
+        whole = {
+            "workload": "all", "ratio": result.ratio, "low": result.over_studies[0], "high": result.over_studies[1],
+            "low_over_workloads": result.over_workloads[0], "high_over_workloads": result.over_workloads[1],
+            "pairs": result.workloads["pairs"].sum(), "misses": result.workloads["misses"].sum(),
+            "baseline_misses": result.workloads["baseline_misses"].sum(), "bound": result.bound,
+        }  # fmt: skip
+        rows.append(pd.DataFrame([{**whole, "submission": submission}]))
+    return pd.concat(rows, ignore_index=True).set_index(["submission", "workload"]).reset_index()
+
+
+def format_speedups(results: dict[str, Speedup], baseline: str) -> str:
+    """Text of the ratios over all workloads."""
+    shown = pd.DataFrame(
+        {
+            "submission": list(results),
+            f"time / {baseline}": [f"{r.bound} {r.ratio:.3f}".strip() for r in results.values()],
+            "95 %, over studies": [interval(*r.over_studies) for r in results.values()],
+            "95 %, over workloads too": [interval(*r.over_workloads) for r in results.values()],
+            "workloads": [len(r.workloads) for r in results.values()],
+            "misses": [r.workloads["misses"].sum() for r in results.values()],
+            f"misses of {baseline}": [r.workloads["baseline_misses"].sum() for r in results.values()],
+        }
+    )
+    return markdown(shown)
+
+
+def _spread(mean: float, std: float) -> str:
+    if np.isnan(mean):
+        return "-"
+    return f"{mean:.0f}" if np.isnan(std) else f"{mean:.0f} ± {std:.0f}"

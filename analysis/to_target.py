@@ -1,0 +1,131 @@
+"""Steps and time to the validation target: per trial, per study, per submission."""
+
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from analysis.logs import Logs
+
+Rule = Literal["fewest_evaluations", "fastest"]
+STUDY = ["submission", "workload", "study"]
+
+
+def values(logs: Logs, targets: pd.DataFrame) -> pd.Series:
+    """The validation metric that decides, one value per evaluation."""
+    workload = logs.evaluations["run"].map(logs.runs["workload"])
+    result = pd.Series(np.nan, index=logs.evaluations.index)
+    for metric, names in targets.groupby("metric").groups.items():
+        mine = workload.isin(names)
+        result[mine] = logs.evaluations.loc[mine, f"validation/{metric}"]
+    return result
+
+
+def trials(logs: Logs, targets: pd.DataFrame) -> pd.DataFrame:
+    """One row per run: where it reached the target and how far it went.
+
+    Returns:
+        `logs.runs` with the columns reached (bool), evaluations (number of them before the one that reached the
+        target), steps and seconds (at that evaluation; inf if missed), last_steps and last_seconds (at the end), best
+        (the best validation metric, whenever it occurred), shortfall (from best to the target, in the metric's unit,
+        negative once passed), final (the last) and count (evaluations in all). NaN
+        reaches nothing.
+    """
+    workload = logs.evaluations["run"].map(logs.runs["workload"])
+    value, lower, target = values(logs, targets), workload.map(targets["lower"]), workload.map(targets["target"])
+    rows = logs.evaluations[["run", "global_step", "score"]].assign(value=value)
+    rows["position"] = rows.groupby("run").cumcount()
+    hits = rows[np.where(lower, value <= target, value >= target)].groupby("run").first()
+    hits = hits.reindex(logs.runs.index)
+    by_run = rows.groupby("run")
+    last = by_run[["global_step", "score"]].max()
+    lower_is_better = logs.runs["workload"].map(targets["lower"])
+    best = by_run["value"].max().where(~lower_is_better, by_run["value"].min())
+    return logs.runs.assign(
+        reached=hits["position"].notna(),
+        evaluations=hits["position"],
+        steps=hits["global_step"].fillna(np.inf),
+        seconds=hits["score"].fillna(np.inf),
+        last_steps=last["global_step"],
+        last_seconds=last["score"],
+        best=best,
+        shortfall=(best - logs.runs["workload"].map(targets["target"])) * np.where(lower_is_better, 1, -1),
+        final=by_run["value"].last(),
+        count=by_run.size(),
+    )
+
+
+def studies(table: pd.DataFrame, rule: Rule = "fewest_evaluations") -> pd.DataFrame:
+    """The best trial of each study: one row per submission, workload and study.
+
+    Args:
+        table: of `trials`.
+        rule: how the best trial is picked among those that reach the target. `fewest_evaluations` is what the
+            official scoring code does, `fastest` what the rules say. Where two trials have as many evaluations the
+            official code takes the one that the file system lists first; here, the faster.
+
+    Returns:
+        The rows of `table` picked, with `trials`, their number in the study, and with last_steps and last_seconds of
+        the trial that went furthest. A study without a hit gives the trial that came closest, with infinite steps and
+        seconds.
+    """
+    order = ["evaluations", "seconds"] if rule == "fewest_evaluations" else ["seconds"]
+    ordered = table.sort_values([*STUDY, *order, "shortfall", "trial"], ignore_index=True)
+    trials = ordered.groupby(STUDY)
+    return (
+        ordered.assign(
+            trials=trials["trial"].transform("size"),
+            last_steps=trials["last_steps"].transform("max"),
+            last_seconds=trials["last_seconds"].transform("max"),
+        )
+        .drop_duplicates(STUDY)
+        .reset_index(drop=True)
+    )
+
+
+def submissions(best: pd.DataFrame, unit: str = "seconds") -> pd.DataFrame:
+    """Median over studies: rows submissions, columns workloads; inf where half of the studies or more missed, NaN
+    where there is no run."""
+    with np.errstate(invalid="ignore"):  # the median of two infinities
+        medians = best.groupby(["submission", "workload"])[unit].median()
+    # pandas averages the middle two; inf and inf give NaN there.
+    medians = medians.where(medians.notna(), np.inf)
+    return medians.unstack("workload")
+
+
+def difference(table: pd.DataFrame) -> pd.DataFrame:
+    """Studies in which the trial of the official rule is not the fastest: the seconds of both, and what the official
+    one adds as a share.
+
+    attrs: compared, the studies that reached the target; ties, those where several trials have the fewest evaluations
+    at different times, so that the official code's choice depends on how the file system lists them; spread, the
+    largest difference in such a tie as a share.
+    """
+    rules: tuple[Rule, Rule] = ("fewest_evaluations", "fastest")
+    both = pd.DataFrame({rule: studies(table, rule).set_index(STUDY)["seconds"] for rule in rules})
+    both = both[np.isfinite(both["fastest"])]
+    excess = both["fewest_evaluations"] / both["fastest"] - 1
+    differ = both.assign(excess=excess)[excess > 0].reset_index()
+    reached = table[table["reached"]]
+    fewest = reached[reached["evaluations"] == reached.groupby(STUDY)["evaluations"].transform("min")]
+    tied = fewest.groupby(STUDY)["seconds"]
+    spread = (tied.max() / tied.min() - 1).max() if len(fewest) else 0.0
+    differ.attrs.update(compared=len(both), ties=int((tied.nunique() > 1).sum()), spread=spread)
+    return differ
+
+
+def unequal(table: pd.DataFrame) -> str | None:
+    """A line that says which studies have other numbers of trials, or workloads other numbers of studies, than most."""
+    per_study = table.groupby(STUDY).size()
+    per_workload = table.groupby(["submission", "workload"])["study"].nunique()
+    odd = [_odd(per_study, "trials", "studies"), _odd(per_workload, "studies", "workloads")]
+    return "; ".join(filter(None, odd)) or None
+
+
+def _odd(counts: pd.Series, what: str, where: str) -> str:
+    usual = counts.mode().max()
+    strange = counts[counts != usual]
+    if strange.empty:
+        return ""
+    names = ", ".join(f"{name} ({n})" for name, n in strange.groupby("submission").size().items())
+    return f"unequal: {len(strange)} of {len(counts)} {where} have other than {usual} {what}: {names}"

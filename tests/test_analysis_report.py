@@ -1,0 +1,193 @@
+"""The report: its table, its figures, and its page in a real browser."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import curves, figures, speedup, style, targets, to_target
+from analysis.logs import read
+from tests import synthetic_logs
+
+ROOT = Path(__file__).parents[1]
+
+
+def write_runs(root):
+    """Two workloads, three submissions, two studies; on the second workload `ema` misses the target once."""
+    steps = np.arange(1, 21)
+    for study in range(2):
+        for name, speed in (("nadamw", 0.05), ("lawa", 0.09), ("ema", 0.08)):
+            for workload, best in (("toy", 0.8), ("toy_two", 0.7)):
+                missed = (name, workload, study) == ("ema", "toy_two", 1)
+                values = (0.3 if missed else best) * (1 - np.exp(-speed * (1 + 0.1 * study) * steps))
+                machine = {"system_hardware_info": {"cpu_model_name": "a fine machine"}}
+                synthetic_logs.write(root, name, values, study=study, workload=workload, target=0.3, **machine)
+
+
+def report(*flags):
+    command = [sys.executable, "-m", "scripts.report", *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    runs = tmp_path_factory.mktemp("runs")
+    write_runs(runs)
+    done = report(f"--runs={runs}")
+    assert done.returncode == 0, done.stderr
+    return runs / "report", done.stdout
+
+
+def test_the_table_names_ratios_and_misses(made):
+    _, text = made
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    lines = {tuple(row[:2]): dict(zip(rows[0], row)) for row in rows}
+    # 1 - exp(-.05 n) >= 3/8 at n = 10 (study 0) and 9: 95 updates on average; at speed .09, 6 and 5.
+    nadamw, lawa, ema = lines["toy", "nadamw"], lines["toy", "lawa"], lines["toy_two", "ema"]
+    assert (nadamw["reached"], nadamw["steps to target"]) == ("2/2", "95 ± 7")
+    assert lawa["steps / nadamw"] == f"{55 / 95:.2f}"
+    assert (ema["reached"], ema["steps / nadamw"]) == ("1/2", "-")
+
+
+@pytest.mark.parametrize("name", ["learning_curves.png", "learning_curves.pdf", "speedup.png", "speedup.pdf"])
+def test_figures_are_written(made, name):
+    assert (made[0] / name).stat().st_size > 5000
+
+
+def test_a_wrong_baseline_is_one_line(made):
+    done = report(f"--runs={made[0].parent}", "--baseline=adam")
+    assert done.returncode == 2
+    assert done.stderr == "error: no run of the baseline 'adam'; choose --baseline from ema, lawa, nadamw\n"
+
+
+def test_learning_curves_mark_targets_and_misses(tmp_path):
+    write_runs(tmp_path)
+    logs = read(tmp_path)
+    measured = targets.resolve(logs)
+    best = to_target.studies(to_target.trials(logs, measured))
+    figure = figures.learning_curves(logs, measured, best, "nadamw", "steps")
+    toy, two = figure.axes
+    dots = {line.get_xdata()[0] for line in toy.lines if line.get_marker() == "o"}
+    assert dots == {95.0, 55.0, 60.0}
+    assert [text.get_text() for text in two.texts] == ["target 0.3", "ema: 1/2 missed"]
+    assert sum(line.get_marker() == "X" for line in two.lines) == 1
+    assert len(toy.collections) == 3  # a band each
+
+
+def test_speedups_show_bounds_as_hollow(tmp_path):
+    write_runs(tmp_path)
+    logs = read(tmp_path)
+    best = to_target.studies(to_target.trials(logs, targets.resolve(logs)))
+    figure = figures.speedups({"ema": speedup.compare(best, "ema", "nadamw")}, "nadamw")
+    points = [line for line in figure.axes[0].lines if line.get_marker() == "o" and len(line.get_xdata())]
+    assert [point.get_markerfacecolor() == "white" for point in points] == [False, True, True]  # toy, toy_two, all
+
+
+def test_a_band_of_curves_with_other_points():
+    one = pd.DataFrame({"steps": [0.0, 10.0, 20.0], "value": [0.0, 1.0, 2.0]})
+    two = pd.DataFrame({"steps": [0.0, 5.0, 15.0, 20.0], "value": [2.0, 2.0, 2.0, 2.0]})
+    points, mean, low, high = curves.band([one, two], "steps")
+    assert points.tolist() == [0, 5, 10, 15, 20]
+    assert low.tolist() == [0, 0.5, 1, 1.5, 2]
+    assert high.tolist() == [2] * 5
+    assert mean.tolist() == [1, 1.25, 1.5, 1.75, 2]
+
+
+def test_a_band_goes_on_while_half_of_the_runs_do():
+    long = pd.DataFrame({"steps": [0.0, 10.0, 20.0], "value": [1.0, 1.0, 1.0]})
+    short = long.iloc[:2].assign(value=3.0)
+    assert curves.band([long, short, short.iloc[:0]], "steps")[1].tolist() == [2, 2, 1]
+    assert curves.band([long, short, short], "steps")[0].tolist() == [0, 10]
+    assert curves.band([short.iloc[:0]], "steps")[0].tolist() == []
+
+
+def test_one_submission_that_diverged_does_not_flatten_the_others():
+    good = pd.DataFrame({"steps": range(20), "value": np.linspace(0.3, 0.1, 20)})
+    of_runs = {"a": good, "b": good, "c": good, "d": good.assign(value=1e6), "e": good.assign(value=np.nan)}
+    best = pd.DataFrame({"submission": list(of_runs), "folder": list(of_runs)})
+    low, high = curves.interesting_range(best, of_runs, lower=True, target=0.15)
+    assert 0.05 < low < 0.1
+    assert 0.25 < high < 1
+    assert curves.interesting_range(best[-1:], of_runs, lower=True, target=0.15) == pytest.approx((0.1485, 0.1515))
+
+
+def test_colours_of_many_submissions_are_told_apart():
+    looks = style.looks([f"s{i}" for i in range(20)], "s0")
+    assert looks["s0"] == ("#000000", "-")
+    assert len(set(looks.values())) == 20
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    webdriver = pytest.importorskip("selenium.webdriver")
+    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if binary is None or driver is None:
+        pytest.skip("needs chromium and chromedriver (Debian: chromium, chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    quiet = ["background-networking", "component-update", "sync", "gpu", "quic"]
+    for flag in ["headless", "no-sandbox", "no-first-run", "window-size=1500,2400", *(f"disable-{x}" for x in quiet)]:
+        options.add_argument(f"--{flag}")
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    session = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield session
+    session.quit()
+
+
+def test_the_page_in_a_browser(made, browser):
+    browser.get((made[0] / "report.html").as_uri())
+    count = lambda selector: browser.execute_script("return document.querySelectorAll(arguments[0]).length", selector)  # noqa: E731
+    click = lambda selector: browser.execute_script("document.querySelector(arguments[0]).click()", selector)  # noqa: E731
+    # Two charts, in each three lines with band and mark; 12 runs.
+    assert count("#charts .chart .main-svg") >= 2
+    assert count("#charts .scatterlayer .trace path.js-line") >= 6
+    assert count("#runs tr.run") == 12
+    assert browser.find_element("id", "count").text == "(12 of 12)"
+    traces = count("#charts .scatterlayer .trace")
+    assert traces == 2 * 3 * 3
+
+    click("#pick-submission input[value=ema]")
+    assert count("#charts .scatterlayer .trace") == 2 * 2 * 3
+    assert count("#runs tr.run") == 8
+    click("#pick-workload input[value=toy]")
+    assert count("#charts .chart") == 1
+    assert count("#runs tr.run") == 4
+    click("#pick-workload button")  # all
+    click("#pick-submission button")
+    assert count("#charts .scatterlayer .trace") == traces
+
+    label = "return document.querySelector('#charts .xtitle').textContent"
+    assert browser.execute_script(label) == "updates"
+    click("input[value=seconds]")
+    assert browser.execute_script(label) == "submission time / s"
+    click("#each")
+    assert count("#charts .scatterlayer .trace") == 12
+    click("#each")
+
+    browser.execute_script("Plotly.Fx.hover(document.querySelector('.chart'), [{curveNumber: 1, pointNumber: 3}])")
+    assert "nadamw" in browser.execute_script("return document.querySelector('.hoverlayer').textContent")
+
+    click("#runs tr.run")
+    details = browser.find_element("class name", "details").text
+    for expected in ("learning_rate\n0.01", "</script>", "a fine machine", "python -m scripts.run"):
+        assert expected in details
+    made_by = browser.find_element("css selector", "footer code").text
+    assert made_by == f"python -m scripts.report --runs={made[0].parent}"
+    errors = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    assert errors == []
+    screenshot = ROOT / "build/report.png"
+    screenshot.parent.mkdir(exist_ok=True)
+    assert browser.save_screenshot(str(screenshot))
+
+
+def test_the_page_needs_no_network(made):
+    page = (made[0] / "report.html").read_text()
+    own = page[: page.index("<script>")] + page[page.index("<style>") :]  # without plotly.js
+    assert "http" not in own.replace("http://www.w3.org", "")
+    assert "<link" not in own
+    assert "src=" not in own

@@ -1,0 +1,172 @@
+"""Studies: the committed files, what is said of bad ones, and their figures on made-up logs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from analysis import logs, studies, study_figures, targets, to_target
+from analysis.errors import UsageError
+from tests import synthetic_logs
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "studies").glob("*.yaml"))
+
+
+def write_runs(root, study, seeds=2, workloads=("toy", "toy_two"), points=None):
+    """Runs of a study: the higher the learning rate the faster; averaging is best over 5 % of training."""
+    for submission in study.submissions:
+        for trial, point in enumerate(points or study.search_space(submission), start=1):
+            speed = 0.05 * (point["learning_rate"] / 0.005) ** 0.3
+            horizon = study_figures.horizon_of(point, 400)
+            if np.isfinite(horizon):
+                speed *= 1.6 - 0.15 * np.log(horizon / 0.05) ** 2
+            speed *= 1 + 0.1 * point.get("final_lr_factor", 0) - 0.2 * ("decay" in submission)
+            for workload in workloads:
+                for seed in range(seeds):
+                    values = 0.8 * (1 - np.exp(-max(speed, 0.001) * (1 + 0.05 * seed) * np.arange(1, 41)))
+                    synthetic_logs.write(
+                        root, submission, values, study=seed, trial=trial, workload=workload, hparams=point
+                    )
+
+
+@pytest.fixture(autouse=True)
+def _from_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_committed_studies_load_and_their_submissions_exist(file):
+    study = studies.load(file)
+    for submission in study.submissions:
+        assert (ROOT / "submissions/pytorch" / submission / "submission.py").is_file()
+        space = study.search_space(submission)
+        grid = study.grid.get(submission, {})
+        assert len(space) == len(study.points(submission)) * np.prod([len(v) for v in grid.values()], dtype=int)
+        assert len({tuple(sorted(point.items())) for point in space}) == len(space)
+        assert len({frozenset(point) for point in space}) == 1  # the official form wants the same names in each point
+
+
+def test_every_experiment_has_a_study():
+    covered = " ".join(studies.load(file).paper for file in FILES)
+    for experiment in (
+        "Fig. 1 ",
+        "2,",
+        "Fig. 3 ",
+        "Fig. 4 ",
+        "6",
+        "7a",
+        "7b",
+        "Fig. 8",
+        "10",
+        "Fig. 11",
+        "12",
+        "Tables 1 and 2",
+    ):
+        assert experiment in covered
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_committed_studies_can_be_drawn(file, tmp_path):
+    study = studies.load(file)
+    write_runs(tmp_path / "runs", study, seeds=2, workloads=("toy",))
+    selected = study_figures.select(logs.read(tmp_path / "runs"), study)
+    written = study_figures.draw(study, selected, targets.resolve(selected), tmp_path / "out")
+    assert {path.stem for path in written} == {figure["name"] for figure in study.figures}
+    assert all(path.stat().st_size > (100 if path.suffix == ".md" else 5000) for path in written)
+
+
+def test_points_of_a_grid_become_submissions(tmp_path):
+    study = studies.load(ROOT / "studies/learning_rate.yaml")
+    write_runs(tmp_path, study, seeds=1)
+    selected = study_figures.select(logs.read(tmp_path), study)
+    assert selected.runs["submission"].nunique() == 3 * 5
+    assert "ema, learning_rate=0.01" in set(selected.runs["submission"])
+    assert study_figures.baseline_arm(study, selected) == "nadamw, learning_rate=0.005"  # that of the search space
+
+
+def test_null_leaves_a_hyperparameter_out():
+    space = studies.load(ROOT / "studies/ema_horizon.yaml").search_space("ema")
+    assert len(space) == 12
+    assert all("averaging_horizon" not in point and "averaging_interval" in point for point in space)
+
+
+def test_horizon_of_a_run():
+    assert study_figures.horizon_of({"averaging_horizon": 0.1, "averaging_window": 20}, 1000) == 0.1
+    assert study_figures.horizon_of({"averaging_interval": 10, "averaging_window": 20}, 1000) == 0.2
+    assert study_figures.horizon_of({"averaging_interval": 10, "averaging_decay": 19 / 21}, 1000) == pytest.approx(0.2)
+    assert np.isnan(study_figures.horizon_of({"learning_rate": 0.1}, 1000))
+
+
+def test_the_parabola_finds_the_best_horizon(tmp_path):
+    study = studies.load(ROOT / "studies/lawa_horizon.yaml")
+    write_runs(tmp_path, study, workloads=("toy",))
+    selected = study_figures.select(logs.read(tmp_path), study)
+    measured = targets.resolve(selected)
+    figure = study_figures._horizon(study, selected, measured, to_target.trials(selected, measured), "steps")
+    axis = figure.axes[0]
+    shown = [text.get_text() for text in axis.texts]
+    assert len(shown) == 1
+    assert 3 <= float(shown[0].removesuffix(" %")) <= 8  # made to be best at 5 %
+    labels = {line.get_label() for line in axis.lines}
+    assert {"nadamw", "lawa, window=5", "lawa, window=20"} <= labels
+
+
+def test_a_workload_of_the_study_without_runs_is_named(tmp_path):
+    study = _load(tmp_path, workloads=["toy", "other"])
+    write_runs(tmp_path / "runs", study, seeds=1)
+    with pytest.raises(UsageError, match="no run of other; there are toy, toy_two"):
+        study_figures.select(logs.read(tmp_path / "runs"), study)
+
+
+GOOD = {
+    "title": "t", "paper": "Fig. 0", "question": "?", "submissions": ["nadamw", "lawa"], "workloads": "all", "seeds": 1,
+    "search_spaces": "tuning_search_spaces/miniperf", "figures": [{"name": "f", "kind": "curves"}],
+}  # fmt: skip
+
+
+def _load(folder, **changes):
+    content = {key: value for key, value in {**GOOD, **changes}.items() if value is not ...}
+    (folder / "s.yaml").write_text(yaml.safe_dump(content))
+    return studies.load(folder / "s.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": ...}, r"s\.yaml: the field seeds is missing"),
+        ({"seed": 3}, "unknown field seed; there are title"),
+        ({"seeds": 0}, "seeds must be a whole number >= 1, not 0"),
+        ({"title": 3}, "title must be text, not 3"),
+        ({"submissions": "nadamw"}, "submissions must be a list of names, not 'nadamw'"),
+        ({"submissions": ["a", "a"]}, "submissions names a twice"),
+        ({"workloads": "some"}, "workloads must be a list of names or `all`, not 'some'"),
+        ({"grid": {"ema": {"x": [1]}}}, "'ema' is not among the submissions nadamw, lawa"),
+        ({"grid": {"lawa": {"x": 1}}}, "lawa: x must be a list of values, not 1"),
+        ({"figures": []}, r"figures must be a list, not \[\]"),
+        ({"figures": [{"name": "f", "kind": "pie"}]}, "kind 'pie' is unknown; choose from curves"),
+        ({"figures": [{"name": "f", "kind": "sweep"}]}, "f: sweep needs x"),
+        ({"figures": [{"name": "f", "kind": "horizon", "y": "loss"}]}, "y must be one of best, steps, seconds"),
+        ({"figures": [{"name": "f", "kind": "curves", "x": 1}]}, "curves takes no x"),
+        ({"figures": GOOD["figures"] * 2}, "two have the same name"),
+    ],
+)
+def test_a_bad_study_is_one_line(tmp_path, changes, message):
+    with pytest.raises(UsageError, match=message) as error:
+        _load(tmp_path, **changes)
+    assert "\n" not in str(error.value)
+
+
+def test_no_study_and_no_yaml(tmp_path):
+    with pytest.raises(UsageError, match=r"--study=.*none\.yaml: No such file"):
+        studies.load(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1\nb: 2")
+    with pytest.raises(UsageError, match=r"bad\.yaml is not YAML"):
+        studies.load(tmp_path / "bad.yaml")
+
+
+def test_a_missing_search_space_is_named(tmp_path):
+    study = _load(tmp_path, search_spaces="nowhere")
+    with pytest.raises(UsageError, match=r"cannot read the search space nowhere/lawa\.json"):
+        study.search_space("lawa")
