@@ -7,6 +7,7 @@ zero-filled inverse transform, the target that of all of the k-space, so the noi
 of fastMRI (Zbontar et al. 2018, arXiv 1811.08839), whose mask, normalisation and loss these are.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from miniperf import spec
 from miniperf.cache import cached
 from miniperf.workloads.base import MiniWorkload, Split, summed
 
-SIDE, SLICES = 32, 4  # pixels; slices of one volume
+SIDE, SLICES = 28, 4  # pixels; slices of one volume
 VOLUMES = {"train": 1000, "validation": 50, "test": 50}
 ACCELERATION, CENTER_FRACTION = 4, 0.08
 CLIP = 6.0  # standard deviations
@@ -146,7 +147,7 @@ class UNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths = [CHANNELS * 2**level for level in range(POOLS + 1)]
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(pairwise(widths))
         self.down = nn.ModuleList(Convolutions(a, b) for a, b in [(1, CHANNELS), *pairs])
         self.upsample = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2, bias=False) for a, b in reversed(pairs))
         self.up = nn.ModuleList(Convolutions(b, a) for a, b in reversed(pairs))
