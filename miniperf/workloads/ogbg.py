@@ -254,7 +254,7 @@ def mean_average_precision(targets: np.ndarray, scores: np.ndarray, known: np.nd
 
 class MiniOgbgWorkload(MiniWorkload):
     batch_size = 8
-    step_hint = 3000
+    step_hint = 4000
     target_metric_name = "mean_average_precision"
     validation_target_value = 1.0
     test_target_value = 1.0
