@@ -89,11 +89,11 @@ def matched(graph: nx.Graph, left: frozenset) -> bool:
     return any(matched(graph, left - {node, other}) for other in graph[node] if other in left)
 
 
-def plain_bridge(graph: nx.Graph) -> bool:
+def typed_bridge(graph: nx.Graph) -> bool:
     for a, b, edge_type in graph.edges(data="type"):
         cut = graph.copy()
         cut.remove_edge(a, b)
-        if edge_type == 0 and graph.nodes[a]["type"] == graph.nodes[b]["type"] and np.isinf(distances(cut)[a, b]):
+        if edge_type == 0 and graph.nodes[a]["type"] * graph.nodes[b]["type"] == 0 and np.isinf(distances(cut)[a, b]):
             return True
     return False
 
@@ -101,9 +101,7 @@ def plain_bridge(graph: nx.Graph) -> bool:
 def typed_path(graph: nx.Graph) -> bool:
     return any(
         [graph.nodes[node]["type"] for node in (a, b, c)] == [0, 1, 2]
-        and graph.has_edge(a, b)
-        and graph.has_edge(b, c)
-        and graph.edges[a, b]["type"] == graph.edges[b, c]["type"]
+        and all(graph.has_edge(*pair) and graph.edges[pair]["type"] != 0 for pair in ((a, b), (b, c)))
         for a, b, c in permutations(graph, 3)
     )
 
@@ -114,12 +112,13 @@ def lone_node(graph: nx.Graph) -> bool:
     return bool((~near.any(axis=1) & (types == 0)).any())
 
 
-def even_bond(graph: nx.Graph) -> bool:
-    def sort(node: int) -> tuple[int, int]:
-        return graph.nodes[node]["type"], len(list(graph.neighbors(node)))
-
-    bonds = [(a, b) for a, b in combinations(graph, 2) if graph.has_edge(a, b) and graph.edges[a, b]["type"] == 0]
-    return any(sort(a) == sort(b) for a, b in bonds)
+def typed_star(graph: nx.Graph) -> bool:
+    return any(
+        graph.nodes[node]["type"] == 0
+        and all(graph.has_edge(node, other) and graph.edges[node, other]["type"] != 0 for other in others)
+        for node in graph
+        for others in combinations(graph, 3)
+    )
 
 
 BRUTE_FORCE = {
@@ -127,10 +126,10 @@ BRUTE_FORCE = {
     ogbg.is_wide: lambda graph: distances(graph)[np.isfinite(distances(graph))].max() >= 7,
     ogbg.has_perfect_matching: lambda graph: len(graph) % 2 == 0 and matched(graph, frozenset(graph)),
     ogbg.has_odd_cycle: lambda graph: odd_closed_walk(without(graph, 0)),
-    ogbg.has_plain_bridge: plain_bridge,
+    ogbg.has_typed_bridge: typed_bridge,
     ogbg.has_typed_path: typed_path,
     ogbg.has_lone_node: lone_node,
-    ogbg.has_even_bond: even_bond,
+    ogbg.has_typed_star: typed_star,
 }
 
 

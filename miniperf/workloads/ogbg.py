@@ -82,20 +82,20 @@ def has_odd_cycle(graph: nx.Graph) -> bool:
     return not nx.is_bipartite(nx.Graph(kept))
 
 
-def has_plain_bridge(graph: nx.Graph) -> bool:
-    """An edge of type 0 joins two nodes of one type, and without it they are not connected."""
+def has_typed_bridge(graph: nx.Graph) -> bool:
+    """Without some edge of type 0 its ends, one of them a node of type 0, are not connected."""
     types = nx.get_node_attributes(graph, "type")
-    return any(types[a] == types[b] and graph.edges[a, b]["type"] == 0 for a, b in nx.bridges(graph))
+    return any(graph.edges[a, b]["type"] == 0 and 0 in (types[a], types[b]) for a, b in nx.bridges(graph))
 
 
 def has_typed_path(graph: nx.Graph) -> bool:
-    """Two edges of one type lead from a node of type 0 over one of type 1 to one of type 2."""
+    """A node of type 1 has neighbours of the types 0 and 2 over edges that are not of type 0."""
     types = nx.get_node_attributes(graph, "type")
 
-    def reached(node: int, node_type: int) -> set[int]:
-        return {graph.edges[node, other]["type"] for other in graph[node] if types[other] == node_type}
+    def reached(node: int) -> set[int]:
+        return {types[other] for other in graph[node] if graph.edges[node, other]["type"] != 0}
 
-    return any(types[node] == 1 and reached(node, 0) & reached(node, 2) for node in graph)
+    return any(types[node] == 1 and {0, 2} <= reached(node) for node in graph)
 
 
 def has_lone_node(graph: nx.Graph) -> bool:
@@ -108,11 +108,10 @@ def has_lone_node(graph: nx.Graph) -> bool:
     )
 
 
-def has_even_bond(graph: nx.Graph) -> bool:
-    """An edge of type 0 joins two nodes of one type and of one degree."""
-    types, degrees = nx.get_node_attributes(graph, "type"), dict(graph.degree)
-    bonds = [(a, b) for a, b, edge_type in graph.edges(data="type") if edge_type == 0]
-    return any(types[a] == types[b] and degrees[a] == degrees[b] for a, b in bonds)
+def has_typed_star(graph: nx.Graph) -> bool:
+    """A node of type 0 has at least three edges that are not of type 0."""
+    degrees = graph.edge_subgraph(edge for edge in graph.edges if graph.edges[edge]["type"] != 0).degree
+    return any(degree >= 3 and graph.nodes[node]["type"] == 0 for node, degree in degrees)
 
 
 TASKS: list[Callable[[nx.Graph], bool]] = [
@@ -120,10 +119,10 @@ TASKS: list[Callable[[nx.Graph], bool]] = [
     is_wide,
     has_perfect_matching,
     has_odd_cycle,
-    has_plain_bridge,
+    has_typed_bridge,
     has_typed_path,
     has_lone_node,
-    has_even_bond,
+    has_typed_star,
 ]
 
 
