@@ -7,8 +7,8 @@ from miniperf.errors import UsageError
 
 WORKLOADS = {
     "mini_criteo1tb": ("criteo1tb", "MiniCriteo1TbWorkload"),
-    "mini_fastmri": ("fastmri", "MiniFastMriWorkload"),
     "mini_imagenet_vit": ("imagenet_vit", "MiniImagenetVitWorkload"),
+    "mini_fastmri": ("fastmri", "MiniFastMriWorkload"),
     "mini_ogbg": ("ogbg", "MiniOgbgWorkload"),
 }
 

@@ -143,8 +143,8 @@ def generate() -> dict[str, np.ndarray]:
             ends[i, j], edge_types[i, j] = (a, b), edge_type
         targets[i] = [task(graph) for task in TASKS]
     targets[rng.rand(*targets.shape) < MISSING_SHARE] = np.nan
-    columns = {"node_types": node_types, "ends": ends, "edge_types": edge_types, "targets": targets}
-    return {**columns, "num_nodes": num_nodes, "num_edges": num_edges}
+    sizes = {"num_nodes": num_nodes, "num_edges": num_edges}
+    return {"node_types": node_types, "ends": ends, "edge_types": edge_types, **sizes, "targets": targets}
 
 
 class Graphs(NamedTuple):
