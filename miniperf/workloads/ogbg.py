@@ -2,8 +2,8 @@
 
 Data: graphs of 6 to 24 nodes from a mix of random families, a few of their edges moved, with random types of nodes and
 edges, as atoms and bonds have. As in ogbg-molpcba the labels are several yes-or-no questions, of which a share is not
-answered (NaN); here networkx answers them exactly. Questions about cycles, bridges and matchings need more than three
-rounds of messages can gather, so they are learned in part, from what correlates with them.
+answered (NaN); here networkx answers them exactly. Those about the whole graph (cycles, width, matchings) need more
+than three rounds of messages can gather, so they are learned in part, from what correlates with them.
 """
 
 from collections.abc import Callable
