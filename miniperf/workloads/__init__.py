@@ -8,6 +8,7 @@ from miniperf.errors import UsageError
 WORKLOADS = {
     "mini_criteo1tb": ("criteo1tb", "MiniCriteo1TbWorkload"),
     "mini_imagenet_vit": ("imagenet_vit", "MiniImagenetVitWorkload"),
+    "mini_wmt": ("wmt", "MiniWmtWorkload"),
 }
 
 
