@@ -1,10 +1,10 @@
 """mini_wmt: English to German with an encoder-decoder Transformer, scored by BLEU after a beam search.
 
 Data: pairs drawn from a grammar of both languages (`wmt_sentences`), their numbers, dates and sums worded by the
-package `num2words`. As in news translation the word order differs, German writes compounds, a translator's choice
-between synonyms cannot be foreseen, and a validation sentence has never been seen. Message catalogues that ship with
-packages (Django's, Sphinx's, those of Debian's programs) are human translations, but of a few thousand lines with
-names and placeholders whose words hardly recur: a model of this size scores next to nothing on their unseen lines.
+package `num2words`. As in news translation the word order differs, German writes compounds, words have a long tail, a
+translator's choice between synonyms cannot be foreseen, and the sentences held out are new. The message catalogues
+that ship with packages are translations by people, but too few and too diverse to learn from: Django 5.2 has some 800
+messages with 3,400 German words, of which 29 % occur once only.
 """
 
 import math
@@ -23,7 +23,7 @@ from miniperf.workloads.beam_search import beam_search
 from miniperf.workloads.byte_pairs import END_ID, PAD_ID, WORD_START, BytePairs, decode
 from miniperf.workloads.wmt_sentences import Grammar
 
-TRAIN_EXAMPLES, HELD_OUT_EXAMPLES = 8000, 128  # for validation and again for test: each is translated at evaluations
+TRAIN_EXAMPLES, HELD_OUT_EXAMPLES = 4000, 100  # for validation and again for test: each is translated at evaluations
 MERGES = 700
 WIDTH, HEADS, ENCODER_LAYERS, DECODER_LAYERS = 64, 4, 2, 1
 MASKED = -1e9  # finite: a padded example has no source at all
@@ -188,12 +188,13 @@ class Hypotheses:
 
 
 class MiniWmtWorkload(MiniWorkload):
-    batch_size = 16
-    step_hint = 3000
+    batch_size = 8
+    step_hint = 2000
     target_metric_name = "bleu"
     validation_target_value = 100.1
     test_target_value = 100.1
     eval_batch_size = 128
+    max_eval_train_examples = 50  # decoding is what an evaluation costs
     loss_type = spec.LossType.SOFTMAX_CROSS_ENTROPY
     beam_size = 4
 

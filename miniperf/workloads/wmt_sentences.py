@@ -116,23 +116,23 @@ class Grammar:
         english = _join(clause.english, clause.english_time)
         if kind < 0.7:
             return english, clause.main()
-        opening, anfang = self.one(OPENINGS)
+        opening, anfang = self.word(OPENINGS)
         return f"{opening} {english}", f"{anfang} {clause.subordinate()}"
 
     def clause(self) -> Clause:
         return self.one([self.past, self.past, self.modal, self.modal, self.price, self.train, self.place])()
 
     def past(self) -> Clause:
-        subject, subjekt, person = self.one(SUBJECTS)
-        _, verb, verben = self.one(VERBS)
+        subject, subjekt, person = self.word(SUBJECTS)
+        _, verb, verben = self.word(VERBS)
         (english, german), (when, wann) = self.things(), self.time()
         tail = self.synonym(verben)[1]
         return Clause(f"{subject} {verb} {english}", when, subjekt, _form(HAVE, person), wann, german, tail)
 
     def modal(self) -> Clause:
-        subject, subjekt, person = self.one(SUBJECTS)
-        verb, _, verben = self.one(VERBS)
-        words, woerter = self.one(AUXILIARIES)
+        subject, subjekt, person = self.word(SUBJECTS)
+        verb, _, verben = self.word(VERBS)
+        words, woerter = self.word(AUXILIARIES)
         (english, german), (when, wann) = self.things(), self.time()
         tail = self.synonym(verben)[0]
         auxiliary = words[person == "3"]
@@ -144,7 +144,7 @@ class Grammar:
         return Clause(f"{subject} costs {english}", "", subjekt, "kostet", "", german, "")
 
     def train(self) -> Clause:
-        (city, stadt), (platform, gleis) = self.one(CITIES), cardinal(self.rng.randint(2, 30))
+        (city, stadt), (platform, gleis) = self.word(CITIES), cardinal(self.rng.randint(2, 30))
         when, wann = clock(self.rng.randint(1, 13), 5 * self.rng.randint(12))
         if self.rng.rand() < 0.5:
             english, subjekt, finite = f"the train to {city} leaves from platform {platform}", "nach", "fährt"
@@ -155,7 +155,7 @@ class Grammar:
         return Clause(english, f"at {when}", f"der Zug {subjekt} {stadt}", finite, f"um {wann}", rest, tail)
 
     def place(self) -> Clause:
-        (number, zahl), (adjective, adjektiv, _) = ordinal(self.rng.randint(2, 30)), self.one(ADJECTIVES)
+        (number, zahl), (adjective, adjektiv, _) = ordinal(self.rng.randint(2, 30)), self.word(ADJECTIVES)
         floor, stock = ordinal(self.rng.randint(2, 30))
         noun, wort = self.one([("room", "das {} Zimmer"), ("door", "die {} Tür"), ("table", "der {} Tisch")])
         subjekt = f"{wort.format(zahl)} im {stock}n Stock"
@@ -163,19 +163,19 @@ class Grammar:
 
     def thing(self) -> Pair:
         """A definite noun with an adjective, as a subject."""
-        noun, _, nomen = self.one(NOUNS)
-        adjective, _, adjektiv = self.one(ADJECTIVES)
+        noun, _, nomen = self.word(NOUNS)
+        adjective, _, adjektiv = self.word(ADJECTIVES)
         gender, wort, _ = self.synonym(nomen)
         return f"the {adjective} {noun}", f"{ARTICLES[gender]} {adjektiv} {wort}"
 
     def things(self) -> Pair:
         """A number of things, as an object; the smaller numbers are the more frequent."""
-        number, zahl = cardinal(int(np.exp(self.rng.uniform(np.log(2), np.log(1000)))))
-        _, noun, nomen = self.one(NOUNS)
+        number, zahl = cardinal(int(np.exp(self.rng.uniform(np.log(2), np.log(10_000)))))
+        _, noun, nomen = self.word(NOUNS)
         wort = self.synonym(nomen)[2]
         if self.rng.rand() < 0.5:
             return f"{number} {noun}", f"{zahl} {wort}"
-        adjective, _, adjektiv = self.one(ADJECTIVES)
+        adjective, _, adjektiv = self.word(ADJECTIVES)
         return f"{number} {adjective} {noun}", f"{zahl} {adjektiv} {wort}"
 
     def time(self) -> Pair:
@@ -199,6 +199,11 @@ class Grammar:
 
     def one(self, choices):  # type: ignore[no-untyped-def]
         return choices[self.rng.randint(len(choices))]
+
+    def word(self, words):  # type: ignore[no-untyped-def]
+        """As in any text the k-th word of a list comes with probability proportional to 1 / k."""
+        shares = 1.0 / np.arange(1, len(words) + 1)
+        return words[self.rng.choice(len(words), p=shares / shares.sum())]
 
     def synonym(self, words):  # type: ignore[no-untyped-def]
         return words[-1] if self.rng.rand() < SYNONYM_SHARE else words[0]
