@@ -37,6 +37,12 @@ def model(workload):
     return model.eval()
 
 
+@pytest.fixture(scope="module")
+def trained(workload):
+    """One whose translations end, and differ from sentence to sentence."""
+    return train(workload, 250)[0].eval()
+
+
 def logits_of(workload, model, batch):
     return workload.model_fn(model, batch, None, spec.ForwardPassMode.EVAL, [0, 0], False)[0]
 
@@ -157,6 +163,8 @@ def test_the_most_frequent_pair_is_merged_first():
     assert decode([*ids, END_ID, 3, 3], byte_pairs.pieces) == "aab ab"
     with pytest.raises(KeyError):
         byte_pairs.encode("c")
+    early = BytePairs("▁abc", [("b", "c"), ("a", "b")])  # the more urgent merge is not the first in the word
+    assert [early.pieces[i] for i in early.encode("abc")] == ["▁", "a", "bc"]
 
 
 def test_tokenising_and_back_is_the_identity(workload):
@@ -228,14 +236,52 @@ def test_loss_falls_and_runs_with_one_seed_are_identical(workload):
 # Search.
 
 
-def test_a_beam_of_one_is_greedy_decoding(workload, model):
-    inputs = next(workload._build_input_queue([0, 0], "validation", "", 10))["inputs"]
-    with torch.no_grad():
-        found = beam_search(wmt.Hypotheses(model, inputs, 1), 10, 12, beam_size=1)
-        targets = torch.zeros(10, 12, dtype=torch.long)
-        for place in range(12):  # the whole decoder anew for each token: no keys and values are kept
-            targets[:, place] = model(inputs, targets, 0.0)[:, place].argmax(dim=1)
+class Anew:
+    """A `Decoder` that runs the whole model for each token: no keys and values are kept."""
+
+    def __init__(self, model, inputs, beam_size):
+        self.model, self.inputs = model, inputs
+        self.tokens = torch.zeros(len(inputs), beam_size, 0, dtype=torch.long)
+
+    def step(self, tokens):
+        self.tokens = torch.cat([self.tokens, tokens.unsqueeze(2)], dim=2)
+        beams, length = self.tokens.shape[1:]
+        # The model shifts right by itself: it gets the tokens but the first one, and one more whatever it is.
+        targets = torch.nn.functional.pad(self.tokens[:, :, 1:], (0, 1)).flatten(0, 1)
+        logits = self.model(self.inputs.repeat_interleave(beams, dim=0), targets, 0.0)[:, length - 1]
+        return logits.log_softmax(dim=1).view(len(self.inputs), beams, -1)
+
+    def select(self, sentences, beams):
+        self.inputs = self.inputs[sentences]
+        self.tokens = self.tokens[sentences.unsqueeze(1), beams]
+
+
+@torch.no_grad()
+def test_kept_keys_and_values_are_those_of_the_whole_decoder(workload, trained):
+    inputs = next(workload._build_input_queue([0, 0], "validation", "", 6))["inputs"]
+    generator = torch.Generator().manual_seed(0)
+    fast, slow = wmt.Hypotheses(trained, inputs, 3), Anew(trained, inputs, 3)
+    tokens = torch.zeros(6, 3, dtype=torch.long)
+    for sentences in ([0, 1, 2, 3, 4, 5], [0, 2, 3, 5], [0, 2, 3], [1]):  # some leave, and beams change places
+        torch.testing.assert_close(fast.step(tokens), slow.step(tokens), rtol=1e-4, atol=1e-4)
+        chosen = torch.tensor(sentences)
+        beams = torch.randint(3, (len(chosen), 3), generator=generator)
+        fast.select(chosen, beams)
+        slow.select(chosen, beams)
+        tokens = torch.randint(2, len(workload.pieces), (len(chosen), 3), generator=generator)
+    found = [beam_search(decoder(trained, inputs, 4), 6, 30) for decoder in (wmt.Hypotheses, Anew)]
+    assert torch.equal(*found)
+
+
+@torch.no_grad()
+def test_a_beam_of_one_is_greedy_decoding(workload, trained):
+    inputs = next(workload._build_input_queue([0, 0], "validation", "", 20))["inputs"]
+    found = beam_search(wmt.Hypotheses(trained, inputs, 1), 20, 50, beam_size=1)
+    targets = torch.zeros(20, 50, dtype=torch.long)
+    for place in range(50):
+        targets[:, place] = trained(inputs, targets, 0.0)[:, place].argmax(dim=1)
     ended = (targets == END_ID).cumsum(1) - (targets == END_ID).long() > 0
+    assert ended.any(dim=1).sum() > 5
     assert torch.equal(found, targets.masked_fill(ended, PAD_ID))
 
 
@@ -261,13 +307,13 @@ class Table:
         self.history = [[self.history[i][b] for b in line] for i, line in zip(chosen, beams.tolist(), strict=True)]
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.6, 2.0])
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 3.0])
 def test_a_wide_beam_finds_the_best_of_all_sequences(alpha):
-    vocabulary, length, beam = 4, 4, 200
+    vocabulary, length, beam = 4, 4, 108  # as many as there are continuations of the last step
     generator = torch.Generator().manual_seed(0)
     prefixes = [(0, *p) for n in range(length) for p in itertools.product(range(vocabulary), repeat=n)]
     tables = [
-        {p: (2 * torch.randn(vocabulary, generator=generator)).log_softmax(0) for p in prefixes} for _ in range(20)
+        {p: (2 * torch.randn(vocabulary, generator=generator)).log_softmax(0) for p in prefixes} for _ in range(60)
     ]
     expected = []
     for table in tables:
@@ -308,12 +354,11 @@ def test_bleu_is_sacrebleus_and_100_for_a_perfect_translation(workload):
     assert workload.metrics([wrong, short], 4)["bleu"] == both
 
 
-def test_evaluation_does_not_depend_on_the_batch_size(workload):
-    model, _ = train(workload, 60)
+def test_evaluation_does_not_depend_on_the_batch_size(workload, trained):
     results = []
     for size in (20, 7):
         workload._eval_iters.clear()
-        results.append(workload._eval_model_on_split("validation", 20, size, model, None, [0, 0], ""))
+        results.append(workload._eval_model_on_split("validation", 20, size, trained, None, [0, 0], ""))
     workload._eval_iters.clear()
     assert results[0] == pytest.approx(results[1], rel=1e-4)
     assert 0 < results[0]["accuracy"] < 1

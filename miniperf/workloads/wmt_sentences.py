@@ -7,6 +7,7 @@ zwei Bücher gekauft hat`). Like human translators the grammar sometimes chooses
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from num2words import num2words
@@ -29,6 +30,7 @@ from miniperf.workloads.wmt_lexicon import (
 
 SYNONYM_SHARE = 0.3  # how often the rarer of two words is taken
 
+T = TypeVar("T")
 Pair = tuple[str, str]  # an English phrase and its German translation
 
 
@@ -197,15 +199,15 @@ class Grammar:
         weekday, wochentag = self.one(WEEKDAYS)
         return f"on {weekday} the {day} of {month}", f"am {wochentag} dem {tag}n {monat}"
 
-    def one(self, choices):  # type: ignore[no-untyped-def]
+    def one(self, choices: list[T]) -> T:
         return choices[self.rng.randint(len(choices))]
 
-    def word(self, words):  # type: ignore[no-untyped-def]
+    def word(self, words: list[T]) -> T:
         """As in any text the k-th word of a list comes with probability proportional to 1 / k."""
         shares = 1.0 / np.arange(1, len(words) + 1)
         return words[self.rng.choice(len(words), p=shares / shares.sum())]
 
-    def synonym(self, words):  # type: ignore[no-untyped-def]
+    def synonym(self, words: list[T]) -> T:
         return words[-1] if self.rng.rand() < SYNONYM_SHARE else words[0]
 
 
