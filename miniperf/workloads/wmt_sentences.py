@@ -1,0 +1,215 @@
+"""English sentences and their German translations, drawn from a grammar of both languages at once.
+
+Numbers, years, ordinals and sums of money are worded by the package `num2words`; the rest is a small lexicon. Drawn is
+a clause; it is worded in both languages, in German in one of three orders: main (`er hat am Montag zwei Bücher
+gekauft`), inverted after a fronted time (`am Montag hat er ...`) and subordinate with the verb last (`weil er am Montag
+zwei Bücher gekauft hat`). Like human translators the grammar sometimes chooses between synonyms, on either side.
+"""
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from num2words import num2words
+
+from miniperf.workloads.wmt_lexicon import (
+    ADJECTIVES,
+    ARTICLES,
+    AUXILIARIES,
+    CITIES,
+    HAVE,
+    MONTHS,
+    NOUNS,
+    OPENINGS,
+    PREFIXES,
+    SUBJECTS,
+    UNITS,
+    VERBS,
+    WEEKDAYS,
+)  # fmt: skip
+
+SYNONYM_SHARE = 0.3  # how often the rarer of two words is taken
+
+T = TypeVar("T")
+Pair = tuple[str, str]  # an English phrase and its German translation
+
+
+@dataclass(frozen=True)
+class Clause:
+    """German: subject, finite verb, time, other things, and what stands at the end: participle, infinitive, prefix."""
+
+    english: str
+    english_time: str
+    subject: str
+    finite: str
+    time: str
+    rest: str
+    tail: str
+
+    def main(self) -> str:
+        return _join(self.subject, self.finite, self.time, self.rest, self.tail)
+
+    def inverted(self) -> str:
+        return _join(self.time, self.finite, self.subject, self.rest, self.tail)
+
+    def subordinate(self) -> str:
+        # A separated prefix is written together with its verb again.
+        verbs = self.tail + self.finite if self.tail in PREFIXES else _join(self.tail, self.finite)
+        return _join(self.subject, self.time, self.rest, verbs)
+
+
+def _join(*parts: str) -> str:
+    return " ".join(part for part in parts if part)
+
+
+def cardinal(n: int) -> Pair:
+    return num2words(n).replace(",", ""), num2words(n, lang="de")
+
+
+def year(n: int) -> Pair:
+    return num2words(n, to="year").replace(",", ""), num2words(n, to="year", lang="de")
+
+
+def ordinal(n: int) -> Pair:
+    """German without its ending: `erste`, to which the dative adds an n."""
+    return num2words(n, to="ordinal"), num2words(n, to="ordinal", lang="de")
+
+
+def money(cents: int) -> Pair:
+    words = (num2words(cents / 100, to="currency", currency="EUR", lang=lang) for lang in ("en", "de"))
+    return next(words).replace(",", ""), next(words)
+
+
+def clock(hour: int, minute: int) -> Pair:
+    """The time of day in words, as it is said: `fünf vor halb sechs` for twenty-five past five.
+
+    Args:
+        hour: 1 to 12.
+        minute: 0 to 55, a multiple of 5.
+    """
+    (now, jetzt), (following, naechste) = _hour(hour), _hour(hour % 12 + 1)
+    if minute == 0:
+        return f"{now} o'clock", f"{'ein' if hour == 1 else jetzt} Uhr"
+    if minute == 30:
+        return f"half past {now}", f"halb {naechste}"
+    name, wort = ("a quarter", "Viertel") if minute % 30 == 15 else cardinal(min(minute, 60 - minute))
+    english = f"{name} past {now}" if minute < 30 else f"{name} to {following}"
+    if minute in (25, 35):
+        return english, f"fünf {'vor' if minute == 25 else 'nach'} halb {naechste}"
+    return english, f"{wort} nach {jetzt}" if minute < 30 else f"{wort} vor {naechste}"
+
+
+def _hour(hour: int) -> Pair:
+    return num2words(hour), "eins" if hour == 1 else num2words(hour, lang="de")
+
+
+class Grammar:
+    """Draws sentence pairs. All randomness comes from `rng`."""
+
+    def __init__(self, rng: np.random.RandomState) -> None:
+        self.rng = rng
+
+    def sentence(self) -> Pair:
+        """One English sentence and its German translation."""
+        clause = self.clause()
+        kind = self.rng.rand()
+        if kind < 0.4 and clause.time:
+            return _join(clause.english_time, clause.english), clause.inverted()
+        english = _join(clause.english, clause.english_time)
+        if kind < 0.7:
+            return english, clause.main()
+        opening, anfang = self.word(OPENINGS)
+        return f"{opening} {english}", f"{anfang} {clause.subordinate()}"
+
+    def clause(self) -> Clause:
+        return self.one([self.past, self.past, self.modal, self.modal, self.price, self.train, self.place])()
+
+    def past(self) -> Clause:
+        subject, subjekt, person = self.word(SUBJECTS)
+        _, verb, verben = self.word(VERBS)
+        (english, german), (when, wann) = self.things(), self.time()
+        tail = self.synonym(verben)[1]
+        return Clause(f"{subject} {verb} {english}", when, subjekt, _form(HAVE, person), wann, german, tail)
+
+    def modal(self) -> Clause:
+        subject, subjekt, person = self.word(SUBJECTS)
+        verb, _, verben = self.word(VERBS)
+        words, woerter = self.word(AUXILIARIES)
+        (english, german), (when, wann) = self.things(), self.time()
+        tail = self.synonym(verben)[0]
+        auxiliary = words[person == "3"]
+        finite = _form(woerter, person)
+        return Clause(f"{subject} {auxiliary} {verb} {english}", when, subjekt, finite, wann, german, tail)
+
+    def price(self) -> Clause:
+        (subject, subjekt), (english, german) = self.thing(), money(self.rng.randint(200, 100_000))
+        return Clause(f"{subject} costs {english}", "", subjekt, "kostet", "", german, "")
+
+    def train(self) -> Clause:
+        (city, stadt), (platform, gleis) = self.word(CITIES), cardinal(self.rng.randint(2, 30))
+        when, wann = clock(self.rng.randint(1, 13), 5 * self.rng.randint(12))
+        if self.rng.rand() < 0.5:
+            english, subjekt, finite = f"the train to {city} leaves from platform {platform}", "nach", "fährt"
+            rest, tail = f"von Gleis {gleis}", "ab"
+        else:
+            english, subjekt, finite = f"the train from {city} arrives on platform {platform}", "aus", "kommt"
+            rest, tail = f"auf Gleis {gleis}", "an"
+        return Clause(english, f"at {when}", f"der Zug {subjekt} {stadt}", finite, f"um {wann}", rest, tail)
+
+    def place(self) -> Clause:
+        (number, zahl), (adjective, adjektiv, _) = ordinal(self.rng.randint(2, 30)), self.word(ADJECTIVES)
+        floor, stock = ordinal(self.rng.randint(2, 30))
+        noun, wort = self.one([("room", "das {} Zimmer"), ("door", "die {} Tür"), ("table", "der {} Tisch")])
+        subjekt = f"{wort.format(zahl)} im {stock}n Stock"
+        return Clause(f"the {number} {noun} on the {floor} floor is {adjective}", "", subjekt, "ist", "", adjektiv, "")
+
+    def thing(self) -> Pair:
+        """A definite noun with an adjective, as a subject."""
+        noun, _, nomen = self.word(NOUNS)
+        adjective, _, adjektiv = self.word(ADJECTIVES)
+        gender, wort, _ = self.synonym(nomen)
+        return f"the {adjective} {noun}", f"{ARTICLES[gender]} {adjektiv} {wort}"
+
+    def things(self) -> Pair:
+        """A number of things, as an object; the smaller numbers are the more frequent."""
+        number, zahl = cardinal(int(np.exp(self.rng.uniform(np.log(2), np.log(10_000)))))
+        _, noun, nomen = self.word(NOUNS)
+        wort = self.synonym(nomen)[2]
+        if self.rng.rand() < 0.5:
+            return f"{number} {noun}", f"{zahl} {wort}"
+        adjective, _, adjektiv = self.word(ADJECTIVES)
+        return f"{number} {adjective} {noun}", f"{zahl} {adjektiv} {wort}"
+
+    def time(self) -> Pair:
+        kind = self.rng.randint(5)
+        if kind == 0:
+            when, wann = clock(self.rng.randint(1, 13), 5 * self.rng.randint(12))
+            return f"at {when}", f"um {wann}"
+        if kind == 1:
+            (unit, einheit), (number, zahl) = self.one(UNITS), cardinal(self.rng.randint(2, 100))
+            if self.rng.rand() < 0.5:
+                return f"{number} {unit} ago", f"vor {zahl} {einheit}"
+            return f"in {number} {unit}", f"in {zahl} {einheit}"
+        when, wann = year(self.rng.randint(1700, 2030))
+        if kind == 2:
+            return f"in {when}", f"im Jahr {wann}" if self.rng.rand() < 1 - SYNONYM_SHARE else wann
+        (day, tag), (month, monat) = ordinal(self.rng.randint(1, 32)), self.one(MONTHS)
+        if kind == 3:
+            return f"on the {day} of {month} {when}", f"am {tag}n {monat} {wann}"
+        weekday, wochentag = self.one(WEEKDAYS)
+        return f"on {weekday} the {day} of {month}", f"am {wochentag} dem {tag}n {monat}"
+
+    def one(self, choices: list[T]) -> T:
+        return choices[self.rng.randint(len(choices))]
+
+    def word(self, words: list[T]) -> T:
+        """As in any text the k-th word of a list comes with probability proportional to 1 / k."""
+        shares = 1.0 / np.arange(1, len(words) + 1)
+        return words[self.rng.choice(len(words), p=shares / shares.sum())]
+
+    def synonym(self, words: list[T]) -> T:
+        return words[-1] if self.rng.rand() < SYNONYM_SHARE else words[0]
+
+
+def _form(forms: tuple[str, str, str], person: str) -> str:
+    return forms[("1", "3", "pl").index(person)]
