@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from analysis import figures, logs, page, speedup, studies, study_figures, style, tables, targets, to_target
+from analysis import figures, lead, logs, page, speedup, studies, study_figures, style, tables, targets, to_target
 from analysis.errors import UsageError
 
 FLAGS = flags.FLAGS
@@ -41,6 +41,9 @@ def run() -> None:
     trials = to_target.trials(read, measured)
     best = to_target.studies(trials)
     text = tables.format_by_submission(tables.by_submission(best, baseline), baseline)
+    leads = lead.format_table(lead.table(read, measured, baseline), baseline)
+    if set(best["submission"]) != {baseline}:
+        text += f"\n\nUpdates to what {baseline} reaches by a share of its training, over {baseline}'s own:\n\n{leads}"
     out.mkdir(parents=True, exist_ok=True)
     (out / "table.md").write_text(text + "\n")
     style.save(figures.learning_curves(read, measured, best, baseline, FLAGS.x), out / "learning_curves")
