@@ -4,11 +4,13 @@ PYTHON ?= python3.11
 VENV := .venv
 PY := $(VENV)/bin/python
 DEMO := runs/demo
+SUITE := runs/suite
 
-.PHONY: help demo test lint benchmarks clean
+.PHONY: help demo suite test lint benchmarks clean
 
 help:
 	@echo "make demo        train NadamW, +LAWA and +EMA on two small real tasks (a few minutes), print who was first"
+	@echo "make suite       the same on all seven miniature workloads (about ten minutes on two cores)"
 	@echo "make test        run the tests"
 	@echo "make lint        ruff and mypy"
 	@echo "make benchmarks  cost of averaging beside other libraries and the memory-traffic limit"
@@ -28,6 +30,10 @@ $(VENV)/ready-benchmarks: $(VENV)/ready
 demo: $(VENV)/ready
 	$(PY) -m scripts.suite --experiment_dir=$(DEMO) --workloads=mini_criteo1tb,mini_imagenet_vit
 	$(PY) -m scripts.report --runs=$(DEMO)
+
+suite: $(VENV)/ready
+	$(PY) -m scripts.suite --experiment_dir=$(SUITE)
+	$(PY) -m scripts.report --runs=$(SUITE)
 
 test: $(VENV)/ready
 	$(PY) -m pytest -n 2
