@@ -11,6 +11,7 @@ A study says which submissions train on which workloads with which seeds and hyp
     search_spaces: tuning_search_spaces/miniperf   # <submission>.json: the points to start from
     grid:                                # optional: per submission, values multiplied out over each of those points;
       lawa: {averaging_window: [5, 20], averaging_horizon: [.01, .1]}   # null leaves a hyperparameter out
+    trials: all                          # optional: every point for each workload, rather than its tuned one
     requires: a schedule that ...        # optional: what the code lacks to run it; a runner refuses such a study
     figures:
       - {name: fig1, kind: curves}       # see `KINDS`
@@ -39,7 +40,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 _CHOICES = {"unit": ("steps", "seconds"), "y": ("best", "steps", "seconds")}
 _NEEDED = ("title", "paper", "question", "submissions", "workloads", "seeds", "search_spaces", "figures")
-_OPTIONAL = ("grid", "requires")
+_OPTIONAL = ("grid", "trials", "requires")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Study:
     seeds: int
     search_spaces: Path
     grid: dict[str, dict[str, list[Any]]]
+    all_trials: bool
     requires: str | None
     figures: tuple[dict[str, Any], ...]
 
@@ -88,6 +90,14 @@ class Study:
         merged = [{**point, **values} for point in self.points(submission) for values in varied]
         return [{name: value for name, value in point.items() if value is not None} for point in merged]
 
+    def trials(self, submission: str, tuned: int) -> list[int]:
+        """The trials to run on a workload whose tuned one is number `tuned` of the search space, counted from 1."""
+        total = len(self.search_space(submission))
+        if self.all_trials:
+            return list(range(1, total + 1))
+        each = total // len(self.points(submission))
+        return list(range((tuned - 1) * each + 1, tuned * each + 1))
+
 
 def load(path: str | Path) -> Study:
     """Read a study. UsageError in one line for anything wrong with the file."""
@@ -120,6 +130,8 @@ def _checked(name: str, content: Any) -> Study:
     if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
         raise UsageError(f"seeds must be a whole number >= 1, not {seeds!r}")
     grid = _grid(content.get("grid") or {}, submissions)
+    if content.get("trials", "all") != "all":
+        raise UsageError(f"trials must be all, or left out, not {content['trials']!r}")
     return Study(
         name=name,
         title=content["title"],
@@ -130,6 +142,7 @@ def _checked(name: str, content: Any) -> Study:
         seeds=seeds,
         search_spaces=Path(content["search_spaces"]),
         grid=grid,
+        all_trials="trials" in content,
         requires=content.get("requires"),
         figures=_figures(content["figures"]),
     )

@@ -1,0 +1,85 @@
+"""The suite: many runs, stopped and continued."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+
+def command(root: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "scripts.suite", f"--experiment_dir={root}", "--jobs=2", *arguments]
+
+
+QUICK = ["--workloads=mini_imagenet_vit", "--submissions=nadamw,lawa", "--max_global_steps=120", "--evaluations=12"]
+
+
+def metrics(root: Path) -> dict[str, pd.DataFrame]:
+    tables = {}
+    for path in sorted(root.glob("*/study_*/*/trial_*/eval_measurements.csv")):
+        table = pd.read_csv(path, dtype=str)
+        tables[str(path.relative_to(root))] = table[[c for c in table if "/" in c or c == "global_step"]]
+    return tables
+
+
+def test_a_stopped_suite_goes_on_and_repeats_nothing(tmp_path):
+    subprocess.run(command(tmp_path / "whole", *QUICK), check=True, capture_output=True)
+    whole = metrics(tmp_path / "whole")
+    assert len(whole) == 2
+    assert all(list(table["global_step"].astype(int)) == [1, *range(10, 121, 10)] for table in whole.values())
+
+    broken = tmp_path / "broken"
+    process = subprocess.Popen(command(broken, *QUICK), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not list(broken.glob("*/study_0/*/trial_*/checkpoint_[1-9]0")):  # some updates are saved, not all
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.wait(60)
+    subprocess.run(command(broken, *QUICK), check=True, capture_output=True)
+    after = metrics(broken)
+    assert after.keys() == whole.keys()
+    for name, table in whole.items():
+        pd.testing.assert_frame_equal(after[name], table)
+
+    stamps = {path: path.stat().st_mtime_ns for path in broken.rglob("checkpoint_*")}
+    subprocess.run(command(broken, *QUICK), check=True, capture_output=True)
+    assert {path: path.stat().st_mtime_ns for path in broken.rglob("checkpoint_*")} == stamps
+
+
+def test_a_study_runs_its_grid_at_the_tuned_trial(tmp_path):
+    study = {
+        "title": "t", "paper": "p", "question": "q", "submissions": ["nadamw", "lawa"], "seeds": 1,
+        "workloads": ["mini_imagenet_vit"], "search_spaces": "tuning_search_spaces/miniperf", "grid": {"lawa": {"averaging_window": [2, 3]}},
+        "figures": [{"name": "f", "kind": "best"}],
+    }  # fmt: skip
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump(study))
+    arguments = [f"--study={path}", "--max_global_steps=20", "--evaluations=2"]
+    subprocess.run(command(tmp_path / "runs", *arguments), check=True, capture_output=True)
+    found = [json.loads(p.read_text()) for p in sorted((tmp_path / "runs/lawa").rglob("hparams.json"))]
+    tuned = json.loads(Path("tuning_search_spaces/miniperf/tuned_trials.json").read_text())["mini_imagenet_vit"]
+    points = json.loads(Path("tuning_search_spaces/miniperf/lawa.json").read_text())
+    assert found == [{**points[tuned - 1], "averaging_window": window} for window in (2, 3)]
+    assert len(list((tmp_path / "runs/nadamw").rglob("hparams.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--submissions=lawaa"], "the submission 'lawaa' is unknown; choose from ema,"),
+        (["--workloads=mini_wnt"], "--workload=mini_wnt is unknown; choose from mini_criteo1tb"),
+        (["--study=studies/nothing.yaml"], "--study=studies/nothing.yaml: No such file"),
+        (["--study=studies/shorter_schedules.yaml"], "cannot run yet; it needs the hyperparameter schedule_factor"),
+    ],
+)
+def test_bad_input_is_named_before_anything_runs(tmp_path, arguments, message):
+    result = subprocess.run(command(tmp_path / "runs", *arguments), capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
