@@ -54,7 +54,8 @@ def test_a_stopped_suite_goes_on_and_repeats_nothing(tmp_path):
 def test_a_study_runs_its_grid_at_the_tuned_trial(tmp_path):
     study = {
         "title": "t", "paper": "p", "question": "q", "submissions": ["nadamw", "lawa"], "seeds": 1,
-        "workloads": ["mini_imagenet_vit"], "search_spaces": "tuning_search_spaces/miniperf", "grid": {"lawa": {"averaging_window": [2, 3]}},
+        "workloads": ["mini_imagenet_vit"],
+        "search_spaces": "tuning_search_spaces/miniperf", "grid": {"lawa": {"averaging_window": [2, 3]}},
         "figures": [{"name": "f", "kind": "best"}],
     }  # fmt: skip
     path = tmp_path / "grid.yaml"
