@@ -34,11 +34,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "curves": {"unit": "steps"},  # learning curves, a line for each point of the grid
     "speedup": {"unit": "steps"},  # ratio of time or steps to target to the baseline's
     "hours": {},  # table: hours to train the suite to target
-    "best": {},  # table: best validation metric
+    "best": {"which": "best"},  # table: best validation metric, or the final one
     "sweep": {"x": None, "y": "best"},  # y (best, steps, seconds) against the hyperparameter x
     "horizon": {"y": "steps"},  # y against the share of training that the average covers, with a parabola
 }
-_CHOICES = {"unit": ("steps", "seconds"), "y": ("best", "steps", "seconds")}
+_CHOICES = {"unit": ("steps", "seconds"), "which": ("best", "final"), "y": ("best", "steps", "seconds")}
 _NEEDED = ("title", "paper", "question", "submissions", "workloads", "seeds", "search_spaces", "figures")
 _OPTIONAL = ("grid", "trials", "requires")
 

@@ -93,11 +93,12 @@ def _hours(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame
     return tables.markdown(shown)
 
 
-def _best(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame) -> str:
-    """Mean over studies of the best validation metric; of several trials in a study, the best."""
+def _best(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, which: str) -> str:
+    """Mean over studies of the best validation metric of a run, or the final one; of several trials in a study, the
+    best."""
     lower = trials["workload"].map(targets["lower"])
-    ordered = trials.assign(order=trials["best"] * np.where(lower, 1, -1)).sort_values("order", kind="stable")
-    groups = ordered.drop_duplicates(to_target.STUDY).groupby(["submission", "workload"])["best"]
+    ordered = trials.assign(order=trials[which] * np.where(lower, 1, -1)).sort_values("order", kind="stable")
+    groups = ordered.drop_duplicates(to_target.STUDY).groupby(["submission", "workload"])[which]
     cells = {
         key: tables.number(mean, ".4f") + ("" if np.isnan(std) else f" ± {std:.4f}")
         for key, mean, std in zip(groups.mean().index, groups.mean(), groups.std())
