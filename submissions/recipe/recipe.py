@@ -15,10 +15,11 @@ from ..api import pytorch_setup, spec
 from .averaging import NAMES as AVERAGING_NAMES
 from .averaging import Averaging
 from .batch_sizes import get_batch_size
+from .distributed import in_ddp
 from .hyperparameters import check
 from .nadamw import NadamW
 
-USE_PYTORCH_DDP = pytorch_setup()[0]
+USE_PYTORCH_DDP, _, DEVICE, _ = pytorch_setup()
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ class Recipe:
         averager = optimizer_state.get("averager")
         if averager is not None:
             averager.swap_out()  # an evaluation leaves the average in the model
+        if USE_PYTORCH_DDP:
+            model = in_ddp(model, DEVICE)
         model.train()
         optimizer_state["optimizer"].zero_grad()
 
@@ -109,7 +112,7 @@ class Recipe:
             averager.update(global_step + 1)
         if global_step <= 100 or global_step % 500 == 0:
             _log(workload, model, loss, optimizer_state["scheduler"], global_step)
-        return optimizer_state, current_param_container, model_state
+        return optimizer_state, model, model_state
 
     def prepare_for_eval(
         self,
