@@ -51,8 +51,10 @@ class Run:
     """One training run, as `submission_runner.train_once` calls a submission."""
 
     def __init__(self, submission: str, workload: str, rank: int = 0) -> None:
-        self.submission = importlib.import_module(f"submissions.pytorch.{submission}.submission")
-        values = {**HYPERPARAMETERS, **AVERAGING.get(submission.removesuffix("_no_decay"), {})}
+        module = submission if "." in submission else f"submissions.pytorch.{submission}.submission"
+        self.submission = importlib.import_module(module)
+        kind = module.split(".")[-2].removesuffix("_no_decay")
+        values = {**HYPERPARAMETERS, **AVERAGING.get(kind, {})}
         self.hyperparameters = namedtuple("Hyperparameters", values)(**values)
         self.name, self.rank = workload, rank
         self.workload = make_workload(workload)
