@@ -146,12 +146,12 @@ def _workload_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
 def _environment(tree: ast.Module) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store | ast.Del):
-            changed = ast.unparse(node.value) == "os.environ"
-        else:
+            if ast.unparse(node.value) == "os.environ":
+                yield node.lineno, "environment variables must not be changed"
+        elif isinstance(node, ast.Call):
             calls = ("os.putenv", "os.environ.update", "os.environ.setdefault", "os.environ.pop")
-            changed = isinstance(node, ast.Call) and ast.unparse(node.func) in calls
-        if changed:
-            yield node.lineno, "environment variables must not be changed"
+            if ast.unparse(node.func) in calls:
+                yield node.lineno, "environment variables must not be changed"
 
 
 def _states(tree: ast.Module) -> Iterator[tuple[int, str]]:

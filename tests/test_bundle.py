@@ -75,12 +75,7 @@ def test_a_folder_is_not_written_over(tmp_path):
 def test_the_pull_request_has_one_line_a_field():
     fields = {"submission_name": "mine", "authors": "A. Name, B. Name", "affiliations": "Some: Place"}
     block = bundle.pull_request(fields).split("```")[1].splitlines()[1:]
-    assert block == [
-        "submission_name: mine",
-        "authors: A. Name, B. Name",
-        'affiliations: "Some: Place"',
-        'version: "1.0"',
-    ]
+    assert block == ["submission_name: mine", "authors: A. Name, B. Name", 'affiliations: "Some: Place"']
     for bad in ("", "a # b", "a\nb"):
         with pytest.raises(UsageError, match="authors"):
             bundle.pull_request({**fields, "authors": bad})
