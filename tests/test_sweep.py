@@ -70,7 +70,8 @@ def test_cost_of_a_trial():
 def run(folder: Path, *flags: str) -> subprocess.CompletedProcess:
     command = [
         sys.executable, "-m", "scripts.sweep", "--submission=lawa", "--harness=miniperf",
-        "--workloads=mini_imagenet_vit", f"--experiment_dir={folder}", "--num_tuning_trials=2", "--run_flags=--max_global_steps=3", *flags,
+        "--workloads=mini_imagenet_vit", f"--experiment_dir={folder}",
+        "--num_tuning_trials=2", "--run_flags=--max_global_steps=3", *flags,
     ]  # fmt: skip
     return subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
