@@ -12,7 +12,7 @@ help:
 	@echo "make demo        train NadamW, +LAWA and +EMA on two small real tasks (a few minutes), print who was first"
 	@echo "make suite       the same on all seven miniature workloads (about ten minutes on two cores)"
 	@echo "make test        run the tests"
-	@echo "make lint        ruff and mypy"
+	@echo "make lint        ruff, mypy, hadolint, shellcheck"
 	@echo "make benchmarks  cost of averaging beside other libraries and the memory-traffic limit"
 	@echo "make clean       remove the virtual environment"
 
@@ -20,7 +20,7 @@ $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet $(TORCH)
-	$(PY) -m pip install --quiet -e .[miniperf,analysis,dev]
+	$(PY) -m pip install --quiet -e .[miniperf,analysis,launching,dev]
 	touch $@
 
 $(VENV)/ready-benchmarks: $(VENV)/ready
@@ -42,6 +42,8 @@ lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/hadolint docker/Dockerfile
+	$(VENV)/bin/shellcheck docker/*.sh .ci/run
 
 benchmarks: $(VENV)/ready-benchmarks
 	$(PY) -m benchmarks.averaging_cost

@@ -1,42 +1,63 @@
 """Run one submission on one workload, all trials of its search space.
 
     python -m scripts.run --submission=lawa --workload=mini_criteo1tb
+    python -m scripts.run --harness=official --submission=lawa --workload=ogbg --data_dir=~/data
+    python -m scripts.run --harness=official --engine=docker --submission=lawa --workload=ogbg --dry_run
 
 A submission of this repository is named by --submission, which sets its path and search space; any other by the
 official --submission_path and --tuning_search_space. All flags of the official runner work. All points of a list are
-run unless --num_tuning_trials says fewer, and training stops at the workload's step_hint unless --max_global_steps
-says otherwise.
+run unless --num_tuning_trials says fewer.
+
+Under miniperf training stops at the workload's step_hint unless --max_global_steps says otherwise. Under the official
+harness --data_dir is the root with one folder a data set (docs/docker.md), and everything is checked before the start.
 """
 
+import os
+import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags
 
+from launching import official
+from launching.workloads import base_name
 from miniperf import submission_runner, workloads
 from miniperf.errors import UsageError
 
 FLAGS = flags.FLAGS
 
 flags.DEFINE_string("submission", None, "A folder of submissions/pytorch: nadamw, lawa, ema, ...")
+flags.DEFINE_enum("harness", "miniperf", ["miniperf", "official"], "Which runner.")
+flags.DEFINE_enum("engine", "local", ["local", "docker", "slurm"], "Where the official harness runs.")
+flags.DEFINE_integer("gpus", None, "GPUs of the official harness; default: all there are.", lower_bound=0)
+flags.DEFINE_boolean("torch_compile", None, "torch.compile; default: wherever the official harness can.")
+flags.DEFINE_string("sbatch_args", "", "Further arguments of sbatch: '--partition=gpu --time=24:00:00'.")
+flags.DEFINE_boolean("dry_run", False, "Print the command of the official harness, look at nothing, start nothing.")
 SUBMISSIONS = Path("submissions/pytorch")
 
 
 def set_defaults() -> None:
     """Fill in the flags that were not given."""
+    official_run = FLAGS.harness == "official"
     if FLAGS.submission is not None:
         known = sorted(path.parent.name for path in SUBMISSIONS.glob("*/submission.py"))
         if FLAGS.submission not in known:
             raise UsageError(f"--submission={FLAGS.submission} is unknown; choose from {', '.join(known)}")
         _default("submission_path", f"{SUBMISSIONS}/{FLAGS.submission}/submission.py")
-        _default("tuning_search_space", f"tuning_search_spaces/miniperf/{FLAGS.submission}.json")
-        _default("rng_seed", 0)
+        spaces = Path("tuning_search_spaces") / ("" if official_run else "miniperf")
+        if FLAGS.tuning_ruleset == "external":
+            _default("tuning_search_space", f"{spaces}/{FLAGS.submission}.json")
+    # The official harness takes 0 for "draw one", another one on each rank.
+    _default("rng_seed", 1 if official_run else 0)
+    if FLAGS.submission is not None:
         _default("experiment_name", f"{FLAGS.submission}/study_{FLAGS.rng_seed}")
     _default("experiment_dir", "runs")
     if not FLAGS["num_tuning_trials"].present:
         FLAGS.num_tuning_trials = None
-    if FLAGS.workload is not None:
+    if FLAGS.workload is not None and not official_run:
         _default("max_global_steps", workloads.make(FLAGS.workload).step_hint)
 
 
@@ -45,9 +66,110 @@ def _default(name: str, value: object) -> None:
         setattr(FLAGS, name, value)
 
 
+def run_official() -> None:
+    """Check, then hand over to the official runner, a container or Slurm. UsageError if that cannot work."""
+    for name in ("workload", "submission_path", "experiment_name"):
+        if getattr(FLAGS, name) is None:
+            raise UsageError(f"--{name} must be given" + (", or --submission" if name != "workload" else ""))
+    base_name(FLAGS.workload)
+    official.check_seed(FLAGS.rng_seed)
+    if FLAGS.tuning_ruleset == "external":
+        if FLAGS.tuning_search_space is None:
+            raise UsageError("--tuning_search_space must be given with --tuning_ruleset=external")
+        size = official.search_space_size(FLAGS.tuning_search_space)
+        if FLAGS.num_tuning_trials is None and size is None:
+            raise UsageError(f"{FLAGS.tuning_search_space} holds ranges: give --num_tuning_trials")
+        _default("num_tuning_trials", size)
+    command, environment = _command()
+    if FLAGS.dry_run:
+        print(shlex.join(command))
+        return
+    sys.stdout.flush()
+    os.execvpe(command[0], command, {**os.environ, **environment})
+
+
+def _command() -> tuple[list[str], dict[str, str]]:
+    """The command, checked unless in a dry run, and what it wants in its environment."""
+    if FLAGS.engine == "docker":
+        return _in_docker(), {}
+    if FLAGS.engine == "slurm":
+        return _on_slurm(), {}
+    dry_gpus = FLAGS.gpus if FLAGS.dry_run else None
+    gpus = dry_gpus if dry_gpus is not None else official.gpus_found(FLAGS.gpus)
+    if FLAGS.submission is not None:
+        official.check_batch_size(FLAGS.workload, gpus)
+    data_root = FLAGS.data_dir or "~/data"
+    if not FLAGS.dry_run:
+        official.check_harness(FLAGS.workload)
+        official.check_data(FLAGS.workload, data_root)
+        _check_experiment()
+    command = official.command(
+        FLAGS.workload, FLAGS.submission_path, gpus, data_root, FLAGS.experiment_dir, FLAGS.experiment_name,
+        {name: getattr(FLAGS, name) for name in official.PASSED_ON if getattr(FLAGS, name) != FLAGS[name].default},
+        FLAGS.torch_compile,
+    )  # fmt: skip
+    visible = {"CUDA_VISIBLE_DEVICES": ""} if gpus == 0 else {}
+    return command, {"PYTHONPATH": os.getcwd(), **visible}
+
+
+def _check_experiment() -> None:
+    folder = Path(FLAGS.experiment_dir).expanduser() / FLAGS.experiment_name / f"{FLAGS.workload}_pytorch"
+    if folder.exists() and not FLAGS.resume_last_run and not FLAGS.overwrite:  # upstream would ask on stdin
+        raise UsageError(f"{folder} exists: continue it with --resume_last_run, or replace it with --overwrite")
+
+
+def _same_flags(left_out: Sequence[str]) -> list[str]:
+    """The flags of this command, but for some; --gpus among them only if given."""
+    given = [flag for flag in FLAGS.get_key_flags_for_module(__name__) if flag.present]
+    given += [flag for flag in FLAGS.get_key_flags_for_module(submission_runner) if flag.present]
+    return [flag.serialize() for flag in given if flag.name not in {"engine", "dry_run", *left_out}]
+
+
+def _in_docker() -> list[str]:
+    """docker/run_workload.sh makes the mounts; inside, the checks are made by this script again."""
+    if FLAGS.submission is None:
+        raise UsageError("--engine=docker runs a submission of the image: name it by --submission")
+    if not FLAGS.dry_run and not _answers(["docker", "info"]):
+        raise UsageError("--engine=docker: there is no docker here, or its daemon does not answer")
+    gpus = "all" if FLAGS.gpus is None else str(FLAGS.gpus)
+    settings = {"GPUS": gpus, "DATA_DIR": FLAGS.data_dir, "EXPERIMENT_DIR": FLAGS.experiment_dir}
+    rest = _same_flags(["harness", "submission", "workload", "data_dir", "experiment_dir", "gpus", "sbatch_args"])
+    command = ["docker/run_workload.sh", FLAGS.workload, FLAGS.submission, *rest]
+    environment = [f"{name}={value}" for name, value in settings.items() if value]
+    if FLAGS.dry_run:
+        shown = ["env", *environment, "DRY_RUN=1", *command]
+        return shlex.split(subprocess.run(shown, capture_output=True, text=True, check=True).stdout)
+    return ["env", *environment, *command]
+
+
+def _answers(command: list[str]) -> bool:
+    return shutil.which(command[0]) is not None and subprocess.run(command, capture_output=True).returncode == 0
+
+
+def _on_slurm() -> list[str]:
+    if FLAGS.gpus is None:
+        raise UsageError("--engine=slurm: say how many --gpus a job gets")
+    if not FLAGS.dry_run and not _answers(["sinfo"]):
+        raise UsageError("--engine=slurm: there is no Slurm here, or it does not answer")
+    inner = [sys.executable, "-m", "scripts.run", *_same_flags(["resume_last_run", "sbatch_args"]), "--resume_last_run"]
+    name = f"{FLAGS.workload}-{Path(FLAGS.submission_path).parent.name}-{FLAGS.rng_seed}"
+    gpus = [f"--gpus-per-node={FLAGS.gpus}"] if FLAGS.gpus else []
+    return [
+        "sbatch", f"--job-name={name}", "--nodes=1", *gpus, "--requeue", "--open-mode=append",
+        *shlex.split(FLAGS.sbatch_args), "--wrap", shlex.join(inner),
+    ]  # fmt: skip
+
+
 def main(argv: Sequence[str]) -> None:
     try:
         set_defaults()
+        if FLAGS.harness == "official":
+            if len(argv) > 1:
+                raise UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+            run_official()
+            return
+        if FLAGS.engine != "local" or FLAGS.dry_run:
+            raise UsageError("--engine and --dry_run are for --harness=official")
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,44 +1,70 @@
-"""Drives a submission through the official API on mnist with made-up batches; run by test_official.py.
+"""Drives a submission through the official API with made-up batches; run by test_official.py.
 
-python tests/official_driver.py lawa
+python tests/official_driver.py lawa mnist
 """
 
-import copy
+import hashlib
 import importlib
+import resource
 import sys
+import tempfile
+import threading
+import time
 from collections import namedtuple
+from typing import Any
 
 import torch
 from absl import flags
 
 flags.DEFINE_string("framework", "pytorch", "")  # algoperf's random keys read it
 flags.FLAGS(sys.argv[:1])
+if "+cpu" in torch.__version__:
+    # torchvision's usual build looks for these operators, which it registers only beside a CUDA build of torch.
+    library = torch.library.Library("torchvision", "DEF")
+    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-from algoperf import spec  # noqa: E402
-from algoperf.workloads.mnist.mnist_pytorch.workload import MnistWorkload  # noqa: E402
+from algoperf import checkpoint_utils, spec  # noqa: E402
+from algoperf.workloads.workloads import BASE_WORKLOADS_DIR, WORKLOADS, import_workload  # noqa: E402
+
+from tests.official_batches import batch  # noqa: E402
 
 HYPERPARAMETERS = {
-    "learning_rate": 1e-2, "one_minus_beta1": 0.1, "beta2": 0.99, "weight_decay": 0.1, "warmup_factor": 0.0,
+    "learning_rate": 1e-3, "one_minus_beta1": 0.1, "beta2": 0.99, "weight_decay": 0.1, "warmup_factor": 0.0,
 }  # fmt: skip
-AVERAGING = {"lawa": {"averaging_interval": 1, "averaging_window": 2}}
-AVERAGING["ema"] = {"averaging_interval": 1, "averaging_decay": 0.5}
+AVERAGING = {
+    "lawa": {"averaging_interval": 1, "averaging_window": 2},
+    "ema": {"averaging_interval": 1, "averaging_decay": 0.5},
+}
+EXAMPLES = {"mnist": 8, "ogbg": 8, "criteo1tb_test": 8}  # elsewhere 2
+CHEAP = tuple(EXAMPLES)
+
+
+def make_workload(name: str) -> Any:
+    entry = WORKLOADS[name]
+    path = f"{BASE_WORKLOADS_DIR}{entry['workload_path']}_pytorch/workload.py"
+    options = {"use_specaug": False} if name.startswith("librispeech") else {}
+    return import_workload(path, entry["workload_class_name"], workload_init_kwargs=options)
 
 
 class Run:
     """One training run, as `submission_runner.train_once` calls a submission."""
 
-    def __init__(self, name: str) -> None:
-        self.submission = importlib.import_module(f"submissions.pytorch.{name}.submission")
-        values = {**HYPERPARAMETERS, **AVERAGING.get(name.removesuffix("_no_decay"), {})}
+    def __init__(self, submission: str, workload: str, rank: int = 0) -> None:
+        module = submission if "." in submission else f"submissions.pytorch.{submission}.submission"
+        self.submission = importlib.import_module(module)
+        kind = module.split(".")[-2].removesuffix("_no_decay")
+        values = {**HYPERPARAMETERS, **AVERAGING.get(kind, {})}
         self.hyperparameters = namedtuple("Hyperparameters", values)(**values)
-        self.workload = MnistWorkload()
+        self.name, self.rank = workload, rank
+        self.workload = make_workload(workload)
         self.model, self.model_state = self.workload.init_model_fn([0, 1])
         self.state = self.submission.init_optimizer_state(
             self.workload, self.model, self.model_state, self.hyperparameters, [0, 2]
         )
         self.step = 0
 
-    def common(self) -> dict:
+    def common(self) -> dict[str, Any]:
         return {
             "workload": self.workload,
             "current_param_container": self.model,
@@ -53,61 +79,84 @@ class Run:
         }
 
     def update(self) -> None:
-        generator = torch.Generator().manual_seed(self.step)
-        batch = {
-            "inputs": torch.randn(8, 1, 28, 28, generator=generator),
-            "targets": torch.randint(0, 10, (8,), generator=generator),
-            "weights": torch.ones(8),
-        }
-        queue = iter([batch])
-        batch = self.submission.data_selection(
+        queue = iter([batch(self.name, [self.step, self.rank], EXAMPLES.get(self.name, 2))])
+        torch.manual_seed(self.step)  # the official models draw dropout from the global generator
+        selected = self.submission.data_selection(
             self.workload, queue, self.state, self.model, self.model_state, self.hyperparameters, self.step, [0, 4]
         )
-        self.state, self.model, self.model_state = self.submission.update_params(batch=batch, **self.common())
+        self.state, self.model, self.model_state = self.submission.update_params(batch=selected, **self.common())
         self.step += 1
 
     def prepare(self) -> None:
         self.state, self.model, self.model_state = self.submission.prepare_for_eval(**self.common())
 
-    def weights(self) -> torch.Tensor:
-        return torch.cat([p.detach().reshape(-1).clone() for p in self.model.parameters()])
+    def fingerprint(self) -> str:
+        """Of all parameters, which must be finite."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, parameter in self.model.named_parameters():
+            assert torch.isfinite(parameter).all(), f"{name} is not finite"
+            digest.update(parameter.detach().numpy())
+        return digest.hexdigest()
+
+    def save(self, folder: str) -> None:
+        checkpoint_utils.save_checkpoint(
+            "pytorch", self.state, self.model, self.model_state, {}, [], self.step, 0, folder, False
+        )
+
+    def restore(self, folder: str) -> None:
+        self.state, self.model, self.model_state, _, _, self.step, _ = checkpoint_utils.maybe_restore_checkpoint(
+            "pytorch", self.state, self.model, self.model_state, {}, [], 0, 0, folder
+        )
 
 
-def main(name: str) -> None:
+def trajectory(submission: str, workload: str, steps: int) -> list[str]:
+    """The weights of a run that is never evaluated, after 0, 1, ..., `steps` updates."""
+    run = Run(submission, workload)
+    fingerprints = [run.fingerprint()]
+    for _ in range(steps):
+        run.update()
+        fingerprints.append(run.fingerprint())
+    return fingerprints
+
+
+def check(submission: str, workload: str) -> None:
+    cheap = workload in CHEAP
+    steps = 6 if cheap else 3
+    raw = trajectory(submission, workload, steps + 1 if cheap else steps)
+    assert len(set(raw)) == len(raw), "the weights do not move"
+    run = Run(submission, workload)
+    threads = threading.active_count()
+    for step in range(1, steps + 1):
+        run.update()
+        assert run.fingerprint() == raw[step], "an evaluation changed training"
+        if step in (1, 2, 4, 6):
+            run.prepare()
+            prepared = run.fingerprint()
+            run.prepare()
+            assert run.fingerprint() == prepared, "a second preparation changed the weights"
+            averager = run.state.get("averager")
+            due = averager is not None and averager.ready and step > 1  # the mean of one snapshot is the weights
+            assert (prepared != raw[step]) == due, "raw weights where an average is due, or the reverse"
+    assert threading.active_count() == threads, "something goes on in a thread when prepare_for_eval has returned"
+    if cheap:  # through a checkpoint that the harness writes with the average in the model
+        with tempfile.TemporaryDirectory() as folder:
+            run.save(folder)
+            resumed = Run(submission, workload)
+            resumed.restore(folder)
+        resumed.update()
+        assert resumed.fingerprint() == raw[steps + 1], "a resumed run differs"
+
+
+def main(submission: str, workload: str) -> None:
     api = importlib.import_module("submissions.api")
     assert api.PACKAGE == "algoperf"
     assert api.spec is spec
-    assert Run(name).submission.get_batch_size("mnist") == 16
-    quiet, evaluated = Run(name), Run(name)
-    previous = quiet.weights()
-    for step in range(1, 7):
-        quiet.update()
-        evaluated.update()
-        raw = quiet.weights()
-        assert torch.isfinite(raw).all()
-        assert not torch.equal(raw, previous), "the weights do not move"
-        assert torch.equal(evaluated.weights(), raw), "an evaluation changed training"
-        if step in (1, 3, 4):
-            evaluated.prepare()
-            once = evaluated.weights()
-            evaluated.prepare()
-            assert torch.equal(evaluated.weights(), once), "a second preparation changed the weights"
-            ready = "averager" in evaluated.state and evaluated.state["averager"].ready
-            assert torch.equal(once, raw) != (ready and step > 1), "raw weights where an average is due, or the reverse"
-        previous = raw
-    # Through a checkpoint written with the average in the model, restored as the harness restores it.
-    evaluated.prepare()
-    saved = copy.deepcopy({key: value.state_dict() for key, value in evaluated.state.items()})
-    resumed = Run(name)
-    resumed.model.load_state_dict(evaluated.model.state_dict())
-    for key in resumed.state:
-        resumed.state[key].load_state_dict(saved[key])
-    resumed.step = evaluated.step
-    for run in (quiet, resumed):
-        run.update()
-    assert torch.equal(resumed.weights(), quiet.weights()), "a resumed run differs"
-    print("ok")
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    check(submission, workload)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{workload} {submission}: {time.monotonic() - started:.1f} s, peak memory {peak:.2f} GiB")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], sys.argv[2])

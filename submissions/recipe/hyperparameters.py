@@ -17,6 +17,7 @@ OPTIONAL: dict[str, tuple[Callable[[float], bool], str]] = {
     "label_smoothing": (lambda x: 0 <= x < 1, "in [0, 1)"),
     "grad_clip": (lambda x: x > 0, "> 0"),
     "final_lr_factor": (lambda x: 0 <= x <= 1, "in [0, 1], a share of learning_rate"),
+    "schedule_fraction": (lambda x: 0 < x <= 1, "in (0, 1], a share of step_hint"),
 }
 
 

@@ -18,11 +18,12 @@ from ..api import pytorch_setup, spec
 from .averaging import BUFFERS, Averaging
 from .averaging import NAMES as AVERAGING_NAMES
 from .batch_sizes import get_batch_size
+from .distributed import in_ddp
 from .hyperparameters import check
 from .nadamw import NadamW
 from .recent_batches import RecentBatches
 
-USE_PYTORCH_DDP = pytorch_setup()[0]
+USE_PYTORCH_DDP, _, DEVICE, _ = pytorch_setup()
 RECOMPUTE_BATCHES = 10  # training batches that renew batch-norm statistics where averaging_buffers is "recompute"
 
 
@@ -85,6 +86,8 @@ class Recipe:
         averager = optimizer_state.get("averager")
         if averager is not None:
             averager.swap_out()  # an evaluation leaves the average in the model
+        if USE_PYTORCH_DDP:
+            model = in_ddp(model, DEVICE)
         model.train()
         optimizer_state["optimizer"].zero_grad()
 
@@ -118,7 +121,7 @@ class Recipe:
             optimizer_state["recent_batches"].append(batch)
         if global_step <= 100 or global_step % 500 == 0:
             _log(workload, model, loss, optimizer_state["scheduler"], global_step)
-        return optimizer_state, current_param_container, model_state
+        return optimizer_state, model, model_state
 
     def prepare_for_eval(
         self,

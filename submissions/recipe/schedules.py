@@ -8,7 +8,9 @@ from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LR
 
 def warmup_cosine(optimizer: Optimizer, hyperparameters: Any, step_hint: int) -> LRScheduler:
     """Linear warmup over `warmup_factor * step_hint` updates, then a cosine down to `final_lr_factor` (default 0)
-    times the top learning rate at `step_hint`, and constant after that."""
+    times the top learning rate at `step_hint`, and constant after that. With `schedule_fraction` all of this happens
+    in that share of `step_hint`."""
+    step_hint = max(1, round(getattr(hyperparameters, "schedule_fraction", 1.0) * step_hint))
     top = optimizer.param_groups[0]["lr"]
     final = getattr(hyperparameters, "final_lr_factor", 0.0)
     warmup_steps = int(hyperparameters.warmup_factor * step_hint)

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Run one submission on one official workload in the image, on this machine's GPUs.
+#
+#   docker/run_workload.sh WORKLOAD SUBMISSION [flags of scripts.run: --rng_seed=2 --max_global_steps=100 ...]
+#
+# From the environment:
+#   DATA_DIR        folder with one folder a data set (docs/docker.md), mounted at /data           [~/data]
+#   EXPERIMENT_DIR  folder for logs and checkpoints, mounted at /experiment_runs                   [./runs]
+#   GPUS            all, a number of GPUs, or 0 for the CPU                                        [all]
+#   IMAGE           the image                                                                      [weight-averaging]
+#   DRY_RUN=1       print the docker command and start nothing
+set -euo pipefail
+
+if [ $# -lt 2 ]; then
+  sed -n '2,11p' "$0" >&2
+  exit 2
+fi
+workload=$1
+submission=$2
+shift 2
+
+data_dir=${DATA_DIR:-$HOME/data}
+experiment_dir=${EXPERIMENT_DIR:-$PWD/runs}
+gpus=${GPUS:-all}
+
+command=(docker run --rm --init --ipc=host)
+flags=()
+case $gpus in
+  all) command+=(--gpus all) ;;
+  0) flags+=(--gpus=0) ;;
+  *)
+    command+=(--gpus "$gpus")
+    flags+=("--gpus=$gpus")
+    ;;
+esac
+command+=(
+  -v "$(realpath -m "${data_dir/#\~/$HOME}"):/data"
+  -v "$(realpath -m "${experiment_dir/#\~/$HOME}"):/experiment_runs"
+  "${IMAGE:-weight-averaging}"
+  -m scripts.run --harness=official "--workload=$workload" "--submission=$submission"
+  --data_dir=/data --experiment_dir=/experiment_runs "${flags[@]}" "$@"
+)
+
+if [ -n "${DRY_RUN:-}" ]; then
+  printf '%q ' "${command[@]}"
+  echo
+  exit
+fi
+if ! command -v docker >/dev/null; then
+  echo "error: there is no docker here" >&2
+  exit 2
+fi
+exec "${command[@]}"

@@ -1,0 +1,1 @@
+"""Starting runs under the official AlgoPerf harness: what each workload needs, checks, commands, sweeps."""

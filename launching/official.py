@@ -1,0 +1,118 @@
+"""The command line of a run under the official harness, and what is checked before it starts."""
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from launching.workloads import WORKLOADS, base_name
+from miniperf.errors import UsageError
+from submissions.recipe.batch_sizes import get_batch_size
+
+# Flags of the official runner that are passed on as they were given.
+PASSED_ON = (
+    "tuning_ruleset", "tuning_search_space", "num_tuning_trials", "hparam_start_index", "hparam_end_index", "rng_seed",
+    "max_global_steps", "save_checkpoints", "save_intermediate_checkpoints", "resume_last_run", "overwrite",
+)  # fmt: skip
+
+
+def gpus_found(asked: int | None) -> int:
+    """How many GPUs to use: those asked for, which must be there, else all. 0 asks for one process on the CPU."""
+    found = torch.cuda.device_count()
+    if asked is None and found == 0:
+        raise UsageError("no GPU found: the official harness wants one; --gpus=0 runs on the CPU (mnist, to try out)")
+    if asked is not None and asked > found:
+        raise UsageError(f"--gpus={asked}: only {found} found")
+    return found if asked is None else asked
+
+
+def check_harness(workload: str) -> None:
+    """UsageError unless the installed algoperf can run this workload and calls prepare_for_eval."""
+    runner = importlib.util.find_spec("submission_runner")
+    package = importlib.util.find_spec("algoperf")
+    if package is None or runner is None or not package.submodule_search_locations or runner.origin is None:
+        raise UsageError("algoperf is not installed: pip install -e '.[official]', or use --engine=docker")
+    # Read, not imported: that takes ten seconds.
+    if "prepare_for_eval" not in Path(runner.origin).read_text():
+        raise UsageError(f"{runner.origin} knows no prepare_for_eval: too old, algoperf v0.6.0 or newer is needed")
+    registry = Path(package.submodule_search_locations[0], "workloads", "workloads.py").read_text()
+    known = re.findall(r"'(\w+)': \{", registry)
+    if workload not in known:
+        raise UsageError(f"--workload={workload} is unknown to the installed algoperf; it has {', '.join(known)}")
+
+
+def check_batch_size(workload: str, gpus: int) -> None:
+    """UsageError unless the batch of this repository's submissions splits evenly."""
+    try:
+        size = get_batch_size(workload)
+    except ValueError:
+        size = get_batch_size(base_name(workload))
+    if size % max(gpus, 1):
+        raise UsageError(f"--gpus={gpus}: the batch of {size} on {workload} does not divide by it")
+
+
+def check_data(workload: str, root: str) -> None:
+    """UsageError that names what is missing and the command that makes it."""
+    needs = WORKLOADS[base_name(workload)]
+    folder = Path(root).expanduser() / needs.folder
+    missing = [pattern for pattern in needs.contents if not any(folder.glob(pattern))]
+    if missing:
+        what = f"{folder} lacks {', '.join(missing)}" if folder.is_dir() else f"there is no folder {folder}"
+        raise UsageError(f"--data_dir={root}: {what}; make it with: {needs.setup_command(root)}")
+
+
+def check_seed(seed: int | None) -> None:
+    if seed is not None and not 0 < seed < 2**32:
+        raise UsageError(f"--rng_seed={seed}: give one in 1 ... 2**32 - 1; the harness takes 0 for none and draws one")
+
+
+def search_space_size(path: str) -> int | None:
+    """The number of points of a list; None for a dict of ranges. UsageError if the file is none of both."""
+    try:
+        space = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise UsageError(f"--tuning_search_space={path}: {error.strerror}") from None
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path} is not JSON: {error}") from None
+    if not isinstance(space, list | dict) or not space:
+        raise UsageError(f"{path} must be a list of points or a dict of ranges, and not empty")
+    return len(space) if isinstance(space, list) else None
+
+
+def command(
+    workload: str,
+    submission_path: str,
+    gpus: int,
+    data_root: str,
+    experiment_dir: str,
+    experiment_name: str,
+    flags: dict[str, Any],
+    torch_compile: bool | None = None,
+) -> list[str]:
+    """The official runner's command line, one process a GPU.
+
+    Args:
+        data_root: holds one folder a data set.
+        flags: those of PASSED_ON, by name; None leaves one out.
+        torch_compile: default: wherever the harness can.
+    """
+    needs = WORKLOADS[base_name(workload)]
+    data = str(Path(data_root).expanduser() / needs.folder)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nnodes=1", f"--nproc_per_node={gpus}"]
+    compiled = needs.compile and gpus > 0 if torch_compile is None else torch_compile
+    return [
+        sys.executable, *(torchrun if gpus > 1 else []), "-m", "submission_runner", "--framework=pytorch",
+        f"--workload={workload}", f"--submission_path={submission_path}", f"--data_dir={data}",
+        *[flag.format(data=data) for flag in needs.flags],
+        f"--experiment_dir={Path(experiment_dir).expanduser().absolute()}", f"--experiment_name={experiment_name}",
+        f"--torch_compile={str(compiled).lower()}",
+        *[f"--{name}={_text(flags[name])}" for name in PASSED_ON if flags.get(name) is not None],
+    ]  # fmt: skip
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,83 @@
+"""Trials x studies x workloads as independent jobs, each one command that resumes where it was stopped."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from launching.workloads import WORKLOADS, base_name
+from miniperf import search
+from miniperf.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Job:
+    """One trial of one study on one workload."""
+
+    harness: str
+    workload: str
+    submission: str
+    study: int  # its seed
+    trial: int  # from 1
+    trials: int
+    space: str  # a list, also where the sweep's own was a dict of ranges: a seeded draw of it
+    experiment_dir: str
+    flags: tuple[str, ...] = ()  # further ones of scripts.run
+
+    @property
+    def name(self) -> str:
+        return f"{self.workload}-{self.submission}-study_{self.study}-trial_{self.trial}"
+
+    @property
+    def marker(self) -> Path:
+        """Of a finished job."""
+        return Path(self.experiment_dir) / "sweep" / f"{self.name}.done"
+
+    def command(self) -> list[str]:
+        return [
+            sys.executable, "-m", "scripts.run", f"--harness={self.harness}", f"--submission={self.submission}",
+            f"--workload={self.workload}", f"--rng_seed={self.study}", f"--tuning_search_space={self.space}",
+            f"--num_tuning_trials={self.trials}", f"--hparam_start_index={self.trial - 1}",
+            f"--hparam_end_index={self.trial}", f"--experiment_dir={self.experiment_dir}", "--resume_last_run",
+            "--nosave_intermediate_checkpoints", *self.flags,
+        ]  # fmt: skip
+
+    def __call__(self) -> None:
+        if "SLURM_JOB_ID" in os.environ:  # an array has one name until its jobs start
+            rename = ["scontrol", "update", f"JobId={os.environ['SLURM_JOB_ID']}", f"JobName={self.name}"]
+            subprocess.run(rename, check=False)
+        subprocess.run(self.command(), check=True)
+        self.marker.touch()
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """What submitit puts back into the queue when Slurm preempts the job or its time is over."""
+        return submitit.helpers.DelayedSubmission(self)
+
+
+def expand(source: str, trials: int | None, seed: int, path: Path, write: bool) -> list[dict[str, Any]]:
+    """The sweep's points, also written to `path` as a list, of which jobs can take one each.
+
+    UsageError if `path` is there already with other points.
+    """
+    points = [point._asdict() for point in search.load(source, trials, seed)]
+    if path.exists() and json.loads(path.read_text()) != points:
+        raise UsageError(f"{path} holds other points than {source}: take another --experiment_dir for another sweep")
+    if write:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(points, indent=1))
+    return points
+
+
+def cost(workload: str, gpus: int, point: dict[str, Any]) -> tuple[float, float]:
+    """GPU-hours of a trial that uses up its budget, and gigabytes of its one checkpoint.
+
+    A checkpoint holds weights, two moments and, in float32, the window or average and the raw weights.
+    """
+    needs = WORKLOADS[base_name(workload)]
+    averages = point.get("averaging_window", 1) + 1 if any(name.startswith("averaging") for name in point) else 0
+    return needs.seconds / 3600 * max(gpus, 1), 4e-9 * needs.parameters * (3 + averages)

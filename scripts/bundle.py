@@ -1,0 +1,69 @@
+"""Write a submission as the benchmark's repository takes it, and the text of the pull request.
+
+    python -m scripts.bundle --submission=lawa --authors="A. Name, B. Name" --affiliations="Some Place"
+
+The folder goes to submissions/external_tuning/<name>/ of mlcommons/submissions_algorithms. It is checked as
+`scripts.check_submission` does before it is left there.
+"""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags
+
+from launching import bundle, check_code, check_space
+from miniperf.errors import UsageError
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("submission", None, "A folder of submissions/pytorch.", required=True)
+flags.DEFINE_string("name", None, "The name of the folder; default: weight_averaging_<submission>.")
+flags.DEFINE_string("tuning_search_space", None, "Default: tuning_search_spaces/<submission>.json.")
+flags.DEFINE_string("output_dir", "dist", "Where the folder and the text are written.")
+flags.DEFINE_string("authors", None, "Of the submission.", required=True)
+flags.DEFINE_string("affiliations", None, "Of the authors.", required=True)
+flags.DEFINE_string("version", "1.0", "Of the submission.")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run() -> None:
+    name = FLAGS.name or f"weight_averaging_{FLAGS.submission}"
+    folder = Path(FLAGS.output_dir) / name
+    space = Path(FLAGS.tuning_search_space or ROOT / f"tuning_search_spaces/{FLAGS.submission}.json")
+    if not space.is_file():
+        raise UsageError(f"--tuning_search_space: there is no {space}")
+    text = bundle.pull_request(
+        {
+            "submission_name": name,
+            "submission_folder": f"submissions/external_tuning/{name}",
+            "authors": FLAGS.authors,
+            "affiliations": FLAGS.affiliations,
+            "version": FLAGS.version,
+            "ruleset": "external",
+            "framework": "pytorch",
+            "description": bundle.description(ROOT, f"pytorch/{FLAGS.submission}"),
+        }
+    )
+    files = bundle.write(ROOT, f"pytorch/{FLAGS.submission}", space, folder)
+    findings = check_code.check(folder / "submission.py") + check_space.check(folder / "tuning_search_space.json")
+    if findings:
+        shutil.rmtree(folder)
+        raise UsageError("not fit to be handed in:\n" + "\n".join(map(str, findings)))
+    (folder.parent / f"{name}.pull_request.md").write_text(text)
+    print(*files, folder.parent / f"{name}.pull_request.md", sep="\n")
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    try:
+        run()
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,36 @@
+"""Look through a submission and its search space for what goes wrong under the official harness.
+
+    python -m scripts.check_submission --submission_path=dist/mine/submission.py \
+      --tuning_search_space=dist/mine/tuning_search_space.json
+
+Prints every finding with its file and line; the exit status is 1 if there are any. Submissions of this repository
+import its library by absolute names, which `scripts.bundle` makes relative: check the bundle.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags
+
+from launching import check_code, check_space
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("submission_path", None, "The module of a submission.")
+flags.DEFINE_string("tuning_search_space", None, "Its search space.")
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    if FLAGS.submission_path is None and FLAGS.tuning_search_space is None:
+        raise app.UsageError("give --submission_path, --tuning_search_space or both")
+    findings = check_code.check(Path(FLAGS.submission_path)) if FLAGS.submission_path else []
+    findings += check_space.check(Path(FLAGS.tuning_search_space)) if FLAGS.tuning_search_space else []
+    print(*findings, sep="\n", end="\n" if findings else "")
+    sys.exit(bool(findings))
+
+
+if __name__ == "__main__":
+    app.run(main)

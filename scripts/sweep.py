@@ -1,0 +1,124 @@
+"""Trials x studies x workloads of one submission, each trial a job that can be stopped and continued.
+
+    python -m scripts.sweep --submission=lawa --workloads=ogbg,wmt --studies=3 --gpus=8 --engine=slurm --dry_run
+
+On this machine --jobs run at a time; on Slurm every workload is an array, whose jobs are requeued when preempted or
+out of time. The same command again continues a sweep that was cancelled: finished jobs are left out, the others
+resume from their checkpoints.
+"""
+
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import submitit
+from absl import app, flags
+
+from launching import official, sweep
+from launching.workloads import base_name
+from miniperf import workloads
+from miniperf.errors import UsageError
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("submission", None, "A folder of submissions/pytorch.", required=True)
+flags.DEFINE_list("workloads", None, "Workloads.", required=True)
+flags.DEFINE_integer("studies", 1, "Runs of every trial, with the seeds 1, 2, ...", lower_bound=1)
+flags.DEFINE_string("tuning_search_space", None, "Default: the submission's own.")
+flags.DEFINE_integer("num_tuning_trials", None, "Trials; default: all points of a list.", lower_bound=1)
+flags.DEFINE_integer("space_seed", 0, "Of the draw from a dict of ranges.")
+flags.DEFINE_enum("harness", "official", ["miniperf", "official"], "Which runner.")
+flags.DEFINE_enum("engine", "local", ["local", "slurm"], "Where the jobs run.")
+flags.DEFINE_integer("jobs", 1, "Jobs at a time; on Slurm of each workload.", lower_bound=1)
+flags.DEFINE_integer("gpus", 0, "GPUs of a job.", lower_bound=0)
+flags.DEFINE_integer("minutes", 24 * 60, "Time limit of a job, after which it is requeued.", lower_bound=1)
+flags.DEFINE_string("sbatch_args", "", "Further parameters of sbatch: 'partition=gpu account=mine'.")
+flags.DEFINE_string("run_flags", "", "Further flags of scripts.run: '--data_dir=/data --max_global_steps=100'.")
+flags.DEFINE_string("experiment_dir", "runs", "Root folder of the runs; `sweep` in it is the sweep's own.")
+flags.DEFINE_boolean("dry_run", False, "List the jobs and what they may cost; start nothing.")
+
+
+def plan() -> tuple[list[sweep.Job], list[tuple[float, float]]]:
+    """All jobs and what each may cost. UsageError for anything unknown."""
+    if not Path("submissions/pytorch", FLAGS.submission, "submission.py").is_file():
+        raise UsageError(f"--submission={FLAGS.submission} is unknown; it is a folder of submissions/pytorch")
+    official_run = FLAGS.harness == "official"
+    for name in FLAGS.workloads:
+        base_name(name) if official_run else workloads.make(name)
+        if official_run:
+            official.check_batch_size(name, FLAGS.gpus)
+    spaces = Path("tuning_search_spaces") / ("" if official_run else "miniperf")
+    source = FLAGS.tuning_search_space or str(spaces / f"{FLAGS.submission}.json")
+    root = Path(FLAGS.experiment_dir).absolute()
+    path = root / "sweep" / Path(source).name
+    points = sweep.expand(source, FLAGS.num_tuning_trials, FLAGS.space_seed, path, write=not FLAGS.dry_run)
+    extra = (*([f"--gpus={FLAGS.gpus}"] if official_run else []), *shlex.split(FLAGS.run_flags))
+    common = {"trials": len(points), "space": str(path), "experiment_dir": str(root), "flags": extra}
+    jobs, costs = [], []
+    for workload in FLAGS.workloads:
+        for study in range(1, FLAGS.studies + 1):
+            for trial, point in enumerate(points, start=1):
+                jobs.append(sweep.Job(FLAGS.harness, workload, FLAGS.submission, study, trial, **common))
+                costs.append(sweep.cost(workload, FLAGS.gpus, point) if official_run else (0.0, 0.0))
+    return jobs, costs
+
+
+def executor() -> submitit.AutoExecutor:
+    made = submitit.AutoExecutor(Path(FLAGS.experiment_dir) / "sweep" / "logs", cluster=FLAGS.engine)
+    made.update_parameters(timeout_min=FLAGS.minutes, gpus_per_node=FLAGS.gpus, tasks_per_node=1, nodes=1)
+    if FLAGS.engine == "slurm":
+        further = dict(pair.split("=", 1) for pair in FLAGS.sbatch_args.split())
+        made.update_parameters(slurm_array_parallelism=FLAGS.jobs, slurm_additional_parameters=further)
+    return made
+
+
+def start(waiting: list[sweep.Job]) -> int:
+    """Submit to Slurm, or run here and wait. Returns how many failed."""
+    made = executor()
+    if FLAGS.engine == "slurm":
+        for workload in dict.fromkeys(job.workload for job in waiting):
+            made.update_parameters(name=f"{workload}-{FLAGS.submission}")
+            with made.batch():
+                submitted = [made.submit(job) for job in waiting if job.workload == workload]
+            print(f"{workload}: array {submitted[0].job_id.split('_')[0]} of {len(submitted)} jobs")
+        return 0
+    running: list[submitit.Job] = []
+    for job in waiting:
+        while sum(not other.done() for other in running) >= FLAGS.jobs:
+            time.sleep(0.5)
+        running.append(made.submit(job))
+        print(f"{job.name}: process {running[-1].job_id}", flush=True)
+    failed = 0
+    for job, process in zip(waiting, running, strict=True):
+        if process.exception() is not None:
+            failed += 1
+            print(f"failed: {job.name}; see {process.paths.stderr}", file=sys.stderr)
+    return failed
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    try:
+        jobs, costs = plan()
+        if FLAGS.engine == "slurm" and not FLAGS.dry_run and shutil.which("sbatch") is None:
+            raise UsageError("--engine=slurm: there is no sbatch here")
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    waiting = [(job, cost) for job, cost in zip(jobs, costs, strict=True) if not job.marker.exists()]
+    if FLAGS.dry_run:
+        for job, (hours, gigabytes) in waiting:
+            print(f"{job.name}: up to {hours:.1f} GPU-hours, {gigabytes:.1f} GB")
+        print("each runs: " + shlex.join(waiting[0][0].command()) if waiting else "nothing to do")
+    total = [sum(cost[index] for _, cost in waiting) for index in (0, 1)]
+    print(f"{len(waiting)} of {len(jobs)} jobs to run: up to {total[0]:.0f} GPU-hours, {total[1]:.0f} GB")
+    if not FLAGS.dry_run and waiting:
+        sys.exit(bool(start([job for job, _ in waiting])))
+
+
+if __name__ == "__main__":
+    app.run(main)

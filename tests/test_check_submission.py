@@ -1,0 +1,140 @@
+"""Every trap of the official harness that can be read off a submission or a search space is found, at its line."""
+
+import json
+import textwrap
+
+import pytest
+
+from launching import check_code, check_space
+
+GOOD = '''
+"""Trains on wmt and others."""
+import torch
+
+SIZES = {"wmt": 128}
+
+
+class Scheduler:
+    def state_dict(self):
+        return {}
+
+
+def get_batch_size(workload_name):
+    if workload_name not in SIZES:
+        raise ValueError(workload_name)
+    return SIZES[workload_name]
+
+
+def init_optimizer_state(workload, model_params, model_state, hyperparameters, rng):
+    return {"optimizer": torch.optim.SGD(model_params.parameters(), lr=1e-3), "scheduler": Scheduler()}
+
+
+def update_params(workload, current_param_container, current_params_types, model_state, hyperparameters, batch,
+                  loss_type, optimizer_state, eval_results, global_step, rng):
+    return optimizer_state, current_param_container, model_state
+
+
+def data_selection(workload, input_queue, optimizer_state, current_param_container, model_state, hyperparameters,
+                   global_step, rng):
+    return next(input_queue)
+'''
+
+
+def findings(tmp_path, code):
+    path = tmp_path / "submission.py"
+    path.write_text(textwrap.dedent(code))
+    return [(finding.line, finding.text) for finding in check_code.check(path)]
+
+
+def test_a_good_submission_passes(tmp_path):
+    assert findings(tmp_path, GOOD) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "marked", "words"),
+    [
+        ("def data_selection", "def choose_data", None, "the function data_selection is missing"),
+        ("import torch\n", "import torch\nfrom my_library import x\n", "my_library", "absolute name"),
+        ("import torch\n", "import torch\nimport submissions.api as api\n", "submissions.api", "absolute name"),
+        ("eval_results, global_step, rng):", "global_step, rng):", "def update_params", "take eval_results"),
+        ("hyperparameters, rng):", "hyperparameters):", "def init_optimizer_state", "with 5 arguments and takes 4"),
+        ("        raise ValueError(workload_name)", "        return 1", "def get_batch_size", "no ValueError"),
+        ('"scheduler": Scheduler()}', '"average": [1.0]}', '"average"', "optimizer_state['average'] has no state_dict"),
+        ('"scheduler": Scheduler()}', '"x": torch.zeros(3)}', '"x"', "has no state_dict"),
+        (
+            "    return optimizer_state, current",
+            "    optimizer_state['n'] = 1\n    return optimizer_state, current",
+            "['n']",
+            "optimizer_state['n'] has no state_dict",
+        ),
+        (
+            "    return optimizer_state, current",
+            "    lr = 2 if 'ogbg' in str(workload) else 1\n    return optimizer_state, current",
+            "'ogbg'",
+            "only the batch size",
+        ),
+        (
+            "    return optimizer_state, current",
+            "    print(type(workload))\n    return optimizer_state, current",
+            "type(workload)",
+            "identity",
+        ),
+        (
+            "    return optimizer_state, current",
+            "    print(SIZES)\n    return optimizer_state, current",
+            '{"wmt"',
+            "only the batch size",
+        ),
+        ("import torch\n", "import os\nos.environ['A'] = 'b'\n", "os.environ", "environment variables"),
+        (
+            "def data_selection",
+            "def get_eval_batch_size(n):\n    return 1\n\ndef data_selection",
+            "eval_batch",
+            "forbid",
+        ),
+        ("import torch", "import torch torch", "torch torch", "cannot be read"),
+    ],
+)
+def test_a_trap_is_found_at_its_line(tmp_path, old, new, marked, words):
+    code = GOOD.replace(old, new)
+    assert code != GOOD
+    lines = code.splitlines()
+    line = 1 if marked is None else next(n for n, text in enumerate(lines, start=1) if marked in text)
+    assert any(found == line and words in text for found, text in findings(tmp_path, code)), findings(tmp_path, code)
+
+
+def test_modules_beside_the_submission_are_read_too(tmp_path):
+    (tmp_path / "helper.py").write_text("import os\nos.putenv('A', 'b')\n")
+    assert findings(tmp_path, "from .helper import *\n" + GOOD) == [(2, "environment variables must not be changed")]
+
+
+def space_findings(tmp_path, space):
+    path = tmp_path / "space.json"
+    path.write_text(space if isinstance(space, str) else json.dumps(space, indent=1))
+    return [(finding.line, finding.text) for finding in check_space.check(path)]
+
+
+def test_a_good_list_passes(tmp_path):
+    assert space_findings(tmp_path, [{"lr": 1.0}, {"lr": 2.0}]) == []
+
+
+@pytest.mark.parametrize(
+    ("space", "line", "words"),
+    [
+        ('{\n"lr": {"min": 1, "max": 2, "scaling": "Log"}}', 2, "silently taken for linear"),
+        ('{\n\n"lr": {"feasible_points": 3}}', 3, "upstream crashes"),
+        ('{"lr": {"min": 1, "max": 2}}', 1, "lacks scaling"),
+        ('{"lr": {"min": 0, "max": 2, "scaling": "log"}}', 1, "needs min > 0"),
+        ('{"lr": {"min": 3, "max": 2, "scaling": "linear"}}', 1, "min <= max"),
+        ('{"lr": {"feasible_points": [3]}}', 1, "without a seed"),
+        ('[{"lr": 1},\n{"momentum": 1}]', 2, "do not both have lr, momentum"),
+        ('[{"lr": 1},\n {"lr": 2},\n {"lr": 1}]', 3, "again"),
+        ("\n".join(["["] + [f'{{"lr": {n}}},' for n in range(5)] + ['{"lr": 5}]']), 7, "from here on never"),
+        ('[{"a b": 1}]', 1, "cannot be the name"),
+        ("[]", 1, "not empty"),
+        ("[1,\n2", 2, "not JSON"),
+    ],
+)
+def test_a_trap_of_a_search_space_is_found_at_its_line(tmp_path, space, line, words):
+    found = space_findings(tmp_path, space)
+    assert any(at == line and words in text for at, text in found), found

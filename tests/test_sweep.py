@@ -1,0 +1,96 @@
+"""Sweeps: the jobs of a grid, its cost, and a sweep on this machine that fails, is repeated and resumes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("submitit")
+
+from launching import paper, sweep
+from launching.workloads import SEVEN
+from miniperf import search
+from miniperf.errors import UsageError
+from submissions.pytorch.ema import submission as ema
+from submissions.pytorch.lawa import submission as lawa
+from submissions.pytorch.nadamw import submission as nadamw
+
+ROOT = Path("tuning_search_spaces")
+CHECKS = {"nadamw": nadamw, "lawa": lawa, "ema": ema}
+
+
+def test_the_papers_grids_are_those_of_the_declaration_and_can_be_trained_with():
+    expected = dict(paper.spaces(ROOT))
+    assert set((ROOT / "paper").rglob("*.json")) == set(expected)
+    assert len(expected) == len(SEVEN) * len(paper.EXPERIMENTS)
+    for path, text in expected.items():
+        assert path.read_text() == text, f"{path}: run python -m launching.paper"
+        experiment = paper.EXPERIMENTS[path.stem]
+        points = search.load(path, None)
+        assert len({tuple(point) for point in points}) == len(points)
+        for point in points:
+            CHECKS[experiment.submission].check_hyperparameters(point, 10_000)
+
+
+def test_a_grid_has_every_combination_around_the_workloads_point():
+    points = paper.grid(
+        paper.Experiment("lawa", "", {"learning_rate": (0.5, 2.0), "n": (1, 2, 3)}), {"learning_rate": 0.1}
+    )
+    assert [(p["learning_rate"], p["n"]) for p in points] == [
+        (0.05, 1),
+        (0.05, 2),
+        (0.05, 3),
+        (0.2, 1),
+        (0.2, 2),
+        (0.2, 3),
+    ]
+
+
+def test_ranges_are_drawn_once_and_another_draw_is_refused(tmp_path):
+    source = tmp_path / "ranges.json"
+    source.write_text('{"lr": {"min": 1e-4, "max": 1e-2, "scaling": "log"}}')
+    path = tmp_path / "sweep" / "ranges.json"
+    points = sweep.expand(str(source), 4, 0, path, write=True)
+    assert len(points) == 4
+    assert json.loads(path.read_text()) == points == sweep.expand(str(source), 4, 0, path, write=True)
+    with pytest.raises(UsageError, match="other points"):
+        sweep.expand(str(source), 4, 1, path, write=True)
+
+
+def test_cost_of_a_trial():
+    hours, gigabytes = sweep.cost("ogbg", 8, {"averaging_window": 20})
+    assert hours == pytest.approx(12_011 / 3600 * 8)
+    assert gigabytes == pytest.approx(4e-9 * 3_554_176 * (3 + 20 + 1))
+    assert sweep.cost("ogbg", 0, {})[1] == pytest.approx(4e-9 * 3_554_176 * 3)
+
+
+def run(folder: Path, *flags: str) -> subprocess.CompletedProcess:
+    command = [
+        sys.executable, "-m", "scripts.sweep", "--submission=lawa", "--harness=miniperf",
+        "--workloads=mini_imagenet_vit", f"--experiment_dir={folder}",
+        "--num_tuning_trials=2", "--run_flags=--max_global_steps=3", *flags,
+    ]  # fmt: skip
+    return subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
+
+
+def test_a_sweep_on_this_machine_leaves_finished_jobs_out(tmp_path):
+    result = run(tmp_path)
+    assert result.returncode == 0, result.stderr
+    trials = [tmp_path / f"lawa/study_1/mini_imagenet_vit_pytorch/trial_{trial}" for trial in (1, 2)]
+    rates = [json.loads((trial / "hparams.json").read_text())["learning_rate"] for trial in trials]
+    assert rates == [point["learning_rate"] for point in json.loads((ROOT / "miniperf/lawa.json").read_text())[:2]]
+    assert all((trial / "checkpoint_3").is_file() for trial in trials)
+    # As if the second had been cancelled.
+    (tmp_path / "sweep" / "mini_imagenet_vit-lawa-study_1-trial_2.done").unlink()
+    (trials[1] / "checkpoint_3").unlink()
+    first = (trials[0] / "checkpoint_3").stat().st_mtime_ns
+    result = run(tmp_path)
+    assert "1 of 2 jobs to run" in result.stdout
+    assert (trials[1] / "checkpoint_3").is_file()
+    assert (trials[0] / "checkpoint_3").stat().st_mtime_ns == first
+    assert "nothing to do" in run(tmp_path, "--dry_run").stdout
