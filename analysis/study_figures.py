@@ -64,7 +64,9 @@ def baseline_arm(study: Study, logs: Logs) -> str:
 
 
 def _arm(submission: str, hparams: dict[str, Any], grid: dict[str, list[Any]]) -> str:
-    varied = [f"{name.removeprefix('averaging_')}={hparams[name]:g}" for name in grid if name in hparams]
+    values = {name: hparams[name] for name in grid if name in hparams}
+    shown = {name: value if isinstance(value, str) else f"{value:g}" for name, value in values.items()}
+    varied = [f"{name.removeprefix('averaging_')}={value}" for name, value in shown.items()]
     return ", ".join([submission, *varied])
 
 
