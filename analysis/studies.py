@@ -12,7 +12,6 @@ A study says which submissions train on which workloads with which seeds and hyp
     grid:                                # optional: per submission, values multiplied out over each of those points;
       lawa: {averaging_window: [5, 20], averaging_horizon: [.01, .1]}   # null leaves a hyperparameter out
     trials: all                          # optional: every point for each workload, rather than its tuned one
-    requires: a schedule that ...        # optional: what the code lacks to run it; a runner refuses such a study
     figures:
       - {name: fig1, kind: curves}       # see `KINDS`
 
@@ -40,12 +39,12 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 _CHOICES = {"unit": ("steps", "seconds"), "which": ("best", "final"), "y": ("best", "steps", "seconds")}
 _NEEDED = ("title", "paper", "question", "submissions", "workloads", "seeds", "search_spaces", "figures")
-_OPTIONAL = ("grid", "trials", "requires")
+_OPTIONAL = ("grid", "trials")
 
 
 @dataclass(frozen=True)
 class Study:
-    """One study. `workloads` is None for all, `requires` None if the study can run."""
+    """One study. `workloads` is None for all."""
 
     name: str
     title: str
@@ -57,7 +56,6 @@ class Study:
     search_spaces: Path
     grid: dict[str, dict[str, list[Any]]]
     all_trials: bool
-    requires: str | None
     figures: tuple[dict[str, Any], ...]
 
     @property
@@ -143,7 +141,6 @@ def _checked(name: str, content: Any) -> Study:
         search_spaces=Path(content["search_spaces"]),
         grid=grid,
         all_trials="trials" in content,
-        requires=content.get("requires"),
         figures=_figures(content["figures"]),
     )
 

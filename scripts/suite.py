@@ -99,8 +99,6 @@ def jobs() -> list[Job]:
         raise UsageError(str(error)) from None
     names, chosen, seeds, spaces = FLAGS.submissions, FLAGS.workloads, FLAGS.seeds, Path(FLAGS.search_spaces)
     if study is not None:
-        if study.requires is not None:
-            raise UsageError(f"--study={FLAGS.study} cannot run yet; it needs {study.requires}")
         names, seeds, spaces = study.submissions, study.seeds, study.search_spaces
         chosen = study.workloads or sorted(workloads.WORKLOADS)
     for name in names:

@@ -89,15 +89,18 @@ def test_a_restored_nadamw_goes_on_bit_for_bit():
 
 @pytest.mark.parametrize("warmup", [0.0, 0.1])
 @pytest.mark.parametrize("final", [None, 0.1])
-def test_the_cosine_schedule_in_closed_form(warmup, final):
-    hyperparameters = SimpleNamespace(warmup_factor=warmup, **({} if final is None else {"final_lr_factor": final}))
-    rates = rates_of(warmup_cosine, hyperparameters)
-    steps, low = int(warmup * 100), final or 0.0
+@pytest.mark.parametrize("fraction", [None, 0.5])
+def test_the_cosine_schedule_in_closed_form(warmup, final, fraction):
+    options = {"final_lr_factor": final, "schedule_fraction": fraction}
+    given = {name: value for name, value in options.items() if value is not None}
+    rates = rates_of(warmup_cosine, SimpleNamespace(warmup_factor=warmup, **given))
+    total = 100 if fraction is None else 50
+    steps, low = int(warmup * total), final or 0.0
     for t, rate in enumerate(rates):
         if t < steps:
             expected = t / steps
         else:
-            expected = low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1, (t - steps) / (100 - steps))))
+            expected = low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1, (t - steps) / (total - steps))))
         assert rate == pytest.approx(2.0 * expected, abs=1e-9), t
 
 

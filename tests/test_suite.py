@@ -75,7 +75,7 @@ def test_a_study_runs_its_grid_at_the_tuned_trial(tmp_path):
         (["--submissions=lawaa"], "the submission 'lawaa' is unknown; choose from ema,"),
         (["--workloads=mini_wnt"], "--workload=mini_wnt is unknown; choose from mini_criteo1tb"),
         (["--study=studies/nothing.yaml"], "--study=studies/nothing.yaml: No such file"),
-        (["--study=studies/shorter_schedules.yaml"], "cannot run yet; it needs the hyperparameter schedule_factor"),
+        (["--study=setup.cfg"], "setup.cfg"),
     ],
 )
 def test_bad_input_is_named_before_anything_runs(tmp_path, arguments, message):
