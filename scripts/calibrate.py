@@ -38,6 +38,9 @@ SHARE = 0.8  # of step_hint, by which the median baseline run has just reached t
 
 def train(workload: str, seed: int, trial: int, steps: int) -> pd.DataFrame:
     """The evaluations of one run of the baseline, trained now if it is not there yet."""
+    folder = Path(FLAGS.experiment_dir, "nadamw", f"study_{seed}", f"{workload}_pytorch", f"trial_{trial}")
+    if (folder / f"checkpoint_{steps}").exists():
+        return pd.read_csv(folder / "eval_measurements.csv")
     command = [
         sys.executable, "-m", "scripts.run", "--submission=nadamw", f"--workload={workload}", f"--rng_seed={seed}",
         f"--tuning_search_space={FLAGS.search_space}", f"--experiment_dir={FLAGS.experiment_dir}",
@@ -50,7 +53,6 @@ def train(workload: str, seed: int, trial: int, steps: int) -> pd.DataFrame:
     )
     if result.returncode:
         raise UsageError(f"a run failed: {' '.join(result.stderr.splitlines()[-1:])}")
-    folder = Path(FLAGS.experiment_dir, "nadamw", f"study_{seed}", f"{workload}_pytorch", f"trial_{trial}")
     return pd.read_csv(folder / "eval_measurements.csv")
 
 

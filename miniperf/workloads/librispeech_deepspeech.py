@@ -69,6 +69,8 @@ class DeepSpeech(nn.Module):
 
 class MiniLibriSpeechDeepSpeechWorkload(MiniSpeechWorkload):
     step_hint = 2400
+    validation_target_value = 0.16390
+    test_target_value = 0.18708
 
     def build_model(self) -> nn.Module:
         return DeepSpeech()

@@ -255,8 +255,8 @@ class MiniOgbgWorkload(MiniWorkload):
     batch_size = 8
     step_hint = 4000
     target_metric_name = "mean_average_precision"
-    validation_target_value = 1.0
-    test_target_value = 1.0
+    validation_target_value = 0.85725
+    test_target_value = 0.88004
     loss_type = spec.LossType.SOFTMAX_CROSS_ENTROPY  # so officially, though each label has a sigmoid of its own
     eval_batch_size = 500
 

@@ -191,8 +191,6 @@ class MiniSpeechWorkload(MiniWorkload):
     batch_size = 16
     target_metric_name = "wer"
     higher_is_better = False
-    validation_target_value = 0.0
-    test_target_value = 0.0
     loss_type = spec.LossType.CTC_LOSS
     eval_batch_size = 200
     max_eval_train_examples = 200
