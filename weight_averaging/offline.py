@@ -179,7 +179,7 @@ class Plan:
                 result[name] = tensor.clone()
                 continue
             if isinstance(track, _Sum) and self._queued:
-                mean = _mean([held[member][name] for member in track.members])
+                mean = _mean([held[member][name] for member in track.ordered])
             else:
                 mean = track.value(name, final)
             result[name] = mean.view(tensor.shape).to(torch.float32 if self.float32 else tensor.dtype)
@@ -220,7 +220,7 @@ class _Sum(_Track):
     def __init__(self, members: list[int], last: int) -> None:
         super().__init__()
         self.members = set(members)
-        self._ordered = members
+        self.ordered = members  # oldest first
         self.first, self.last = members[0], last
 
     def takes(self, step: int) -> bool:

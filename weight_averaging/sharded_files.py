@@ -11,22 +11,26 @@ from torch import Tensor
 from weight_averaging.averages import SnapshotError
 
 # What the folder's `.metadata`, a pickle, may be made of; everything else is refused.
-_ALLOWED = ("torch.distributed.checkpoint.", "torch.torch_version")
-_ALLOWED_NAMES = {
-    ("torch", "Size"), ("torch", "device"), ("torch.serialization", "_get_layout"), ("collections", "OrderedDict"),
-    ("builtins", "set"), ("builtins", "dict"), ("builtins", "list"), ("builtins", "tuple"),
-    ("torch._utils", "_rebuild_device"), ("torch", "_utils"), ("datetime", "timedelta"),
+_METADATA = "torch.distributed.checkpoint.metadata"
+_ALLOWED = {
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"), ("torch", "Size"), ("torch", "device"),
+    ("torch.serialization", "_get_layout"), ("collections", "OrderedDict"), ("builtins", "set"),
+    ("pathlib", "Path"), ("pathlib", "PosixPath"), ("pathlib", "PurePosixPath"),
 }  # fmt: skip
 
 
 class _Restricted(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if module.startswith(_ALLOWED) or (module, name) in _ALLOWED_NAMES:
-            return super().find_class(module, name)
-        if module == "torch" and isinstance(
-            getattr(torch, name, None), torch.dtype | torch.layout | torch.memory_format
-        ):
-            return getattr(torch, name)
+        # A name with dots would reach what the module itself has imported.
+        if "." not in name:
+            if (module, name) in _ALLOWED:
+                return super().find_class(module, name)
+            if module == _METADATA:
+                found = super().find_class(module, name)
+                if isinstance(found, type) and found.__module__ == module:
+                    return found
+            if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+                return getattr(torch, name)
         raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
 
 
@@ -71,6 +75,7 @@ class ShardedFolder:
     def read(self, names: list[str]) -> dict[str, Tensor]:
         """The tensors of these names, put together from their parts."""
         import torch.distributed.checkpoint as dcp  # slow to import, and not in every build of torch
+        from torch.distributed.checkpoint.api import CheckpointException
 
         target: dict[str, Any] = {
             self._keys[name]: torch.empty(*self.layout[name][:1], dtype=self.layout[name][1]) for name in names
@@ -79,7 +84,9 @@ class ShardedFolder:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that there is no process group
                 dcp.load(target, storage_reader=dcp.FileSystemReader(self._path))
-        except Exception as error:  # dcp wraps what its readers raise
-            line = " ".join(str(error).split())
-            raise SnapshotError(f"{self._path} is damaged: {line[:160]}") from None
+        except (Exception, CheckpointException) as error:  # which is no Exception
+            causes = error.failures.values() if isinstance(error, CheckpointException) else [(error,)]
+            cause = next(iter(causes))[0]
+            line = " ".join(str(cause).split())[:120] or type(cause).__name__
+            raise SnapshotError(f"{self._path} is damaged or truncated: {line}") from None
         return {name: target[self._keys[name]] for name in names}
