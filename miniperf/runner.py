@@ -20,6 +20,7 @@ from tqdm import tqdm
 from miniperf import checkpoints, random_utils, spec
 from miniperf.errors import UsageError
 from miniperf.logs import MetricsLogger, meta_data, write_json
+from weight_averaging.snapshots import SnapshotWriter
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Settings:
     save_checkpoints: bool = True
     save_intermediate_checkpoints: bool = True
     tuning_ruleset: str = "external"
+    save_snapshots_every_n_steps: int | None = None
 
 
 class CountedQueue:
@@ -119,7 +121,11 @@ def train_once(
     if settings.eval_every_n_steps is not None:
         allowed_seconds = math.inf
 
+    snapshots = _snapshot_writer(folder, model, hyperparameters, settings)
+
     def save() -> None:
+        if snapshots is not None:
+            snapshots.flush()  # those that a run resumed from here does not take again
         if not settings.save_checkpoints:
             return
         contents = {
@@ -174,6 +180,8 @@ def train_once(
         step_end_time = time.time()
         train_state["accumulated_submission_time"] += step_end_time - train_state["last_step_end_time"]
         progress.after_update(global_step, logger, optimizer_state)
+        if snapshots is not None:
+            snapshots.update(global_step, model)  # raw weights: an update leaves them in the model
 
         if _evaluation_due(global_step, step_end_time, train_state, workload, settings):
             if prepare_for_eval is not None:
@@ -215,6 +223,8 @@ def train_once(
     )
     logger.finish()
     save()
+    if snapshots is not None:
+        snapshots.close()
     progress.close()
     return eval_results
 
@@ -244,6 +254,19 @@ def _check_origin(path: Path, contents: dict[str, Any], settings: Settings) -> N
         mine = settings.workload_name if name == "workload" else getattr(settings, name)
         if contents.get(name) != mine:
             raise UsageError(f"{path} was written with {name}={contents.get(name)!r}, not {mine!r}")
+
+
+def _snapshot_writer(folder: Path, model: Any, hyperparameters: Any, settings: Settings) -> SnapshotWriter | None:
+    interval = settings.save_snapshots_every_n_steps
+    if interval is None:
+        return None
+    about = {"workload": settings.workload_name, "submission": settings.submission_path, "rng_seed": settings.rng_seed}
+    about["hyperparameters"] = None if hyperparameters is None else hyperparameters._asdict()
+    writer = SnapshotWriter(folder / "snapshots", interval=interval, metadata=about)
+    steps = settings.max_global_steps
+    use = writer.disk_use(model, steps or interval) / 1e6
+    print(f"{writer.folder}: {use:.1f} MB {'in all' if steps else 'each'}, every {interval} updates", flush=True)
+    return writer
 
 
 class Progress:

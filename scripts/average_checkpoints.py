@@ -40,6 +40,7 @@ from weight_averaging.averages import EMA, LAWA, Average, Power, SnapshotError, 
 from weight_averaging.offline import Plan
 from weight_averaging.offline_files import average_to_files, groups, memory
 from weight_averaging.snapshot_files import Snapshots
+from weight_averaging.snapshots import verify
 
 KINDS: dict[str, tuple[type[Average], str]] = {
     "lawa": (LAWA, "window"), "ema": (EMA, "decay"), "tail": (Tail, "share"), "power": (Power, "gamma"),
@@ -58,6 +59,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--at", help="steps as of which to average, with commas between; default: the last")
     made.add_argument("--out", type=Path, help="file (.safetensors, .pt) or, for several averages, folder to write")
     made.add_argument("--float32", action="store_true", help="write float32 also where the snapshots have fewer bits")
+    made.add_argument(
+        "--verify", action="store_true", help="compare the files with the checksums in manifest.json first"
+    )
     made.add_argument("--memory_gb", type=float, default=4.0, help="memory to stay within (default: 4)")
     made.add_argument("--workload", help="evaluate on this miniature workload instead of writing weights")
     made.add_argument("--experiment_dir", type=Path, default=Path("runs"), help="root of the logs (default: runs)")
@@ -100,6 +104,8 @@ def run(args: argparse.Namespace) -> None:
         raise SnapshotError(f"--at={args.at} must be steps with commas between") from None
     torch.set_num_threads(1)
     snapshots = Snapshots(args.dir)
+    if args.verify:
+        verify(snapshots.folder)
     count = len(snapshots.steps)
     print(
         f"{args.dir}: {count} snapshots, steps {snapshots.steps[0]} to {snapshots.steps[-1]}, "
