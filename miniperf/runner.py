@@ -2,8 +2,8 @@
 
 Differences, all on purpose: evaluations can be counted in updates (`eval_every_n_steps`), and then no time budget ends
 the run, so that it is the same on every machine; training can go on past the targets (`continue_after_target`);
-checkpoints are written atomically and hold the random state, so that a resumed run
-ends bit for bit as an unbroken one; and an error inside an evaluation ends the run instead of being retried.
+checkpoints are written atomically and hold the random state, so that a resumed run ends bit for bit as an unbroken one;
+and an error inside an evaluation ends the run instead of being retried.
 """
 
 import math
@@ -20,7 +20,6 @@ from tqdm import tqdm
 from miniperf import checkpoints, random_utils, spec
 from miniperf.errors import UsageError
 from miniperf.logs import MetricsLogger, meta_data, write_json
-from weight_averaging.snapshots import SnapshotWriter
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,13 @@ def train_once(
     if settings.eval_every_n_steps is not None:
         allowed_seconds = math.inf
 
-    snapshots = _snapshot_writer(folder, model, hyperparameters, settings)
+    snapshots = None
+    if settings.save_snapshots_every_n_steps is not None:
+        about: dict[str, Any] = {"workload": settings.workload_name, "submission": settings.submission_path}
+        about |= {"rng_seed": settings.rng_seed, "hyperparameters": hyperparameters and hyperparameters._asdict()}
+        snapshots = checkpoints.snapshot_writer(
+            folder, model, settings.save_snapshots_every_n_steps, settings.max_global_steps, about
+        )
 
     def save() -> None:
         if snapshots is not None:
@@ -254,19 +259,6 @@ def _check_origin(path: Path, contents: dict[str, Any], settings: Settings) -> N
         mine = settings.workload_name if name == "workload" else getattr(settings, name)
         if contents.get(name) != mine:
             raise UsageError(f"{path} was written with {name}={contents.get(name)!r}, not {mine!r}")
-
-
-def _snapshot_writer(folder: Path, model: Any, hyperparameters: Any, settings: Settings) -> SnapshotWriter | None:
-    interval = settings.save_snapshots_every_n_steps
-    if interval is None:
-        return None
-    about = {"workload": settings.workload_name, "submission": settings.submission_path, "rng_seed": settings.rng_seed}
-    about["hyperparameters"] = None if hyperparameters is None else hyperparameters._asdict()
-    writer = SnapshotWriter(folder / "snapshots", interval=interval, metadata=about)
-    steps = settings.max_global_steps
-    use = writer.disk_use(model, steps or interval) / 1e6
-    print(f"{writer.folder}: {use:.1f} MB {'in all' if steps else 'each'}, every {interval} updates", flush=True)
-    return writer
 
 
 class Progress:
