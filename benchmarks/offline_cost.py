@@ -9,6 +9,7 @@ for each file: the hardest baseline to be near to. Results are thrown away, not 
 """
 
 import argparse
+import ctypes
 import itertools
 import statistics
 import tempfile
@@ -85,23 +86,34 @@ def grid(count: int) -> list[tuple[Average, int]]:
     return [(point, count) for point in (*lawa, *ema)]
 
 
-def measure(action: Callable[[], object]) -> tuple[float, float]:
-    """CPU seconds of an action, and the MiB by which the process's own memory (no mapped files) grew at most."""
+def cpu_seconds(action: Callable[[], object]) -> float:
+    start = time.process_time()
+    action()
+    return time.process_time() - start
+
+
+def memory_added(action: Callable[[], object]) -> float:
+    """The MiB by which the process's own memory (no mapped files) grows at most."""
     before, most, done = own_memory(), 0.0, threading.Event()
 
     def watch() -> None:
         nonlocal most
-        while not done.wait(0.01):
+        while not done.wait(0.002):
             most = max(most, own_memory())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    start = time.process_time()
     action()
-    seconds = time.process_time() - start
     done.set()
     watcher.join()
-    return seconds, max(most - before, 0.0)
+    return max(most - before, 0.0)
+
+
+def return_memory_at_once() -> None:
+    """Have the C library give freed memory back to the system, so that growth shows; too slow for timing."""
+    library = ctypes.CDLL(None)
+    library.mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD
+    library.malloc_trim(0)
 
 
 def own_memory() -> float:
@@ -136,12 +148,13 @@ def main() -> None:
             "grid": lambda: average(folder, points),
             "one by one": lambda: [average(folder, [point]) for point in points],
         }
-        figures: dict[str, list[tuple[float, float]]] = {key: [] for key in actions}
+        times: dict[str, list[float]] = {key: [] for key in actions}
         for _ in range(arguments.rounds):
             for key, action in actions.items():
-                figures[key].append(measure(action))
-    seconds = {key: statistics.median(second for second, _ in rows) for key, rows in figures.items()}
-    memory = {key: max(added for _, added in rows) for key, rows in figures.items()}
+                times[key].append(cpu_seconds(action))
+        return_memory_at_once()
+        memory = {key: memory_added(actions[key]) for key in ("mean", "averaged_model", "stacked", "grid")}
+    seconds = {key: statistics.median(values) for key, values in times.items()}
     # A running average is read and written, and a snapshot read, for each snapshot that it takes: 3/2 of a copy.
     taken = sum(len(point.members(range(1, at + 1), at)) for point, at in points)
     limit = seconds["read"] + taken * 1.5 * seconds["copy"]
@@ -158,7 +171,8 @@ def main() -> None:
         ("grid", f"grid of {len(points)}, one pass", limit, against_limit),
         ("one by one", f"grid of {len(points)}, one job a point", seconds["grid"], "one pass"),
     ]:
-        print(f"| {label} | {seconds[key]:.2f} | {seconds[key] / base:.2f} | {against} | {memory[key] / size:.1f} |")
+        added = f"{memory[key] / size:.1f}" if key in memory else ""
+        print(f"| {label} | {seconds[key]:.2f} | {seconds[key] / base:.2f} | {against} | {added} |")
 
 
 if __name__ == "__main__":

@@ -51,9 +51,11 @@ def _first_line(error: Exception) -> str:
 
 
 def snapshot_writer(
-    folder: Path, model: torch.nn.Module, interval: int, steps: int | None, about: dict[str, Any]
-) -> SnapshotWriter:
-    """A writer of snapshots for averaging afterwards, into `snapshots/`; tells the space that they will take."""
+    folder: Path, model: torch.nn.Module, interval: int | None, steps: int | None, about: dict[str, Any]
+) -> SnapshotWriter | None:
+    """A writer of snapshots for averaging afterwards, into `snapshots/`, if there is an interval; tells their size."""
+    if interval is None:
+        return None
     writer = SnapshotWriter(folder / "snapshots", interval=interval, metadata=about)
     use = writer.disk_use(model, steps or interval) / 1e6
     print(f"{writer.folder}: {use:.1f} MB {'in all' if steps else 'each'}, every {interval} updates", flush=True)

@@ -120,13 +120,11 @@ def train_once(
     if settings.eval_every_n_steps is not None:
         allowed_seconds = math.inf
 
-    snapshots = None
-    if settings.save_snapshots_every_n_steps is not None:
-        about: dict[str, Any] = {"workload": settings.workload_name, "submission": settings.submission_path}
-        about |= {"rng_seed": settings.rng_seed, "hyperparameters": hyperparameters and hyperparameters._asdict()}
-        snapshots = checkpoints.snapshot_writer(
-            folder, model, settings.save_snapshots_every_n_steps, settings.max_global_steps, about
-        )
+    about: dict[str, Any] = {"workload": settings.workload_name, "submission": settings.submission_path}
+    about |= {"rng_seed": settings.rng_seed, "hyperparameters": hyperparameters and hyperparameters._asdict()}
+    snapshots = checkpoints.snapshot_writer(
+        folder, model, settings.save_snapshots_every_n_steps, settings.max_global_steps, about
+    )
 
     def save() -> None:
         if snapshots is not None:
