@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from miniperf.errors import UsageError
+from weight_averaging.snapshots import SnapshotWriter
 
 
 def save(folder: Path, step: int, contents: dict[str, Any], keep_others: bool) -> None:
@@ -47,6 +48,18 @@ def _all(folder: Path) -> list[tuple[int, Path]]:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:120] if lines else type(error).__name__
+
+
+def snapshot_writer(
+    folder: Path, model: torch.nn.Module, interval: int | None, steps: int | None, about: dict[str, Any]
+) -> SnapshotWriter | None:
+    """A writer of snapshots for averaging afterwards, into `snapshots/`, if there is an interval; tells their size."""
+    if interval is None:
+        return None
+    writer = SnapshotWriter(folder / "snapshots", interval=interval, metadata=about)
+    use = writer.disk_use(model, steps or interval) / 1e6
+    print(f"{writer.folder}: {use:.1f} MB {'in all' if steps else 'each'}, every {interval} updates", flush=True)
+    return writer
 
 
 def seed_everything(seed: int) -> None:

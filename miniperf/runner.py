@@ -2,8 +2,8 @@
 
 Differences, all on purpose: evaluations can be counted in updates (`eval_every_n_steps`), and then no time budget ends
 the run, so that it is the same on every machine; training can go on past the targets (`continue_after_target`);
-checkpoints are written atomically and hold the random state, so that a resumed run
-ends bit for bit as an unbroken one; and an error inside an evaluation ends the run instead of being retried.
+checkpoints are written atomically and hold the random state, so that a resumed run ends bit for bit as an unbroken one;
+and an error inside an evaluation ends the run instead of being retried.
 """
 
 import math
@@ -37,6 +37,7 @@ class Settings:
     save_checkpoints: bool = True
     save_intermediate_checkpoints: bool = True
     tuning_ruleset: str = "external"
+    save_snapshots_every_n_steps: int | None = None
 
 
 class CountedQueue:
@@ -119,7 +120,15 @@ def train_once(
     if settings.eval_every_n_steps is not None:
         allowed_seconds = math.inf
 
+    about: dict[str, Any] = {"workload": settings.workload_name, "submission": settings.submission_path}
+    about |= {"rng_seed": settings.rng_seed, "hyperparameters": hyperparameters and hyperparameters._asdict()}
+    snapshots = checkpoints.snapshot_writer(
+        folder, model, settings.save_snapshots_every_n_steps, settings.max_global_steps, about
+    )
+
     def save() -> None:
+        if snapshots is not None:
+            snapshots.flush()  # those that a run resumed from here does not take again
         if not settings.save_checkpoints:
             return
         contents = {
@@ -174,6 +183,8 @@ def train_once(
         step_end_time = time.time()
         train_state["accumulated_submission_time"] += step_end_time - train_state["last_step_end_time"]
         progress.after_update(global_step, logger, optimizer_state)
+        if snapshots is not None:
+            snapshots.update(global_step, model)  # raw weights: an update leaves them in the model
 
         if _evaluation_due(global_step, step_end_time, train_state, workload, settings):
             if prepare_for_eval is not None:
@@ -215,6 +226,8 @@ def train_once(
     )
     logger.finish()
     save()
+    if snapshots is not None:
+        snapshots.close()
     progress.close()
     return eval_results
 

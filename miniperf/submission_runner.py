@@ -43,6 +43,12 @@ flags.DEFINE_integer(
     "eval_every_n_steps", None, "Evaluate every so many updates, and let no time budget end the run.", lower_bound=1
 )
 flags.DEFINE_boolean("continue_after_target", False, "Train on when both targets are reached, for whole curves.")
+flags.DEFINE_integer(
+    "save_snapshots_every_n_steps",
+    None,
+    "Write parameters and buffers into the trial's folder snapshots/, for scripts.average_checkpoints.",
+    lower_bound=1,
+)
 
 
 def run() -> None:
@@ -76,6 +82,7 @@ def run() -> None:
         save_checkpoints=FLAGS.save_checkpoints,
         save_intermediate_checkpoints=FLAGS.save_intermediate_checkpoints,
         tuning_ruleset=FLAGS.tuning_ruleset,
+        save_snapshots_every_n_steps=FLAGS.save_snapshots_every_n_steps,
     )
     chosen = list(enumerate(trials, start=1))[FLAGS.hparam_start_index : FLAGS.hparam_end_index]
     if not chosen:

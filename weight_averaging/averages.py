@@ -1,0 +1,184 @@
+"""Averages over saved snapshots, as descriptions: which snapshots each is made of, with which weights. Pure Python.
+
+An interval is in updates and counts from the start of training, as online: the average takes the snapshots of every
+multiple of it. Without one it takes every snapshot there is.
+"""
+
+import abc
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+from weight_averaging.collection import check_count, check_decay, check_horizon, is_due
+
+
+class SnapshotError(ValueError):
+    """Snapshots that are missing, damaged or unlike each other, in one line that names the file or the step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Average(abc.ABC):
+    """What all have in common.
+
+    Args:
+        interval: updates between the snapshots taken, nu >= 1; None: every snapshot there is.
+        start: the first update whose snapshot may be taken.
+    """
+
+    interval: int | None = None
+    start: int = 1
+    is_mean: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.interval is not None:
+            check_count("interval", self.interval)
+        check_count("start", self.start)
+
+    def __str__(self) -> str:
+        names = [field.name for field in fields(self)]
+        given = [(name, getattr(self, name)) for name in (*names[2:], *names[:2])]  # interval and start last
+        shown = [f"{name}={value:g}" for name, value in given if value is not None and (name, value) != ("start", 1)]
+        return " ".join([type(self).__name__.lower(), *shown])
+
+    def weights(self, members: list[int]) -> list[float]:
+        """For each member the weight with which it enters the recursion (the first one's is not used)."""
+        raise NotImplementedError(f"{self} is a plain mean")
+
+    def members(self, steps: Sequence[int], at: int) -> list[int]:
+        """The steps of the snapshots that the average as of update `at` is made of, oldest first.
+
+        Args:
+            steps: the steps of all snapshots, ascending.
+        Raises:
+            SnapshotError: there are too few, or one is missing; the nearest usable intervals are named.
+        """
+        due = self._due(steps, at)
+        members = self._choose(due, at)
+        if not members:
+            have = f"{len(due)} up to there ({_some(due)})" if due else f"none up to there (saved are {_some(steps)})"
+            raise SnapshotError(f"{self} at step {at} needs {self._needs()}, but there are {have}")
+        saved = set(steps)
+        missing = [step for step in members if step not in saved]
+        if missing:
+            usable = self._usable_intervals(saved, at)
+            hint = f"usable intervals nearest to it: {', '.join(map(str, usable))}" if usable else "no interval does"
+            raise SnapshotError(
+                f"{self} at step {at} needs the snapshot of step {missing[0]}, which was not saved ({hint}); "
+                f"saved are {_some(steps)}"
+            )
+        return members
+
+    @abc.abstractmethod
+    def _choose(self, due: list[int], at: int) -> list[int]:
+        """Those of the snapshots due up to `at` that belong to the average; empty if they do not suffice."""
+
+    def _needs(self) -> str:
+        return "a snapshot"
+
+    def _due(self, steps: Sequence[int], at: int) -> list[int]:
+        if self.interval is None:
+            return [step for step in steps if self.start <= step <= at]
+        return [s for s in range(self.interval, at + 1, self.interval) if is_due(s, self.interval, self.start)]
+
+    def _usable_intervals(self, saved: set[int], at: int) -> list[int]:
+        """Up to three intervals, nearest first, for which all snapshots are there."""
+        assert self.interval is not None
+        usable = []
+        # An interval's latest multiple is always taken, so that interval divides a saved step.
+        for candidate in sorted({d for step in saved if step <= at for d in _divisors(step)}):
+            due = [s for s in range(candidate, at + 1, candidate) if s >= self.start]
+            members = self._choose(due, at)
+            if members and saved.issuperset(members):
+                usable.append(candidate)
+        nearest = sorted(usable, key=lambda candidate: abs(math.log(candidate / self.interval)))  # type: ignore[operator]
+        return nearest[:3]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LAWA(Average):
+    """The mean of the latest `window` snapshots (Ajroldi et al., ICML 2025, arXiv 2502.06761, Algorithm 1)."""
+
+    window: int
+    is_mean: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("window", self.window)
+
+    def _choose(self, due: list[int], at: int) -> list[int]:
+        return due[-self.window :] if len(due) >= self.window else []
+
+    def _needs(self) -> str:
+        return f"{self.window} snapshots"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EMA(Average):
+    """ema <- decay * ema + (1 - decay) * snapshot, from the first snapshot on (as above, Algorithm 2)."""
+
+    decay: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_decay(self.decay)
+
+    def _choose(self, due: list[int], at: int) -> list[int]:
+        return due
+
+    def weights(self, members: list[int]) -> list[float]:
+        return [1.0 - self.decay] * len(members)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tail(Average):
+    """The plain mean of the snapshots of the last `share` of the updates so far: of steps > (1 - share) * at."""
+
+    share: float
+    is_mean: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            check_horizon(self.share)
+        except ValueError:
+            raise ValueError(f"share must be in (0, 1], not {self.share!r}") from None
+
+    def _choose(self, due: list[int], at: int) -> list[int]:
+        return [step for step in due if step > (1.0 - self.share) * at]
+
+    def _needs(self) -> str:
+        return f"a snapshot of the last {self.share:g} of the updates"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Power(Average):
+    """An EMA whose length grows with training (Karras et al. 2024, "EDM2", arXiv 2312.02696, section 3.1).
+
+    The k-th snapshot enters with decay beta_k = (1 - 1/k)^(gamma + 1), so that a snapshot's weight is about
+    proportional to step^gamma. `gamma` = 6.94 and 16.97 are the paper's 10 % and 5 % of training.
+    """
+
+    gamma: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (isinstance(self.gamma, int | float) and math.isfinite(self.gamma) and self.gamma >= 0):
+            raise ValueError(f"gamma must be a number >= 0, not {self.gamma!r}")
+
+    def _choose(self, due: list[int], at: int) -> list[int]:
+        return due
+
+    def weights(self, members: list[int]) -> list[float]:
+        return [1.0 - (1.0 - 1.0 / k) ** (self.gamma + 1.0) for k in range(1, len(members) + 1)]
+
+
+def _divisors(number: int) -> set[int]:
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    return {*small, *(number // d for d in small)}
+
+
+def _some(steps: Sequence[int]) -> str:
+    if len(steps) <= 5:
+        return ", ".join(map(str, steps)) or "none"
+    return f"{steps[0]}, {steps[1]}, ..., {steps[-1]}"
