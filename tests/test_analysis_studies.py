@@ -70,7 +70,7 @@ def test_every_experiment_has_a_study():
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_committed_studies_can_be_drawn(file, tmp_path):
     study = studies.load(file)
-    write_runs(tmp_path / "runs", study, seeds=2, workloads=("toy",))
+    write_runs(tmp_path / "runs", study, seeds=2, workloads=study.workloads or ("toy",))
     selected = study_figures.select(logs.read(tmp_path / "runs"), study)
     written = study_figures.draw(study, selected, targets.resolve(selected), tmp_path / "out")
     assert {path.stem for path in written} == {figure["name"] for figure in study.figures}
@@ -78,17 +78,33 @@ def test_committed_studies_can_be_drawn(file, tmp_path):
 
 
 def test_points_of_a_grid_become_submissions(tmp_path):
-    study = studies.load(ROOT / "studies/learning_rate.yaml")
-    write_runs(tmp_path, study, seeds=1)
-    selected = study_figures.select(logs.read(tmp_path), study)
-    assert selected.runs["submission"].nunique() == 3 * 5
+    content = yaml.safe_load((ROOT / "studies/learning_rate.yaml").read_text())
+    del content["trials"]
+    content["grid"] = {name: {"learning_rate": [0.0005, 0.001, 0.01]} for name in content["submissions"]}
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump(content))
+    study = studies.load(path)
+    write_runs(tmp_path / "runs", study, seeds=1)
+    selected = study_figures.select(logs.read(tmp_path / "runs"), study)
+    assert selected.runs["submission"].nunique() == 3 * 3
     assert "ema, learning_rate=0.01" in set(selected.runs["submission"])
-    assert study_figures.baseline_arm(study, selected) == "nadamw, learning_rate=0.005"  # that of the search space
+    assert study_figures.baseline_arm(study, selected) == "nadamw, learning_rate=0.001"  # the search space's first
+
+
+def test_the_trials_of_a_study_are_the_tuned_ones_or_all():
+    rates = studies.load(ROOT / "studies/learning_rate.yaml")
+    assert rates.trials("lawa", tuned=3) == list(range(1, len(rates.points("lawa")) + 1))
+    finals = studies.load(ROOT / "studies/final_learning_rate.yaml")  # three values at each point
+    assert finals.trials("lawa", tuned=2) == [4, 5, 6]
+    chosen = [finals.search_space("lawa")[trial - 1] for trial in finals.trials("lawa", tuned=2)]
+    assert {point["learning_rate"] for point in chosen} == {finals.points("lawa")[1]["learning_rate"]}
+    assert [point["final_lr_factor"] for point in chosen] == [1.0, 0.5, 0.0]
 
 
 def test_null_leaves_a_hyperparameter_out():
-    space = studies.load(ROOT / "studies/ema_horizon.yaml").search_space("ema")
-    assert len(space) == 12
+    study = studies.load(ROOT / "studies/ema_horizon.yaml")
+    space = study.search_space("ema")
+    assert len(space) == 12 * len(study.points("ema"))
     assert all("averaging_horizon" not in point and "averaging_interval" in point for point in space)
 
 
