@@ -137,8 +137,9 @@ def write(args: argparse.Namespace, snapshots: Snapshots, averages: list[Average
     budget = int(args.memory_gb * 1e9)
     parts = groups(snapshots.layout, plan.peak, budget)
     total = snapshots.nbytes * len(plan.needed)
+    count = f"{len(wanted)} averages" if len(wanted) > 1 else "1 average"
     print(
-        f"{len(wanted)} averages from {len(plan.needed)} snapshots, {_bytes(total)} to read; memory "
+        f"{count} from {len(plan.needed)} snapshots, {_bytes(total)} to read; memory "
         f"{_bytes(memory(snapshots.layout, plan.peak, parts))}: {plan.peak} float32 copies and a snapshot"
         + (f", of {len(parts)} groups of tensors in turn" if len(parts) > 1 else "")
     )
