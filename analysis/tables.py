@@ -99,12 +99,12 @@ def speedup_rows(results: dict[str, Speedup]) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True).set_index(["submission", "workload"]).reset_index()
 
 
-def format_speedups(results: dict[str, Speedup], baseline: str) -> str:
+def format_speedups(results: dict[str, Speedup], baseline: str, unit: str = "time") -> str:
     """Text of the ratios over all workloads."""
     shown = pd.DataFrame(
         {
             "submission": list(results),
-            f"time / {baseline}": [f"{r.bound} {r.ratio:.3f}".strip() for r in results.values()],
+            f"{unit} / {baseline}": [f"{r.bound} {r.ratio:.3f}".strip() for r in results.values()],
             "95 %, over studies": [interval(*r.over_studies) for r in results.values()],
             "95 %, over workloads too": [interval(*r.over_workloads) for r in results.values()],
             "workloads": [len(r.workloads) for r in results.values()],

@@ -41,17 +41,19 @@ def run() -> None:
     trials = to_target.trials(read, measured)
     best = to_target.studies(trials)
     text = tables.format_by_submission(tables.by_submission(best, baseline), baseline)
-    leads = lead.format_table(lead.table(read, measured, baseline), baseline)
-    if set(best["submission"]) != {baseline}:
+    others = sorted(set(best["submission"]) - {baseline})
+    by_x = {name: speedup.compare(best, name, baseline, FLAGS.x) for name in others}
+    if others:
+        over_all = tables.format_speedups(by_x, baseline, FLAGS.x)
+        leads = lead.format_table(lead.table(read, measured, baseline), baseline)
+        text += f"\n\nOver all workloads, misses counted as censored (docs/analysis.md):\n\n{over_all}"
         text += f"\n\nUpdates to what {baseline} reaches by a share of its training, over {baseline}'s own:\n\n{leads}"
     out.mkdir(parents=True, exist_ok=True)
     (out / "table.md").write_text(text + "\n")
     style.save(figures.learning_curves(read, measured, best, baseline, FLAGS.x), out / "learning_curves")
-    others = sorted(set(best["submission"]) - {baseline})
     ratios = {name: speedup.compare(best, name, baseline, "seconds") for name in others}
-    if ratios:
-        by_steps = {name: speedup.compare(best, name, baseline, FLAGS.x) for name in others}
-        style.save(figures.speedups(by_steps, baseline, FLAGS.x), out / "speedup")
+    if others:
+        style.save(figures.speedups(by_x, baseline, FLAGS.x), out / "speedup")
     drawn = study_figures.draw(study, read, measured, out) if FLAGS.study is not None else []
     notes = logs.summary_of_skipped(read)
     if (line := to_target.unequal(trials)) is not None:

@@ -43,7 +43,7 @@ def made(tmp_path_factory):
 
 
 def test_the_table_names_ratios_and_misses(made):
-    text = made[1].split("Updates to what")[0]
+    text = made[1].split("Over all workloads")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     lines = {tuple(row[:2]): dict(zip(rows[0], row)) for row in rows}
     # 1 - exp(-.05 n) >= 3/8 at n = 10 (study 0) and 9: 95 updates on average; at speed .09, 6 and 5.
