@@ -11,7 +11,6 @@ Prints both and writes them into <experiment_dir>/calibration.md. Finished runs 
 hand into the workload (targets) and into tuned_trials.json beside the search space.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -22,7 +21,7 @@ import pandas as pd
 from absl import app, flags
 from tqdm import tqdm
 
-from miniperf import workloads
+from miniperf import search, workloads
 from miniperf.errors import UsageError
 
 FLAGS = flags.FLAGS
@@ -94,9 +93,9 @@ def calibrate(name: str, rates: list[float], bar: tqdm) -> list[str]:
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    rates = [point["learning_rate"] for point in json.loads(Path(FLAGS.search_space).read_text())]
     lines = []
     try:
+        rates = [point.learning_rate for point in search.load(FLAGS.search_space, None)]
         with tqdm(total=len(FLAGS.workloads) * (len(rates) + FLAGS.seeds), unit="run", disable=None) as bar:
             for name in FLAGS.workloads:
                 lines += calibrate(name, rates, bar)

@@ -106,7 +106,12 @@ def jobs() -> list[Job]:
             known = sorted(path.parent.name for path in SUBMISSIONS.glob("*/submission.py"))
             raise UsageError(f"the submission {name!r} is unknown; choose from {', '.join(known)}")
     steps = {workload: FLAGS.max_global_steps or workloads.make(workload).step_hint for workload in chosen}
-    tuned = json.loads((spaces / "tuned_trials.json").read_text())
+    try:
+        tuned = json.loads((spaces / "tuned_trials.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UsageError(f"--search_spaces={spaces}: cannot read tuned_trials.json: {error}") from None
+    if untuned := [workload for workload in chosen if workload not in tuned]:
+        raise UsageError(f"{spaces}/tuned_trials.json has no trial for {', '.join(untuned)}; see scripts.calibrate")
 
     def files_and_trials(name: str, workload: str) -> tuple[Path, list[int]]:
         if study is None:

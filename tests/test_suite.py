@@ -76,6 +76,7 @@ def test_a_study_runs_its_grid_at_the_tuned_trial(tmp_path):
         (["--workloads=mini_wnt"], "--workload=mini_wnt is unknown; choose from mini_criteo1tb"),
         (["--study=studies/nothing.yaml"], "--study=studies/nothing.yaml: No such file"),
         (["--study=setup.cfg"], "setup.cfg"),
+        (["--search_spaces=nowhere"], "--search_spaces=nowhere: cannot read tuned_trials.json"),
     ],
 )
 def test_bad_input_is_named_before_anything_runs(tmp_path, arguments, message):
