@@ -51,7 +51,7 @@ def test_trap_4_the_initial_weights_are_not_in_the_ema():
 
 def test_trap_5_snapshots_do_not_alias_the_live_weights():
     model = scalar_model()
-    averagers = [LAWA(model, interval=1, window=2, device="cpu"), EMA(model, decay=0.5, device="cpu")]
+    averagers = [LAWA(model, interval=1, window=2, placement="host"), EMA(model, decay=0.5)]
     for step, value in enumerate([1.0, 3.0], start=1):
         model.weight.data.fill_(value)
         for averager in averagers:
@@ -132,22 +132,25 @@ def test_trap_9_a_resumed_averager_goes_on_as_if_never_stopped(before, after, la
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_trap_10_a_host_window_stays_on_the_host_whatever_the_map_location():
     model = scalar_model().cuda()
-    lawa = LAWA(model, interval=1, window=2, device="cpu")
+    lawa = LAWA(model, interval=1, window=2, placement="host")
     feed(lawa, model, [1.0, 2.0])
-    state = {k: [v.cuda() for v in value] if k == "vectors" else value for k, value in lawa.state_dict().items()}
+    state = lawa.state_dict()
+    state["tracks"][0]["vectors"] = [vector.cuda() for vector in state["tracks"][0]["vectors"]]
     lawa.load_state_dict(state)
-    assert all(vector.device.type == "cpu" for vector in lawa.state_dict()["vectors"])
+    assert all(vector.device.type == "cpu" for vector in lawa.state_dict()["tracks"][0]["vectors"])
 
 
 def test_trap_10_loaded_vectors_are_copied_to_where_the_averager_lives():
     model = scalar_model()
-    lawa = LAWA(model, interval=1, window=2, device="cpu")
+    lawa = LAWA(model, interval=1, window=2, placement="host")
     feed(lawa, model, [1.0, 2.0])
     state = lawa.state_dict()
-    state["vectors"] = [vector.double() for vector in state["vectors"]]  # as from a file, of whatever kind
+    track = state["tracks"][0]
+    track["vectors"] = [vector.double() for vector in track["vectors"]]  # as from a file, of whatever kind
     lawa.load_state_dict(state)
-    state["vectors"][0].zero_()
-    assert [(v.dtype, v.device.type) for v in lawa.state_dict()["vectors"]] == [(torch.float32, "cpu")] * 2
+    track["vectors"][0].zero_()
+    kinds = [(v.dtype, v.device.type) for v in lawa.state_dict()["tracks"][0]["vectors"]]
+    assert kinds == [(torch.float32, "cpu")] * 2
     assert average_of(lawa, model) == 1.5
 
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from weight_averaging.averages import EMA, LAWA, Average, Power, SnapshotError, Tail
+from weight_averaging.torch.mean import accumulators, add, mean_of, pairwise_mean
 from weight_averaging.torch.weights import clean_names, is_finite
 
 __all__ = ["EMA", "LAWA", "Average", "Plan", "Power", "Result", "SnapshotError", "Tail"]
@@ -83,7 +84,7 @@ class Plan:
                 track.extend(members, average.weights(members), latest)
                 self._tracks[average, step] = track
         self.needed = sorted(needed)
-        spans = [(track.first, track.last) for track in sums]
+        spans = [(track.first, track.last) for track in sums for _ in range(track.count)]
         held = {step: max((t.last for t in sums if step in t.members), default=0) for step in self.needed}
         self._held_until = {step: last for step, last in held.items() if last}
         running, queued = _peak(spans), _peak(list(self._held_until.items()))
@@ -150,14 +151,14 @@ class Plan:
             if hold:
                 held[step][name] = flat.to(torch.float32, copy=True)
                 flat = held[step][name]
-            targets = [track.target(name, flat) for track in active]
+            targets = [track.targets(name, flat) for track in active]
             for start in range(0, flat.numel(), BLOCK):
                 values = flat[start : start + BLOCK].to(torch.float32)
                 if not is_finite(values):
                     self._make_constant(step, name, tensor)
                     break
                 for track, target in zip(active, targets):
-                    track.take(step, target[start : start + BLOCK], values)
+                    track.take(step, [vector[start : start + BLOCK] for vector in target], values)
 
     def _make_constant(self, step: int, name: str, tensor: Tensor) -> None:
         """A mask of infinities, say: no average of it, as online."""
@@ -179,7 +180,7 @@ class Plan:
                 result[name] = tensor.clone()
                 continue
             if isinstance(track, _Sum) and self._queued:
-                mean = _mean([held[member][name] for member in track.ordered])
+                mean = _mean([held[member][name] for member in track.members])
             else:
                 mean = track.value(name, final)
             result[name] = mean.view(tensor.shape).to(torch.float32 if self.float32 else tensor.dtype)
@@ -191,8 +192,10 @@ class Plan:
 class _Track(abc.ABC):
     """What is kept of one average along the pass: flat float32 vectors by name, from snapshot `first` to `last`."""
 
+    count = 1  # vectors a tensor
+
     def __init__(self) -> None:
-        self.values: dict[str, Tensor] = {}
+        self.values: dict[str, list[Tensor]] = {}
         self.first = self.last = 0
         self.results = 0  # that are still to come from it
 
@@ -201,39 +204,39 @@ class _Track(abc.ABC):
         """Whether the snapshot of `step` is part of the average."""
 
     @abc.abstractmethod
-    def take(self, step: int, target: Tensor, values: Tensor) -> None:
-        """Take the float32 `values` of a block into the same block of the track, `target`."""
+    def take(self, step: int, targets: list[Tensor], values: Tensor) -> None:
+        """Take the float32 `values` of a block into the same block of the track's vectors, `targets`."""
 
     @abc.abstractmethod
     def value(self, name: str, final: bool) -> Tensor:
         """The average of a tensor, flat; the track's own memory only if it is final."""
 
-    def target(self, name: str, like: Tensor) -> Tensor:
+    def targets(self, name: str, like: Tensor) -> list[Tensor]:
         if name not in self.values:
-            self.values[name] = torch.empty(like.numel(), dtype=torch.float32, device=like.device)
+            self.values[name] = [
+                torch.empty(like.numel(), dtype=torch.float32, device=like.device) for _ in range(self.count)
+            ]
         return self.values[name]
 
 
 class _Sum(_Track):
-    """The sum of the members, oldest first: the order in which LAWA adds them."""
+    """The sum of the members, oldest first, in the order in which LAWA adds them."""
 
     def __init__(self, members: list[int], last: int) -> None:
         super().__init__()
-        self.members = set(members)
-        self.ordered = members  # oldest first
+        self.members = members
+        self._index = {step: index for index, step in enumerate(members)}
         self.first, self.last = members[0], last
+        self.count = accumulators(len(members))
 
     def takes(self, step: int) -> bool:
-        return step in self.members
+        return step in self._index
 
-    def take(self, step: int, target: Tensor, values: Tensor) -> None:
-        if step == self.first:
-            target.copy_(values)
-        else:
-            target.add_(values)
+    def take(self, step: int, targets: list[Tensor], values: Tensor) -> None:
+        add(targets, self._index[step], values)
 
     def value(self, name: str, final: bool) -> Tensor:
-        return self.values[name].div_(len(self.members))
+        return mean_of(self.values[name], len(self.members))
 
 
 class _Recursion(_Track):
@@ -251,21 +254,24 @@ class _Recursion(_Track):
     def takes(self, step: int) -> bool:
         return step in self._weights
 
-    def take(self, step: int, target: Tensor, values: Tensor) -> None:
+    def take(self, step: int, targets: list[Tensor], values: Tensor) -> None:
         if step == self.first:
-            target.copy_(values)
+            targets[0].copy_(values)
         else:
-            target.lerp_(values, self._weights[step])
+            targets[0].lerp_(values, self._weights[step])
 
     def value(self, name: str, final: bool) -> Tensor:
-        return self.values[name] if final else self.values[name].clone()
+        return self.values[name][0] if final else self.values[name][0].clone()
 
 
 def _mean(vectors: list[Tensor]) -> Tensor:
-    total = vectors[0].clone()
-    for vector in vectors[1:]:
-        total.add_(vector)
-    return total.div_(len(vectors))
+    mean = torch.empty_like(vectors[0])
+    scratch = [mean[:BLOCK].clone() for _ in range(1, accumulators(len(vectors)))]
+    for start in range(0, mean.numel(), BLOCK):
+        block = mean[start : start + BLOCK]
+        sums = [block, *(vector[: block.numel()] for vector in scratch)]
+        pairwise_mean([vector[start : start + BLOCK] for vector in vectors], sums)
+    return mean
 
 
 def _peak(spans: list[tuple[int, int]]) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
 
 from weight_averaging.collection import check_count, check_decay, check_horizon, decay_from_window, interval_and_window
@@ -33,7 +34,9 @@ class Averaging:
         return {**self.settings(hyperparameters, step_hint), "buffers": buffers}
 
     def build(self, model: nn.Module, hyperparameters: Any, step_hint: int) -> Averager:
-        return self.averager(model, **self.arguments(hyperparameters, step_hint))
+        """The averager of this rank: replicas share one window, held by the rank whose state the harness saves."""
+        group = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
+        return self.averager(model, **self.arguments(hyperparameters, step_hint), process_group=group)
 
 
 def _lawa_settings(hyperparameters: Any, step_hint: int) -> dict[str, Any]:
@@ -41,8 +44,7 @@ def _lawa_settings(hyperparameters: Any, step_hint: int) -> dict[str, Any]:
     interval, window = values.get("averaging_interval"), values["averaging_window"]
     if interval is None:
         interval, window = interval_and_window(values["averaging_horizon"], window, step_hint)
-    # In host memory: a window is many times the model.
-    return {"interval": interval, "window": window, "device": "cpu"}
+    return {"interval": interval, "window": window}
 
 
 def _ema_settings(hyperparameters: Any, step_hint: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import abc
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from weight_averaging.collection import check_count, is_due
 from weight_averaging.torch.batch_norm import batch_norms
-from weight_averaging.torch.weights import Block, LiveWeights, clean_names
+from weight_averaging.torch.ranks import Ranks
+from weight_averaging.torch.state import fits, restore_track, track_state
+from weight_averaging.torch.tracks import Track
+from weight_averaging.torch.weights import Block, LiveWeights, finite, squares
 
 logger = logging.getLogger("weight_averaging")
 
@@ -24,39 +27,35 @@ class Averager(abc.ABC):
     The model trains on its raw weights. `swap_in` puts the average into it for evaluation and keeps the raw weights
     aside; `swap_out` puts those back, bit for bit. Use `averaged()` for both.
 
+    Of parameters that are spread over ranks (DTensor, as under FSDP2) every rank averages its own shards, with nothing
+    gathered; `update` is then collective where `check_finite` is on.
+
     Args:
-        model: the module in training, also when wrapped by DDP or torch.compile.
+        model: the module in training, also when wrapped by DDP, FSDP2 or torch.compile.
         interval: updates between snapshots, nu >= 1.
         start: the first update whose weights may be collected.
         buffers: `"average"` treats floating-point buffers (batch-norm statistics) like parameters, `"latest"` leaves
             them as training has them, `"recompute"` asks for new batch-norm statistics at every swap, by the function
             given to `swap_in`. Integer buffers always stay as they are.
-        device: where snapshots and averages live; default: where the model's first parameter is. `"cpu"` keeps them
-            in host memory.
         check_finite: refuse weights with a NaN or an infinity, for one more read of the weights at each snapshot. Turn
             it off where that read matters (an interval of 1) and training stops at the first NaN anyway.
+        process_group: replicas (DDP) that average together: they agree on which snapshots are collected, one of them
+            holds what one is enough for, and `update` and `swap_in` are collective. None: each is on its own.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        *,
-        interval: int,
-        start: int = 1,
-        buffers: str = "average",
-        device: torch.device | str | None = None,
-        check_finite: bool = True,
+        self, model: nn.Module, *, start: int, buffers: str, check_finite: bool, process_group: Any = None
     ) -> None:
         if buffers not in BUFFERS:
             raise ValueError(f"buffers must be one of {', '.join(BUFFERS)}, not {buffers!r}")
-        self.interval = check_count("interval", interval)
         self.start = check_count("start", start)
         self.buffers = buffers
         self.check_finite = check_finite
         self.step = 0  # the last update seen
-        self._weights = LiveWeights(model, buffers == "average", torch.device(device) if device is not None else None)
+        self._weights = LiveWeights(model, buffers == "average")
+        self._ranks = Ranks(process_group, self._weights.global_tensors())
         self._model = model
-        self._raw: list[Tensor] | None = None  # memory for the raw weights, reused from one swap to the next
+        self._raw: list[Tensor] = []  # the raw weights, while the average is in the model
         self._raw_statistics: list[Tensor] = []  # of batch norm, while recomputed ones are in the model
         self._swapped = False
         self._said_not_ready = False
@@ -68,29 +67,21 @@ class Averager(abc.ABC):
         """Whether there is an average to swap in."""
 
     @abc.abstractmethod
-    def _collect(self, step: int) -> bool:
-        """Take the live weights in. False, with nothing changed, if they are to be finite and are not."""
+    def _tracks(self) -> Sequence[Track]:
+        """Everything that takes in snapshots."""
+
+    @property
+    @abc.abstractmethod
+    def _shown(self) -> Track:
+        """Where the average that a swap shows comes from."""
 
     @abc.abstractmethod
     def _average(self, block: Block) -> Tensor:
-        """The average over a block, flat and float32."""
+        """The average over a block, flat and float32, on any device."""
 
     @abc.abstractmethod
     def _hyperparameters(self) -> dict[str, Any]:
         """What must agree between a saved state and this averager."""
-
-    @abc.abstractmethod
-    def _vectors(self) -> list[Tensor]:
-        """The flat vectors that make up the state, to be saved."""
-
-    @abc.abstractmethod
-    def _set_vectors(self, vectors: list[Tensor], steps: list[int]) -> None:
-        """Take over saved vectors, owned by the caller until copied."""
-
-    @property
-    @abc.abstractmethod
-    def snapshot_steps(self) -> list[int]:
-        """The updates whose snapshots the state holds (LAWA), or the last one taken in (EMA); oldest first."""
 
     @property
     def swapped(self) -> bool:
@@ -116,15 +107,35 @@ class Averager(abc.ABC):
             last = f"update({step}) after update({self.step})"
             raise ValueError(f"{last}: pass the number of completed updates, 1, 2, ...")
         self.step = step
-        if not is_due(step, self.interval, self.start):
+        due = [track for track in self._tracks() if is_due(step, track.interval, track.start)]
+        if not due:
             return False
-        collected = self._collect(step)
-        if not collected and not self._refusing:  # once, not at every snapshot of a run that is lost
-            held = self.snapshot_steps
+        collected = self._collect(due)
+        if collected:
+            for track in due:
+                track.taken(step)
+        elif not self._refusing:  # once, not at every snapshot of a run that is lost
+            held = due[0].steps
             stays = f"the average stays that of step {held[-1]}" if held else "there is no average yet"
             logger.warning("step %d: weights are not finite and are not collected; %s", step, stays)
         self._refusing = not collected
         return collected
+
+    def _collect(self, due: list[Track]) -> bool:
+        """One pass over the weights for all tracks. False, with nothing changed, if they are to be finite and are not.
+
+        An average cannot give back what it has taken in, so all blocks are checked before the first is used.
+        """
+        weights = self._weights
+        at_once = len(weights.plan) == 1 and self._ranks.alone
+        if self.check_finite and not at_once and not self._ranks.all_agree(weights.are_finite(), weights.device):
+            return False
+        for block, parts in weights.blocks():
+            if self.check_finite and at_once and not finite(squares(parts)):
+                return False
+            for track in due:
+                track.take(block, parts)
+        return True
 
     @torch.no_grad()
     def swap_in(self, recompute: Callable[[], object] | None = None) -> bool:
@@ -143,17 +154,16 @@ class Averager(abc.ABC):
             raise TypeError('buffers="recompute" needs a function to do it: swap_in(recompute=...)')
         if self._swapped:
             return True
+        for track in self._tracks():
+            track.vectors()  # copies under way are complete on return, whether or not they are needed now
         if not self.ready:
             if not self._said_not_ready:
                 logger.info("%s is not ready at step %d: the raw weights are evaluated", type(self).__name__, self.step)
                 self._said_not_ready = True
             return False
-        tensors = self._weights.tensors()
-        if self._raw is None:
-            self._raw = [torch.empty_like(t) for t in tensors]
-        torch._foreach_copy_(self._raw, tensors)
-        self._weights.write(self._average)
+        self._raw = self._weights.keep_raw()
         self._swapped = True
+        self._write()
         if self.buffers == "recompute":
             assert recompute is not None
             self._raw_statistics = [buffer.clone() for buffer in self._statistics()]
@@ -170,11 +180,19 @@ class Averager(abc.ABC):
         """
         if not self._swapped:
             return False
-        assert self._raw is not None
-        torch._foreach_copy_(self._weights.tensors(), self._raw)
+        self._weights.restore(self._raw)
         self._restore_statistics(self._raw_statistics)
         self._swapped = False
         return True
+
+    def _write(self) -> None:
+        """Overwrite the model with the average; of replicas the one that holds it does so, and hands it on."""
+        by_owner = self._shown.by_owner
+        if self._ranks.is_owner or not by_owner:
+            with self._ranks.idle_cores(by_owner):
+                self._weights.write(self._average)
+        if by_owner:
+            self._ranks.spread(self._weights.tensors())
 
     def _statistics(self) -> list[Tensor]:
         return [buffer for layer in batch_norms(self._model) for buffer in layer.buffers(recurse=False)]
@@ -199,19 +217,25 @@ class Averager(abc.ABC):
 
         The tensors are not copied; save them before training goes on. Taken while swapped, the state also holds the
         raw weights, since a model saved at that moment does not.
+
+        Of a model with DTensors the state holds DTensors, and is of one size whether or not a window is full, so that
+        torch.distributed.checkpoint saves it from any number of ranks and loads it into the state of another.
+
+        Raises:
+            RuntimeError: the average is swapped in, and the model has DTensors.
         """
+        if self._swapped and self._weights.is_sharded:
+            raise RuntimeError("the state of a model with DTensors cannot be saved while swapped: call swap_out()")
         return {
             "averager": type(self).__name__,
             **self._hyperparameters(),
-            "interval": self.interval,
             "start": self.start,
             "buffers": self.buffers,
             "step": self.step,
             "names": list(self._weights.names),
             "shapes": [list(shape) for shape in self._weights.shapes],
-            "snapshot_steps": list(self.snapshot_steps),
-            "vectors": self._vectors(),
-            "raw": list(self._raw) if self._swapped and self._raw is not None else None,
+            "tracks": [track_state(self._weights, track) for track in self._tracks()],
+            "raw": list(self._raw) if self._swapped else None,
             "raw_statistics": list(self._raw_statistics),
         }
 
@@ -224,56 +248,27 @@ class Averager(abc.ABC):
         Raises:
             ValueError: it is the state of another averager, other settings or another model. Nothing is changed.
         """
-        mine = self.state_dict()
-        settings = [key for key in mine if key not in _CONTENTS]
-        missing = [key for key in mine if key not in state]
+        settings = {**self._hyperparameters(), "start": self.start, "buffers": self.buffers}
+        name = type(self).__name__
+        missing = [key for key in (*settings, *_CONTENTS) if key not in state]
         if missing:
             raise ValueError(f"not the state of an averager: it has no {', '.join(missing)}")
-        for key in settings:
-            if state[key] != mine[key]:
-                raise ValueError(
-                    f"the saved {state['averager']} has {key}={state[key]!r}, this {mine['averager']} {mine[key]!r}"
-                )
-        order = self._match(state["names"], [tuple(shape) for shape in state["shapes"]])
-        numels = [torch.Size(shape).numel() for shape in state["shapes"]]
-        for vector in state["vectors"]:
-            if vector.numel() != sum(numels):
-                raise ValueError(f"a saved vector has {vector.numel()} elements, its shapes {sum(numels)}")
-        vectors = state["vectors"]
-        if order != sorted(order):
-            vectors = [_reorder(vector, numels, order) for vector in vectors]
-        self._set_vectors(vectors, list(state["snapshot_steps"]))
+        for key, mine in {"averager": name, **settings}.items():
+            if state[key] != mine:
+                raise ValueError(f"the saved {state['averager']} has {key}={state[key]!r}, this {name} {mine!r}")
+        order = fits(self._weights, state["names"], [tuple(shape) for shape in state["shapes"]])
+        tracks = self._tracks()
+        restored = [
+            restore_track(self._weights, saved, state, order, track, self._ranks.is_owner)
+            for saved, track in zip(state["tracks"], tracks, strict=True)
+        ]
+        for (vectors, steps), track in zip(restored, tracks, strict=True):
+            track.set_vectors(vectors, steps)
         self.step = state["step"]
         if state["raw"] is not None:
-            raw = [state["raw"][index] for index in order]
-            torch._foreach_copy_(self._weights.tensors(), raw)
+            self._weights.restore([state["raw"][index] for index in order])
         self._restore_statistics(state["raw_statistics"])
         self._swapped = False
 
-    def _match(self, names: list[str], shapes: list[tuple[int, ...]]) -> list[int]:
-        """For each of this model's tensors its place in the saved state; a ValueError where they do not all match."""
-        place = {name: index for index, name in enumerate(clean_names(names))}
-        mine = self._weights.names
-        lacking = [name for name in mine if name not in place]
-        extra = set(place) - set(mine)
-        if lacking or extra:
-            raise ValueError(
-                f"the saved state is of another model: {len(lacking)} of {len(mine)} tensors are not in it "
-                f"({_some(lacking)}), {len(extra)} of its own are not in this model ({_some(sorted(extra))})"
-            )
-        for name, shape in zip(mine, self._weights.shapes, strict=True):
-            if shapes[place[name]] != shape:
-                raise ValueError(f"the saved {name} has shape {shapes[place[name]]}, this model's {shape}")
-        return [place[name] for name in mine]
 
-
-_CONTENTS = {"step", "names", "shapes", "snapshot_steps", "vectors", "raw", "raw_statistics"}
-
-
-def _reorder(vector: Tensor, numels: list[int], order: list[int]) -> Tensor:
-    pieces = vector.split(numels)
-    return torch.cat([pieces[index] for index in order])
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "none"
+_CONTENTS = ("averager", "step", "names", "shapes", "tracks", "raw", "raw_statistics")

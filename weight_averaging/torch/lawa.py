@@ -1,13 +1,12 @@
 """LAWA: the mean of the latest L snapshots."""
 
-from collections import deque
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from weight_averaging.collection import check_count
 from weight_averaging.torch.averager import Averager
+from weight_averaging.torch.tracks import WindowTrack, window_track
 from weight_averaging.torch.weights import Block
 
 
@@ -18,15 +17,19 @@ class LAWA(Averager):
 
         (1 / L) * sum of theta_{t - i nu},  i = 0, ..., L - 1,
 
-    with nu the interval and t the last update that was a multiple of it. Memory: (window + 1) x 4 bytes per
-    parameter for the snapshots (a new one replaces the oldest only once it is known to be finite), and one copy of
-    the model from the first evaluation on.
+    with nu the interval and t the last update that was a multiple of it. Memory: window x 4 bytes per parameter for the
+    snapshots, on the first rank of a `process_group` only, and one copy of the model for the raw weights. On CUDA,
+    snapshots travel to host memory while training goes on.
 
     Args:
         window: snapshots in the average, L >= 1.
         allow_partial: be ready from the first snapshot on, with the mean over those held. By default the average is
             ready when `window` snapshots are.
-        model, interval, start, buffers, device, check_finite: see `Averager`.
+        placement: where snapshots live: `"device"` is where the model is, `"host"` host memory, `"auto"` the device
+            if they take no more than a tenth of its free memory.
+        model, interval, start, buffers, check_finite, process_group: see `Averager`.
+    Raises:
+        MemoryError: the snapshots would not fit, before any is taken.
 
     >>> import torch
     >>> model = torch.nn.Linear(1, 1, bias=False)
@@ -49,50 +52,35 @@ class LAWA(Averager):
         window: int,
         start: int = 1,
         allow_partial: bool = False,
+        placement: str = "auto",
         buffers: str = "average",
-        device: torch.device | str | None = None,
         check_finite: bool = True,
+        process_group: Any = None,
     ) -> None:
-        super().__init__(
-            model, interval=interval, start=start, buffers=buffers, device=device, check_finite=check_finite
-        )
+        super().__init__(model, start=start, buffers=buffers, check_finite=check_finite, process_group=process_group)
+        self.interval = check_count("interval", interval)
         self.window = check_count("window", window)
         self.allow_partial = allow_partial
-        self._snapshots: deque[tuple[int, Tensor]] = deque()  # (step, flat vector), oldest first
-        self._spare: Tensor | None = None
+        self._track = window_track(self._weights, self._ranks, self.interval, self.start, self.window, placement)
 
     @property
     def ready(self) -> bool:
-        return len(self._snapshots) >= (1 if self.allow_partial else self.window)
+        return len(self._track.steps) >= (1 if self.allow_partial else self.window)
 
     @property
     def snapshot_steps(self) -> list[int]:
-        return [step for step, _ in self._snapshots]
+        """The updates whose snapshots are held, oldest first."""
+        return list(self._track.steps)
 
-    def _collect(self, step: int) -> bool:
-        snapshot = self._weights.snapshot(self._spare, self.check_finite)
-        if snapshot is None:
-            return False
-        self._snapshots.append((step, snapshot))
-        self._spare = self._snapshots.popleft()[1] if len(self._snapshots) > self.window else None
-        return True
+    def _tracks(self) -> list[WindowTrack]:
+        return [self._track]
+
+    @property
+    def _shown(self) -> WindowTrack:
+        return self._track
 
     def _average(self, block: Block) -> Tensor:
-        mean = self._weights.staging()[: block.stop - block.start]
-        vectors = [vector[block.range] for _, vector in self._snapshots]
-        if len(vectors) == 1:
-            return vectors[0]
-        torch.add(vectors[0], vectors[1], out=mean)
-        for vector in vectors[2:]:
-            mean.add_(vector)
-        return mean.div_(len(vectors))
+        return self._track.average(block, self.window)
 
     def _hyperparameters(self) -> dict[str, Any]:
-        return {"window": self.window, "allow_partial": self.allow_partial}
-
-    def _vectors(self) -> list[Tensor]:
-        return [vector for _, vector in self._snapshots]
-
-    def _set_vectors(self, vectors: list[Tensor], steps: list[int]) -> None:
-        copies = [vector.detach().to(self._weights.device, torch.float32, copy=True) for vector in vectors]
-        self._snapshots = deque(zip(steps, copies, strict=True))
+        return {"window": self.window, "allow_partial": self.allow_partial, "interval": self.interval}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 # threads. On an accelerator larger blocks mean fewer launches. Of 2^16 to 2^21 the last was best on two cores.
 CPU_BLOCK = 1 << 21
 ACCELERATOR_BLOCK = 1 << 26
+SMALL = 1 << 15  # elements of a tensor below which gathering costs less than an operation on each
 
 
 @dataclass(frozen=True)
@@ -48,19 +49,20 @@ class LiveWeights:
 
     Tensors are looked up in their modules at every use, so that `model.to(...)` or a reassigned buffer is noticed.
     Frozen parameters (`requires_grad=False`) are constant and left out, as are buffers that are not persistent or
-    hold a NaN or infinity at the start (an attention mask, say). Integer buffers are never touched.
+    hold a NaN or infinity at the start (an attention mask, say). Integer buffers are never touched. Of a parameter
+    that is spread over ranks (DTensor, as under FSDP2) this rank's shard counts.
 
     Args:
         model: any module; wrappers (DDP, torch.compile) are fine and their prefixes are dropped from the names.
         buffers: whether floating-point buffers belong to the vector.
-        device: where blocks are delivered.
     Raises:
         ValueError: the model has nothing to average.
         TypeError: a parameter is complex.
     """
 
-    def __init__(self, model: nn.Module, buffers: bool, device: torch.device | None = None) -> None:
+    def __init__(self, model: nn.Module, buffers: bool) -> None:
         self._owners: list[tuple[dict[str, Tensor], str]] = []
+        self._model = model
         names = []
         for name, owner, key in _floating_tensors(model, buffers):
             names.append(name)
@@ -68,48 +70,85 @@ class LiveWeights:
         if not names:
             raise ValueError(f"{type(model).__name__} has no trainable floating-point parameter to average")
         self.names = clean_names(names)
+        everywhere = self.global_tensors()
+        self.shapes = [tuple(t.shape) for t in everywhere]  # the same on every rank
+        self.is_sharded = any(map(is_sharded, everywhere))
         tensors = self.tensors()
-        self.shapes = [tuple(t.shape) for t in tensors]
-        self.device = device if device is not None else tensors[0].device
+        self.local_shapes = [tuple(t.shape) for t in tensors]
+        self.device = tensors[0].device
         self.block_numel = CPU_BLOCK if self.device.type == "cpu" else ACCELERATOR_BLOCK
         self.plan = _plan([t.numel() for t in tensors], [t.is_contiguous() for t in tensors], self.block_numel)
         self.numel = self.plan[-1].stop
         self._staging: Tensor | None = None
+        self._flat: Tensor | None = None
+        self._reserve(tensors)  # at the start, so that a lack of memory shows before any training
 
-    def tensors(self) -> list[Tensor]:
-        """The live tensors, detached, in the order of `names`."""
+    def global_tensors(self) -> list[Tensor]:
+        """The live tensors, detached, in the order of `names`; DTensors where they are spread over ranks."""
+        for module in self._model.modules():
+            if hasattr(module, "unshard") and hasattr(module, "reshard"):  # FSDP2 may hold gathered parameters
+                module.reshard()  # type: ignore[operator]
         return [owner[key].detach() for owner, key in self._owners]
 
-    def blocks(self) -> Iterator[tuple[Block, Tensor]]:
-        """Each block with its current float32 values on `device`: a view of the model where one exists, to be read
-        before the next block is asked for."""
+    def tensors(self) -> list[Tensor]:
+        """The live tensors that are on this rank, detached, in the order of `names`."""
+        return [local(t) for t in self.global_tensors()]
+
+    def blocks(self) -> Iterator[tuple[Block, list[Tensor]]]:
+        """Each block with its current values: flat float32 tensors on one device that make it up, in order.
+
+        They are views of the model where it has them so; else, and where they would be many and small, scratch space,
+        to be read before the next block is asked for.
+        """
         tensors = self.tensors()
         for block in self.plan:
             parts = [_flat_part(tensors[part.index], part) for part in block.parts]
-            only = parts[0]
-            if len(parts) == 1 and only.dtype == torch.float32 and only.device == self.device:
-                yield block, only
-                continue
-            staging = self.staging()[: block.stop - block.start]
-            torch._foreach_copy_(staging.split(block.sizes), parts)
-            yield block, staging
+            small = len(parts) > 1 and block.stop - block.start < len(parts) * SMALL
+            if small or any(t.dtype != torch.float32 or t.device != self.device for t in parts):
+                staged = self.scratch()[: block.stop - block.start]
+                torch._foreach_copy_(staged.split(block.sizes), parts)
+                parts = [staged]
+            yield block, parts
 
-    def snapshot(self, into: Tensor | None, check_finite: bool) -> Tensor | None:
-        """A flat float32 copy of the tensors, in `into` where given; None if it is to be finite and is not."""
-        vector = torch.empty(self.numel, dtype=torch.float32, device=self.device) if into is None else into
-        if not check_finite:
-            torch._foreach_copy_(self.views(vector), self.tensors())
-            return vector
-        for block, values in self.blocks():
-            if not is_finite(values):
-                return None
-            vector[block.range].copy_(values)
-        return vector
+    def are_finite(self) -> bool:
+        """Whether no tensor holds a NaN or an infinity; each is read once."""
+        return finite([part for _, parts in self.blocks() for part in squares(parts)])
+
+    def keep_raw(self) -> list[Tensor]:
+        """Copy the live tensors aside, into memory that is reused."""
+        tensors = self.tensors()
+        if [t.dtype for t in self._raw] != [t.dtype for t in tensors]:
+            self._reserve(tensors)
+        torch._foreach_copy_(self._raw, tensors)
+        return self._raw
+
+    def flat_copy(self) -> Tensor:
+        """A flat float32 copy on the model's device, in memory that is reused: that of the raw weights if it can be."""
+        if self._raw_vector is not None:
+            self.keep_raw()
+        if self._raw_vector is not None:
+            return self._raw_vector
+        if self._flat is None:
+            self._flat = torch.empty(self.numel, dtype=torch.float32, device=self.device)
+        torch._foreach_copy_(self.views(self._flat), self.tensors())
+        return self._flat
+
+    def _reserve(self, tensors: list[Tensor]) -> None:
+        self._raw_vector = None
+        if all(t.dtype == torch.float32 and t.device == self.device for t in tensors):
+            self._raw_vector = torch.empty(self.numel, dtype=torch.float32, device=self.device)
+            self._raw = self.views(self._raw_vector)
+        else:
+            self._raw = [torch.empty_like(t) for t in tensors]
+
+    def restore(self, raw: list[Tensor]) -> None:
+        """Copy tensors back into the model."""
+        torch._foreach_copy_(self.tensors(), raw)
 
     def views(self, vector: Tensor) -> list[Tensor]:
         """A flat vector cut into the shapes of `tensors()`."""
-        pieces = vector.split([torch.Size(shape).numel() for shape in self.shapes])
-        return [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
+        pieces = vector.split([torch.Size(shape).numel() for shape in self.local_shapes])
+        return [piece.view(shape) for piece, shape in zip(pieces, self.local_shapes, strict=True)]
 
     def write(self, values_of: Callable[[Block], Tensor]) -> None:
         """Overwrite the model with `values_of(block)`, flat and float32, cast to each tensor's type."""
@@ -122,19 +161,39 @@ class LiveWeights:
                 else:  # never cut into parts
                     tensor.copy_(values.view(tensor.shape))
 
-    def staging(self) -> Tensor:
-        """Scratch space for one block."""
+    def scratch(self) -> Tensor:
+        """Space for one block on the model's device."""
         if self._staging is None:
             size = max(block.stop - block.start for block in self.plan)
             self._staging = torch.empty(size, dtype=torch.float32, device=self.device)
         return self._staging
 
 
-def is_finite(values: Tensor) -> bool:
-    """Whether all of a flat float32 tensor is finite: the square sum is, and a dot product reads memory once.
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor: one that is spread over ranks, or kept alike on all."""
+    return hasattr(tensor, "to_local") and hasattr(tensor, "device_mesh")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's shard of a DTensor; any other tensor as it is."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined,no-any-return]
+
+
+def squares(parts: list[Tensor]) -> list[Tensor]:
+    """The square sums of flat float32 tensors: a dot product reads memory once."""
+    return [torch.dot(part, part) for part in parts]
+
+
+def finite(sums: list[Tensor]) -> bool:
+    """Whether all square sums are finite, and so all that went into them. One wait for the device.
 
     Finite weights beyond 1e19 count as infinite too.
     """
+    return bool(torch.isfinite(torch.stack(sums)).all())
+
+
+def is_finite(values: Tensor) -> bool:
+    """Whether all of a flat float32 tensor is finite, as by `finite`."""
     return bool(torch.isfinite(torch.dot(values, values)))
 
 

@@ -1,0 +1,59 @@
+"""The mean of snapshots, summed pairwise.
+
+Sums of LEAF snapshots in a row are added up in a balanced tree, whose rounding error grows with log K instead of K
+(Higham 1993, "The accuracy of floating point summation"): in float32 the mean of K vectors x_i is off by at most
+
+    (LEAF + log2(K / LEAF)) 2^-24 mean |x_i|,
+
+to first order. Nothing is carried over from one mean to the next, so nothing drifts. Snapshots go in oldest first, one
+at a time, so that the same order serves a window in memory and files that are read once.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+LEAF = 8
+
+
+def accumulators(count: int) -> int:
+    """How many partial sums of `count` snapshots are held at the same time, at most."""
+    leaves = -(-count // LEAF)
+    return max(1, leaves.bit_length())
+
+
+def add(sums: Sequence[Tensor], index: int, vector: Tensor) -> None:
+    """Take in vector number `index` (0, 1, ...) of those to be summed.
+
+    Args:
+        sums: the partial sums so far, and room for `accumulators` of all.
+        index: every vector comes once, in this order.
+    """
+    leaf, member = divmod(index, LEAF)
+    last = leaf.bit_count()  # the tree merges as a binary counter carries
+    if member == 0:
+        sums[last].copy_(vector)
+    else:
+        sums[last].add_(vector)
+    if member == LEAF - 1:
+        _merge(sums, last, until=(leaf + 1).bit_count() - 1)
+
+
+def mean_of(sums: Sequence[Tensor], count: int) -> Tensor:
+    """The mean of the `count` vectors taken in, in the memory of `sums[0]`."""
+    leaves = -(-count // LEAF)
+    last = leaves.bit_count() - 1 if count % LEAF == 0 else (leaves - 1).bit_count()
+    _merge(sums, last, until=0)
+    return sums[0].div_(count)
+
+
+def pairwise_mean(vectors: Sequence[Tensor], sums: Sequence[Tensor]) -> Tensor:
+    """The mean of K flat float32 vectors, oldest first, each read once, in the memory of `sums[0]`."""
+    for index, vector in enumerate(vectors):
+        add(sums, index, vector)
+    return mean_of(sums, len(vectors))
+
+
+def _merge(sums: Sequence[Tensor], last: int, until: int) -> None:
+    for number in range(last, until, -1):
+        sums[number - 1].add_(sums[number])

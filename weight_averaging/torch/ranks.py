@@ -1,0 +1,76 @@
+"""What several ranks that train one model have to do together."""
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Ranks:
+    """The ranks that average together: replicas of a process group, or owners of shards (DTensor), or just this one.
+
+    Args:
+        process_group: of replicas, whose weights are bit for bit the same; None: this rank is on its own.
+        tensors: the model's; the device meshes of DTensors among them count.
+    Raises:
+        ValueError: a process group is given for a model whose parameters are spread over ranks.
+    """
+
+    def __init__(self, process_group: Any, tensors: Iterable[Tensor]) -> None:
+        meshes = {t.device_mesh for t in tensors if hasattr(t, "device_mesh")}
+        if process_group is not None and meshes:
+            raise ValueError("process_group is for replicas (DDP); of DTensors every rank averages its own shards")
+        self.group = process_group
+        self._sharing = [mesh.get_group(dim) for mesh in meshes for dim in range(mesh.ndim)]
+        if process_group is not None:
+            self._sharing.append(process_group)
+
+    @property
+    def alone(self) -> bool:
+        return not self._sharing
+
+    @property
+    def is_owner(self) -> bool:
+        """Whether this rank holds what only one replica needs to hold."""
+        return self.group is None or dist.get_rank(self.group) == 0
+
+    def all_agree(self, yes: bool, device: torch.device) -> bool:
+        """Whether `yes` on all ranks. Collective."""
+        if self._sharing:
+            flag = torch.tensor(int(yes), device=device)
+            for group in self._sharing:
+                dist.all_reduce(flag, dist.ReduceOp.MIN, group=group)
+            yes = bool(flag)
+        return yes
+
+    @contextlib.contextmanager
+    def idle_cores(self, others_wait: bool) -> Iterator[None]:
+        """Use the cores of the replicas on this machine that wait for this one; torchrun gives each rank one thread."""
+        threads = torch.get_num_threads()
+        if not others_wait or self.group is None:
+            yield
+            return
+        ours = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+        torch.set_num_threads(max(threads, len(ours)))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+    def spread(self, tensors: list[Tensor]) -> None:
+        """Overwrite the tensors of all replicas with the owner's. Collective; complete on return."""
+        if self.group is None or dist.get_world_size(self.group) == 1:
+            return
+        source = dist.get_global_rank(self.group, 0)
+        dense = [t if t.is_contiguous() else t.contiguous() for t in tensors]
+        for work in [dist.broadcast(t, source, group=self.group, async_op=True) for t in dense]:
+            work.wait()
+        for tensor, received in zip(tensors, dense, strict=True):
+            if received is not tensor:
+                tensor.copy_(received)
+        if dense[0].device.type == "cuda":
+            torch.cuda.synchronize(dense[0].device)  # of NCCL, wait() orders the streams only
