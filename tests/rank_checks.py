@@ -1,0 +1,214 @@
+"""What several ranks check together; started by test_ranks.py, one process a rank, over gloo."""
+
+import os
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
+
+from tests import reference
+from tests.small_models import flat, model_of, randomise, saved, value_of
+from weight_averaging.averages import EMA as EMADescription
+from weight_averaging.averages import LAWA as LAWADescription
+from weight_averaging.torch import EMA, LAWA, Averages
+
+try:
+    from torch.distributed.fsdp import fully_shard
+except ImportError:  # torch 2.5
+    from torch.distributed._composable.fsdp import fully_shard
+
+
+def on_all_ranks(value):
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def replicas() -> None:
+    """DDP: one window, the same average everywhere, whatever happens in between."""
+    group = dist.group.WORLD
+    model = DistributedDataParallel(model_of())
+    lawa = LAWA(model, interval=1, window=3, process_group=group)
+    grid = Averages(
+        model, [LAWADescription(window=2, interval=1), EMADescription(decay=0.5, interval=2)], process_group=group
+    )
+    alone = LAWA(model, interval=1, window=3)
+    held = on_all_ranks(len(lawa._track._ring))
+    assert held == [3] + [0] * (dist.get_world_size() - 1), f"windows held: {held}"
+
+    choices = random.Random(0)  # the same on every rank
+    snapshots, step = [], 0
+    for _ in range(60):
+        action = choices.choice(["update", "update", "update", "evaluate", "reload", "not finite"])
+        if action == "update":
+            step += 1
+            randomise(model, step)
+            snapshots.append(flat(model))
+            assert lawa.update(step)
+            assert alone.update(step)
+            grid.update(step)
+        elif action == "not finite":  # on one rank alone: all must leave it out
+            step += 1
+            raw = [p.detach().clone() for p in model.parameters()]
+            if dist.get_rank() == dist.get_world_size() - 1:
+                with torch.no_grad():
+                    next(model.parameters()).view(-1)[0] = float("nan")
+            assert not lawa.update(step)
+            assert not grid.update(step)
+            with torch.no_grad():
+                torch._foreach_copy_(list(model.parameters()), raw)
+            alone.step = step
+        elif action == "reload":  # from the state of the first rank, as the official harness does
+            states = on_all_ranks((saved(lawa), saved(grid)))
+            lawa = LAWA(model, interval=1, window=3, process_group=group)
+            grid = Averages(model, grid.averages, process_group=group)
+            lawa.load_state_dict(states[0][0])
+            grid.load_state_dict(states[0][1])
+            if dist.get_rank() == 0 and len(snapshots):
+                with pytest.raises(ValueError, match="a rank that holds no snapshots"):
+                    lawa.load_state_dict(states[-1][0])
+        else:
+            raw = flat(model)
+            value = value_of(lawa, model)
+            for average in grid.averages:
+                grid.select(average)
+                values = on_all_ranks(value_of(grid, model).tobytes())
+                assert len(set(values)) == 1, f"{average} differs between ranks"
+            assert len(set(on_all_ranks(value.tobytes()))) == 1, "averages differ between ranks"
+            np.testing.assert_array_equal(value, value_of(alone, model))
+            expected = reference.lawa(snapshots, 3)
+            np.testing.assert_allclose(value, raw if expected is None else expected, atol=1e-6)
+            np.testing.assert_array_equal(flat(model), raw)
+
+
+class Net(nn.Module):
+    """With a tensor that no number of ranks divides evenly, and one with fewer rows than ranks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 5)
+        self.norm = nn.BatchNorm1d(5)
+        self.last = nn.Linear(5, 1)
+
+    def forward(self, x):
+        return self.last(self.norm(self.first(x)))
+
+
+def sharded_model(seed: int = 0) -> Net:
+    torch.manual_seed(seed)
+    model = Net()
+    fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    return model
+
+
+def full(model: nn.Module) -> np.ndarray:
+    tensors = [p.detach() for p in model.parameters()]
+    return np.concatenate(
+        [(t.full_tensor() if hasattr(t, "full_tensor") else t).clone().numpy().ravel() for t in tensors]
+    )
+
+
+def train(model: nn.Module, averagers: list, steps: range) -> None:
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        with torch.no_grad():
+            for p in model.parameters():
+                value = torch.randn(p.shape, generator=generator)  # the same whatever the number of ranks
+                if hasattr(p, "device_mesh"):
+                    from torch.distributed.tensor import distribute_tensor
+
+                    value = distribute_tensor(value, p.device_mesh, p.placements)
+                p.copy_(value)
+            for buffer in (model.norm.running_mean, model.norm.running_var):
+                buffer.copy_(torch.rand(buffer.shape, generator=generator))
+        for averager in averagers:
+            averager.update(step)
+
+
+def averages(model: nn.Module, averagers: list) -> list[np.ndarray]:
+    result = []
+    for averager in averagers:
+        with averager.averaged():
+            model.eval()
+            model(torch.ones(2, 3))  # FSDP2 gathers the parameters and may keep them so
+            result.append(full(model))
+    return result
+
+
+def make(model: nn.Module) -> list:
+    return [
+        LAWA(model, interval=1, window=4),
+        EMA(model, decay=0.6, interval=2),
+        Averages(model, [EMADescription(decay=0.5, interval=1), LAWADescription(window=2, interval=1)]),
+    ]
+
+
+def check_equal(a: list[np.ndarray], b: list[np.ndarray]) -> None:
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def shards_save(folder: str, steps: int) -> None:
+    """FSDP2: shards are averaged as the whole model is on one rank; the state goes through a distributed checkpoint."""
+    model = sharded_model()
+    averagers = make(model)
+    train(model, averagers, range(1, steps + 1))
+    raw = full(model)
+    plain = Net()
+    plain_averagers = make(plain)
+    train(plain, plain_averagers, range(1, steps + 1))
+    check_equal(averages(model, averagers), averages(plain, plain_averagers))
+    np.testing.assert_array_equal(full(model), raw)
+
+    if dist.get_rank() == 0:  # a NaN in one shard: no rank takes the snapshot in
+        model.norm.weight.detach().to_local().view(-1)[:1] = float("nan")
+    assert not averagers[0].update(steps + 1)
+    model.norm.weight.detach().to_local().fill_(1.0)
+    assert averagers[1].swap_in()
+    with pytest.raises(RuntimeError, match="call swap_out"):
+        averagers[1].state_dict()
+    averagers[1].swap_out()
+    averagers[0].step = steps
+    dcp.save({"averagers": [a.state_dict() for a in averagers]}, checkpoint_id=folder)
+
+
+def shards_load(folder: str, steps: int) -> None:
+    """What another number of ranks saved, and training on from there."""
+    model = sharded_model(seed=1)
+    averagers = make(model)
+    state = {"averagers": [a.state_dict() for a in averagers]}
+    dcp.load(state, checkpoint_id=folder)
+    for averager, loaded in zip(averagers, state["averagers"], strict=True):
+        averager.load_state_dict(loaded)
+    plain = Net()
+    plain_averagers = make(plain)
+    train(plain, plain_averagers, range(1, steps + 1))
+    train(model, [], range(steps, steps + 1))
+    assert [a.step for a in averagers] == [steps] * 3
+    check_equal(averages(model, averagers), averages(plain, plain_averagers))
+    train(plain, plain_averagers, range(steps + 1, steps + 4))
+    train(model, averagers, range(steps + 1, steps + 4))
+    check_equal(averages(model, averagers), averages(plain, plain_averagers))
+
+
+def main(rank: int, ranks: int, folder: str, checks: list[str]) -> None:
+    torch.set_num_threads(1)
+    store = Path(folder, f"store_{os.getppid()}")
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
+    for check in checks:
+        name, *arguments = check.split(":")
+        globals()[name](*(int(x) if x.isdigit() else x for x in arguments))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.multiprocessing.spawn(main, args=(int(sys.argv[1]), sys.argv[2], sys.argv[3:]), nprocs=int(sys.argv[1]))
+    print("ranks agree")

@@ -1,0 +1,120 @@
+"""Copies that go on beside training: the order of events, on a stand-in for CUDA that puts off every copy as long as it
+is allowed to, and on a GPU where there is one."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.small_models import flat, model_of, randomise, value_of
+from weight_averaging.torch import LAWA
+from weight_averaging.torch.copies import HostCopies
+
+
+class LateStreams:
+    """A device whose side stream makes no copy before somebody waits for it."""
+
+    def __init__(self) -> None:
+        self.queue: list = []
+        self.done = 0
+
+    def copy(self, into, source):
+        self.queue.append((into, source))
+        return len(self.queue)
+
+    def wait(self, event):
+        for into, source in self.queue[self.done : event]:
+            into.copy_(source)
+        self.done = max(self.done, event)
+
+    hold_training = wait  # what the training stream does next happens at once here
+
+    @property
+    def outstanding(self):
+        return len(self.queue) - self.done
+
+
+def late_lawa(model, streams, **options):
+    """A LAWA whose window is in another memory than the model."""
+    lawa = LAWA(model, interval=1, **options)
+    lawa._track._copies = HostCopies(streams)
+    return lawa
+
+
+def sequence(streams, actions, dtype=torch.float32):
+    """What a LAWA with late copies and a plain one hold after the same actions."""
+    model = model_of(dtype=dtype)
+    late, plain = late_lawa(model, streams, window=3), LAWA(model, interval=1, window=3)
+    seen = []
+    step = 0
+    for action in actions:
+        if action == "update":
+            step += 1
+            randomise(model, step)
+            late.update(step)
+            plain.update(step)
+        elif action == "evaluate":
+            seen.append((value_of(late, model), value_of(plain, model)))
+            assert streams.outstanding == 0, "a copy is under way after the swap"
+        else:
+            states = [lawa.state_dict()["tracks"][0]["vectors"] for lawa in (late, plain)]
+            seen += [(a.numpy().copy(), b.numpy().copy()) for a, b in zip(*states, strict=True)]
+        seen.append((flat(model), flat(model)))
+    seen.append((value_of(late, model), value_of(plain, model)))
+    return seen
+
+
+ACTIONS = st.lists(st.sampled_from(["update", "update", "update", "evaluate", "save"]), max_size=12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ACTIONS, st.sampled_from([torch.float32, torch.bfloat16, torch.float64]))
+def test_trap_11_late_copies_hold_what_blocking_ones_hold(actions, dtype):
+    for late, plain in sequence(LateStreams(), actions, dtype):
+        np.testing.assert_array_equal(late, plain)
+
+
+@pytest.mark.parametrize("missing", ["hold_training", "wait"])
+def test_trap_11_a_missing_wait_is_noticed(missing):
+    """The test above would fail if training overwrote the buffer at once, or if a window were read too soon."""
+    streams = LateStreams()
+    setattr(streams, missing, lambda event: None)
+    pairs = sequence(streams, ["update"] * 4 + ["save"])
+    assert not all(np.array_equal(late, plain) for late, plain in pairs)
+
+
+def test_copies_are_put_off_at_all():
+    streams = LateStreams()
+    model = model_of()
+    lawa = late_lawa(model, streams, window=2)
+    lawa.update(1)
+    assert streams.outstanding == 1
+    lawa.swap_in()  # not ready: the raw weights are evaluated, and still nothing goes on meanwhile
+    assert streams.outstanding == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_trap_11_on_cuda_with_a_slow_copy(monkeypatch):
+    from weight_averaging.torch import copies
+
+    class SlowStreams(copies.CudaStreams):
+        def copy(self, into, source):
+            with torch.cuda.stream(self._side):
+                torch.cuda._sleep(200_000_000)  # cycles: about a tenth of a second
+            return super().copy(into, source)
+
+    monkeypatch.setattr("weight_averaging.torch.tracks.CudaStreams", SlowStreams)
+    model = torch.nn.Linear(1000, 1000).cuda()
+    host, device = (LAWA(model, interval=1, window=3, placement=place) for place in ("host", "device"))
+    assert host.state_dict()["tracks"][0]["vectors"] == []
+    for step in range(1, 6):
+        with torch.no_grad():
+            model.weight.normal_()
+        host.update(step)
+        device.update(step)
+    with host.averaged():
+        late = model.weight.clone()
+    with device.averaged():
+        torch.testing.assert_close(late, model.weight, rtol=1e-6, atol=1e-6)
+    assert all(vector.is_pinned() for vector in host.state_dict()["tracks"][0]["vectors"])

@@ -1,0 +1,26 @@
+"""Averaging on several ranks, in processes of their own (the checks are in rank_checks.py)."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch.distributed
+
+
+def run(ranks: int, folder, *checks: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.rank_checks", str(ranks), str(folder), *checks],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "ranks agree" in result.stdout
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_trap_13_replicas_share_one_window_and_shards_go_from_four_ranks_to_two(tmp_path):
+    run(4, tmp_path, "replicas", f"shards_save:{tmp_path}/full:7", f"shards_save:{tmp_path}/part:3")
+    run(2, tmp_path, "replicas", f"shards_load:{tmp_path}/full:7", f"shards_load:{tmp_path}/part:3")
