@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> None:
     logging.getLogger("weight_averaging").setLevel(logging.INFO)
     try:
         run()
-    except UsageError as error:
+    except (UsageError, MemoryError) as error:  # the latter: a window that does not fit
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -15,8 +15,6 @@ from tests.small_models import flat, floats, model_of, randomise, saved
 from weight_averaging import averages
 from weight_averaging.torch import EMA, LAWA, Averager, Averages, weights
 
-logging.getLogger("weight_averaging").setLevel(logging.ERROR)
-
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 GRID = [
     averages.LAWA(window=2, interval=2),
@@ -136,10 +134,12 @@ Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, de
 class TestAveragers(Machine.TestCase):
     @classmethod
     def setUpClass(cls):
+        logging.getLogger("weight_averaging").setLevel(logging.ERROR)  # thousands of refused snapshots
         cls.folder = tempfile.TemporaryDirectory()
         dist.init_process_group("gloo", init_method=f"file://{cls.folder.name}/store", rank=0, world_size=1)
 
     @classmethod
     def tearDownClass(cls):
+        logging.getLogger("weight_averaging").setLevel(logging.NOTSET)
         dist.destroy_process_group()
         cls.folder.cleanup()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 # threads. On an accelerator larger blocks mean fewer launches. Of 2^16 to 2^21 the last was best on two cores.
 CPU_BLOCK = 1 << 21
 ACCELERATOR_BLOCK = 1 << 26
-SMALL = 1 << 15  # elements of a tensor below which gathering costs less than an operation on each
+SMALL = 1 << 15  # elements of a tensor
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,11 @@ class Block:
         return slice(self.start, self.stop)
 
     @property
+    def is_small(self) -> bool:
+        """Whether its parts are so many and small that gathering them costs less than an operation on each."""
+        return len(self.parts) > 1 and self.stop - self.start < len(self.parts) * SMALL
+
+    @property
     def sizes(self) -> list[int]:
         return [part.stop - part.start for part in self.parts]
 
@@ -62,7 +67,8 @@ class LiveWeights:
 
     def __init__(self, model: nn.Module, buffers: bool) -> None:
         self._owners: list[tuple[dict[str, Tensor], str]] = []
-        self._model = model
+        # FSDP2's, which may hold gathered parameters.
+        self._gathering = [m for m in model.modules() if hasattr(m, "unshard") and hasattr(m, "reshard")]
         names = []
         for name, owner, key in _floating_tensors(model, buffers):
             names.append(name)
@@ -85,14 +91,14 @@ class LiveWeights:
 
     def global_tensors(self) -> list[Tensor]:
         """The live tensors, detached, in the order of `names`; DTensors where they are spread over ranks."""
-        for module in self._model.modules():
-            if hasattr(module, "unshard") and hasattr(module, "reshard"):  # FSDP2 may hold gathered parameters
-                module.reshard()  # type: ignore[operator]
+        for module in self._gathering:
+            module.reshard()  # type: ignore[operator]
         return [owner[key].detach() for owner, key in self._owners]
 
     def tensors(self) -> list[Tensor]:
         """The live tensors that are on this rank, detached, in the order of `names`."""
-        return [local(t) for t in self.global_tensors()]
+        tensors = self.global_tensors()
+        return [local(t) for t in tensors] if self.is_sharded else tensors
 
     def blocks(self) -> Iterator[tuple[Block, list[Tensor]]]:
         """Each block with its current values: flat float32 tensors on one device that make it up, in order.
@@ -103,8 +109,7 @@ class LiveWeights:
         tensors = self.tensors()
         for block in self.plan:
             parts = [_flat_part(tensors[part.index], part) for part in block.parts]
-            small = len(parts) > 1 and block.stop - block.start < len(parts) * SMALL
-            if small or any(t.dtype != torch.float32 or t.device != self.device for t in parts):
+            if block.is_small or any(t.dtype != torch.float32 or t.device != self.device for t in parts):
                 staged = self.scratch()[: block.stop - block.start]
                 torch._foreach_copy_(staged.split(block.sizes), parts)
                 parts = [staged]

@@ -1,0 +1,158 @@
+"""A training step with averaging over the same step without.
+
+    python -m benchmarks.training_step
+
+The seven miniature workloads: the submissions nadamw, lawa and ema train side by side from one seed, in turns of 64
+updates, an interval; the ratio is the median over the turns, of processor time on one thread. A Transformer of 124
+million parameters (12 layers, width 768, like GPT-2 small): the time of an update of the averager over that of the step
+before it, where at an interval of 64 one update in 64 collects. On a GPU the Transformer alone is measured, by the clock.
+"""
+
+import argparse
+import statistics
+import time
+from collections import namedtuple
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.timing import device, machine, synchronize
+from miniperf import random_utils, submission, workloads
+from submissions.recipe.nadamw import NadamW
+from weight_averaging.torch import EMA, LAWA, Averager
+
+TURN = 64
+BASE = {"learning_rate": 1e-3, "one_minus_beta1": 0.1, "beta2": 0.99, "weight_decay": 0.01, "warmup_factor": 0.05}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "nadamw": ("nadamw", {}),
+    "lawa, interval 64": ("lawa", {"averaging_interval": 64, "averaging_window": 20}),
+    "ema, interval 64": ("ema", {"averaging_interval": 64, "averaging_decay": 0.9}),
+    "ema, interval 1": ("ema", {"averaging_interval": 1, "averaging_decay": 0.99}),
+}
+
+
+class Training:
+    """One submission on one miniature workload."""
+
+    def __init__(self, workload_name: str, submission_name: str, averaging: dict[str, Any]) -> None:
+        self.workload = workloads.make(workload_name)
+        self.module = submission.load(f"submissions/pytorch/{submission_name}/submission.py")
+        values = {**BASE, **averaging}
+        self.hyperparameters = namedtuple("Hyperparameters", values)(**values)
+        keys = random_utils.split(random_utils.key_from_seed(0), 3)
+        torch.manual_seed(0)
+        batch_size = submission.batch_size(self.module, workload_name, self.workload)
+        self.queue = self.workload._build_input_queue(keys[0], "train", "", batch_size)
+        self.model, self.model_state = self.workload.init_model_fn(keys[1])
+        self.state = self.module.init_optimizer_state(
+            self.workload, self.model, self.model_state, self.hyperparameters, keys[2]
+        )
+        self.step = 101  # beyond the steps whose losses are all logged
+
+    def turn(self) -> float:
+        """Processor seconds of a turn, without drawing the batches."""
+        batches = [next(self.queue) for _ in range(TURN)]
+        start = time.process_time()
+        for batch in batches:
+            self.state, self.model, self.model_state = self.module.update_params(
+                workload=self.workload,
+                current_param_container=self.model,
+                current_params_types=self.workload.model_params_types,
+                model_state=self.model_state,
+                hyperparameters=self.hyperparameters,
+                batch=batch,
+                loss_type=self.workload.loss_type,
+                optimizer_state=self.state,
+                eval_results=[],
+                global_step=self.step,
+                rng=(0, self.step),
+            )
+            self.step += 1
+        return time.process_time() - start
+
+
+def miniature(name: str, rounds: int) -> dict[str, float]:
+    """For each variant the median ratio of its turns to those of the plain submission."""
+    trainings = {variant: Training(name, *arguments) for variant, arguments in VARIANTS.items()}
+    ratios: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    for number in range(rounds + 1):
+        order = list(trainings) if number % 2 else list(reversed(trainings))
+        seconds = {variant: trainings[variant].turn() for variant in order}
+        for variant in VARIANTS if number else ():  # the first turn warms up
+            ratios[variant].append(seconds[variant] / seconds["nadamw"])
+    return {variant: statistics.median(values) for variant, values in ratios.items()}
+
+
+class Transformer(nn.Module):
+    """Decoder-only, 124 million parameters at the default sizes, input and output embedding tied."""
+
+    def __init__(self, layers: int = 12, width: int = 768, vocabulary: int = 50_257, context: int = 1024) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, width)
+        self.places = nn.Embedding(context, width)
+        layer = nn.TransformerEncoderLayer(width, 12, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.layers = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        length = tokens.shape[1]
+        mask = nn.Transformer.generate_square_subsequent_mask(length, device=tokens.device)
+        x = self.tokens(tokens) + self.places(torch.arange(length, device=tokens.device))
+        return self.layers(x, mask=mask, is_causal=True) @ self.tokens.weight.T
+
+
+def transformer(steps: int, batch: int, length: int, **sizes: int) -> tuple[int, dict[str, float]]:
+    """Number of parameters, and ratios of a step with averaging to the step without."""
+    torch.manual_seed(0)
+    model = Transformer(**sizes).to(device())
+    optimizer = NadamW(model.parameters(), lr=1e-4, betas=(0.9, 0.99))
+    averagers: dict[str, tuple[Averager, int]] = {
+        "lawa, interval 64": (LAWA(model, interval=1, window=4), 64),
+        "ema, interval 64": (EMA(model, decay=0.9), 64),
+        "ema, interval 1": (EMA(model, decay=0.99), 1),
+    }
+    ratios: dict[str, list[float]] = {name: [] for name in averagers}
+    for step in range(1, steps + 1):
+        tokens = torch.randint(sizes.get("vocabulary", 50_257), (batch, length + 1), device=device())
+        synchronize()
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        logits = model(tokens[:, :-1])
+        nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        optimizer.step()
+        synchronize()
+        plain = time.perf_counter() - start
+        for name, (averager, every) in averagers.items():
+            start = time.perf_counter()
+            averager.update(step)
+            synchronize()
+            seconds = time.perf_counter() - start
+            if step > 5:  # by then every vector has been touched
+                ratios[name].append(1 + seconds / plain / every)
+    count = sum(p.numel() for p in model.parameters())
+    return count, {"nadamw": 1.0, **{name: statistics.median(values) for name, values in ratios.items()}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9, help="turns of 64 updates on each workload (default: 9)")
+    parser.add_argument("--steps", type=int, default=12, help="steps of the Transformer (default: 12)")
+    parser.add_argument("--batch", type=int, default=1, help="sequences a step (default: 1)")
+    parser.add_argument("--length", type=int, default=256, help="tokens a sequence (default: 256)")
+    arguments = parser.parse_args()
+    print(f"{machine()}\n")
+    print("| workload | " + " | ".join(VARIANTS) + " |\n|" + "---|" * (len(VARIANTS) + 1))
+
+    def row(name: str, ratios: dict[str, float]) -> None:
+        print(f"| {name} | " + " | ".join(f"{ratios[variant]:.3f}" for variant in VARIANTS) + " |", flush=True)
+
+    count, ratios = transformer(arguments.steps, arguments.batch, arguments.length)
+    row(f"Transformer, {count / 1e6:.0f}M, {arguments.batch} x {arguments.length} tokens", ratios)
+    if device().type == "cpu":
+        torch.set_num_threads(1)
+        for name in sorted(workloads.WORKLOADS):
+            row(name, miniature(name, arguments.rounds))
+
+
+if __name__ == "__main__":
+    main()
