@@ -5,7 +5,7 @@
 The seven miniature workloads: the submissions nadamw, lawa and ema train side by side from one seed, in turns of 64
 updates, an interval; the ratio is the median over the turns, of processor time on one thread. A Transformer of 124
 million parameters (12 layers, width 768, like GPT-2 small): the time of an update of the averager over that of the step
-before it, where at an interval of 64 one update in 64 collects. On a GPU the Transformer alone is measured, by the clock.
+before it, where at an interval of 64 one update in 64 collects. On a GPU the Transformer alone is measured.
 """
 
 import argparse
