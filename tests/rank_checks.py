@@ -22,8 +22,12 @@ from weight_averaging.torch import EMA, LAWA, Averages
 
 try:
     from torch.distributed.fsdp import fully_shard
-except ImportError:  # torch 2.5
+
+    RUNS_ON_CPU = True
+except ImportError:  # torch 2.5, where FSDP2 shards a model on a CPU but does not run it
     from torch.distributed._composable.fsdp import fully_shard
+
+    RUNS_ON_CPU = False
 
 
 def on_all_ranks(value):
@@ -138,7 +142,8 @@ def averages(model: nn.Module, averagers: list) -> list[np.ndarray]:
     for averager in averagers:
         with averager.averaged():
             model.eval()
-            model(torch.ones(2, 3))  # FSDP2 gathers the parameters and may keep them so
+            if RUNS_ON_CPU:
+                model(torch.ones(2, 3))  # FSDP2 gathers the parameters and may keep them so
             result.append(full(model))
     return result
 
