@@ -11,6 +11,7 @@ at a time, so that the same order serves a window in memory and files that are r
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 LEAF = 8
@@ -49,9 +50,13 @@ def mean_of(sums: Sequence[Tensor], count: int) -> Tensor:
 
 def pairwise_mean(vectors: Sequence[Tensor], sums: Sequence[Tensor]) -> Tensor:
     """The mean of K flat float32 vectors, oldest first, each read once, in the memory of `sums[0]`."""
-    for index, vector in enumerate(vectors):
-        add(sums, index, vector)
-    return mean_of(sums, len(vectors))
+    count = len(vectors)
+    for index in range(count):
+        if index % LEAF == 0 and index + 1 < count:  # with the next one, for a pass over the partial sum less
+            torch.add(vectors[index], vectors[index + 1], out=sums[(index // LEAF).bit_count()])
+        elif index % LEAF != 1:
+            add(sums, index, vectors[index])
+    return mean_of(sums, count)
 
 
 def _merge(sums: Sequence[Tensor], last: int, until: int) -> None:

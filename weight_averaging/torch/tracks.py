@@ -55,6 +55,11 @@ class Track(abc.ABC):
         """Take over a saved state, by copying."""
 
 
+def cut(vector: Tensor, like: list[Tensor]) -> list[Tensor]:
+    """Views of a flat vector, as long as the tensors of `like`."""
+    return [vector] if len(like) == 1 else list(vector.split([part.numel() for part in like]))
+
+
 class ExponentialTrack(Track):
     """ema <- decay * ema + (1 - decay) * snapshot, from the first snapshot on."""
 
@@ -64,7 +69,7 @@ class ExponentialTrack(Track):
         self._ema = torch.empty(weights.numel, dtype=torch.float32, device=weights.device)
 
     def take(self, block: Block, parts: list[Tensor]) -> None:
-        own = self._ema[block.range].split([part.numel() for part in parts])
+        own = cut(self._ema[block.range], parts)
         if self.steps:
             torch._foreach_lerp_(own, parts, 1.0 - self.decay)
         else:
@@ -116,8 +121,7 @@ class WindowTrack(Track):
 
     def take(self, block: Block, parts: list[Tensor]) -> None:
         if self._ring and self._copies is None:
-            own = self._ring[self._next][block.range].split([part.numel() for part in parts])
-            torch._foreach_copy_(own, parts)
+            torch._foreach_copy_(cut(self._ring[self._next][block.range], parts), parts)
 
     def taken(self, step: int) -> None:
         if self._ring and self._copies is not None:

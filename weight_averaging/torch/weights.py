@@ -4,6 +4,7 @@ Averaging is bound by memory traffic, so the vector is walked in blocks that sta
 are checked and used: every weight is read from memory once.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -86,6 +87,7 @@ class LiveWeights:
         self.plan = _plan([t.numel() for t in tensors], [t.is_contiguous() for t in tensors], self.block_numel)
         self.numel = self.plan[-1].stop
         self._staging: Tensor | None = None
+        self._gathered: list[Tensor] | None = None  # views of the scratch space
         self._flat: Tensor | None = None
         self._reserve(tensors)  # at the start, so that a lack of memory shows before any training
 
@@ -107,6 +109,12 @@ class LiveWeights:
         to be read before the next block is asked for.
         """
         tensors = self.tensors()
+        if len(self.plan) == 1 and self.plan[0].is_small:  # a small model, where every operation on a tensor counts
+            if self._gathered is None:
+                self._gathered = self.views(self.scratch())
+            torch._foreach_copy_(self._gathered, tensors)
+            yield self.plan[0], [self.scratch()]
+            return
         for block in self.plan:
             parts = [_flat_part(tensors[part.index], part) for part in block.parts]
             if block.is_small or any(t.dtype != torch.float32 or t.device != self.device for t in parts):
@@ -194,6 +202,8 @@ def finite(sums: list[Tensor]) -> bool:
 
     Finite weights beyond 1e19 count as infinite too.
     """
+    if len(sums) == 1:
+        return math.isfinite(sums[0].item())
     return bool(torch.isfinite(torch.stack(sums)).all())
 
 
