@@ -101,7 +101,7 @@ def resident() -> int:
 
 def measure(largest: int) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows of growth.csv, and what was left out."""
-    settings = [("weights", n, n, 20 if n <= 10**8 else 2, 1) for n in WEIGHTS if n <= largest]
+    settings = [("weights", n, n, 2, 1) for n in WEIGHTS if n <= largest]
     settings += [("window", w, 10**7, w, 1) for w in WINDOWS]
     settings += [("ranks", r, 10**7, 20, r) for r in RANKS]
     rows, left_out = [], []
@@ -126,13 +126,15 @@ def exponent(rows: list[dict[str, Any]], varied: str, action: str) -> float:
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Seconds against weights, window and ranks, and memory against ranks."""
     figure, axes = plt.subplots(1, 4, figsize=(14, 3.4), layout="constrained")
-    for axis, varied in zip(axes, ("weights", "window", "ranks"), strict=False):
-        for action, marker in (("EMA update", "o"), ("snapshot", "s"), ("mean, swap", "^")):
+    fixed = ("window 2, 1 rank", "1e7 weights, 1 rank", "1e7 weights, window 20")
+    markers = {"EMA update": ("o", "C0"), "snapshot": ("s", "C1"), "mean, swap": ("^", "C2")}
+    for axis, varied, title in zip(axes, ("weights", "window", "ranks"), fixed, strict=False):
+        for action, (marker, colour) in markers.items():
             points = [(r["against"], 1e3 * r["value"]) for r in rows if (r["varied"], r["action"]) == (varied, action)]
             if len(points) > 1:
                 label = f"{action}: power {exponent(rows, varied, action):.2f}"
-                axis.loglog(*zip(*points, strict=True), marker=marker, label=label)
-        axis.set(xlabel=varied, ylabel="ms")
+                axis.loglog(*zip(*points, strict=True), marker=marker, color=colour, label=label)
+        axis.set(xlabel=varied, ylabel="ms", title=title)
         axis.legend(fontsize=8)
     points = [(r["ranks"], r["value"] / r["weights"] / 4) for r in rows if r["action"] == "memory"]
     window = next((r["window"] for r in rows if r["action"] == "memory"), 0)
@@ -141,11 +143,13 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         ranks = [x for x, _ in points]
         axes[3].plot(ranks, [window + x for x in ranks], "--", label="window + raw weights of each rank")
         axes[3].plot(ranks, [(window + 1) * x for x in ranks], ":", label="a window on every rank")
-        axes[3].set(xlabel="ranks", ylabel="added memory, models")
+        axes[3].set(xlabel="ranks", ylabel="added memory, models", title=fixed[-1], ylim=0)
         axes[3].legend(fontsize=8)
     for axis in axes[2:]:
         axis.set_xticks(RANKS, [str(r) for r in RANKS])
-        axis.minorticks_off()
+    axes[2].xaxis.minorticks_off()
+    axes[2].yaxis.set_major_formatter("{x:g}")
+    axes[2].yaxis.set_minor_formatter("{x:g}")
     figure.savefig(path, dpi=130)
 
 
