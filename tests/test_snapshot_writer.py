@@ -112,6 +112,7 @@ def test_changed_files_are_found(tmp_path):
     with pytest.raises(SnapshotError, match=r"step_00000002.* checksum differs"):
         verify(tmp_path)
     path.unlink()
+    manifest = (tmp_path / module.MANIFEST).read_bytes()
     with pytest.raises(SnapshotError, match="is in the manifest and not there"):
         verify(tmp_path)
     (tmp_path / module.MANIFEST).write_text("{")
@@ -120,6 +121,27 @@ def test_changed_files_are_found(tmp_path):
     (tmp_path / module.MANIFEST).write_text(json.dumps({"format": 2}))
     with pytest.raises(SnapshotError, match="has format 2"):
         verify(tmp_path)
+    (tmp_path / module.MANIFEST).write_bytes(manifest.replace(b'"step": 2', b'"step": 6'))
+    with pytest.raises(SnapshotError, match=r"manifest\.json is damaged: it has 'step_00000002.*' for step 6"):
+        verify(tmp_path)
+    (tmp_path / module.MANIFEST).write_bytes(manifest.replace(b"step", b"ste\xf0", 1))
+    with pytest.raises(SnapshotError, match=r"manifest\.json is damaged: 'utf-8' codec"):
+        verify(tmp_path)
+
+
+def test_a_full_disk_leaves_the_folder_as_it_was(tmp_path):
+    """The limit on a file's size stands for the disk: writing fails in the same place, with another error number."""
+    code = (
+        "import resource, sys, torch; from weight_averaging.snapshots import SnapshotWriter\n"
+        "writer = SnapshotWriter(sys.argv[1], interval=1)\n"
+        "writer.update(1, torch.nn.Linear(2, 2)); writer.flush()\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\n"
+        "writer.update(2, torch.nn.Linear(100, 100)); writer.flush()"
+    )
+    process = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert "a snapshot could not be written: [Errno 27] File too large" in process.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == [module.MANIFEST, "step_00000001.safetensors"]
+    verify(tmp_path)
 
 
 def test_a_kill_leaves_a_readable_folder(tmp_path):
