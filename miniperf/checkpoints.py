@@ -28,7 +28,7 @@ CONTENTS = {
 def save(folder: Path, step: int, contents: dict[str, Any], keep_all: bool) -> None:
     """Write `checkpoint_STEP`; older ones but the last go only when it is in place. UsageError if it cannot be."""
     path = folder / f"checkpoint_{step}"
-    with storage_errors(path, _nbytes(contents)):
+    with storage_errors(path, lambda: _nbytes(contents)):
         for left in folder.glob(".partial_checkpoint_*"):  # by a kill
             left.unlink()
         with replacing(path) as file:

@@ -2,7 +2,7 @@
 
 import contextlib
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -18,12 +18,12 @@ _STORAGE = {
 
 
 @contextlib.contextmanager
-def storage_errors(path: Path, size: int | None = None) -> Iterator[None]:
+def storage_errors(path: Path, size: Callable[[], int] | None = None) -> Iterator[None]:
     """A full disk, a read-only folder and the like become a UsageError that names the file and what to do.
 
     Args:
         path: what is written, for errors that do not know.
-        size: the bytes that it takes, if known.
+        size: gives the bytes that it takes, where that can be told.
     """
     try:
         yield
@@ -32,7 +32,7 @@ def storage_errors(path: Path, size: int | None = None) -> Iterator[None]:
         if not isinstance(cause, OSError) or cause.errno not in _STORAGE:
             raise
         file = str(cause.filename or path).replace(".partial_", "")  # by the name that it was to have
-        needed = "" if size is None else f" (it takes {size / 1e6:.1f} MB)"
+        needed = "" if size is None else f" (it takes {size() / 1e6:.1f} MB)"
         raise UsageError(
             f"{file} cannot be written: {cause.strerror}; {_STORAGE[cause.errno]}{needed} and go on "
             "with --resume_last_run"

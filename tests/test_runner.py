@@ -1,11 +1,6 @@
-"""The runner: logs, evaluations, checkpoints, and that a killed run loses nothing."""
+"""The runner: logs, evaluations, checkpoints. That a killed run loses nothing: test_killed.py."""
 
 import json
-import multiprocessing
-import os
-import random
-import signal
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -74,36 +69,6 @@ def assert_same_end(one: Path, other: Path) -> None:
             same = torch.equal(value, right[key]) if isinstance(value, torch.Tensor) else value == right[key]
             assert same, f"{name}{key} differs"
     pd.testing.assert_frame_equal(metrics(one), metrics(other), check_exact=True)
-
-
-@pytest.mark.parametrize("name", ["nadamw", "lawa", "ema"])
-def test_a_run_killed_at_random_moments_ends_like_an_unbroken_one(tmp_path, name):
-    hyperparameters, settings = trial(tmp_path, name), settings_of(name)
-    begin = time.perf_counter()
-    train(tmp_path / "unbroken", hyperparameters, settings)
-    seconds = time.perf_counter() - begin
-    kills = int(os.environ.get("KILLS", "7"))
-    delays = random.Random(name)
-    context = multiprocessing.get_context("fork")  # a child that has imported everything: many kills in little time
-    killed = rounds = 0
-    while killed < kills:
-        folder = tmp_path / f"killed_{rounds}"
-        while True:
-            process = context.Process(target=train, args=(folder, hyperparameters, settings))
-            process.start()
-            if killed < kills:
-                process.join(delays.uniform(0.2, 0.9) * seconds)
-            else:
-                process.join(60)
-            if process.is_alive():
-                os.kill(process.pid, signal.SIGKILL)
-                process.join()
-                killed += 1
-                continue
-            assert process.exitcode == 0
-            break
-        rounds += 1
-        assert_same_end(tmp_path / "unbroken", folder)
 
 
 def test_logs_have_the_official_names_and_columns(tmp_path):
