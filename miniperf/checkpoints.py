@@ -29,8 +29,6 @@ def save(folder: Path, step: int, contents: dict[str, Any], keep_all: bool) -> N
     """Write `checkpoint_STEP`; older ones but the last go only when it is in place. UsageError if it cannot be."""
     path = folder / f"checkpoint_{step}"
     with storage_errors(path, lambda: _nbytes(contents)):
-        for left in folder.glob(".partial_checkpoint_*"):  # by a kill
-            left.unlink()
         with replacing(path) as file:
             torch.save(contents, file)
         if not keep_all:
@@ -48,6 +46,8 @@ def load_latest(folder: Path, origin: dict[str, Any]) -> tuple[Path, dict[str, A
     Raises:
         UsageError: there are checkpoints and none can be used.
     """
+    for left in folder.glob(".partial_checkpoint_*"):  # by a kill
+        left.unlink(missing_ok=True)
     problems: dict[Path, str] = {}
     for step, path in sorted(_all(folder), reverse=True):
         try:

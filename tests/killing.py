@@ -1,6 +1,7 @@
 """Ends of processes by SIGKILL, chosen by moment or by place."""
 
 import io
+import multiprocessing
 import os
 import signal
 import sys
@@ -12,6 +13,18 @@ from typing import Any
 import torch
 
 PROJECT = f"{Path(__file__).parents[1]}{os.sep}"
+
+
+def in_a_process(function: Callable[..., object], *arguments: object) -> Any:
+    """Started. It begins with all that is imported here: many kills in little time."""
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def newest(folder: Path) -> int:
+    """The step of the last checkpoint, 0 without one: it must not go down, since going on from zero ends alike."""
+    return max((int(path.name.removeprefix("checkpoint_")) for path in folder.glob("checkpoint_*")), default=0)
 
 
 def die() -> None:

@@ -15,7 +15,7 @@ import pytest
 from miniperf import checkpoints
 from miniperf.logs import MetricsLogger
 from miniperf.workloads import make
-from tests.killing import Lines, die_writing
+from tests.killing import Lines, die_writing, in_a_process, newest
 from tests.test_runner import assert_same_end, settings_of, train, trial
 from weight_averaging.snapshots import SnapshotWriter, read_manifest, verify
 from weight_averaging.torch import Averager
@@ -68,12 +68,6 @@ def train_and_die(kind: str, share: float, lines: int, marks: Path, *run: object
     train(*run)
 
 
-def in_a_process(function: object, *arguments: object) -> multiprocessing.Process:
-    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
-    process.start()
-    return process
-
-
 @pytest.mark.parametrize("name", ["lawa", "ema"])
 def test_a_run_killed_anywhere_ends_like_an_unbroken_one(tmp_path, name, capsys, monkeypatch):
     monkeypatch.setattr(WORKLOAD, "max_eval_train_examples", 16)  # quick, like the batches
@@ -91,7 +85,7 @@ def test_a_run_killed_anywhere_ends_like_an_unbroken_one(tmp_path, name, capsys,
     runs = 0
     while waiting:
         runs += 1
-        folder, kills = tmp_path / f"killed_{runs}", 0
+        folder, kills, reached = tmp_path / f"killed_{runs}", 0, 0
         while True:
             kind = waiting[-1] if waiting and kills < 5 else ""
             share = numbers.uniform(0, 0.5)  # a run that goes on from a checkpoint has fewer lines left
@@ -105,6 +99,8 @@ def test_a_run_killed_anywhere_ends_like_an_unbroken_one(tmp_path, name, capsys,
                 break
             killed[waiting.pop()] += 1
             kills += 1
+            assert newest(folder) >= reached
+            reached = newest(folder)
         assert_same_end(tmp_path / "unbroken", folder)
         assert read_manifest(folder / "snapshots") == read_manifest(tmp_path / "unbroken" / "snapshots")
         verify(folder / "snapshots")
