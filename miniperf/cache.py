@@ -1,8 +1,8 @@
 """Generated data, kept between runs in a folder: $MINIPERF_CACHE, by default ~/.cache/miniperf."""
 
+import contextlib
 import os
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,15 +30,16 @@ def cached(name: str, generate: Callable[[], dict[str, np.ndarray]]) -> dict[str
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return dict(arrays)
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        except Exception as error:  # what is raised for a damaged file depends on where the damage is
             print(f"{path} is damaged ({str(error)[:80]}): generating it again", file=sys.stderr)
     arrays = generate()
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".partial_{os.getpid()}_{path.name}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         np.savez(partial, **arrays)  # type: ignore[arg-type]
         os.replace(partial, path)
     except OSError as error:  # a full disk or a read-only home: go on without a cache
         print(f"cannot keep {path}: {error.strerror}", file=sys.stderr)
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
     return arrays

@@ -1,48 +1,103 @@
-"""Checkpoints in the official form, `checkpoint_STEP`, written so that a kill at any moment leaves a whole one."""
+"""Checkpoints in the official form, `checkpoint_STEP`: whole at any moment, and looked over before they are used.
+
+The format of torch.save is a zip archive with a checksum of every tensor, which torch.load does not compare.
+"""
 
 import os
 import random
 import re
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from miniperf.errors import UsageError
+from miniperf.errors import UsageError, storage_errors
+from weight_averaging.replacing import replacing
 from weight_averaging.snapshots import SnapshotWriter
 
+KEPT = 2  # if not all are: should the newest turn out to be damaged, there is another
+CONTENTS = {
+    "model_params", "optimizer_state", "model_state", "train_state", "eval_results", "global_step", "preemption_count",
+    "batches_drawn", "random_state",
+}  # fmt: skip
 
-def save(folder: Path, step: int, contents: dict[str, Any], keep_others: bool) -> None:
-    """Write `checkpoint_STEP`: first under another name, then in place; older ones go only after that."""
+
+def save(folder: Path, step: int, contents: dict[str, Any], keep_all: bool) -> None:
+    """Write `checkpoint_STEP`; older ones but the last go only when it is in place. UsageError if it cannot be."""
     path = folder / f"checkpoint_{step}"
-    partial = folder / f".partial_{path.name}"
-    with open(partial, "wb") as file:
-        torch.save(contents, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    if not keep_others:
-        for number, other in _all(folder):
-            if number != step:
+    with storage_errors(path, lambda: _nbytes(contents)):
+        with replacing(path) as file:
+            torch.save(contents, file)
+        if not keep_all:
+            for _, other in sorted(_all(folder))[:-KEPT]:
                 other.unlink()
 
 
-def load_latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint of the highest step, or None. UsageError if the file is damaged."""
-    found = _all(folder)
-    if not found:
-        return None
-    _, path = max(found)
+def load_latest(folder: Path, origin: dict[str, Any]) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that is whole and of this run, or None if there are no checkpoints.
+
+    Newer ones that are damaged or of another run are told in a line each and renamed `unusable_checkpoint_STEP`.
+
+    Args:
+        origin: the run's entries that the checkpoint's must equal.
+    Raises:
+        UsageError: there are checkpoints and none can be used.
+    """
+    for left in folder.glob(".partial_checkpoint_*"):  # by a kill
+        left.unlink(missing_ok=True)
+    problems: dict[Path, str] = {}
+    for step, path in sorted(_all(folder), reverse=True):
+        try:
+            contents = _read(path, step, origin)
+        except UsageError as error:
+            problems[path] = str(error)
+            continue
+        for other, problem in problems.items():
+            aside = other.with_name(f"unusable_{other.name}")
+            with storage_errors(other):
+                os.replace(other, aside)
+            print(f"{problem}: renamed {aside.name}, going on from {path.name}", file=sys.stderr, flush=True)
+        return path, contents
+    if problems:
+        newest, *others = problems
+        neither = f", and {', '.join(path.name for path in others)} cannot be used either" if others else ""
+        remedy = "delete to start from zero, or give another --experiment_name"
+        raise UsageError(f"{problems[newest]}{neither}: {remedy}")
+    if any(folder.glob("*measurements.csv")):
+        print(f"{folder}: no checkpoint to go on from, starting from zero", file=sys.stderr, flush=True)
+    return None
+
+
+def _read(path: Path, step: int, origin: dict[str, Any]) -> dict[str, Any]:
+    """The contents of a checkpoint. UsageError, in one line, if they are not as `save` wrote them for this run."""
     try:
-        return path, torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what torch raises for a damaged file depends on where the damage is
-        raise UsageError(f"{path} is damaged ({_first_line(error)}); remove it to resume from an earlier one") from None
+        with zipfile.ZipFile(path) as archive:
+            if differing := archive.testzip():
+                raise ValueError(f"the checksum of {differing} differs")
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what is raised for a damaged file depends on where the damage is
+        raise UsageError(f"{path} is damaged ({_first_line(error)})") from None
+    if not isinstance(contents, dict) or not contents.keys() >= CONTENTS | origin.keys():
+        raise UsageError(f"{path} is not a checkpoint of a run")
+    for name, mine in {**origin, "global_step": step}.items():
+        if contents[name] != mine:
+            raise UsageError(f"{path} was written with {name}={contents[name]!r}, not {mine!r}")
+    return contents
 
 
 def _all(folder: Path) -> list[tuple[int, Path]]:
     matches = ((re.fullmatch(r"checkpoint_(\d+)", path.name), path) for path in folder.glob("checkpoint_*"))
     return [(int(match[1]), path) for match, path in matches if match]
+
+
+def _nbytes(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(map(_nbytes, items))
 
 
 def _first_line(error: Exception) -> str:

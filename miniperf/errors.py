@@ -1,5 +1,39 @@
 """Errors that a user can mend."""
 
+import contextlib
+import errno
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 
 class UsageError(ValueError):
     """One line that names the bad value and what is allowed; shown without a traceback."""
+
+
+_SPACE, _RIGHTS = "make room there", "make it writable"
+_STORAGE = {
+    errno.ENOSPC: _SPACE, errno.EDQUOT: _SPACE, errno.EFBIG: _SPACE, errno.EROFS: _RIGHTS, errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS, errno.EIO: "mend the disk",
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path, size: Callable[[], int] | None = None) -> Iterator[None]:
+    """A full disk, a read-only folder and the like become a UsageError that names the file and what to do.
+
+    Args:
+        path: what is written, for errors that do not know.
+        size: gives the bytes that it takes, where that can be told.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch.save raises another one over it
+        if not isinstance(cause, OSError) or cause.errno not in _STORAGE:
+            raise
+        file = str(cause.filename or path).replace(".partial_", "")  # by the name that it was to have
+        needed = "" if size is None else f" (it takes {size() / 1e6:.1f} MB)"
+        raise UsageError(
+            f"{file} cannot be written: {cause.strerror}; {_STORAGE[cause.errno]}{needed} and go on "
+            "with --resume_last_run"
+        ) from None

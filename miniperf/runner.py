@@ -2,8 +2,8 @@
 
 Differences, all on purpose: evaluations can be counted in updates (`eval_every_n_steps`), and then no time budget ends
 the run, so that it is the same on every machine; training can go on past the targets (`continue_after_target`);
-checkpoints are written atomically and hold the random state, so that a resumed run ends bit for bit as an unbroken one;
-and an error inside an evaluation ends the run instead of being retried.
+checkpoints are written atomically, checked when read, and hold the random state, so that a resumed run ends bit for bit
+as an unbroken one; and an error inside an evaluation ends the run instead of being retried.
 """
 
 import math
@@ -90,10 +90,11 @@ def train_once(
     eval_results: list[tuple[int, dict[str, float]]] = []
     global_step = preemption_count = 0
 
-    saved = checkpoints.load_latest(folder)
+    origin: dict[str, Any] = {"workload": settings.workload_name, "submission_path": settings.submission_path}
+    origin |= {"rng_seed": settings.rng_seed}
+    saved = checkpoints.load_latest(folder, origin)
     if saved is not None:
         path, contents = saved
-        _check_origin(path, contents, settings)
         try:
             model.load_state_dict(contents["model_params"])
             for key, value in optimizer_state.items():
@@ -141,9 +142,7 @@ def train_once(
             "preemption_count": preemption_count,
             "batches_drawn": queue.drawn,
             "random_state": checkpoints.random_state(),
-            "workload": settings.workload_name,
-            "submission_path": settings.submission_path,
-            "rng_seed": settings.rng_seed,
+            **origin,
         }
         checkpoints.save(folder, global_step, contents, settings.save_intermediate_checkpoints)
 
@@ -248,15 +247,6 @@ def _finished(train_state: dict[str, Any], settings: Settings) -> bool:
         or not train_state["is_time_remaining"]
         or (goals and not settings.continue_after_target)
     )
-
-
-def _check_origin(path: Path, contents: dict[str, Any], settings: Settings) -> None:
-    if not isinstance(contents, dict) or "optimizer_state" not in contents:
-        raise UsageError(f"{path} is not a checkpoint of a run")
-    for name in ("workload", "submission_path", "rng_seed"):
-        mine = settings.workload_name if name == "workload" else getattr(settings, name)
-        if contents.get(name) != mine:
-            raise UsageError(f"{path} was written with {name}={contents.get(name)!r}, not {mine!r}")
 
 
 class Progress:

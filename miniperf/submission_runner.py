@@ -15,9 +15,10 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from miniperf import search, submission, workloads
-from miniperf.errors import UsageError
+from miniperf.errors import UsageError, storage_errors
 from miniperf.logs import experiment_folder, hyperparameters_of
 from miniperf.runner import Settings, train_once
+from weight_averaging.averages import SnapshotError
 
 FLAGS = flags.FLAGS
 
@@ -33,7 +34,7 @@ flags.DEFINE_string("data_dir", "", "Unused: miniature workloads bring their dat
 flags.DEFINE_string("experiment_dir", None, "Root folder of all experiments.")
 flags.DEFINE_string("experiment_name", None, "Name of the experiment, a folder below --experiment_dir.")
 flags.DEFINE_boolean("save_checkpoints", True, "Save a checkpoint at every evaluation and at the end.")
-flags.DEFINE_boolean("save_intermediate_checkpoints", True, "Keep all checkpoints rather than the last one.")
+flags.DEFINE_boolean("save_intermediate_checkpoints", True, "Keep all checkpoints rather than the last two.")
 flags.DEFINE_boolean("resume_last_run", False, "Continue the experiment from its last checkpoints.")
 flags.DEFINE_boolean("overwrite", False, "Replace an experiment of the same name.")
 flags.DEFINE_integer("max_global_steps", None, "Updates to stop after; default: none, the time budget decides.")
@@ -91,11 +92,12 @@ def run() -> None:
     torch.set_num_threads(1)
     for number, hyperparameters in chosen:
         folder = experiment / f"trial_{number}"
-        folder.mkdir(exist_ok=True)
-        if hyperparameters is not None:
-            hyperparameters = hyperparameters_of(folder, hyperparameters)
-        print(f"{folder}: {FLAGS.submission_path}, seed {settings.rng_seed}", flush=True)
-        train_once(workload, module, hyperparameters, settings, folder, FLAGS.flag_values_dict())
+        with storage_errors(folder):
+            folder.mkdir(exist_ok=True)
+            if hyperparameters is not None:
+                hyperparameters = hyperparameters_of(folder, hyperparameters)
+            print(f"{folder}: {FLAGS.submission_path}, seed {settings.rng_seed}", flush=True)
+            train_once(workload, module, hyperparameters, settings, folder, FLAGS.flag_values_dict())
 
 
 def main(argv: Sequence[str]) -> None:
@@ -105,7 +107,7 @@ def main(argv: Sequence[str]) -> None:
     logging.getLogger("weight_averaging").setLevel(logging.INFO)
     try:
         run()
-    except (UsageError, MemoryError) as error:  # the latter: a window that does not fit
+    except (UsageError, SnapshotError, MemoryError) as error:  # the last: a window that does not fit
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

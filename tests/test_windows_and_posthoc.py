@@ -41,6 +41,32 @@ def test_any_range_from_two_sums(tmp_path):
         Sums(tmp_path / "none")
 
 
+def test_sums_that_are_missing_or_changed_are_not_read(tmp_path):
+    snapshots = walk(6)
+
+    def stopped():
+        yield from list(snapshots.items())[:4]
+        raise KeyboardInterrupt
+
+    write_sums(snapshots.items(), tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        write_sums(stopped(), tmp_path)
+    with pytest.raises(SnapshotError, match="holds no sums, or not all"):
+        Sums(tmp_path)
+    write_sums(snapshots.items(), tmp_path)
+    sums, path = Sums(tmp_path), tmp_path / "sum_00000004.safetensors"
+    contents = bytearray(path.read_bytes())
+    contents[-1] ^= 1
+    path.write_bytes(contents)
+    sums.mean(2, 6)
+    for _ in range(2):
+        with pytest.raises(SnapshotError, match=r"sum_00000004\.safetensors is not as it was written"):
+            sums.mean(2, 4)
+    path.unlink()
+    with pytest.raises(SnapshotError, match=r"sum_00000004\.safetensors is not as it was written, or gone"):
+        sums.mean(4, 6)
+
+
 def test_a_small_mean_after_a_large_sum_keeps_its_digits(tmp_path):
     snapshots = {step: {"w": torch.full((3,), 1e4 if step <= 50 else 1e-2)} for step in range(1, 61)}
     write_sums(snapshots.items(), tmp_path)

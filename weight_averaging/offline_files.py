@@ -9,6 +9,7 @@ from torch import Tensor
 
 from weight_averaging.averages import Average, SnapshotError
 from weight_averaging.offline import Layout, Plan
+from weight_averaging.replacing import replacing
 from weight_averaging.safetensors_files import SafetensorsWriter
 from weight_averaging.snapshot_files import Snapshots
 
@@ -98,6 +99,5 @@ class _TorchWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None:
-            partial = self._path.with_name(f".partial_{self._path.name}")
-            torch.save(self._state, partial)
-            partial.replace(self._path)
+            with replacing(self._path) as file:
+                torch.save(self._state, file)

@@ -4,11 +4,11 @@ The format: eight bytes with the length of a JSON header, the header (type, shap
 the tensors' bytes. https://github.com/huggingface/safetensors
 """
 
+import contextlib
 import ctypes
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
+from weight_averaging.replacing import replacing
 
 Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
@@ -86,7 +87,7 @@ class SafetensorsWriter:
     """Write a file tensor by tensor, in any order; it is in place, whole and on disk, when the `with` block ends.
 
     Args:
-        path: where; until then the bytes are in `.partial_<name>` beside it.
+        path: where; see `replacing`.
         layout: shape and type of every tensor that will be written.
         metadata: strings for the header.
     Raises:
@@ -95,7 +96,6 @@ class SafetensorsWriter:
 
     def __init__(self, path: Path, layout: Layout, metadata: Mapping[str, str] | None = None) -> None:
         self._path = path
-        self._partial = path.with_name(f".partial_{path.name}")
         header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
         self._offsets: dict[str, int] = {}
         end = 0
@@ -110,10 +110,8 @@ class SafetensorsWriter:
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
         self._left = {name: (tuple(shape), dtype) for name, (shape, dtype) in layout.items()}
-        self._file = open(self._partial, "w+b")  # noqa: SIM115 - closed by __exit__
-        self._file.write(len(text).to_bytes(8, "little") + text)
-        self._start = self._file.tell()
-        self._file.truncate(self._start + end)
+        self._head = len(text).to_bytes(8, "little") + text
+        self._size = len(self._head) + end
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Write one tensor. ValueError if it is not as announced, or written already."""
@@ -124,26 +122,24 @@ class SafetensorsWriter:
         del self._left[name]
         tensor = tensor.detach().cpu().contiguous()
         if tensor.numel():
-            self._file.seek(self._start + self._offsets[name])
+            self._file.seek(len(self._head) + self._offsets[name])
             self._file.write((ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr()))
 
     def __enter__(self) -> "SafetensorsWriter":
+        with contextlib.ExitStack() as stack:
+            self._file = stack.enter_context(replacing(self._path))
+            self._file.write(self._head)
+            self._file.truncate(self._size)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with self._file:
-            if kind is None and self._left:
-                kind = ValueError
-                self._partial.unlink()
+        if kind is None and self._left:
+            with self._stack:
                 raise ValueError(f"{self._path}: {len(self._left)} tensors were not written, {next(iter(self._left))}")
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        if kind is None:
-            os.replace(self._partial, self._path)
-        else:
-            self._partial.unlink(missing_ok=True)
+        self._stack.__exit__(kind, error, traceback)
 
 
 def sha256(path: Path) -> str:

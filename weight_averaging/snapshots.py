@@ -11,7 +11,6 @@ Training waits for one copy of the weights in memory; a thread brings it to disk
 """
 
 import json
-import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from weight_averaging.averages import SnapshotError
 from weight_averaging.collection import check_count, is_due
+from weight_averaging.replacing import replacing
 from weight_averaging.safetensors_files import SafetensorsWriter, sha256
 from weight_averaging.torch.weights import clean_names
 
@@ -143,7 +143,7 @@ class SnapshotWriter:
         self._queue.task_done()
 
     def _write(self, step: int, state: dict[str, Tensor]) -> None:
-        path = self.folder / f"step_{step:08d}.safetensors"
+        path = self.folder / _name(step)
         layout = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
         with SafetensorsWriter(path, layout, {"step": str(step)}) as file:
             for name, tensor in state.items():
@@ -161,11 +161,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text())
         if manifest["format"] != FORMAT:
             raise SnapshotError(f"{path} has format {manifest['format']!r}; this version reads {FORMAT}")
-        _ = [(entry["step"], entry["file"], entry["bytes"], entry["sha256"]) for entry in manifest["snapshots"]]
+        _ = [(entry["bytes"], entry["sha256"]) for entry in manifest["snapshots"]]
+        if wrong := [entry for entry in manifest["snapshots"] if entry["file"] != _name(entry["step"])]:
+            raise SnapshotError(f"{path} is damaged: it has {wrong[0]['file']!r} for step {wrong[0]['step']!r}")
         _ = [manifest[name] for name in ("interval", "dtype", "metadata")]
     except OSError as error:
         raise SnapshotError(f"{path} cannot be read: {error.strerror}") from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except SnapshotError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
         raise SnapshotError(f"{path} is damaged: {error}") from None
     return manifest
 
@@ -200,7 +204,10 @@ def prune(folder: Path, needed: Iterable[int]) -> int:
     return sum(entry["bytes"] for entry in gone)
 
 
+def _name(step: int) -> str:
+    return f"step_{step:08d}.safetensors"
+
+
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    partial = folder / f".partial_{MANIFEST}"
-    partial.write_text(json.dumps(manifest, indent=1, default=str))
-    os.replace(partial, folder / MANIFEST)
+    with replacing(folder / MANIFEST) as file:
+        file.write(json.dumps(manifest, indent=1, default=str).encode())

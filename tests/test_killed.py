@@ -1,0 +1,115 @@
+"""A run that is killed, wherever it is, loses nothing. KILLS=50 kills as many instead of a handful."""
+
+import collections
+import dataclasses
+import gc
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from miniperf import checkpoints
+from miniperf.logs import MetricsLogger
+from miniperf.workloads import make
+from tests.killing import Lines, die_writing, in_a_process, newest
+from tests.test_runner import assert_same_end, settings_of, train, trial
+from weight_averaging.snapshots import SnapshotWriter, read_manifest, verify
+from weight_averaging.torch import Averager
+
+WORKLOAD = type(make("mini_imagenet_vit"))
+
+
+def swapped(*_: object, **__: object) -> bool:
+    return any(Averager in type(thing).__mro__ and thing.swapped for thing in gc.get_objects())
+
+
+# Where the process dies, at any line inside: the function, and which of its calls count.
+PLACES = {
+    "checkpoint": (checkpoints, "save", lambda *_: True),
+    "evaluation while swapped": (WORKLOAD, "eval_model", swapped),
+    "snapshot": (Averager, "update", lambda averager, step: step % averager.interval == 0),
+    "swap": (Averager, "swap_in", lambda *_: True),
+    "row of the logs": (MetricsLogger, "append_scalar_metrics", lambda *_, **__: True),
+    "snapshot file": (SnapshotWriter, "_write", lambda *_: True),
+}
+KINDS = [*PLACES, "half a checkpoint file", "random moment"]
+
+
+def lines_of(*run: object) -> dict[str, int]:
+    """How many there are in the whole run at each of the places."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+
+    def count() -> None:
+        places = {kind: Lines(*place) for kind, place in PLACES.items()}
+        train(*run)
+        sender.send({kind: place.seen for kind, place in places.items()})
+
+    process = in_a_process(count)
+    process.join()
+    assert process.exitcode == 0
+    return receiver.recv()
+
+
+def train_and_die(kind: str, share: float, lines: int, marks: Path, *run: object) -> None:
+    """Dies after that share of the lines, or in one of the next checkpoints."""
+
+    def mark(where: str) -> None:
+        with open(marks, "a") as file:
+            file.write(f"{kind}: {where}\n")
+
+    if kind == "snapshot file":  # to a slow disk, for which the checkpoint of the same step has to wait
+        write = SnapshotWriter._write
+        SnapshotWriter._write = lambda *arguments: (time.sleep(0.5), write(*arguments))
+    if kind in PLACES:
+        Lines(*PLACES[kind], max(1, int(share * lines)), mark)
+    elif kind == "half a checkpoint file":
+        die_writing(1 + int(4 * share), share, mark)
+    train(*run)
+
+
+@pytest.mark.parametrize("name", ["lawa", "ema"])
+def test_a_run_killed_anywhere_ends_like_an_unbroken_one(tmp_path, name, capsys, monkeypatch):
+    monkeypatch.setattr(WORKLOAD, "max_eval_train_examples", 16)  # quick, like the batches
+    settings = settings_of(name, steps=20, every=4, keep_all=False)
+    settings = dataclasses.replace(settings, batch_size=16, save_snapshots_every_n_steps=4)
+    run = (trial(tmp_path, name), settings)
+    begin = time.perf_counter()
+    train(tmp_path / "unbroken", *run)  # here, so that the processes begin with all modules and data loaded
+    seconds = time.perf_counter() - begin
+    lines = lines_of(tmp_path / "counted", *run)
+    numbers = random.Random(name)
+    waiting = [KINDS[i % len(KINDS)] for i in range(int(os.environ.get("KILLS", str(len(KINDS)))))]
+    numbers.shuffle(waiting)
+    killed: collections.Counter[str] = collections.Counter()
+    runs = 0
+    while waiting:
+        runs += 1
+        folder, kills, reached = tmp_path / f"killed_{runs}", 0, 0
+        while True:
+            kind = waiting[-1] if waiting and kills < 5 else ""
+            share = numbers.uniform(0, 0.5)  # a run that goes on from a checkpoint has fewer lines left
+            process = in_a_process(train_and_die, kind, share, lines.get(kind, 0), tmp_path / "marks.txt", folder, *run)
+            if kind == "random moment":
+                process.join(share * seconds)
+                process.kill()
+            process.join()
+            if process.exitcode != -signal.SIGKILL:
+                assert process.exitcode == 0
+                break
+            killed[waiting.pop()] += 1
+            kills += 1
+            assert newest(folder) >= reached
+            reached = newest(folder)
+        assert_same_end(tmp_path / "unbroken", folder)
+        assert read_manifest(folder / "snapshots") == read_manifest(tmp_path / "unbroken" / "snapshots")
+        verify(folder / "snapshots")
+        assert not [path for path in folder.iterdir() if path.name.startswith((".partial_checkpoint", "unusable"))]
+    marks = (tmp_path / "marks.txt").read_text()
+    with capsys.disabled():
+        print(f"\n{name}: {killed.total()} kills in {runs} runs, losses 0: {dict(killed)}")
+    assert marks.count("half a checkpoint file: ") == killed["half a checkpoint file"]
+    assert set(killed) == set(KINDS) or "KILLS" in os.environ
