@@ -92,7 +92,7 @@ def start_on_slurm(waiting: list[sweep.Job], logs: Path) -> None:
     for workload in dict.fromkeys(job.workload for job in waiting):
         jobs = {job.name: job for job in waiting if job.workload == workload}
         ids = slurm.submit(made, f"{workload}-{FLAGS.submission}", jobs)
-        print(f"{workload}: {len(ids)} jobs, {ids[0]}" + (f" ... {ids[-1]}" if len(ids) > 1 else ""))
+        print(f"{workload}: submitted {ids[0]}" + (f" ... {ids[-1]}" if len(ids) > 1 else ""))
 
 
 def main(argv: Sequence[str]) -> None:

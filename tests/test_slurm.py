@@ -47,8 +47,8 @@ def sweep(folder: Path, *flags: str) -> str:
 
 
 def array_of(output: str) -> str:
-    """The id in `mini_criteo1tb: 3 jobs, 17_0 ... 17_2`."""
-    return output.split(" jobs, ")[1].split("_")[0]
+    """The id in `mini_criteo1tb: submitted 17_0 ... 17_2`."""
+    return output.split(": submitted ")[1].split("_")[0]
 
 
 def queue(array: str) -> dict[str, tuple[str, str]]:
