@@ -4,6 +4,8 @@ import importlib.util
 import json
 import re
 import sys
+import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,18 @@ def check_data(workload: str, root: str) -> None:
     if missing:
         what = f"{folder} lacks {', '.join(missing)}" if folder.is_dir() else f"there is no folder {folder}"
         raise UsageError(f"--data_dir={root}: {what}; make it with: {needs.setup_command(root)}")
+
+
+def remove_torn_checkpoints(trials: Iterable[Path]) -> list[Path]:
+    """Remove and return what a kill left half written in the folders of trials, of which no other job may be at work.
+
+    The harness writes a checkpoint in place, and cannot resume while the last one is torn.
+    """
+    # torch.save writes a ZIP archive, the directory of which comes last.
+    torn = [path for trial in trials for path in trial.glob("checkpoint_*") if not zipfile.is_zipfile(path)]
+    for path in torn:
+        path.unlink()
+    return torn
 
 
 def check_seed(seed: int | None) -> None:

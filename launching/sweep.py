@@ -1,7 +1,6 @@
 """Trials x studies x workloads as independent jobs, each one command that resumes where it was stopped."""
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 import submitit
 
+from launching import slurm
 from launching.workloads import WORKLOADS, base_name
 from miniperf import search
 from miniperf.errors import UsageError
@@ -48,10 +48,9 @@ class Job:
         ]  # fmt: skip
 
     def __call__(self) -> None:
-        if "SLURM_JOB_ID" in os.environ:  # an array has one name until its jobs start
-            rename = ["scontrol", "update", f"JobId={os.environ['SLURM_JOB_ID']}", f"JobName={self.name}"]
-            subprocess.run(rename, check=False)
-        subprocess.run(self.command(), check=True)
+        code = slurm.run(self.command()) if slurm.here() else subprocess.run(self.command(), check=False).returncode
+        if code:
+            raise subprocess.CalledProcessError(code, self.command())
         self.marker.touch()
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:

@@ -114,7 +114,11 @@ def _command() -> tuple[list[str], dict[str, str]]:
 
 def _check_experiment() -> None:
     folder = Path(FLAGS.experiment_dir).expanduser() / FLAGS.experiment_name / f"{FLAGS.workload}_pytorch"
-    if folder.exists() and not FLAGS.resume_last_run and not FLAGS.overwrite:  # upstream would ask on stdin
+    if FLAGS.resume_last_run:
+        first, last = FLAGS.hparam_start_index or 0, FLAGS.hparam_end_index or FLAGS.num_tuning_trials or 1
+        for path in official.remove_torn_checkpoints(folder / f"trial_{n + 1}" for n in range(first, last)):
+            print(f"removed {path}: only in part written", file=sys.stderr)
+    elif folder.exists() and not FLAGS.overwrite:  # upstream would ask on stdin
         raise UsageError(f"{folder} exists: continue it with --resume_last_run, or replace it with --overwrite")
 
 

@@ -3,12 +3,11 @@
     python -m scripts.sweep --submission=lawa --workloads=ogbg,wmt --studies=3 --gpus=8 --engine=slurm --dry_run
 
 On this machine --jobs run at a time; on Slurm every workload is an array, whose jobs are requeued when preempted or
-out of time. The same command again continues a sweep that was cancelled: finished jobs are left out, the others
-resume from their checkpoints.
+out of time. The same command again continues a sweep that was cancelled: jobs that are finished or still in Slurm's
+queue are left out, the others resume from their checkpoints.
 """
 
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 import submitit
 from absl import app, flags
 
-from launching import official, sweep
+from launching import official, slurm, sweep
 from launching.workloads import base_name
 from miniperf import workloads
 from miniperf.errors import UsageError
@@ -34,8 +33,8 @@ flags.DEFINE_enum("harness", "official", ["miniperf", "official"], "Which runner
 flags.DEFINE_enum("engine", "local", ["local", "slurm"], "Where the jobs run.")
 flags.DEFINE_integer("jobs", 1, "Jobs at a time; on Slurm of each workload.", lower_bound=1)
 flags.DEFINE_integer("gpus", 0, "GPUs of a job.", lower_bound=0)
-flags.DEFINE_integer("minutes", 24 * 60, "Time limit of a job, after which it is requeued.", lower_bound=1)
-flags.DEFINE_string("sbatch_args", "", "Further parameters of sbatch: 'partition=gpu account=mine'.")
+flags.DEFINE_integer("minutes", 24 * 60, "Time limit of a job, after which it is resumed.", lower_bound=1)
+flags.DEFINE_string("sbatch_args", "", "Further arguments of sbatch: '--partition=gpu --cpus-per-task=64'.")
 flags.DEFINE_string("run_flags", "", "Further flags of scripts.run: '--data_dir=/data --max_global_steps=100'.")
 flags.DEFINE_string("experiment_dir", "runs", "Root folder of the runs; `sweep` in it is the sweep's own.")
 flags.DEFINE_boolean("dry_run", False, "List the jobs and what they may cost; start nothing.")
@@ -66,30 +65,19 @@ def plan() -> tuple[list[sweep.Job], list[tuple[float, float]]]:
     return jobs, costs
 
 
-def executor() -> submitit.AutoExecutor:
-    made = submitit.AutoExecutor(Path(FLAGS.experiment_dir) / "sweep" / "logs", cluster=FLAGS.engine)
-    made.update_parameters(timeout_min=FLAGS.minutes, gpus_per_node=FLAGS.gpus, tasks_per_node=1, nodes=1)
-    if FLAGS.engine == "slurm":
-        further = dict(pair.split("=", 1) for pair in FLAGS.sbatch_args.split())
-        made.update_parameters(slurm_array_parallelism=FLAGS.jobs, slurm_additional_parameters=further)
-    return made
-
-
-def start(waiting: list[sweep.Job]) -> int:
-    """Submit to Slurm, or run here and wait. Returns how many failed."""
-    made = executor()
-    if FLAGS.engine == "slurm":
-        for workload in dict.fromkeys(job.workload for job in waiting):
-            made.update_parameters(name=f"{workload}-{FLAGS.submission}")
-            with made.batch():
-                submitted = [made.submit(job) for job in waiting if job.workload == workload]
-            print(f"{workload}: array {submitted[0].job_id.split('_')[0]} of {len(submitted)} jobs")
-        return 0
+def start_here(waiting: list[sweep.Job], logs: Path) -> int:
+    """Run --jobs at a time on this machine, each on GPUs of its own, and wait. Returns how many failed."""
+    made = submitit.LocalExecutor(logs)
+    made.update_parameters(timeout_min=FLAGS.minutes, gpus_per_node=FLAGS.gpus)
+    slots: list[submitit.Job | None] = [None] * FLAGS.jobs
     running: list[submitit.Job] = []
     for job in waiting:
-        while sum(not other.done() for other in running) >= FLAGS.jobs:
+        while not (free := [slot for slot, other in enumerate(slots) if other is None or other.done()]):
             time.sleep(0.5)
-        running.append(made.submit(job))
+        first = free[0] * FLAGS.gpus
+        made.update_parameters(visible_gpus=tuple(range(first, first + FLAGS.gpus)))
+        slots[free[0]] = made.submit(job)
+        running.append(slots[free[0]])
         print(f"{job.name}: process {running[-1].job_id}", flush=True)
     failed = 0
     for job, process in zip(waiting, running, strict=True):
@@ -99,25 +87,48 @@ def start(waiting: list[sweep.Job]) -> int:
     return failed
 
 
+def start_on_slurm(waiting: list[sweep.Job], logs: Path) -> None:
+    made = slurm.executor(logs, FLAGS.minutes, FLAGS.gpus, FLAGS.jobs, FLAGS.sbatch_args)
+    for workload in dict.fromkeys(job.workload for job in waiting):
+        jobs = {job.name: job for job in waiting if job.workload == workload}
+        ids = slurm.submit(made, f"{workload}-{FLAGS.submission}", jobs)
+        print(f"{workload}: submitted {ids[0]}" + (f" ... {ids[-1]}" if len(ids) > 1 else ""))
+
+
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     try:
-        jobs, costs = plan()
-        if FLAGS.engine == "slurm" and not FLAGS.dry_run and shutil.which("sbatch") is None:
-            raise UsageError("--engine=slurm: there is no sbatch here")
+        run()
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    waiting = [(job, cost) for job, cost in zip(jobs, costs, strict=True) if not job.marker.exists()]
+
+
+def run() -> None:
+    """List the jobs, or start those that are neither finished nor in Slurm's queue."""
+    jobs, costs = plan()
+    logs = Path(FLAGS.experiment_dir).absolute() / "sweep" / "logs"
+    queued: set[str] = set()
+    if FLAGS.engine == "slurm" and not FLAGS.dry_run:
+        slurm.check()
+        queued = slurm.in_queue(logs)
+    waiting = [
+        (job, cost) for job, cost in zip(jobs, costs, strict=True) if job.name not in queued and not job.marker.exists()
+    ]
     if FLAGS.dry_run:
         for job, (hours, gigabytes) in waiting:
             print(f"{job.name}: up to {hours:.1f} GPU-hours, {gigabytes:.1f} GB")
         print("each runs: " + shlex.join(waiting[0][0].command()) if waiting else "nothing to do")
     total = [sum(cost[index] for _, cost in waiting) for index in (0, 1)]
-    print(f"{len(waiting)} of {len(jobs)} jobs to run: up to {total[0]:.0f} GPU-hours, {total[1]:.0f} GB")
-    if not FLAGS.dry_run and waiting:
-        sys.exit(bool(start([job for job, _ in waiting])))
+    in_queue = f", {len(queued)} in the queue" if queued else ""
+    print(f"{len(waiting)} of {len(jobs)} jobs to run{in_queue}: up to {total[0]:.0f} GPU-hours, {total[1]:.0f} GB")
+    if FLAGS.dry_run or not waiting:
+        return
+    if FLAGS.engine == "slurm":
+        start_on_slurm([job for job, _ in waiting], logs)
+    elif start_here([job for job, _ in waiting], logs):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

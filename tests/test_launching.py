@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from launching import official
 from launching.workloads import SEVEN, WORKLOADS, base_name
@@ -39,6 +40,19 @@ def test_whole_data_passes_and_every_missing_piece_is_named(workload, tmp_path):
             official.check_data(workload, str(tmp_path))
         assert f"lacks {pattern};" in str(error.value)
         path.touch()
+
+
+def test_half_written_checkpoints_are_removed_from_a_jobs_own_trials_only(tmp_path):
+    trials = [tmp_path / f"trial_{number}" for number in (1, 2)]
+    for trial in trials:
+        trial.mkdir()
+        torch.save({"x": torch.arange(1000)}, trial / "checkpoint_5")
+        torn = (trial / "checkpoint_5").read_bytes()[:-100]
+        (trial / "checkpoint_9").write_bytes(torn)
+        (trial / "hparams.json").write_text("{}")
+    assert official.remove_torn_checkpoints([trials[0], tmp_path / "trial_3"]) == [trials[0] / "checkpoint_9"]
+    assert sorted(path.name for path in trials[0].iterdir()) == ["checkpoint_5", "hparams.json"]
+    assert (trials[1] / "checkpoint_9").exists()
 
 
 def test_the_setup_command_has_no_placeholder_left():

@@ -114,6 +114,8 @@ def rates_of(schedule, hyperparameters) -> list[float]:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        # torch 2.5's SequentialLR calls what it deprecates.
+        warnings.filterwarnings("ignore", "The epoch parameter in `scheduler.step")
         scheduler = schedule(optimizer, hyperparameters, 100)
         rates = []
         for _ in range(110):  # ten beyond the step_hint
