@@ -12,6 +12,7 @@ A study says which submissions train on which workloads with which seeds and hyp
     grid:                                # optional: per submission, values multiplied out over each of those points;
       lawa: {averaging_window: [5, 20], averaging_horizon: [.01, .1]}   # null leaves a hyperparameter out
     trials: all                          # optional: every point for each workload, rather than its tuned one
+    offline: true                        # optional: the averages are made of snapshots of the baseline's runs
     figures:
       - {name: fig1, kind: curves}       # see `KINDS`
 
@@ -39,7 +40,8 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 _CHOICES = {"unit": ("steps", "seconds"), "which": ("best", "final"), "y": ("best", "steps", "seconds")}
 _NEEDED = ("title", "paper", "question", "submissions", "workloads", "seeds", "search_spaces", "figures")
-_OPTIONAL = ("grid", "trials")
+_OPTIONAL = ("grid", "trials", "offline")
+_AVERAGED = ("lawa", "ema")  # whose runs are the baseline's but for the average
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Study:
     grid: dict[str, dict[str, list[Any]]]
     all_trials: bool
     figures: tuple[dict[str, Any], ...]
+    offline: bool = False
 
     @property
     def baseline(self) -> str:
@@ -96,6 +99,19 @@ class Study:
         each = total // len(self.points(submission))
         return list(range((tuned - 1) * each + 1, tuned * each + 1))
 
+    def source(self, submission: str, trial: int) -> int:
+        """The baseline's trial whose snapshots an offline trial averages: the same but for the averaging.
+
+        Raises:
+            UsageError: there is none.
+        """
+        point = self.search_space(submission)[trial - 1]
+        trained = {name: value for name, value in point.items() if not name.startswith("averaging_")}
+        space = self.search_space(self.baseline)
+        if trained not in space:
+            raise UsageError(f"study {self.name}: no point of {self.baseline} is point {trial} of {submission}")
+        return space.index(trained) + 1
+
 
 def load(path: str | Path) -> Study:
     """Read a study. UsageError in one line for anything wrong with the file."""
@@ -130,6 +146,13 @@ def _checked(name: str, content: Any) -> Study:
     grid = _grid(content.get("grid") or {}, submissions)
     if content.get("trials", "all") != "all":
         raise UsageError(f"trials must be all, or left out, not {content['trials']!r}")
+    offline = content.get("offline", False)
+    if not isinstance(offline, bool):
+        raise UsageError(f"offline must be true or false, not {offline!r}")
+    if offline and (trained := [name for name in submissions[1:] if name not in _AVERAGED]):
+        raise UsageError(
+            f"offline: {trained[0]} is no average of {submissions[0]}'s runs; only {' and '.join(_AVERAGED)} can be"
+        )
     return Study(
         name=name,
         title=content["title"],
@@ -142,6 +165,7 @@ def _checked(name: str, content: Any) -> Study:
         grid=grid,
         all_trials="trials" in content,
         figures=_figures(content["figures"]),
+        offline=offline,
     )
 
 
