@@ -36,9 +36,26 @@ KINDS: dict[str, dict[str, Any]] = {
     "hours": {},  # table: hours to train the suite to target
     "best": {"which": "best"},  # table: best validation metric, or the final one
     "sweep": {"x": None, "y": "best"},  # y (best, steps, seconds) against the hyperparameter x
-    "horizon": {"y": "steps"},  # y against the share of training that the average covers, with a parabola
+    # The next three look at the first share `until` of each run's schedule. y may also be gain: how much better the
+    # best value is than that of the baseline's run of the same seed and hyperparameters.
+    # y against the share of training that the average covers (with a parabola), or against the updates; `line`: a line
+    # for each window or decay (part), or for each value of another hyperparameter
+    "horizon": {"y": "steps", "until": 1.0, "line": "part", "x": "share"},
+    "heatmap": {"y": "steps", "until": 1.0},  # y over interval and window or decay
+    "optima": {"y": "steps", "until": 1.0},  # table: the best share for each workload, with its interval
+    "leads": {},  # the lead on the baseline along the way against the share, over all workloads
 }
-_CHOICES = {"unit": ("steps", "seconds"), "which": ("best", "final"), "y": ("best", "steps", "seconds")}
+_Y = ("best", "steps", "seconds")
+_CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
+    ("speedup", "unit"): ("steps", "seconds"),
+    ("curves", "unit"): ("steps", "seconds"),
+    ("best", "which"): ("best", "final"),
+    ("sweep", "y"): _Y,
+    ("horizon", "y"): (*_Y, "gain"),
+    ("horizon", "x"): ("share", "updates"),
+    ("heatmap", "y"): (*_Y, "gain"),
+    ("optima", "y"): (*_Y, "gain"),
+}
 _NEEDED = ("title", "paper", "question", "submissions", "workloads", "seeds", "search_spaces", "figures")
 _OPTIONAL = ("grid", "trials", "offline")
 _AVERAGED = ("lawa", "ema")  # whose runs are the baseline's but for the average
@@ -208,8 +225,10 @@ def _figures(figures: Any) -> tuple[dict[str, Any], ...]:
         for key, value in full.items():
             if value is None:
                 raise UsageError(f"figures: {name}: {kind} needs {key}")
-            if key in _CHOICES and value not in _CHOICES[key]:
-                raise UsageError(f"figures: {name}: {key} must be one of {', '.join(_CHOICES[key])}, not {value!r}")
+            if value not in (choices := _CHOICES.get((kind, key), (value,))):
+                raise UsageError(f"figures: {name}: {key} must be one of {', '.join(choices)}, not {value!r}")
+            if key == "until" and not (isinstance(value, int | float) and 0 < value <= 1):
+                raise UsageError(f"figures: {name}: until must be a share of training in (0, 1], not {value!r}")
         checked.append({"name": name, "kind": kind, **full})
     if len({figure["name"] for figure in checked}) < len(checked):
         raise UsageError("figures: two have the same name")

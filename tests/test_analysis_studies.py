@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
-from analysis import logs, studies, study_figures, targets, to_target
+from analysis import horizon, horizon_figures, logs, studies, study_figures, targets
 from analysis.errors import UsageError
 from tests import synthetic_logs
 
@@ -19,9 +19,9 @@ def write_runs(root, study, seeds=2, workloads=("toy", "toy_two"), points=None):
     for submission in study.submissions:
         for trial, point in enumerate(points or study.search_space(submission), start=1):
             speed = 0.05 * (point["learning_rate"] / 0.005) ** 0.3
-            horizon = study_figures.horizon_of(point, 400)
-            if np.isfinite(horizon):
-                speed *= 1.6 - 0.15 * np.log(horizon / 0.05) ** 2
+            share = horizon.horizon_of(point, 400)
+            if np.isfinite(share):
+                speed *= 1.6 - 0.15 * np.log(share / 0.05) ** 2
             speed *= 1 + 0.1 * point.get("final_lr_factor", 0) - 0.2 * ("decay" in submission)
             for workload in workloads:
                 for seed in range(seeds):
@@ -104,15 +104,15 @@ def test_the_trials_of_a_study_are_the_tuned_ones_or_all():
 def test_null_leaves_a_hyperparameter_out():
     study = studies.load(ROOT / "studies/ema_horizon.yaml")
     space = study.search_space("ema")
-    assert len(space) == 12 * len(study.points("ema"))
+    assert len(space) == 16 * len(study.points("ema"))
     assert all("averaging_horizon" not in point and "averaging_interval" in point for point in space)
 
 
 def test_horizon_of_a_run():
-    assert study_figures.horizon_of({"averaging_horizon": 0.1, "averaging_window": 20}, 1000) == 0.1
-    assert study_figures.horizon_of({"averaging_interval": 10, "averaging_window": 20}, 1000) == 0.2
-    assert study_figures.horizon_of({"averaging_interval": 10, "averaging_decay": 19 / 21}, 1000) == pytest.approx(0.2)
-    assert np.isnan(study_figures.horizon_of({"learning_rate": 0.1}, 1000))
+    assert horizon.horizon_of({"averaging_horizon": 0.1, "averaging_window": 20}, 1000) == 0.1
+    assert horizon.horizon_of({"averaging_interval": 10, "averaging_window": 20}, 1000) == 0.2
+    assert horizon.horizon_of({"averaging_interval": 10, "averaging_decay": 19 / 21}, 1000) == pytest.approx(0.2)
+    assert np.isnan(horizon.horizon_of({"learning_rate": 0.1}, 1000))
 
 
 def test_the_parabola_finds_the_best_horizon(tmp_path):
@@ -120,7 +120,8 @@ def test_the_parabola_finds_the_best_horizon(tmp_path):
     write_runs(tmp_path, study, workloads=("toy",))
     selected = study_figures.select(logs.read(tmp_path), study)
     measured = targets.resolve(selected)
-    figure = study_figures._horizon(study, selected, measured, to_target.trials(selected, measured), "steps")
+    rows = horizon.measure(selected, measured, 1.0)
+    figure = horizon_figures.against_horizon(rows, "nadamw", measured, "steps", "part", "share")
     axis = figure.axes[0]
     shown = [text.get_text() for text in axis.texts]
     assert len(shown) == 1
