@@ -66,8 +66,8 @@ def heatmap(rows: pd.DataFrame, baseline: str, targets: pd.DataFrame, y: str) ->
         axis.set_yticks(range(table.shape[0]), [f"{float(name):g}" for name in table.index])
         axis.grid(False)
         largest = np.nanmax(np.abs(values), initial=1e-9)
-        decimals = 0 if y in ("steps", "seconds") else max(0, 1 - int(np.floor(np.log10(largest))))
-        middle = np.nanmean([np.nanmin(shown, initial=np.inf), np.nanmax(shown, initial=-np.inf)])
+        decimals = 0 if y in ("steps", "seconds") else max(1, 1 - int(np.floor(np.log10(largest))))
+        middle = (np.nanmin(shown) + np.nanmax(shown)) / 2 if np.isfinite(shown).any() else 0.0
         for (i, j), value in np.ndenumerate(values):
             if np.isfinite(value):
                 colour = "white" if shown[i, j] < middle else "black"
@@ -101,7 +101,7 @@ def optima(rows: pd.DataFrame, baseline: str, targets: pd.DataFrame, y: str) -> 
                 "best horizon": "-" if found is None else f"{found.best:.1%}",
                 "95 %": "-" if found is None else f"{found.low:.1%} to {found.high:.1%}",
                 "fitted over": "-" if found is None else f"{found.ends[0]:.1%} to {found.ends[1]:.1%}",
-                "best of the grid": f"{tables.number(means.get(best, np.nan), _form(y))} at {best:.1%}",
+                "best of the grid": f"{tables.number(means[best], _form(y))} at {best:.1%}" if len(means) else "-",
                 baseline: tables.number(raw.mean(), _form(y)),
                 "missed": f"{int(np.isinf(averaged[y]).sum())} of {len(averaged)}",
             }
