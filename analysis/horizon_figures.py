@@ -92,25 +92,41 @@ def optima(rows: pd.DataFrame, baseline: str, targets: pd.DataFrame, y: str) -> 
         lower = panels.better_is_lower(target, y)
         found = horizon.optimum(averaged, "horizon", y, lower)
         means = averaged.groupby("horizon")[y].mean().replace(np.inf, np.nan).dropna()
-        best = (means.idxmin() if lower else means.idxmax()) if len(means) else np.nan
-        raw = here.loc[here["horizon"].isna(), y]
-        table.append(
-            {
-                "workload": workload,
-                "measure": panels.describe(y, target),
-                "best horizon": "-" if found is None else f"{found.best:.1%}",
-                "95 %": "-" if found is None else f"{found.low:.1%} to {found.high:.1%}",
-                "fitted over": "-" if found is None else f"{found.ends[0]:.1%} to {found.ends[1]:.1%}",
-                "best of the grid": f"{tables.number(means[best], _form(y))} at {best:.1%}" if len(means) else "-",
-                baseline: tables.number(raw.mean(), _form(y)),
-                "missed": f"{int(np.isinf(averaged[y]).sum())} of {len(averaged)}",
-            }
-        )
+        best = means.sort_values(ascending=lower, kind="stable").head(1)
+        row = {
+            "workload": workload,
+            "measure": panels.describe(y, target),
+            "best horizon": "-" if found is None else f"{found.best:.1%}",
+            "95 %": "-" if found is None else f"{found.low:.1%} to {found.high:.1%}",
+            "fitted over": "-" if found is None else f"{found.ends[0]:.1%} to {found.ends[1]:.1%}",
+            "best of the grid": " ".join(f"{tables.number(v, _form(y))} at {x:.1%}" for x, v in best.items()) or "-",
+        }
+        if y != "gain":  # the baseline's own is zero
+            row[baseline] = tables.number(here.loc[here["horizon"].isna(), y].mean(), _form(y))
+        if y in ("steps", "seconds"):
+            row["missed"] = f"{int(np.isinf(averaged[y]).sum())} of {len(averaged)}"
+        table.append(row)
     return tables.markdown(pd.DataFrame(table))
 
 
 def _form(y: str) -> str:
     return ".0f" if y in ("steps", "seconds") else ".4f"
+
+
+def data(logs: Logs, targets: pd.DataFrame, until: float) -> pd.DataFrame:
+    """One row per run: where it stands, its averaging, and what it reached, in all and by the share `until`."""
+    whole, part = horizon.measure(logs, targets, 1.0), horizon.measure(logs, targets, until)
+    names = dict.fromkeys(name for h in whole["hparams"] for name in h if name.startswith("averaging_"))
+    table = whole[["workload", "base", "study"]].rename(columns={"base": "submission", "study": "seed"})
+    for name in [*names, "schedule_fraction"]:
+        values = [h.get(name) for h in whole["hparams"]]
+        if any(value is not None for value in values):
+            table[name] = values
+    table["horizon"] = whole["horizon"].round(6)
+    table["steps_to_target"] = whole["steps"].replace(np.inf, np.nan)
+    for name, rows in (("", whole), (f"_by_{until:g}", part)):
+        table[f"best{name}"], table[f"gain{name}"] = rows["best"].round(7), rows["gain"].round(7)
+    return table.sort_values([*table.columns], ignore_index=True)
 
 
 def leads(logs: Logs, targets: pd.DataFrame, baseline: str) -> Figure:

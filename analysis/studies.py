@@ -43,6 +43,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "horizon": {"y": "steps", "until": 1.0, "line": "part", "x": "share"},
     "heatmap": {"y": "steps", "until": 1.0},  # y over interval and window or decay
     "optima": {"y": "steps", "until": 1.0},  # table: the best share for each workload, with its interval
+    "data": {"until": 0.5},  # CSV: a row per run, what it reached in all and by that share
     "leads": {},  # the lead on the baseline along the way against the share, over all workloads
 }
 _Y = ("best", "steps", "seconds")

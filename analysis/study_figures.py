@@ -38,18 +38,18 @@ def select(logs: Logs, study: Study) -> Logs:
 
 
 def draw(study: Study, logs: Logs, targets: pd.DataFrame, out: Path) -> list[Path]:
-    """Write the study's figures as PNG and PDF and its tables as Markdown. `logs` are of `select`."""
+    """Write the study's figures as PNG and PDF and its tables as Markdown and CSV. `logs` are of `select`."""
     trials = to_target.trials(logs, targets)
     written = []
     for figure in study.figures:
         options = {key: value for key, value in figure.items() if key not in ("name", "kind")}
-        made = _DRAW[figure["kind"]](study, logs, targets, trials, **options)
+        made: Figure | str | pd.DataFrame = _DRAW[figure["kind"]](study, logs, targets, trials, **options)
         if isinstance(made, Figure):
             written += style.save(made, out / figure["name"])
         else:
-            written.append(out / f"{figure['name']}.md")
+            written.append(out / f"{figure['name']}.{'md' if isinstance(made, str) else 'csv'}")
             written[-1].parent.mkdir(parents=True, exist_ok=True)
-            written[-1].write_text(made + "\n")
+            written[-1].write_text(made + "\n" if isinstance(made, str) else made.to_csv(index=False))
     return written
 
 
@@ -131,7 +131,11 @@ def _leads(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame
     return horizon_figures.leads(logs, targets, baseline_arm(study, logs))
 
 
-_DRAW: dict[str, Callable[..., Figure | str]] = {
+def _data(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, until: float) -> pd.DataFrame:
+    return horizon_figures.data(logs, targets, until)
+
+
+_DRAW: dict[str, Callable[..., Figure | str | pd.DataFrame]] = {
     "curves": _curves,
     "speedup": _speedup,
     "hours": _hours,
@@ -141,4 +145,5 @@ _DRAW: dict[str, Callable[..., Figure | str]] = {
     "heatmap": _on_measured(horizon_figures.heatmap),
     "optima": _on_measured(horizon_figures.optima),
     "leads": _leads,
+    "data": _data,
 }
