@@ -12,6 +12,7 @@ A study says which submissions train on which workloads with which seeds and hyp
     grid:                                # optional: per submission, values multiplied out over each of those points;
       lawa: {averaging_window: [5, 20], averaging_horizon: [.01, .1]}   # null leaves a hyperparameter out
     trials: all                          # optional: every point for each workload, rather than its tuned one
+    offline: true                        # optional: the averages are made of snapshots of the baseline's runs
     figures:
       - {name: fig1, kind: curves}       # see `KINDS`
 
@@ -35,11 +36,30 @@ KINDS: dict[str, dict[str, Any]] = {
     "hours": {},  # table: hours to train the suite to target
     "best": {"which": "best"},  # table: best validation metric, or the final one
     "sweep": {"x": None, "y": "best"},  # y (best, steps, seconds) against the hyperparameter x
-    "horizon": {"y": "steps"},  # y against the share of training that the average covers, with a parabola
+    # The next three look at the first share `until` of each run's schedule. y may also be gain: how much better the
+    # best value is than that of the baseline's run of the same seed and hyperparameters.
+    # y against the share of training that the average covers (with a parabola), or against the updates; `line`: a line
+    # for each window or decay (part), or for each value of another hyperparameter
+    "horizon": {"y": "steps", "until": 1.0, "line": "part", "x": "share"},
+    "heatmap": {"y": "steps", "until": 1.0},  # y over interval and window or decay
+    "optima": {"y": "steps", "until": 1.0},  # table: the best share for each workload, with its interval
+    "data": {"until": 0.5},  # CSV: a row per run, what it reached in all and by that share
+    "leads": {},  # the lead on the baseline along the way against the share, over all workloads
 }
-_CHOICES = {"unit": ("steps", "seconds"), "which": ("best", "final"), "y": ("best", "steps", "seconds")}
+_Y = ("best", "steps", "seconds")
+_CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
+    ("speedup", "unit"): ("steps", "seconds"),
+    ("curves", "unit"): ("steps", "seconds"),
+    ("best", "which"): ("best", "final"),
+    ("sweep", "y"): _Y,
+    ("horizon", "y"): (*_Y, "gain"),
+    ("horizon", "x"): ("share", "updates"),
+    ("heatmap", "y"): (*_Y, "gain"),
+    ("optima", "y"): (*_Y, "gain"),
+}
 _NEEDED = ("title", "paper", "question", "submissions", "workloads", "seeds", "search_spaces", "figures")
-_OPTIONAL = ("grid", "trials")
+_OPTIONAL = ("grid", "trials", "offline")
+_AVERAGED = ("lawa", "ema")  # whose runs are the baseline's but for the average
 
 
 @dataclass(frozen=True)
@@ -57,6 +77,7 @@ class Study:
     grid: dict[str, dict[str, list[Any]]]
     all_trials: bool
     figures: tuple[dict[str, Any], ...]
+    offline: bool = False
 
     @property
     def baseline(self) -> str:
@@ -96,6 +117,19 @@ class Study:
         each = total // len(self.points(submission))
         return list(range((tuned - 1) * each + 1, tuned * each + 1))
 
+    def source(self, submission: str, trial: int) -> int:
+        """The baseline's trial whose snapshots an offline trial averages: the same but for the averaging.
+
+        Raises:
+            UsageError: there is none.
+        """
+        point = self.search_space(submission)[trial - 1]
+        trained = {name: value for name, value in point.items() if not name.startswith("averaging_")}
+        space = self.search_space(self.baseline)
+        if trained not in space:
+            raise UsageError(f"study {self.name}: no point of {self.baseline} is point {trial} of {submission}")
+        return space.index(trained) + 1
+
 
 def load(path: str | Path) -> Study:
     """Read a study. UsageError in one line for anything wrong with the file."""
@@ -130,6 +164,13 @@ def _checked(name: str, content: Any) -> Study:
     grid = _grid(content.get("grid") or {}, submissions)
     if content.get("trials", "all") != "all":
         raise UsageError(f"trials must be all, or left out, not {content['trials']!r}")
+    offline = content.get("offline", False)
+    if not isinstance(offline, bool):
+        raise UsageError(f"offline must be true or false, not {offline!r}")
+    if offline and (trained := [name for name in submissions[1:] if name not in _AVERAGED]):
+        raise UsageError(
+            f"offline: {trained[0]} is no average of {submissions[0]}'s runs; only {' and '.join(_AVERAGED)} can be"
+        )
     return Study(
         name=name,
         title=content["title"],
@@ -142,6 +183,7 @@ def _checked(name: str, content: Any) -> Study:
         grid=grid,
         all_trials="trials" in content,
         figures=_figures(content["figures"]),
+        offline=offline,
     )
 
 
@@ -184,8 +226,10 @@ def _figures(figures: Any) -> tuple[dict[str, Any], ...]:
         for key, value in full.items():
             if value is None:
                 raise UsageError(f"figures: {name}: {kind} needs {key}")
-            if key in _CHOICES and value not in _CHOICES[key]:
-                raise UsageError(f"figures: {name}: {key} must be one of {', '.join(_CHOICES[key])}, not {value!r}")
+            if value not in (choices := _CHOICES.get((kind, key), (value,))):
+                raise UsageError(f"figures: {name}: {key} must be one of {', '.join(choices)}, not {value!r}")
+            if key == "until" and not (isinstance(value, int | float) and 0 < value <= 1):
+                raise UsageError(f"figures: {name}: until must be a share of training in (0, 1], not {value!r}")
         checked.append({"name": name, "kind": kind, **full})
     if len({figure["name"] for figure in checked}) < len(checked):
         raise UsageError("figures: two have the same name")

@@ -6,15 +6,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import figures, speedup, style, tables, to_target
+from analysis import figures, horizon, horizon_figures, panels, speedup, style, tables, to_target
 from analysis.errors import UsageError
 from analysis.logs import Logs
 from analysis.studies import Study
-
-MISS = "x"
 
 
 def select(logs: Logs, study: Study) -> Logs:
@@ -31,8 +28,9 @@ def select(logs: Logs, study: Study) -> Logs:
                 f"study {study.name}: no run of {', '.join(missing)}; there are {', '.join(sorted(there))}"
             )
         logs = logs.select(logs.runs["workload"].isin(study.workloads))
+    shared = study.grid.get(study.baseline, {}) if study.offline else {}
     names = [
-        _arm(submission, hparams, study.grid.get(submission, {}))
+        _arm(submission, hparams, {**shared, **study.grid.get(submission, {})})
         for submission, hparams in zip(logs.runs["submission"], logs.runs["hparams"])
     ]
     runs = logs.runs.assign(base=logs.runs["submission"], submission=names)
@@ -40,18 +38,18 @@ def select(logs: Logs, study: Study) -> Logs:
 
 
 def draw(study: Study, logs: Logs, targets: pd.DataFrame, out: Path) -> list[Path]:
-    """Write the study's figures as PNG and PDF and its tables as Markdown. `logs` are of `select`."""
+    """Write the study's figures as PNG and PDF and its tables as Markdown and CSV. `logs` are of `select`."""
     trials = to_target.trials(logs, targets)
     written = []
     for figure in study.figures:
         options = {key: value for key, value in figure.items() if key not in ("name", "kind")}
-        made = _DRAW[figure["kind"]](study, logs, targets, trials, **options)
+        made: Figure | str | pd.DataFrame = _DRAW[figure["kind"]](study, logs, targets, trials, **options)
         if isinstance(made, Figure):
             written += style.save(made, out / figure["name"])
         else:
-            written.append(out / f"{figure['name']}.md")
+            written.append(out / f"{figure['name']}.{'md' if isinstance(made, str) else 'csv'}")
             written[-1].parent.mkdir(parents=True, exist_ok=True)
-            written[-1].write_text(made + "\n")
+            written[-1].write_text(made + "\n" if isinstance(made, str) else made.to_csv(index=False))
     return written
 
 
@@ -112,89 +110,40 @@ def _best(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame,
 
 
 def _sweep(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, x: str, y: str) -> Figure:
-    return _against(study, trials.assign(x=[h.get(x, np.nan) for h in trials["hparams"]]), targets, y, x, "base")
+    rows = trials.assign(x=[h.get(x, np.nan) for h in trials["hparams"]])
+    return panels.against(rows, study.baseline, targets, y, x, "base")
 
 
-def _horizon(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, y: str) -> Figure:
-    steps = trials["workload"].map(targets["step_hint"])
-    rows = trials.assign(x=[horizon_of(h, t) for h, t in zip(trials["hparams"], steps)])
-    rows["line"] = [_arm(base, {k: v for k, v in h.items() if k in ("averaging_window", "averaging_decay")},
-                         {"averaging_window": [], "averaging_decay": []})
-                    for base, h in zip(rows["base"], rows["hparams"])]  # fmt: skip
-    return _against(study, rows, targets, y, "horizon: share of training averaged over", "line", parabola=True)
+def _on_measured(
+    make: Callable[..., Figure | str],
+) -> Callable[[Study, Logs, pd.DataFrame, pd.DataFrame, Any], Figure | str]:
+    """A figure of the first share `until` of training, of runs that average more or less of it."""
+
+    def draw(
+        study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, until: float, **options: Any
+    ) -> Figure | str:
+        return make(horizon.measure(logs, targets, until), study.baseline, targets, **options)
+
+    return draw
 
 
-def horizon_of(hparams: dict[str, Any], step_hint: float) -> float:
-    """nu * L / T of a run; an EMA counts with the window of the same mean age, L = (1 + beta) / (1 - beta). NaN for one
-    that does not average."""
-    if "averaging_horizon" in hparams:
-        return hparams["averaging_horizon"]
-    if "averaging_interval" not in hparams:
-        return np.nan
-    decay = hparams.get("averaging_decay")
-    window = hparams["averaging_window"] if decay is None else (1 + decay) / (1 - decay)
-    return hparams["averaging_interval"] * window / step_hint
+def _leads(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame) -> Figure:
+    return horizon_figures.leads(logs, targets, baseline_arm(study, logs))
 
 
-def _against(
-    study: Study, rows: pd.DataFrame, targets: pd.DataFrame, y: str, label: str, line: str, parabola: bool = False
-) -> Figure:
-    """One panel per workload: y against x, a line for each value of the column `line` (mean over seeds, band from the
-    lowest to the highest). Runs without x (a baseline) are a horizontal line. Missed targets are crosses at the top."""
-    looks = style.looks(rows[line], study.baseline)
-    figure, axes = style.panels(len(targets))
-    for axis, (workload, target) in zip(axes, targets.iterrows()):
-        here = rows[rows["workload"] == workload]
-        for name, (colour, dash) in looks.items():
-            mine = here[here[line] == name]
-            level = mine.loc[mine["x"].isna(), y].replace(np.inf, np.nan).mean()
-            if np.isfinite(level):
-                axis.axhline(level, color=colour, linestyle=dash, label=name)
-            groups = mine.dropna(subset="x").groupby("x")[y]
-            if not len(groups):
-                continue
-            x, mean = groups.mean().index.to_numpy(dtype=float), groups.mean()
-            hit = np.isfinite(mean)
-            axis.plot(x[hit], mean[hit], "o", linestyle=dash, color=colour, label=name, markersize=4)
-            axis.fill_between(x[hit], groups.min()[hit], groups.max()[hit], color=colour, alpha=0.15, linewidth=0)
-            # In axes' coordinates vertically: a miss has no value.
-            axis.plot(x[~hit], np.full((~hit).sum(), 0.97), MISS, color=colour, markersize=6,
-                      transform=axis.get_xaxis_transform())  # fmt: skip
-        if y == "best":
-            axis.axhline(target["target"], color="0.35", linestyle=(0, (4, 3)), linewidth=1, zorder=1)
-        if parabola:
-            _parabola(axis, here, y, target["lower"] or y != "best")
-        if (here["x"].dropna() > 0).all():
-            style.log_ticks(axis, percent=parabola)
-        metric = f"best validation {target['metric']}"
-        what = {"best": metric, "steps": "updates to target", "seconds": "seconds to target"}[y]
-        axis.set(title=workload, xlabel=label.replace("_", " "), ylabel=what)
-    style.legend_below(figure, axes)
-    return figure
+def _data(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, until: float) -> pd.DataFrame:
+    return horizon_figures.data(logs, targets, until)
 
 
-def _parabola(axis: Axes, rows: pd.DataFrame, y: str, lower: bool) -> None:
-    """Least squares of y on log x and its square over all runs, with the best x where the parabola has one inside. Runs
-    that missed the target have no steps or seconds and are left out: where many did, the fit flatters."""
-    points = rows[["x", y]].replace(np.inf, np.nan).dropna()
-    points = points[points["x"] > 0]
-    if points["x"].nunique() < 4:
-        return
-    a, b, c = np.polyfit(np.log(points["x"]), points[y], 2)
-    x = np.geomspace(points["x"].min(), points["x"].max(), 100)
-    axis.plot(x, a * np.log(x) ** 2 + b * np.log(x) + c, color="0.5", linewidth=1, zorder=1, label="parabola, all runs")
-    best = np.exp(-b / (2 * a)) if a else np.nan
-    if (a > 0) == lower and x[0] <= best <= x[-1]:
-        axis.axvline(best, color="0.5", linewidth=0.8, linestyle=":", zorder=1)
-        axis.annotate(f"{100 * best:.2g} %", (best, 0.02), xycoords=("data", "axes fraction"), xytext=(3, 0),
-                      textcoords="offset points", fontsize=7.5, color="0.35")  # fmt: skip
-
-
-_DRAW: dict[str, Callable[..., Figure | str]] = {
+_DRAW: dict[str, Callable[..., Figure | str | pd.DataFrame]] = {
     "curves": _curves,
     "speedup": _speedup,
     "hours": _hours,
     "best": _best,
     "sweep": _sweep,
-    "horizon": _horizon,
+    "horizon": _on_measured(horizon_figures.against_horizon),
+    "heatmap": _on_measured(horizon_figures.heatmap),
+    "optima": _on_measured(horizon_figures.optima),
+    "leads": _leads,
+    "data": _data,
 }

@@ -1,6 +1,7 @@
 """One look for all figures: sizes fit for a paper's column, colours told apart with any colour vision."""
 
 import logging
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -39,7 +40,12 @@ plt.rcParams.update(
 
 def looks(names: Iterable[str], baseline: str | None = None) -> dict[str, tuple[str, str]]:
     """Colour and line style of each submission: the baseline black, then colours, then other line styles."""
-    ordered = sorted(set(names), key=lambda name: (name != baseline, name))
+    # Numbers in names by their size.
+    ordered = sorted(
+        set(names),
+        key=lambda name: (name != baseline, [(float(part), "") if re.fullmatch(r"\d+(\.\d+)?", part) else (0.0, part)
+                                             for part in re.split(r"(\d+(?:\.\d+)?)", name)]),
+    )  # fmt: skip
     first = 0 if baseline in ordered else 1
     return {
         name: (COLOURS[i % len(COLOURS)], LINES[i // len(COLOURS) % len(LINES)])

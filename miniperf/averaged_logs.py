@@ -1,12 +1,13 @@
 """Evaluating averages of a run's snapshots on its workload, into log folders of the official form.
 
-A grid point is `<experiment_dir>/<name>_<kind>/study_K/<workload>_pytorch/trial_N`, as if averaged in
-training: its rows carry the baseline's submission time at that step, from the run's own evaluations.
+Each grid point gets a log folder, as if averaged in training: its rows carry the baseline's submission time at that
+step, from the run's own evaluations.
 """
 
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,16 @@ class Source:
         return float(np.interp(step, [0, *self.steps], [0.0, *self._seconds]))
 
 
+@dataclass(frozen=True)
+class Point:
+    """A grid point: what is averaged and when it is evaluated, ascending; where the rows go, of which settings."""
+
+    average: Average
+    steps: Sequence[int]
+    folder: Path
+    hyperparameters: dict[str, Any]
+
+
 def possible_steps(average: Average, snapshots: Snapshots, steps: Sequence[int]) -> list[int]:
     """Those of `steps` for which the average is ready, as online; SnapshotError if there is none."""
     possible = []
@@ -72,80 +83,82 @@ def evaluate(
     workload_name: str,
     snapshots: Snapshots,
     source: Source,
-    averages: Sequence[tuple[Average, Sequence[int]]],
-    experiment: Path,
+    points: Sequence[Point],
+    validation_only: bool = False,
 ) -> None:
-    """Evaluate each average at its steps, ascending, and write the rows; those that are there already are kept.
+    """Evaluate each point at its steps and write the rows; those that are there already are kept.
 
+    Args:
+        validation_only: leave out the training and the test set, for the sake of time.
     Raises:
         UsageError: a log folder is of another grid point, or the snapshots are of another model.
     """
-    logs = {
-        average: _Log(_folder(experiment, averages, average, source, workload_name), average, source)
-        for average, _ in averages
-    }
-    wanted = [(average, step) for average, steps in averages for step in logs[average].left(steps)]
-    if not wanted:
+    logs: dict[tuple[Average, int], list[_Log]] = {}
+    for point in points:
+        log = _Log(point, source)
+        for step in log.left():
+            logs.setdefault((point.average, step), []).append(log)
+    if not logs:
         return
     model, model_state = workload.init_model_fn(random_utils.key_from_seed(source.rng_seed))
-    for average, _ in averages:
-        logs[average].begin(workload, workload_name, snapshots)
-    plan = Plan(wanted, snapshots.steps)
+    plan = Plan(logs, snapshots.steps)
+    opened = dict.fromkeys(log for same in logs.values() for log in same)
+    for log in opened:
+        log.begin(workload, workload_name, snapshots)
     rng = random_utils.key_from_seed(source.rng_seed)
-    with tqdm(total=len(wanted), unit="evaluation", disable=None) as bar:
-        for result in plan.run(snapshots.stream(plan.needed)):
+    with tqdm(total=len(logs), unit="evaluation", disable=None) as bar:
+        for result in plan.run(snapshots.pieces(plan.needed)):
             try:
                 model.load_state_dict(result.state)
             except RuntimeError as error:
                 line = " ".join(str(error).split())[:200]
                 raise UsageError(f"{snapshots.folder} holds no snapshots of {workload_name}: {line}") from None
-            metrics = workload.eval_model(workload.eval_batch_size, model, model_state, rng, "", None, result.step)
-            logs[result.average].add(metrics, result.step)
+            if validation_only:
+                count = workload.num_validation_examples
+                split = workload._eval_model_on_split(
+                    "validation", count, workload.eval_batch_size, model, model_state, rng, "", result.step
+                )
+                metrics = {f"validation/{name}": value for name, value in split.items()}
+                metrics["validation/num_examples"] = count
+            else:
+                metrics = workload.eval_model(workload.eval_batch_size, model, model_state, rng, "", None, result.step)
+            for log in logs[result.average, result.step]:
+                log.add(metrics, result.step)
             bar.update()
-    for log in logs.values():
+    for log in opened:
         log.finish()
 
 
-def _folder(
-    experiment: Path, averages: Sequence[tuple[Average, Any]], average: Average, source: Source, workload_name: str
-) -> Path:
-    same_kind = [other for other, _ in averages if type(other) is type(average)]
-    name = f"{experiment.name}_{type(average).__name__.lower()}"
-    study = f"study_{source.study}"
-    return experiment.parent / name / study / f"{workload_name}_pytorch" / f"trial_{same_kind.index(average) + 1}"
-
-
 class _Log:
-    """The log folder of one grid point."""
+    """The log folder of one grid point. UsageError if it is of another one already."""
 
-    def __init__(self, folder: Path, average: Average, source: Source) -> None:
-        self._folder, self._average, self._source = folder, average, source
+    def __init__(self, point: Point, source: Source) -> None:
+        self._point, self._source = point, source
         self._logger: MetricsLogger | None = None
-        path = folder / "eval_measurements.csv"
+        path = point.folder / "eval_measurements.csv"
         self._done = [int(step) for step in pd.read_csv(path)["global_step"]] if path.exists() else []
-        settings = {f"averaging_{name}": value for name, value in vars(average).items() if value is not None}
-        self._hyperparameters = {**source.hyperparameters, **settings}
-        there = folder / "hparams.json"
-        if there.exists() and json.loads(there.read_text()) != self._hyperparameters:
-            raise UsageError(f"{folder} is of other hyperparameters than {average}: choose another --experiment_name")
+        there = point.folder / "hparams.json"
+        if there.exists() and json.loads(there.read_text()) != point.hyperparameters:
+            raise UsageError(f"{point.folder} is of other hyperparameters than {point.average}: write elsewhere")
 
-    def left(self, steps: Sequence[int]) -> list[int]:
+    def left(self) -> list[int]:
         """The steps not yet evaluated, which come after those that are."""
-        left = [step for step in steps if step not in self._done]
+        left = [step for step in self._point.steps if step not in self._done]
         if left and self._done and min(left) < max(self._done):
             raise UsageError(
-                f"{self._folder} has evaluations up to step {max(self._done)}, so step {min(left)} cannot be added: "
-                "choose another --experiment_name"
+                f"{self._point.folder} has evaluations up to step {max(self._done)}, so step {min(left)} cannot be "
+                "added: write elsewhere"
             )
         return left
 
     def begin(self, workload: Any, workload_name: str, snapshots: Snapshots) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        write_json(self._folder / "hparams.json", self._hyperparameters)
-        write_json(self._folder / "meta_data_0.json", meta_data(workload, self._source.rng_seed))
+        folder = self._point.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "hparams.json", self._point.hyperparameters)
+        write_json(folder / "meta_data_0.json", meta_data(workload, self._source.rng_seed))
         flags = {"workload": workload_name, "framework": "pytorch", "snapshots": str(snapshots.folder)}
-        write_json(self._folder / "flags_0.json", {**flags, "average": str(self._average)})
-        self._logger = MetricsLogger(self._folder, max(self._done, default=0))
+        write_json(folder / "flags_0.json", {**flags, "average": str(self._point.average)})
+        self._logger = MetricsLogger(folder, max(self._done, default=0))
 
     def add(self, metrics: dict[str, float], step: int) -> None:
         assert self._logger is not None

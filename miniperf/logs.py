@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from miniperf.errors import UsageError
+from miniperf.events import Events
 
 
 def experiment_folder(experiment_dir: str, name: str, workload: str, overwrite: bool, resume: bool) -> Path:
@@ -82,6 +82,10 @@ def _cpu_name() -> str:
 class MetricsLogger:
     """measurements.csv, eval_measurements.csv and TensorBoard events.
 
+    In TensorBoard the tags are the metrics' names, as under the official harness: train/..., validation/..., test/...
+    and the clock of evaluations; loss, grad_norm, learning_rate and averaging/... of training. Unlike there, all of
+    them are drawn over completed updates.
+
     Args:
         folder: the trial's.
         step: completed updates of the checkpoint that training starts from. Rows of later steps, which a killed run
@@ -99,7 +103,7 @@ class MetricsLogger:
                 # A training row carries the number of updates before its own, an evaluation row those completed.
                 table = table[table["global_step"].astype(int) < step + is_eval]
             self._tables[is_eval] = table
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        self._events = Events(folder, step)
 
     def append_scalar_metrics(
         self, metrics: dict[str, float], global_step: int, preemption_count: int | None = None, is_eval: bool = False
@@ -115,8 +119,11 @@ class MetricsLogger:
         self._tables[is_eval] = pd.concat([old, new], ignore_index=True) if len(old) else new
         # Whole and in place at any moment: a kill must not leave half a line.
         _write_atomically(self._paths[is_eval], self._tables[is_eval].to_csv(index=False))
-        for name, value in metrics.items():
-            self._writer.add_scalar(name if is_eval else f"training/{name}", value, global_step)
+        if is_eval:
+            self._events.scalars(metrics, global_step)
+            self._events.flush()  # a checkpoint follows, from which a run may go on
+        elif "score" not in metrics:  # the closing row, whose score the last evaluation has
+            self._events.scalars(metrics, global_step + 1)
 
     def finish(self) -> None:
-        self._writer.close()
+        self._events.close()

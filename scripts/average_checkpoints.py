@@ -23,7 +23,13 @@ With a workload, the averages are evaluated and get log folders that scripts.rep
       --lawa window=5:10:20,interval=16 --experiment_dir=runs
 
 By default at the steps at which the run itself was evaluated, where the average is ready. Called again, it goes on
-where it was stopped.
+where it was stopped. Instead of --lawa and --ema, a submission's search space may say what to average:
+
+    python -m scripts.average_checkpoints runs/nadamw/study_0/mini_criteo1tb_pytorch/trial_1 --workload=mini_criteo1tb \
+      --submission=lawa --tuning_search_space=tuning_search_spaces/miniperf/lawa.json --trials=1 --experiment_dir=runs
+
+writes what runs/lawa/study_0/mini_criteo1tb_pytorch/trial_1 would have held, had lawa been trained. scripts.suite does
+so for studies that say `offline: true`.
 """
 
 import argparse
@@ -46,6 +52,7 @@ KINDS: dict[str, tuple[type[Average], str]] = {
     "lawa": (LAWA, "window"), "ema": (EMA, "decay"), "tail": (Tail, "share"), "power": (Power, "gamma"),
 }  # fmt: skip
 WHOLE = ("window", "interval", "start")
+SUBMISSIONS = ("lawa", "ema")  # submissions whose runs are those of nadamw but for the average
 
 
 def parser() -> argparse.ArgumentParser:
@@ -68,6 +75,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--experiment_name", default="offline", help="submissions are named <experiment_name>_<kind> (default: offline)"
     )
+    made.add_argument("--validation_only", action="store_true", help="evaluate on the validation set alone")
+    made.add_argument("--submission", choices=SUBMISSIONS, help="average as this submission does")
+    made.add_argument("--tuning_search_space", help="its search space: a list of points")
+    made.add_argument("--trials", default="1", help="points of it, from 1, with commas between (default: 1)")
     return made
 
 
@@ -94,14 +105,13 @@ def parse(kind: str, text: str) -> list[Average]:
 
 def run(args: argparse.Namespace) -> None:
     averages = [average for kind in KINDS for text in getattr(args, kind) for average in parse(kind, text)]
-    if not averages:
+    if not averages and args.submission is None:
         raise SnapshotError(
             "say what to average: --lawa window=20, --ema decay=.95, --tail share=.25, --power gamma=6.94"
         )
-    try:
-        steps = None if args.at is None else sorted({int(step) for step in args.at.split(",")})
-    except ValueError:
-        raise SnapshotError(f"--at={args.at} must be steps with commas between") from None
+    if args.submission is not None and (averages or not args.workload or not args.tuning_search_space):
+        raise SnapshotError("--submission goes with --workload and --tuning_search_space, and without --lawa, --ema")
+    steps = None if args.at is None else sorted(set(_numbers("--at", "steps", args.at)))
     torch.set_num_threads(1)
     snapshots = Snapshots(args.dir)
     if args.verify:
@@ -115,6 +125,13 @@ def run(args: argparse.Namespace) -> None:
         evaluate(args, snapshots, averages, steps)
     else:
         write(args, snapshots, averages, steps or [snapshots.steps[-1]])
+
+
+def _numbers(flag: str, what: str, text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise SnapshotError(f"{flag}={text} must be {what} with commas between") from None
 
 
 def write(args: argparse.Namespace, snapshots: Snapshots, averages: list[Average], steps: list[int]) -> None:
@@ -154,12 +171,70 @@ def evaluate(args: argparse.Namespace, snapshots: Snapshots, averages: list[Aver
 
     source = averaged_logs.Source(snapshots.folder)
     workload = workloads.make(args.workload)
-    chosen = [
-        (average, steps or averaged_logs.possible_steps(average, snapshots, source.steps))
-        for average in dict.fromkeys(averages)
-    ]
-    experiment = args.experiment_dir / args.experiment_name
-    averaged_logs.evaluate(workload, args.workload, snapshots, source, chosen, experiment)
+    where = f"study_{source.study}/{args.workload}_pytorch"
+    points = []
+    if args.submission is not None:
+        for trial, average, hyperparameters in _trials(args, workload.step_hint, source.hyperparameters):
+            folder = args.experiment_dir / args.submission / where / f"trial_{trial}"
+            try:
+                ready = averaged_logs.possible_steps(average, snapshots, steps or source.steps)
+            except SnapshotError as error:
+                print(f"left out: {error}")  # its window is longer than the run, say
+            else:
+                points.append(averaged_logs.Point(average, ready, folder, hyperparameters))
+    counts: dict[type[Average], int] = {}
+    for average in dict.fromkeys(averages):
+        counts[type(average)] = counts.get(type(average), 0) + 1
+        submission = f"{args.experiment_name}_{type(average).__name__.lower()}"
+        settings = {f"averaging_{name}": value for name, value in vars(average).items() if value is not None}
+        points.append(
+            averaged_logs.Point(
+                average,
+                steps or averaged_logs.possible_steps(average, snapshots, source.steps),
+                args.experiment_dir / submission / where / f"trial_{counts[type(average)]}",
+                {**source.hyperparameters, **settings},
+            )
+        )
+    averaged_logs.evaluate(workload, args.workload, snapshots, source, points, args.validation_only)
+
+
+def _trials(
+    args: argparse.Namespace, step_hint: int, trained: dict[str, Any]
+) -> list[tuple[int, Average, dict[str, Any]]]:
+    """(trial, average, hyperparameters) of the points of the search space that are asked for.
+
+    Raises:
+        SnapshotError: there is no such point, or it is not what the run was `trained` with.
+    """
+    from miniperf import search
+
+    space = search.load(args.tuning_search_space, None)
+    chosen = _numbers("--trials", "numbers", args.trials)
+    if bad := [number for number in chosen if not 1 <= number <= len(space)]:
+        raise SnapshotError(f"--trials: {args.tuning_search_space} has points 1 to {len(space)}, and no {bad[0]}")
+    found: list[tuple[int, Average, dict[str, Any]]] = []
+    for number in chosen:
+        point = space[number - 1]
+        values = {name: value for name, value in point._asdict().items() if not name.startswith("averaging_")}
+        if differing := sorted({name for name in {*values, *trained} if values.get(name) != trained.get(name)}):
+            raise SnapshotError(
+                f"--trials: point {number} of {args.tuning_search_space} has {differing[0]} "
+                f"{values.get(differing[0])}, the run {trained.get(differing[0])}: its average is another run's"
+            )
+        average = average_of(args.submission, point, step_hint)
+        found.append((number, average, point._asdict()))
+    return found
+
+
+def average_of(submission: str, hyperparameters: Any, step_hint: int) -> Average:
+    """What `submission`, lawa or ema, evaluates with these hyperparameters."""
+    from submissions.recipe import ema, lawa
+
+    if submission == "lawa":
+        settings = lawa.settings(hyperparameters, step_hint)
+        return LAWA(window=settings["window"], interval=settings["interval"])
+    settings = ema.settings(hyperparameters, step_hint)
+    return EMA(decay=settings["decay"], interval=settings["interval"])
 
 
 def _bytes(count: int) -> str:

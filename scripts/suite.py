@@ -8,11 +8,14 @@ again skips the finished runs and continues the others, so that it can be stoppe
 
 Of a submission's search space each workload takes one trial: the one whose learning rate is best for the baseline,
 as recorded in <search_spaces>/tuned_trials.json (docs/results/calibration.md tells how it was found). A study, one of
-the paper's experiments in studies/, brings its own submissions, workloads, seeds and grid of hyperparameters.
+the paper's experiments in studies/, brings its own submissions, workloads, seeds and grid of hyperparameters. Where it
+says `offline: true`, the baseline's runs keep snapshots, and the other submissions are averages of these, evaluated on
+the validation set alone.
 """
 
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -20,6 +23,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from absl import app, flags
 from tqdm import tqdm
@@ -28,6 +33,8 @@ from analysis import studies
 from analysis.errors import UsageError as StudyError
 from miniperf import workloads
 from miniperf.errors import UsageError
+from scripts.average_checkpoints import average_of
+from weight_averaging.averages import SnapshotError
 
 FLAGS = flags.FLAGS
 SUBMISSIONS = Path("submissions/pytorch")
@@ -45,7 +52,7 @@ flags.DEFINE_integer("max_global_steps", None, "Updates in a run; default: the w
 flags.DEFINE_integer("jobs", os.cpu_count(), "Runs at a time.", lower_bound=1)
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """One run and the process that makes it."""
 
@@ -53,50 +60,85 @@ class Job:
     workload: str
     seed: int
     search_space: Path
-    trial: int  # of the search space, from 1
+    trials: list[int]  # of the search space, from 1; one, unless they are averages of one run
     steps: int
+    evaluate_every: int
+    snapshots_every: int | None = None
+    source: "Job | None" = None  # the run that is averaged
     process: subprocess.Popen | None = None
 
     @property
     def name(self) -> str:
-        return f"{self.submission} on {self.workload}, seed {self.seed}, trial {self.trial}"
+        trials = f"trial {self.trials[0]}" if len(self.trials) == 1 else f"{len(self.trials)} trials"
+        return f"{self.submission} on {self.workload}, seed {self.seed}, {trials}"
 
-    @property
-    def folder(self) -> Path:
+    def folder(self, trial: int) -> Path:
         study = Path(FLAGS.experiment_dir) / self.submission / f"study_{self.seed}"
-        return study / f"{self.workload}_pytorch" / f"trial_{self.trial}"
+        return study / f"{self.workload}_pytorch" / f"trial_{trial}"
 
     @property
     def log(self) -> Path:
-        return Path(FLAGS.experiment_dir) / "logs" / f"{self.submission}_{self.workload}_{self.seed}_{self.trial}.txt"
+        name = f"{self.submission}_{self.workload}_{self.seed}_{self.trials[0]}.txt"
+        return Path(FLAGS.experiment_dir) / "logs" / name
 
     def done(self) -> int:
-        """Updates done, as of the last checkpoint."""
-        steps = [int(path.name.removeprefix("checkpoint_")) for path in self.folder.glob("checkpoint_*")]
+        """Updates done, as of the last checkpoint; of an average, as of its last evaluation."""
+        if self.source is not None:
+            tables = [self.folder(trial) / "eval_measurements.csv" for trial in self.trials]
+            return min(_last_step(table) for table in tables)
+        steps = [
+            int(path.name.removeprefix("checkpoint_")) for path in self.folder(self.trials[0]).glob("checkpoint_*")
+        ]
         return max(steps, default=0)
+
+    def ready(self) -> bool:
+        """Whether the run that is averaged is done."""
+        return self.source is None or self.source.done() >= self.source.steps
 
     def begin(self) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        command = [
-            sys.executable, "-m", "scripts.run", f"--submission={self.submission}", f"--workload={self.workload}",
-            f"--rng_seed={self.seed}", f"--experiment_dir={FLAGS.experiment_dir}", "--resume_last_run",
-            f"--tuning_search_space={self.search_space}", "--continue_after_target",
-            f"--hparam_start_index={self.trial - 1}", f"--hparam_end_index={self.trial}",
-            f"--max_global_steps={self.steps}",
-            f"--eval_every_n_steps={max(1, self.steps // FLAGS.evaluations)}", "--nosave_intermediate_checkpoints",
-        ]  # fmt: skip
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}
-            )
+                [sys.executable, "-m", *(self._training() if self.source is None else self._averaging(self.source))],
+                stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+
+    def _training(self) -> list[str]:
+        trial = self.trials[0]
+        snapshots = self.snapshots_every and [f"--save_snapshots_every_n_steps={self.snapshots_every}"]
+        return [
+            "scripts.run", f"--submission={self.submission}", f"--workload={self.workload}",
+            f"--rng_seed={self.seed}", f"--experiment_dir={FLAGS.experiment_dir}", "--resume_last_run",
+            f"--tuning_search_space={self.search_space}", "--continue_after_target",
+            f"--hparam_start_index={trial - 1}", f"--hparam_end_index={trial}", f"--max_global_steps={self.steps}",
+            f"--eval_every_n_steps={self.evaluate_every}", "--nosave_intermediate_checkpoints", *(snapshots or []),
+        ]  # fmt: skip
+
+    def _averaging(self, source: "Job") -> list[str]:
+        return [
+            "scripts.average_checkpoints", str(source.folder(source.trials[0]) / "snapshots"),
+            f"--workload={self.workload}", f"--submission={self.submission}",
+            f"--tuning_search_space={self.search_space}", f"--trials={','.join(map(str, self.trials))}",
+            f"--experiment_dir={FLAGS.experiment_dir}", "--validation_only",
+        ]  # fmt: skip
+
+
+def _last_step(table: Path) -> int:
+    try:
+        header, *_, last = table.read_text().splitlines()
+    except (OSError, ValueError):  # not there, or no evaluation in it
+        return 0
+    return int(last.split(",")[header.split(",").index("global_step")])
 
 
 def jobs() -> list[Job]:
-    """All runs asked for, seed by seed. UsageError for an unknown submission or workload, or an unusable study."""
-    try:
-        study = studies.load(FLAGS.study) if FLAGS.study is not None else None
-    except StudyError as error:
-        raise UsageError(str(error)) from None
+    """All runs asked for, seed by seed.
+
+    Raises:
+        UsageError: an unknown submission or workload, or files of another study.
+        StudyError: an unusable study.
+    """
+    study = studies.load(FLAGS.study) if FLAGS.study is not None else None
     names, chosen, seeds, spaces = FLAGS.submissions, FLAGS.workloads, FLAGS.seeds, Path(FLAGS.search_spaces)
     if study is not None:
         names, seeds, spaces = study.submissions, study.seeds, study.search_spaces
@@ -113,20 +155,65 @@ def jobs() -> list[Job]:
     if untuned := [workload for workload in chosen if workload not in tuned]:
         raise UsageError(f"{spaces}/tuned_trials.json has no trial for {', '.join(untuned)}; see scripts.calibrate")
 
-    def files_and_trials(name: str, workload: str) -> tuple[Path, list[int]]:
-        if study is None:
-            return spaces / f"{name}.json", [tuned[workload]]
-        path = Path(FLAGS.experiment_dir, "search_spaces", f"{name}.json")
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(study.search_space(name), indent=2))
-        return path, study.trials(name, tuned[workload])
-
-    result = []
-    for seed, workload, name in itertools.product(range(seeds), chosen, names):
-        path, trials = files_and_trials(name, workload)
-        result += [Job(name, workload, seed, path, trial, steps[workload]) for trial in trials]
+    result: list[Job] = []
+    for seed, workload in itertools.product(range(seeds), chosen):
+        trials = {name: [tuned[workload]] for name in names}
+        files = {name: spaces / f"{name}.json" for name in names}
+        points: dict[str, list[dict[str, Any]]] = {}
+        if study is not None:
+            trials = {name: study.trials(name, tuned[workload]) for name in names}
+            files = {name: _search_space(study, name) for name in names}
+            points = {name: study.search_space(name) for name in names}
+        here = []
+        for name in names if study is None or not study.offline else [study.baseline]:
+            for trial in trials[name]:
+                # Once its schedule is over, a run learns nothing more.
+                share = points[name][trial - 1].get("schedule_fraction", 1.0) if name in points else 1.0
+                length = max(1, round(share * steps[workload]))
+                every = max(1, length // FLAGS.evaluations)
+                here.append(Job(name, workload, seed, files[name], [trial], length, every))
+        if study is not None and study.offline:
+            hint = workloads.make(workload).step_hint
+            for name in names[1:]:
+                here += _averages(study, name, files[name], trials[name], here, hint)
+        result += here
     return result
+
+
+def _averages(
+    study: studies.Study, name: str, search_space: Path, trials: list[int], there: list[Job], step_hint: int
+) -> list[Job]:
+    """One job for each of the baseline's runs `there`, which are told to keep the snapshots that it needs."""
+    points = study.search_space(name)
+    result = []
+    for source in [job for job in there if job.source is None]:
+        ready = []
+        for trial in trials:
+            if study.source(name, trial) != source.trials[0]:
+                continue
+            average = average_of(name, SimpleNamespace(**points[trial - 1]), step_hint)
+            interval = average.interval or 1
+            try:
+                average.members(range(interval, source.steps + 1, interval), source.steps)
+            except SnapshotError:
+                continue  # longer than the run
+            ready.append(trial)
+            source.snapshots_every = math.gcd(source.snapshots_every or 0, interval)
+        if ready:
+            every, steps = source.evaluate_every, source.steps
+            result.append(Job(name, source.workload, source.seed, search_space, ready, steps, every, source=source))
+    return result
+
+
+def _search_space(study: studies.Study, name: str) -> Path:
+    """The file with a submission's points, written if it is not there."""
+    path = Path(FLAGS.experiment_dir, "search_spaces", f"{name}.json")
+    text = json.dumps(study.search_space(name), indent=2)
+    if path.exists() and path.read_text() != text:
+        raise UsageError(f"{path} is of another study: choose another --experiment_dir")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
 
 
 def run(waiting: list[Job]) -> list[Job]:
@@ -140,9 +227,10 @@ def run(waiting: list[Job]) -> list[Job]:
     with tqdm(total=total, initial=finished, unit="step", disable=None, dynamic_ncols=True, smoothing=0.02) as bar:
         try:
             while waiting or running:
-                while waiting and len(running) < FLAGS.jobs:
-                    waiting[0].begin()
-                    running.append(waiting.pop(0))
+                for job in [job for job in waiting if job.ready()][: FLAGS.jobs - len(running)]:
+                    job.begin()
+                    waiting.remove(job)
+                    running.append(job)
                 time.sleep(0.3)
                 for job in [job for job in running if job.process is not None and job.process.poll() is not None]:
                     running.remove(job)
@@ -151,6 +239,7 @@ def run(waiting: list[Job]) -> list[Job]:
                         print(f"{count - len(waiting) - len(running)}/{count} {job.name}", flush=True)
                     if job.process is not None and job.process.returncode:
                         failed.append(job)
+                        waiting = [other for other in waiting if other.source is not job]
                         bar.write(f"failed: {job.name}; see {job.log}")
                 bar.set_postfix_str(f"{count - len(waiting) - len(running)}/{count} runs done", refresh=False)
                 bar.update(finished + sum(job.done() for job in running) - bar.n)
@@ -166,7 +255,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     try:
         failed = run(jobs())
-    except UsageError as error:
+    except (UsageError, StudyError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     if failed:

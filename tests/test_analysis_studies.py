@@ -1,12 +1,14 @@
 """Studies: the committed files, what is said of bad ones, and their figures on made-up logs."""
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
-from analysis import logs, studies, study_figures, targets, to_target
+from analysis import horizon, horizon_figures, logs, studies, study_figures, targets
 from analysis.errors import UsageError
 from tests import synthetic_logs
 
@@ -19,9 +21,9 @@ def write_runs(root, study, seeds=2, workloads=("toy", "toy_two"), points=None):
     for submission in study.submissions:
         for trial, point in enumerate(points or study.search_space(submission), start=1):
             speed = 0.05 * (point["learning_rate"] / 0.005) ** 0.3
-            horizon = study_figures.horizon_of(point, 400)
-            if np.isfinite(horizon):
-                speed *= 1.6 - 0.15 * np.log(horizon / 0.05) ** 2
+            share = horizon.horizon_of(point, 400)
+            if np.isfinite(share):
+                speed *= 1.6 - 0.15 * np.log(share / 0.05) ** 2
             speed *= 1 + 0.1 * point.get("final_lr_factor", 0) - 0.2 * ("decay" in submission)
             for workload in workloads:
                 for seed in range(seeds):
@@ -104,15 +106,15 @@ def test_the_trials_of_a_study_are_the_tuned_ones_or_all():
 def test_null_leaves_a_hyperparameter_out():
     study = studies.load(ROOT / "studies/ema_horizon.yaml")
     space = study.search_space("ema")
-    assert len(space) == 12 * len(study.points("ema"))
+    assert len(space) == 16 * len(study.points("ema"))
     assert all("averaging_horizon" not in point and "averaging_interval" in point for point in space)
 
 
 def test_horizon_of_a_run():
-    assert study_figures.horizon_of({"averaging_horizon": 0.1, "averaging_window": 20}, 1000) == 0.1
-    assert study_figures.horizon_of({"averaging_interval": 10, "averaging_window": 20}, 1000) == 0.2
-    assert study_figures.horizon_of({"averaging_interval": 10, "averaging_decay": 19 / 21}, 1000) == pytest.approx(0.2)
-    assert np.isnan(study_figures.horizon_of({"learning_rate": 0.1}, 1000))
+    assert horizon.horizon_of({"averaging_horizon": 0.1, "averaging_window": 20}, 1000) == 0.1
+    assert horizon.horizon_of({"averaging_interval": 10, "averaging_window": 20}, 1000) == 0.2
+    assert horizon.horizon_of({"averaging_interval": 10, "averaging_decay": 19 / 21}, 1000) == pytest.approx(0.2)
+    assert np.isnan(horizon.horizon_of({"learning_rate": 0.1}, 1000))
 
 
 def test_the_parabola_finds_the_best_horizon(tmp_path):
@@ -120,13 +122,86 @@ def test_the_parabola_finds_the_best_horizon(tmp_path):
     write_runs(tmp_path, study, workloads=("toy",))
     selected = study_figures.select(logs.read(tmp_path), study)
     measured = targets.resolve(selected)
-    figure = study_figures._horizon(study, selected, measured, to_target.trials(selected, measured), "steps")
+    rows = horizon.measure(selected, measured, 1.0)
+    figure = horizon_figures.against_horizon(rows, "nadamw", measured, "steps", "part", "share")
     axis = figure.axes[0]
     shown = [text.get_text() for text in axis.texts]
     assert len(shown) == 1
     assert 3 <= float(shown[0].removesuffix(" %")) <= 8  # made to be best at 5 %
     labels = {line.get_label() for line in axis.lines}
     assert {"nadamw", "lawa, window=5", "lawa, window=20"} <= labels
+
+
+def test_offline_points_know_the_run_that_they_average():
+    study = studies.load(ROOT / "studies/final_learning_rate.yaml")
+    for trial in study.trials("lawa", tuned=2):
+        averaged, trained = study.search_space("lawa")[trial - 1], study.search_space("nadamw")
+        source = trained[study.source("lawa", trial) - 1]
+        assert {name: value for name, value in averaged.items() if not name.startswith("averaging_")} == source
+
+
+def points_on_a_parabola(best, noise, seeds=3, level=0.0):
+    random = np.random.default_rng(1)
+    rows = [
+        {"x": x, "horizon": x, "study": seed, "y": 100 + level * seed + np.log(x / best) ** 2 + noise * random.normal()}
+        for seed in range(seeds)
+        for x in np.geomspace(0.005, 0.32, 7)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_the_optimum_is_found_whatever_the_seeds_levels():
+    found = horizon.optimum(points_on_a_parabola(0.03, 0.01, level=50.0), "x", "y", lower=True)
+    assert found.best == pytest.approx(0.03, rel=0.02)
+    assert found.low <= found.best <= found.high < 1.02 * found.low
+    rough = horizon.optimum(points_on_a_parabola(0.03, 1.0), "x", "y", lower=True)
+    assert rough.high > 1.2 * rough.low  # noise widens the interval
+
+
+def test_the_optimum_outside_of_the_range_is_its_end():
+    found = horizon.optimum(points_on_a_parabola(2.0, 0.01), "x", "y", lower=True)
+    assert found.ends == pytest.approx((0.005, 0.16))  # .32 is longer than what is fitted
+    assert found.best == found.high == pytest.approx(0.16)
+    found = horizon.optimum(points_on_a_parabola(0.03, 0.01).assign(y=lambda rows: -rows["y"]), "x", "y", lower=True)
+    assert found.best in found.ends  # the parabola opens the wrong way
+    assert horizon.optimum(points_on_a_parabola(0.03, 0.1).query("x < .02"), "x", "y", lower=True) is None
+
+
+def test_gain_is_over_the_run_of_the_same_seed_and_hyperparameters(tmp_path):
+    """Two lengths of schedule, of which the first half counts."""
+    for seed in (0, 1):
+        for fraction in (0.5, 1.0):
+            raw = np.linspace(0.1, 0.5, 40) + 0.1 * seed + 0.05 * fraction
+            raw = raw[: int(40 * fraction)]
+            trial = int(2 * fraction)
+            common = {"study": seed, "trial": trial, "workload": "toy"}
+            hparams = {"learning_rate": 1.0, "schedule_fraction": fraction}
+            synthetic_logs.write(tmp_path, "nadamw", raw, hparams=hparams, **common)
+            better = np.where(np.arange(len(raw)) < len(raw) / 2, raw + 0.01 * trial, raw - 1)
+            averaging = {"averaging_interval": 2, "averaging_window": 5}
+            folder = synthetic_logs.write(tmp_path, "lawa", better, hparams={**hparams, **averaging}, **common)
+            for path in (folder, tmp_path / "nadamw" / folder.relative_to(tmp_path / "lawa")):
+                meta = json.loads((path / "meta_data_0.json").read_text())
+                meta["workload"]["step_hint"] = 400
+                (path / "meta_data_0.json").write_text(json.dumps(meta))
+    read = logs.read(tmp_path)
+    rows = horizon.measure(read, targets.resolve(read), 0.5)
+    lawa = rows[rows["submission"] == "lawa"].set_index(["study", "trial"])
+    assert dict(lawa["gain"]) == pytest.approx({(0, 1): 0.01, (1, 1): 0.01, (0, 2): 0.02, (1, 2): 0.02})
+    assert dict(lawa["horizon"].xs(0)) == pytest.approx({1: 0.05, 2: 0.025})
+    assert (rows.loc[rows["submission"] == "nadamw", "gain"] == 0).all()
+
+
+def test_leads_over_workloads_by_horizon(tmp_path):
+    for workload, faster in (("toy", 2.0), ("toy_two", 1.25)):
+        for submission, speed in (("nadamw", 1.0), ("lawa", faster)):
+            averaging = {"averaging_interval": 1, "averaging_window": 4} if submission == "lawa" else {}
+            values = np.minimum(0.8, 0.02 * speed * np.arange(1, 41))
+            synthetic_logs.write(tmp_path, submission, values, workload=workload, hparams={"lr": 1.0, **averaging})
+    read = logs.read(tmp_path)
+    table = horizon.leads(read, targets.resolve(read), "nadamw", (0.5,))
+    assert list(table.index) == [0.01]
+    assert table[0.5].item() == pytest.approx(np.sqrt(1 / 2.0 * 1 / 1.25))
 
 
 def test_a_workload_of_the_study_without_runs_is_named(tmp_path):
@@ -160,6 +235,16 @@ def _load(folder, **changes):
         ({"workloads": "some"}, "workloads must be a list of names or `all`, not 'some'"),
         ({"grid": {"ema": {"x": [1]}}}, "'ema' is not among the submissions nadamw, lawa"),
         ({"grid": {"lawa": {"x": 1}}}, "lawa: x must be a list of values, not 1"),
+        ({"offline": 2}, "offline must be true or false, not 2"),
+        (
+            {"offline": True, "submissions": ["nadamw", "lawa_no_decay"]},
+            "offline: lawa_no_decay is no average of nadamw's runs; only lawa and ema can be",
+        ),
+        (
+            {"figures": [{"name": "f", "kind": "heatmap", "until": 2}]},
+            r"f: until must be a share of training in \(0, 1\], not 2",
+        ),
+        ({"figures": [{"name": "f", "kind": "sweep", "x": "a", "y": "gain"}]}, "y must be one of best, steps, seconds"),
         ({"figures": []}, r"figures must be a list, not \[\]"),
         ({"figures": [{"name": "f", "kind": "pie"}]}, "kind 'pie' is unknown; choose from curves"),
         ({"figures": [{"name": "f", "kind": "sweep"}]}, "f: sweep needs x"),

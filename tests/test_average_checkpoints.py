@@ -1,5 +1,6 @@
 """The command: plain use, bounded memory, its errors, and log folders of a workload."""
 
+import json
 import sys
 
 import pandas as pd
@@ -130,6 +131,26 @@ def test_logs_of_a_workload_can_be_read_and_resumed(capsys, tmp_path, monkeypatc
     assert (offline / "trial_2" / "eval_measurements.csv").read_bytes() == before
     said = call(capsys, home["nadamw"], **{**flags, "lawa": ["window=3,interval=3"]})
     assert "is of other hyperparameters than lawa window=3 interval=3" in said
+
+
+def test_averages_of_a_search_space_are_refused_to_another_run(capsys, tmp_path):
+    from tests.test_runner import AVERAGING, HYPERPARAMETERS, settings_of, train, trial
+
+    home = tmp_path / "nadamw" / "study_0" / "mini_imagenet_vit_pytorch" / "trial_1"
+    train(home, trial(tmp_path, "nadamw"), settings_of("nadamw", steps=6, every=3))
+    (home / "hparams.json").write_text(json.dumps(HYPERPARAMETERS))
+    space = tmp_path / "space.json"
+    points = [{**HYPERPARAMETERS, **AVERAGING["lawa"], "learning_rate": rate} for rate in (1e-2, 2e-2)]
+    space.write_text(json.dumps(points))
+    flags = {"workload": "mini_imagenet_vit", "submission": "lawa", "experiment_dir": str(tmp_path)}
+    said = call(capsys, home, **flags, tuning_search_space=str(space), trials="1,2")
+    assert f"--trials: point 2 of {space} has learning_rate 0.02, the run 0.01: its average is another run's" in said
+    said = call(capsys, home, **flags, tuning_search_space=str(space), trials="3")
+    assert f"--trials: {space} has points 1 to 2, and no 3" in said
+    said = call(capsys, home, **flags, tuning_search_space=str(space))
+    assert "left out: lawa window=4 interval=3" in said  # six updates do not fill it
+    said = call(capsys, home, submission="lawa")
+    assert "--submission goes with --workload and --tuning_search_space" in said
 
 
 def test_plain_use_imports_no_workload(folder, tmp_path):

@@ -69,6 +69,41 @@ def test_a_study_runs_its_grid_at_the_tuned_trial(tmp_path):
     assert len(list((tmp_path / "runs/nadamw").rglob("hparams.json"))) == 1
 
 
+def test_an_offline_study_is_what_training_would_have_given(tmp_path):
+    grid = {"averaging_horizon": [None], "averaging_interval": [4], "averaging_window": [3, 30]}
+    study = {
+        "title": "t", "paper": "p", "question": "q", "submissions": ["nadamw", "lawa"], "seeds": 1,
+        "workloads": ["mini_imagenet_vit"], "search_spaces": "tuning_search_spaces/miniperf", "grid": {"lawa": grid},
+        "figures": [{"name": "f", "kind": "best"}],
+    }  # fmt: skip
+    found = {}
+    for name, offline in (("offline", True), ("online", False)):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({**study, "offline": offline}))
+        arguments = [f"--study={path}", "--max_global_steps=40", "--evaluations=4"]
+        subprocess.run(command(tmp_path / name, *arguments), check=True, capture_output=True)
+        found[name] = metrics(tmp_path / name)
+    lawa = sorted(table for table in found["online"] if table.startswith("lawa"))
+    assert set(found["offline"]) == set(found["online"]) - {lawa[1]}  # a window of 30 is never full
+    averaged, trained = found["offline"][lawa[0]], found["online"][lawa[0]]
+    assert list(averaged["global_step"].astype(int)) == [20, 30, 40]  # once the window is full
+    trained = trained[trained["global_step"].astype(int) >= 20].reset_index(drop=True)
+    pd.testing.assert_frame_equal(averaged, trained[list(averaged)])
+    assert set(averaged) == {name for name in trained if name.startswith("validation/")} | {"global_step"}
+    hparams = [json.loads((tmp_path / name / lawa[0]).with_name("hparams.json").read_text()) for name in found]
+    assert hparams[0] == hparams[1]
+
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "offline").rglob("*.csv")}
+    arguments = [f"--study={tmp_path / 'offline.yaml'}", "--max_global_steps=40", "--evaluations=4"]
+    subprocess.run(command(tmp_path / "offline", *arguments), check=True, capture_output=True)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "offline").rglob("*.csv")} == stamps
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump({**study, "grid": {"lawa": {**grid, "averaging_window": [2]}}}))
+    other = command(tmp_path / "offline", f"--study={tmp_path / 'other.yaml'}")
+    result = subprocess.run(other, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "search_spaces/lawa.json is of another study: choose another --experiment_dir" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

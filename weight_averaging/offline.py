@@ -23,16 +23,17 @@ import torch
 from torch import Tensor
 
 from weight_averaging.averages import EMA, LAWA, Average, Power, SnapshotError, Tail
+from weight_averaging.safetensors_files import StoredTensor
 from weight_averaging.torch.mean import accumulators, add, mean_of, pairwise_mean
 from weight_averaging.torch.weights import clean_names, is_finite
 
 __all__ = ["EMA", "LAWA", "Average", "Plan", "Power", "Result", "SnapshotError", "Tail"]
 
-State = Mapping[str, Tensor]
+State = Mapping[str, Tensor | StoredTensor]
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
-# float32 elements that are worked on at a time: 256 KiB stay in a core's cache while every average takes them in.
-BLOCK = 1 << 16
+# float32 elements that are worked on at a time: 1 MiB stays in a core's cache while every average takes it in.
+BLOCK = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -139,26 +140,29 @@ class Plan:
         if hold:
             held[step] = {}
         for name, tensor in state.items():
-            if not tensor.is_floating_point():
-                if tensor.is_complex():
+            if not tensor.dtype.is_floating_point:
+                if tensor.dtype.is_complex:
                     raise TypeError(f"{name} is {tensor.dtype}; only real floating-point can be averaged")
                 continue
             if name in self._constant:
-                if not torch.equal(self._constant[name], tensor):
+                if not torch.equal(self._constant[name], _whole(tensor)):
                     raise SnapshotError(f"step {step}: {name} is not finite, and not constant either")
                 continue
-            flat = tensor.detach().reshape(-1)
-            if hold:
-                held[step][name] = flat.to(torch.float32, copy=True)
-                flat = held[step][name]
-            targets = [track.targets(name, flat) for track in active]
-            for start in range(0, flat.numel(), BLOCK):
-                values = flat[start : start + BLOCK].to(torch.float32)
+            size, device = tensor.numel(), _device(tensor)
+            flat = tensor if isinstance(tensor, StoredTensor) else tensor.detach().reshape(-1)
+            targets = [track.targets(name, size, device) for track in active]
+            copy = held[step].setdefault(name, _vector(size, device)) if hold else None
+            for start in range(0, size, BLOCK):
+                stop = min(start + BLOCK, size)
+                piece = flat.piece(start, stop) if isinstance(flat, StoredTensor) else flat[start:stop]
+                values = piece.to(torch.float32)
                 if not is_finite(values):
-                    self._make_constant(step, name, tensor)
+                    self._make_constant(step, name, _whole(tensor))
                     break
+                if copy is not None:
+                    copy[start:stop].copy_(values)
                 for track, target in zip(active, targets):
-                    track.take(step, [vector[start : start + BLOCK] for vector in target], values)
+                    track.take(step, [vector[start:stop] for vector in target], values)
 
     def _make_constant(self, step: int, name: str, tensor: Tensor) -> None:
         """A mask of infinities, say: no average of it, as online."""
@@ -176,8 +180,8 @@ class Plan:
         track.results -= 1
         final = track.results == 0
         for name, tensor in state.items():
-            if name in self._constant or not tensor.is_floating_point():
-                result[name] = tensor.clone()
+            if name in self._constant or not tensor.dtype.is_floating_point:
+                result[name] = _whole(tensor).clone()
                 continue
             if isinstance(track, _Sum) and self._queued:
                 mean = _mean([held[member][name] for member in track.members])
@@ -211,11 +215,9 @@ class _Track(abc.ABC):
     def value(self, name: str, final: bool) -> Tensor:
         """The average of a tensor, flat; the track's own memory only if it is final."""
 
-    def targets(self, name: str, like: Tensor) -> list[Tensor]:
+    def targets(self, name: str, size: int, device: torch.device) -> list[Tensor]:
         if name not in self.values:
-            self.values[name] = [
-                torch.empty(like.numel(), dtype=torch.float32, device=like.device) for _ in range(self.count)
-            ]
+            self.values[name] = [_vector(size, device) for _ in range(self.count)]
         return self.values[name]
 
 
@@ -262,6 +264,18 @@ class _Recursion(_Track):
 
     def value(self, name: str, final: bool) -> Tensor:
         return self.values[name][0] if final else self.values[name][0].clone()
+
+
+def _vector(size: int, device: torch.device) -> Tensor:
+    return torch.empty(size, dtype=torch.float32, device=device)
+
+
+def _device(tensor: Tensor | StoredTensor) -> torch.device:
+    return torch.device("cpu") if isinstance(tensor, StoredTensor) else tensor.device
+
+
+def _whole(tensor: Tensor | StoredTensor) -> Tensor:
+    return tensor.load() if isinstance(tensor, StoredTensor) else tensor
 
 
 def _mean(vectors: list[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from weight_averaging.averages import Average, SnapshotError
-from weight_averaging.offline import Layout, Plan
+from weight_averaging.offline import Layout, Plan, State
 from weight_averaging.replacing import replacing
 from weight_averaging.safetensors_files import SafetensorsWriter
 from weight_averaging.snapshot_files import Snapshots
@@ -69,8 +69,8 @@ def average_to_files(
 
 def _told(
     snapshots: Snapshots, steps: list[int], names: list[str], on_read: Callable[[int], object]
-) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    for step, state in snapshots.stream(steps, names):
+) -> Iterator[tuple[int, State]]:
+    for step, state in snapshots.pieces(steps, names):
         yield step, state
         on_read(sum(tensor.nbytes for tensor in state.values()))
 

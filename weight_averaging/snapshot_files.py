@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
-from weight_averaging.offline import Layout, layout_difference, layout_of
-from weight_averaging.safetensors_files import SafetensorsFile
+from weight_averaging.offline import BLOCK, Layout, layout_difference, layout_of
+from weight_averaging.safetensors_files import SafetensorsFile, StoredTensor
 from weight_averaging.sharded_files import ShardedFolder
 from weight_averaging.torch.weights import clean_names
 
@@ -86,12 +86,30 @@ class Snapshots:
     def state(self, step: int, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """The weights of one snapshot, or those of these names; read when they are used, where that is possible."""
         source = _open(self.paths[step])
+        originals = self._originals(step, source, names)
+        tensors = source.read(list(originals.values()))
+        return {name: tensors[original] for name, original in originals.items()}
+
+    def _originals(self, step: int, source: _Source, names: Iterable[str] | None) -> dict[str, str]:
+        """What the tensors of these names are called in the file."""
         originals = dict(zip(clean_names(list(source.layout)), source.layout))
         chosen = list(self.layout if names is None else names)
         if lacking := [name for name in chosen if name not in originals]:
             raise SnapshotError(f"{self.paths[step]} has changed: {lacking[0]} is not in it any more")
-        tensors = source.read([originals[name] for name in chosen])
-        return {name: tensors[originals[name]] for name in chosen}
+        return {name: originals[name] for name in chosen}
+
+    def pieces(
+        self, steps: Iterable[int], names: list[str] | None = None
+    ) -> Iterator[tuple[int, Mapping[str, Tensor | StoredTensor]]]:
+        """As `stream`, with the weights of safetensors files to be read piece by piece, which `offline.Plan` does."""
+        for step in steps:
+            source = _open(self.paths[step])
+            if isinstance(source, SafetensorsFile):
+                originals = self._originals(step, source, names)
+                tensors = source.stored(list(originals.values()), BLOCK)
+                yield step, {name: tensors[original] for name, original in originals.items()}
+            else:
+                yield step, self.state(step, names)
 
     def stream(self, steps: Iterable[int], names: list[str] | None = None) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """(step, weights) of each of these steps, one at a time."""

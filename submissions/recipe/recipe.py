@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from weight_averaging.torch import recompute_batch_norm
+from weight_averaging.torch import Averager, recompute_batch_norm
 
 from ..api import pytorch_setup, spec
 from .averaging import BUFFERS, Averaging
@@ -120,7 +120,7 @@ class Recipe:
         if "recent_batches" in optimizer_state:
             optimizer_state["recent_batches"].append(batch)
         if global_step <= 100 or global_step % 500 == 0:
-            _log(workload, model, loss, optimizer_state["scheduler"], global_step)
+            _log(workload, model, loss, optimizer_state["scheduler"], averager, global_step)
         return optimizer_state, model, model_state
 
     def prepare_for_eval(
@@ -172,11 +172,17 @@ class Recipe:
 
 
 @torch.no_grad()
-def _log(workload: Any, model: nn.Module, loss: Tensor, scheduler: LRScheduler, global_step: int) -> None:
-    """Loss, gradient norm and learning rate, at the steps where the official baseline logs them."""
+def _log(
+    workload: Any, model: nn.Module, loss: Tensor, scheduler: LRScheduler, averager: Averager | None, global_step: int
+) -> None:
+    """Loss, gradient norm, learning rate and what the averager holds, at the steps where the official baseline logs."""
     norms = torch._foreach_norm([p.grad for p in model.parameters() if p.grad is not None])
     grad_norm = torch.linalg.vector_norm(torch.stack(norms)).item()
     if workload.metrics_logger is not None:
         metrics = {"loss": loss.item(), "grad_norm": grad_norm, "learning_rate": scheduler.get_last_lr()[0]}
+        if averager is not None:
+            steps = averager.snapshot_steps
+            metrics |= {"averaging/snapshots": len(steps), "averaging/last_snapshot": max(steps, default=0)}
+            metrics["averaging/ready"] = float(averager.ready)  # an evaluation would see the average
         workload.metrics_logger.append_scalar_metrics(metrics, global_step)
     logging.info("%d) loss = %0.3f, grad_norm = %0.3f", global_step, loss.item(), grad_norm)

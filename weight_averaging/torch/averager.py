@@ -84,6 +84,11 @@ class Averager(abc.ABC):
         """What must agree between a saved state and this averager."""
 
     @property
+    def snapshot_steps(self) -> list[int]:
+        """The updates whose snapshots are held (a window), or the last one taken in (an EMA); oldest first."""
+        return list(self._shown.steps)
+
+    @property
     def swapped(self) -> bool:
         """Whether the model holds the average now."""
         return self._swapped

@@ -57,11 +57,6 @@ class EMA(Averager):
     def ready(self) -> bool:
         return bool(self._track.steps)
 
-    @property
-    def snapshot_steps(self) -> list[int]:
-        """The update whose snapshot was taken in last, if any."""
-        return list(self._track.steps)
-
     def _tracks(self) -> list[ExponentialTrack]:
         return [self._track]
 

@@ -67,11 +67,6 @@ class LAWA(Averager):
     def ready(self) -> bool:
         return len(self._track.steps) >= (1 if self.allow_partial else self.window)
 
-    @property
-    def snapshot_steps(self) -> list[int]:
-        """The updates whose snapshots are held, oldest first."""
-        return list(self._track.steps)
-
     def _tracks(self) -> list[WindowTrack]:
         return [self._track]
 

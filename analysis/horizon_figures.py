@@ -1,0 +1,147 @@
+"""Figures and a table of the horizon: how much of training an average covers, and by which parts."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis import horizon, panels, style, tables
+from analysis.errors import UsageError
+from analysis.logs import Logs
+
+# Levels at which averages are compared: what the baseline reaches by these shares of its training.
+SHARES = (0.3, 0.5, 0.7, 0.8, 0.9)
+_PARTS = {"window": "averaging_window", "decay": "averaging_decay"}
+
+
+def against_horizon(rows: pd.DataFrame, baseline: str, targets: pd.DataFrame, y: str, line: str, x: str) -> Figure:
+    """y against the horizon as a share of training, or in updates: with a parabola over all runs of a workload, or, for
+    lines told apart by another hyperparameter than the window, without."""
+    labels = [
+        _parts(base, h) if line == "part" else _with(base, h, line) for base, h in zip(rows["base"], rows["hparams"])
+    ]
+    steps = rows["workload"].map(targets["step_hint"])
+    lengths = [horizon.schedule_length(h, t) for h, t in zip(rows["hparams"], steps)]
+    rows = rows.assign(line=labels, x=rows["horizon"] * (lengths if x == "updates" else 1.0))
+    label = "updates averaged over" if x == "updates" else "horizon: share of training averaged over"
+    if y == "gain":  # the baseline's own is zero
+        rows = rows[rows["base"] != baseline]
+    return panels.against(rows, baseline, targets, y, label, "line", parabola=line == "part" and x == "share")
+
+
+def _parts(base: str, hparams: dict[str, Any]) -> str:
+    parts = [f"{name}={hparams[full]:g}" for name, full in _PARTS.items() if full in hparams]
+    return ", ".join([base, *parts])
+
+
+def _with(base: str, hparams: dict[str, Any], name: str) -> str:
+    return f"{base}, {name.replace('_', ' ')} {hparams[name]:g}" if name in hparams else base
+
+
+def heatmap(rows: pd.DataFrame, baseline: str, targets: pd.DataFrame, y: str) -> Figure:
+    """A panel per workload: interval across, window or decay upwards, the mean over seeds in the cell, or, where one
+    missed the target, the number of misses.
+
+    Raises:
+        UsageError: no run has an interval.
+    """
+    rows = rows[["averaging_interval" in h for h in rows["hparams"]]]
+    if rows.empty:
+        raise UsageError("a heatmap needs runs with an averaging_interval, and there is none")
+    part = next(name for name in _PARTS.values() if any(name in h for h in rows["hparams"]))
+    rows = rows.assign(
+        interval=[h["averaging_interval"] for h in rows["hparams"]], part=[h[part] for h in rows["hparams"]]
+    )
+    figure, axes = style.panels(len(targets), size=(3.4, 2.6))
+    for axis, (workload, target) in zip(axes, targets.iterrows()):
+        here = rows[rows["workload"] == workload]
+        cells = here.groupby(["part", "interval"])[y]
+        table = cells.mean().unstack()
+        misses = cells.agg(lambda seeds: np.isinf(seeds).sum()).unstack().reindex_like(table).to_numpy(dtype=float)
+        values = np.where(misses > 0, np.nan, table.to_numpy(dtype=float))
+        shown = -values if panels.better_is_lower(target, y) else values
+        axis.imshow(shown, origin="lower", aspect="auto", cmap="viridis")
+        axis.set_xticks(range(table.shape[1]), [f"{float(name):g}" for name in table.columns])
+        axis.set_yticks(range(table.shape[0]), [f"{float(name):g}" for name in table.index])
+        axis.grid(False)
+        largest = np.nanmax(np.abs(values), initial=1e-9)
+        decimals = 0 if y in ("steps", "seconds") else max(1, 1 - int(np.floor(np.log10(largest))))
+        middle = (np.nanmin(shown) + np.nanmax(shown)) / 2 if np.isfinite(shown).any() else 0.0
+        for (i, j), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                colour = "white" if shown[i, j] < middle else "black"
+                axis.text(j, i, f"{value:.{decimals}f}", ha="center", va="center", fontsize=7, color=colour)
+            elif misses[i, j] > 0:
+                axis.text(j, i, f"{misses[i, j]:.0f} missed", ha="center", va="center", fontsize=6, color="0.4")
+        axis.set(
+            title=f"{workload}: {panels.describe(y, target)}",
+            xlabel="interval (updates)",
+            ylabel=part.removeprefix("averaging_"),
+        )
+        axis.title.set_fontsize(8)
+    return figure
+
+
+def optima(rows: pd.DataFrame, baseline: str, targets: pd.DataFrame, y: str) -> str:
+    """Per workload the parabola's best horizon with its interval, the best run of the grid, and the baseline."""
+    table = []
+    for workload, target in targets.iterrows():
+        here = rows[rows["workload"] == workload]
+        averaged = here.dropna(subset="horizon")
+        lower = panels.better_is_lower(target, y)
+        found = horizon.optimum(averaged, "horizon", y, lower)
+        means = averaged.groupby("horizon")[y].mean().replace(np.inf, np.nan).dropna()
+        best = means.sort_values(ascending=lower, kind="stable").head(1)
+        row = {
+            "workload": workload,
+            "measure": panels.describe(y, target),
+            "best horizon": "-" if found is None else f"{found.best:.1%}",
+            "95 %": "-" if found is None else f"{found.low:.1%} to {found.high:.1%}",
+            "fitted over": "-" if found is None else f"{found.ends[0]:.1%} to {found.ends[1]:.1%}",
+            "best of the grid": " ".join(f"{tables.number(v, _form(y))} at {x:.1%}" for x, v in best.items()) or "-",
+        }
+        if y != "gain":  # the baseline's own is zero
+            row[baseline] = tables.number(here.loc[here["horizon"].isna(), y].mean(), _form(y))
+        if y in ("steps", "seconds"):
+            row["missed"] = f"{int(np.isinf(averaged[y]).sum())} of {len(averaged)}"
+        table.append(row)
+    return tables.markdown(pd.DataFrame(table))
+
+
+def _form(y: str) -> str:
+    return ".0f" if y in ("steps", "seconds") else ".4f"
+
+
+def data(logs: Logs, targets: pd.DataFrame, until: float) -> pd.DataFrame:
+    """One row per run: where it stands, its averaging, and what it reached, in all and by the share `until`."""
+    whole, part = horizon.measure(logs, targets, 1.0), horizon.measure(logs, targets, until)
+    names = dict.fromkeys(name for h in whole["hparams"] for name in h if name.startswith("averaging_"))
+    table = whole[["workload", "base", "study"]].rename(columns={"base": "submission", "study": "seed"})
+    for name in [*names, "schedule_fraction"]:
+        values = [h.get(name) for h in whole["hparams"]]
+        if any(value is not None for value in values):
+            table[name] = values
+    table["horizon"] = whole["horizon"].round(6)
+    table["steps_to_target"] = whole["steps"].replace(np.inf, np.nan)
+    for name, rows in (("", whole), (f"_by_{until:g}", part)):
+        table[f"best{name}"], table[f"gain{name}"] = rows["best"].round(7), rows["gain"].round(7)
+    return table.sort_values([*table.columns], ignore_index=True)
+
+
+def leads(logs: Logs, targets: pd.DataFrame, baseline: str) -> Figure:
+    """`horizon.leads`: a line for each share of the baseline's training."""
+    table = horizon.leads(logs, targets, baseline, SHARES)
+    figure, (axis,) = style.panels(1, size=(5.0, 3.4))
+    for (share, ratios), colour, marker in zip(table.items(), style.COLOURS[1:], "os^vD"):
+        axis.plot(ratios.index, ratios, marker=marker, color=colour, label=f"{share:.0%} of training", markersize=4)
+    axis.axhline(1.0, color=style.COLOURS[0], linewidth=1, label=baseline)
+    style.log_ticks(axis, percent=True)
+    axis.set_ylim(top=1.5)  # far longer horizons only lose
+    axis.set(
+        title=f"geometric mean over {len(targets)} workloads",
+        xlabel="horizon: share of training averaged over",
+        ylabel=f"updates / {baseline}'s, to what it\nhas by a share of its training",
+    )
+    style.legend_below(figure, [axis])
+    return figure

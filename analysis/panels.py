@@ -1,0 +1,80 @@
+"""One panel per workload: a measure of runs against one of their settings."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis import horizon, style
+
+MISS = "x"
+
+
+def against(
+    rows: pd.DataFrame, baseline: str, targets: pd.DataFrame, y: str, label: str, line: str, parabola: bool = False
+) -> Figure:
+    """Column y against column x, a line for each value of the column `line` (mean over seeds, band from the lowest to
+    the highest). Runs without x (a baseline) are a horizontal line. Missed targets are crosses at the top.
+
+    Args:
+        rows: of `to_target.trials`, with x and `line`.
+        y: best, steps, seconds or gain.
+        label: what x is; a share of training where there is a `parabola`, which goes through each workload's runs.
+    """
+    looks = style.looks(rows[line], baseline)
+    figure, axes = style.panels(len(targets))
+    for axis, (workload, target) in zip(axes, targets.iterrows()):
+        here = rows[rows["workload"] == workload]
+        for name, (colour, dash) in looks.items():
+            mine = here[here[line] == name]
+            level = mine.loc[mine["x"].isna(), y].replace(np.inf, np.nan).mean()
+            if np.isfinite(level):
+                axis.axhline(level, color=colour, linestyle=dash, label=name)
+            groups = mine.dropna(subset="x").groupby("x")[y]
+            if not len(groups):
+                continue
+            x, mean = groups.mean().index.to_numpy(dtype=float), groups.mean()
+            hit, missed = np.isfinite(mean), np.isinf(mean)
+            axis.plot(x[hit], mean[hit], "o", linestyle=dash, color=colour, label=name, markersize=4)
+            axis.fill_between(x[hit], groups.min()[hit], groups.max()[hit], color=colour, alpha=0.15, linewidth=0)
+            # In axes' coordinates vertically: a miss has no value.
+            axis.plot(x[missed], np.full(missed.sum(), 0.97), MISS, color=colour, markersize=6,
+                      transform=axis.get_xaxis_transform())  # fmt: skip
+        if y == "best":
+            axis.axhline(target["target"], color="0.35", linestyle=(0, (4, 3)), linewidth=1, zorder=1)
+        if parabola:
+            _parabola(axis, here, y, better_is_lower(target, y))
+        if len(here["x"].dropna()) and (here["x"].dropna() > 0).all():
+            style.log_ticks(axis, percent=parabola)
+        axis.set(title=workload, xlabel=label.replace("_", " "), ylabel=describe(y, target))
+    style.legend_below(figure, axes)
+    return figure
+
+
+def better_is_lower(target: pd.Series, y: str) -> bool:
+    return bool(target["lower"]) if y == "best" else y != "gain"
+
+
+def describe(y: str, target: pd.Series) -> str:
+    metric = str(target["metric"]).replace("mean_average_precision", "mAP")
+    return {
+        "best": f"best validation {metric}",
+        "steps": "updates to target",
+        "seconds": "seconds to target",
+        "gain": f"{metric} better by",
+    }[y]
+
+
+def _parabola(axis: Axes, rows: pd.DataFrame, y: str, lower: bool) -> None:
+    """The fit of `horizon.optimum` over all runs, its optimum and, shaded, the interval of that. Runs that missed the
+    target have no steps or seconds and are left out: where many did, the fit flatters."""
+    found = horizon.optimum(rows, "x", y, lower)
+    if found is None:
+        return
+    x = np.geomspace(*found.ends, 100)
+    axis.plot(x, np.polyval(found.curve, np.log(x)), color="0.5", linewidth=1, zorder=1, label="parabola, all runs")
+    if found.ends[0] < found.best < found.ends[1]:
+        axis.axvspan(found.low, found.high, color="0.5", alpha=0.12, linewidth=0, zorder=0)
+        axis.axvline(found.best, color="0.5", linewidth=0.8, linestyle=":", zorder=1)
+        axis.annotate(f"{100 * found.best:.2g} %", (found.best, 0.02), xycoords=("data", "axes fraction"),
+                      xytext=(3, 0), textcoords="offset points", fontsize=7.5, color="0.35")  # fmt: skip

@@ -1,0 +1,123 @@
+"""TensorBoard: what its own reader finds in the runs' event files."""
+
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import api_pb2, metadata
+
+from miniperf import checkpoints, events, submission, workloads
+from miniperf.logs import MetricsLogger, write_json
+from miniperf.runner import train_once
+from tests.test_runner import settings_of, train, trial
+
+
+def read(folder: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def points(accumulator: EventAccumulator, tag: str) -> dict[int, float]:
+    """Value by step; a step that is there twice fails the test."""
+    found = accumulator.Scalars(tag)
+    assert len({event.step for event in found}) == len(found), f"{tag} has a step twice"
+    return {event.step: event.value for event in found}
+
+
+@pytest.mark.parametrize("name", ["lawa", "ema"])
+def test_tags_and_values_are_those_of_the_tables(tmp_path, name):
+    folder = tmp_path / "t"
+    folder.mkdir()
+    hyperparameters = trial(tmp_path, name)
+    write_json(folder / "hparams.json", hyperparameters._asdict())
+    train(folder, hyperparameters, settings_of(name, steps=20, every=5))
+    accumulator = read(folder)
+    evaluations = pd.read_csv(folder / "eval_measurements.csv").set_index("global_step")
+    for tag in ("train/loss", "validation/accuracy", "test/accuracy", "score"):
+        expected = evaluations[tag]
+        assert points(accumulator, tag) == pytest.approx(dict(expected), rel=1e-6)
+    training = pd.read_csv(folder / "measurements.csv").dropna(subset="loss").set_index("global_step")
+    assert len(training) == 20
+    training.index += 1  # rows count the updates before their own
+    for tag in ("loss", "grad_norm", "learning_rate"):
+        assert points(accumulator, tag) == pytest.approx(dict(training[tag]), rel=1e-6)
+    held = points(accumulator, "averaging/snapshots")
+    assert {step: held[step] for step in (2, 3, 20)} == {2: 0, 3: 1, 20: 4 if name == "lawa" else 1}
+    assert [points(accumulator, "averaging/last_snapshot")[step] for step in (2, 3, 20)] == [0, 3, 18]
+    first_ready = 12 if name == "lawa" else 3
+    ready = points(accumulator, "averaging/ready")
+    assert all(value == (step >= first_ready) for step, value in ready.items())
+
+
+def test_the_hparams_tab_has_the_hyperparameters_and_the_metrics(tmp_path):
+    folder = tmp_path / "t"
+    folder.mkdir()
+    hyperparameters = trial(tmp_path, "lawa")
+    write_json(folder / "hparams.json", hyperparameters._asdict())
+    train(folder, hyperparameters, settings_of("lawa", steps=4, every=2))
+    content = read(folder).summary_metadata  # by tag
+    start = metadata.parse_session_start_info_plugin_data(content[metadata.SESSION_START_INFO_TAG].plugin_data.content)
+    shown = start.hparams
+    expected = {**hyperparameters._asdict(), "seed": 3}
+    assert {name: value.number_value for name, value in shown.items()} == pytest.approx(expected)
+    experiment = metadata.parse_experiment_plugin_data(content[metadata.EXPERIMENT_TAG].plugin_data.content)
+    assert {info.name.tag for info in experiment.metric_infos} == {"validation/accuracy", "test/accuracy"}
+    end = metadata.parse_session_end_info_plugin_data(content[metadata.SESSION_END_INFO_TAG].plugin_data.content)
+    assert end.status == api_pb2.Status.Value("STATUS_SUCCESS")
+
+
+def test_a_resumed_run_has_every_point_once(tmp_path, monkeypatch):
+    """Killed at update 13, after a checkpoint at 10; in between it has logged what the second run logs again."""
+    folder, settings = tmp_path / "t", settings_of("lawa", steps=20, every=5)
+    folder.mkdir()
+    hyperparameters = trial(tmp_path, "lawa")
+    module = submission.load(settings.submission_path)
+    update, prepared = module.update_params, []
+
+    def killed(**arguments):
+        if arguments["global_step"] == 13 and not prepared:
+            prepared.append(True)
+            raise KeyboardInterrupt
+        return update(**arguments)
+
+    monkeypatch.setattr(module, "update_params", killed)
+    logged = []
+    append = MetricsLogger.append_scalar_metrics
+    monkeypatch.setattr(
+        MetricsLogger, "append_scalar_metrics", lambda self, *a, **k: (logged.append(self), append(self, *a, **k))[1]
+    )
+    with pytest.raises(KeyboardInterrupt):
+        train_once(workloads.make(settings.workload_name), module, hyperparameters, settings, folder, {})
+    logged[-1]._events.flush()  # the points after the checkpoint reach the disk, the worst case
+    assert set(points(read(folder), "loss")) == set(range(1, 14))
+    assert checkpoints.load_latest(folder)[1]["global_step"] == 10
+    # TensorBoard reads files in the order of their names, which begin with the second.
+    first = next(folder.glob("events.out.*"))
+    os.rename(first, first.with_name("events.out.tfevents.0000000001.first"))
+    train_once(workloads.make(settings.workload_name), module, hyperparameters, settings, folder, {})
+    accumulator = read(folder)
+    assert set(points(accumulator, "loss")) == set(range(1, 21))
+    assert set(points(accumulator, "validation/accuracy")) == {1, 5, 10, 15, 20}
+
+
+def test_a_run_begun_again_drops_what_a_killed_one_left(tmp_path):
+    for value, name in ((1.0, "first"), (2.0, "second")):
+        logger = MetricsLogger(tmp_path, 0)
+        logger.append_scalar_metrics({"loss": value}, 0)
+        logger.finish()
+        written = next(path for path in tmp_path.glob("events.out.*") if "th" not in path.suffix)
+        os.rename(written, tmp_path / f"events.out.tfevents.{value:.0f}.{name}.th")
+    assert points(read(tmp_path), "loss") == {1: 2.0}
+
+
+def test_without_tensorboard_the_tables_are_written_and_a_line_says_so(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(events, "SummaryWriter", None)
+    logger = MetricsLogger(tmp_path, 0)
+    logger.append_scalar_metrics({"validation/accuracy": 0.5}, 10, is_eval=True)
+    logger.finish()
+    assert caplog.messages == ["no events for TensorBoard, which is not installed: pip install tensorboard"]
+    assert (tmp_path / "eval_measurements.csv").read_text() == "global_step,validation/accuracy\n10,0.5\n"
+    assert not list(tmp_path.glob("events.*"))
