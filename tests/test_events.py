@@ -93,7 +93,7 @@ def test_a_resumed_run_has_every_point_once(tmp_path, monkeypatch):
         train_once(workloads.make(settings.workload_name), module, hyperparameters, settings, folder, {})
     logged[-1]._events.flush()  # the points after the checkpoint reach the disk, the worst case
     assert set(points(read(folder), "loss")) == set(range(1, 14))
-    assert checkpoints.load_latest(folder)[1]["global_step"] == 10
+    assert checkpoints.load_latest(folder, {})[1]["global_step"] == 10
     # TensorBoard reads files in the order of their names, which begin with the second.
     first = next(folder.glob("events.out.*"))
     os.rename(first, first.with_name("events.out.tfevents.0000000001.first"))
