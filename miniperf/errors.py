@@ -10,10 +10,10 @@ class UsageError(ValueError):
     """One line that names the bad value and what is allowed; shown without a traceback."""
 
 
-_SPACE, _RIGHTS = "make room there", "make it writable"
+_SPACE, _RIGHTS = "make room there", "grant the right to it"
 _STORAGE = {
-    errno.ENOSPC: _SPACE, errno.EDQUOT: _SPACE, errno.EFBIG: _SPACE, errno.EROFS: _RIGHTS, errno.EACCES: _RIGHTS,
-    errno.EPERM: _RIGHTS, errno.EIO: "mend the disk",
+    errno.ENOSPC: _SPACE, errno.EDQUOT: _SPACE, errno.EFBIG: _SPACE, errno.EACCES: _RIGHTS, errno.EPERM: _RIGHTS,
+    errno.EROFS: "make it writable", errno.EIO: "mend the disk",
 }  # fmt: skip
 
 
@@ -27,13 +27,11 @@ def storage_errors(path: Path, size: Callable[[], int] | None = None) -> Iterato
     """
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        cause = error if isinstance(error, OSError) else error.__context__  # torch.save raises another one over it
-        if not isinstance(cause, OSError) or cause.errno not in _STORAGE:
+    except OSError as error:
+        if error.errno not in _STORAGE:
             raise
-        file = str(cause.filename or path).replace(".partial_", "")  # by the name that it was to have
+        file = str(error.filename or path).replace(".partial_", "")  # by the name that it was to have
         needed = "" if size is None else f" (it takes {size() / 1e6:.1f} MB)"
         raise UsageError(
-            f"{file} cannot be written: {cause.strerror}; {_STORAGE[cause.errno]}{needed} and go on "
-            "with --resume_last_run"
+            f"{file}: {error.strerror}; {_STORAGE[error.errno]}{needed} and go on with --resume_last_run"
         ) from None

@@ -147,8 +147,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, unb
     folder, hyperparameters = tmp_path / "t", trial(tmp_path, "ema")
     said = error_of(train_with_small_files, folder, hyperparameters, settings())
     assert said == (
-        f"{folder / 'checkpoint_5'} cannot be written: File too large; make room there (it takes 1.4 MB) and go on "
-        "with --resume_last_run"
+        f"{folder / 'checkpoint_5'}: File too large; make room there (it takes 1.4 MB) and go on with --resume_last_run"
     )
     assert checkpoints_in(folder) == ["checkpoint_1"]
     train(folder, hyperparameters, settings())
@@ -167,7 +166,7 @@ def test_a_read_only_folder_is_told(tmp_path):
     os.chmod(tmp_path, 0o555)
     said = error_of(save_without_rights, tmp_path)
     os.chmod(tmp_path, 0o755)
-    assert said.startswith("checkpoint_10 cannot be written: Permission denied; make it writable")
+    assert said.startswith("checkpoint_10: Permission denied; grant the right to it")
     assert checkpoints_in(tmp_path) == ["checkpoint_5"]
 
 
@@ -187,12 +186,12 @@ def small_disk(tmp_path):
 def test_a_full_and_a_read_only_disk(tmp_path, unbroken, small_disk):
     folder, hyperparameters = small_disk / "t", trial(tmp_path, "ema")
     said = error_of(train, folder, hyperparameters, settings())
-    assert said.startswith(f"{folder / 'checkpoint_10'} cannot be written: No space left on device; make room there")
+    assert said.startswith(f"{folder / 'checkpoint_10'}: No space left on device; make room there")
     assert checkpoints_in(folder) == ["checkpoint_1", "checkpoint_5"]
     assert checkpoints.load_latest(folder, {})[0].name == "checkpoint_5"
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     said = error_of(checkpoints.save, folder, 10, SMALL, False)
-    assert said.startswith(f"{folder / 'checkpoint_10'} cannot be written: Read-only file system; make it writable")
+    assert said.startswith(f"{folder / 'checkpoint_10'}: Read-only file system; make it writable")
     assert checkpoints_in(folder) == ["checkpoint_1", "checkpoint_5"]
     subprocess.run(["mount", "-o", "remount,rw,size=10m", small_disk], check=True)
     train(folder, hyperparameters, settings())
@@ -209,8 +208,5 @@ def test_the_command_ends_with_one_line_when_logs_cannot_be_written(tmp_path):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600)),
     )  # fmt: skip
     assert result.returncode == 2
-    assert result.stderr.startswith(
-        f"error: {tmp_path}/ema/study_0/mini_imagenet_vit_pytorch/trial_1 cannot be written"
-    )
-    assert len(result.stderr.splitlines()) == 1
-    assert "File too large; make room there and go on with --resume_last_run" in result.stderr
+    folder = tmp_path / "ema" / "study_0" / "mini_imagenet_vit_pytorch" / "trial_1"
+    assert result.stderr == (f"error: {folder}: File too large; make room there and go on with --resume_last_run\n")

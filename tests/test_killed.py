@@ -77,10 +77,10 @@ def test_a_run_killed_anywhere_ends_like_an_unbroken_one(tmp_path, name, capsys,
     settings = settings_of(name, steps=20, every=4, keep_all=False)
     settings = dataclasses.replace(settings, batch_size=16, save_snapshots_every_n_steps=4)
     run = (trial(tmp_path, name), settings)
-    begin = time.perf_counter()
     train(tmp_path / "unbroken", *run)  # here, so that the processes begin with all modules and data loaded
-    seconds = time.perf_counter() - begin
+    begin = time.perf_counter()
     lines = lines_of(tmp_path / "counted", *run)
+    seconds = time.perf_counter() - begin
     numbers = random.Random(name)
     waiting = [KINDS[i % len(KINDS)] for i in range(int(os.environ.get("KILLS", str(len(KINDS)))))]
     numbers.shuffle(waiting)

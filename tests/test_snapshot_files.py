@@ -3,6 +3,8 @@
 import math
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -99,6 +101,21 @@ def test_a_file_is_not_in_place_before_it_is_whole(tmp_path):
     with pytest.raises(ValueError, match="a is not to be written"), SafetensorsWriter(path, layout) as writer:
         writer.write("a", torch.ones(3))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_a_file_for_which_there_is_no_room_is_named(tmp_path, suffix):
+    torch.save({"w": torch.ones(5000)}, tmp_path / "step_1.pt")
+    code = (
+        "import resource, sys; from scripts.average_checkpoints import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)); main(sys.argv[1:])"
+    )
+    out = tmp_path / f"average.{suffix}"
+    command = [sys.executable, "-c", code, str(tmp_path), "--lawa=window=1", f"--out={out}"]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 2
+    assert process.stderr == f"error: [Errno 27] File too large: '{out}'\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["step_1.pt"]
 
 
 def test_folders_of_distributed_checkpoint(tmp_path):

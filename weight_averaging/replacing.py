@@ -17,7 +17,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Args:
         path: where; what is there already stays until the end.
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written; the error has its name.
     """
     partial = path.with_name(f".partial_{path.name}")
     try:
@@ -26,7 +26,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):  # nothing to be removed from a read-only folder
             partial.unlink()
+        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save raises one over it
+        if isinstance(cause, OSError) and cause.filename in (None, str(partial)):
+            raise OSError(cause.errno, cause.strerror, str(path)) from None
         raise
