@@ -70,7 +70,8 @@ def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):
     files = {
         "/proc/meminfo": "MemTotal: 900 kB\nMemAvailable: 500 kB\n",
         "/sys/fs/cgroup/memory.max": "300000\n",
-        "/sys/fs/cgroup/memory.current": "100000\n",
+        "/sys/fs/cgroup/memory.current": "250000\n",
+        "/sys/fs/cgroup/memory.stat": "anon 100000\nactive_file 50000\ninactive_file 100000\n",
     }
     monkeypatch.setattr(
         placement.Path, "read_text", lambda self: files[str(self)] if str(self) in files else _missing()

@@ -67,12 +67,15 @@ def free_host_bytes() -> int:
         free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # not Linux: what there is at all
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    for folder, limit, used in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
         try:
-            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
+            stat = dict(line.split() for line in Path(folder, "memory.stat").read_text().splitlines())
+            cached = sum(int(stat.get(name, 0)) for name in ("active_file", "inactive_file"))  # given up when needed
+            in_use = int(Path(folder, used).read_text()) - cached
+            free = min(free, int(Path(folder, limit).read_text()) - in_use)
         except (OSError, ValueError):  # no such limit, or "max"
             continue
     return free
