@@ -45,8 +45,13 @@ def write_json(path: Path, contents: dict[str, Any]) -> None:
 
 def _write_atomically(path: Path, text: str) -> None:
     partial = path.with_name(f".partial_{path.name}")
-    partial.write_text(text)
-    os.replace(partial, path)
+    try:
+        partial.write_text(text)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        error.filename = str(path)  # what could not be written, for whoever reads it
+        raise
 
 
 def meta_data(workload: Any, rng_seed: int) -> dict[str, Any]:
