@@ -36,13 +36,13 @@ def python(*arguments: str) -> subprocess.Popen:
     )
 
 
-def sweep(folder: Path, *flags: str) -> str:
+def sweep(folder: Path, *flags: str, status: int = 0) -> str:
     process = python(
         "scripts.sweep", "--submission=lawa", "--harness=miniperf", "--engine=slurm", "--workloads=mini_criteo1tb",
         f"--num_tuning_trials={len(TRIALS)}", f"--experiment_dir={folder}", f"--run_flags={FLAGS}", *flags,
     )  # fmt: skip
     output = process.communicate()[0]
-    assert process.returncode == 0, output
+    assert process.returncode == status, output
     return output
 
 
@@ -142,3 +142,11 @@ def test_a_cancelled_sweep_is_continued_by_the_same_command(unbroken, tmp_path):
     for number in TRIALS:
         assert_same_end(trial(unbroken, number), trial(tmp_path, number))
     assert "0 of 3 jobs to run" in sweep(tmp_path)
+
+
+def test_wrong_arguments_of_sbatch_are_one_line(tmp_path):
+    output = sweep(tmp_path, "--sbatch_args=partition=debug", status=2)
+    assert "error: --sbatch_args: write --name or --name=value, not 'partition=debug'" in output
+    output = sweep(tmp_path, "--sbatch_args=--partition=nowhere", status=2)
+    assert "invalid partition specified: nowhere" in output
+    assert output.splitlines()[-1] == "error: sbatch refuses the jobs, for the reason above"
