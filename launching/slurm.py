@@ -73,8 +73,8 @@ def submit(made: submitit.AutoExecutor, name: str, jobs: dict[str, Callable[[], 
     try:
         with made.batch():
             submitted = [made.submit(job) for job in jobs.values()]
-    except submitit.core.utils.FailedJobError as error:
-        raise UsageError(f"sbatch: {' '.join(str(error).split())}") from None
+    except submitit.core.utils.FailedJobError:
+        raise UsageError("sbatch refuses the jobs, for the reason above") from None  # submitit has printed it
     for own, entry in zip(jobs, submitted, strict=True):
         # One that is over already keeps the array's.
         rename = ["scontrol", "update", f"JobId={entry.job_id}", f"JobName={own}"]

@@ -7,14 +7,13 @@ The folder goes to submissions/external_tuning/<name>/ of mlcommons/submissions_
 """
 
 import shutil
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from launching import bundle, check_code, check_space
 from miniperf.errors import UsageError
+from scripts.start import start
 
 FLAGS = flags.FLAGS
 
@@ -55,15 +54,5 @@ def run() -> None:
     print(*files, folder.parent / f"{name}.pull_request.md", sep="\n")
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    try:
-        run()
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    app.run(main)
+    start(run, UsageError)

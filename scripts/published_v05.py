@@ -6,17 +6,16 @@ Compares lawa_queue and lawa_ema with the NadamW baseline, and writes tables.md 
 reading of them is in the README.md beside them.
 """
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from absl import app, flags
+from absl import flags
 from matplotlib.figure import Figure
 
 from analysis import curves, figures, logs, score, speedup, style, tables, targets, to_target
 from analysis.errors import UsageError
+from scripts.start import start
 
 FLAGS = flags.FLAGS
 
@@ -212,15 +211,5 @@ def run() -> None:
     style.save(figures.speedups(ratios, BASELINE), out / "time_to_target", ["png"])
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    try:
-        run()
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    app.run(main)
+    start(run, UsageError)

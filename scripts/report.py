@@ -9,13 +9,13 @@ figures too, each point of a grid as a submission of its own.
 """
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from analysis import figures, lead, logs, page, speedup, studies, study_figures, style, tables, targets, to_target
 from analysis.errors import UsageError
+from scripts.start import start
 
 FLAGS = flags.FLAGS
 
@@ -68,15 +68,5 @@ def run() -> None:
     print(f"\n{len(read.runs)} runs. In {out}: {names}")
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    try:
-        run()
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    app.run(main)
+    start(run, UsageError)

@@ -7,16 +7,15 @@ speed-up over the baseline. --out gets them as scores.md, as one CSV file each, 
 picture. Without --version the benchmark version is guessed from the workloads.
 """
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from absl import app, flags
+from absl import flags
 
 from analysis import figures, logs, score, speedup, style, tables, targets, to_target
 from analysis.errors import UsageError
+from scripts.start import start
 
 FLAGS = flags.FLAGS
 
@@ -115,15 +114,5 @@ def _notes(read: logs.Logs, trials: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    try:
-        run()
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    app.run(main)
+    start(run, UsageError)

@@ -10,16 +10,16 @@ queue are left out, the others resume from their checkpoints.
 import shlex
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import submitit
-from absl import app, flags
+from absl import flags
 
 from launching import official, slurm, sweep
 from launching.workloads import base_name
 from miniperf import workloads
 from miniperf.errors import UsageError
+from scripts.start import start
 
 FLAGS = flags.FLAGS
 
@@ -95,16 +95,6 @@ def start_on_slurm(waiting: list[sweep.Job], logs: Path) -> None:
         print(f"{workload}: submitted {ids[0]}" + (f" ... {ids[-1]}" if len(ids) > 1 else ""))
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    try:
-        run()
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 def run() -> None:
     """List the jobs, or start those that are neither finished nor in Slurm's queue."""
     jobs, costs = plan()
@@ -132,4 +122,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    start(run, UsageError)

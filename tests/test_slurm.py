@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -36,13 +36,13 @@ def python(*arguments: str) -> subprocess.Popen:
     )
 
 
-def sweep(folder: Path, *flags: str) -> str:
+def sweep(folder: Path, *flags: str, status: int = 0) -> str:
     process = python(
         "scripts.sweep", "--submission=lawa", "--harness=miniperf", "--engine=slurm", "--workloads=mini_criteo1tb",
         f"--num_tuning_trials={len(TRIALS)}", f"--experiment_dir={folder}", f"--run_flags={FLAGS}", *flags,
     )  # fmt: skip
     output = process.communicate()[0]
-    assert process.returncode == 0, output
+    assert process.returncode == status, output
     return output
 
 
@@ -62,7 +62,7 @@ def until(condition: Callable[[], object], what: str, seconds: float = 120) -> N
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"waited {seconds} s for {what}"
-        time.sleep(0.05)
+        time.sleep(0.1)
 
 
 def trial(folder: Path, number: int) -> Path:
@@ -83,15 +83,21 @@ def preemptions(folder: Path, number: int) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory) -> Path:
+def unbroken(tmp_path_factory) -> Iterator[Callable[[], Path]]:
+    """Trains beside the jobs; a call waits for the end and gives the folder."""
     folder = tmp_path_factory.mktemp("unbroken")
     process = python(
         "scripts.run", "--submission=lawa", "--workload=mini_criteo1tb", f"--num_tuning_trials={len(TRIALS)}",
         "--rng_seed=1", f"--experiment_dir={folder}", "--nosave_intermediate_checkpoints", *FLAGS.split(),
     )  # fmt: skip
-    output = process.communicate()[0]
-    assert process.returncode == 0, output
-    return folder
+
+    def finished() -> Path:
+        assert process.wait() == 0, process.stdout.read()
+        return folder
+
+    yield finished
+    process.kill()
+    process.communicate()
 
 
 STOPS = {
@@ -119,7 +125,7 @@ def test_jobs_that_are_stopped_resume_to_the_result_of_an_unbroken_run(unbroken,
     for number in TRIALS:
         assert (tmp_path / f"sweep/mini_criteo1tb-lawa-study_1-trial_{number}.done").exists(), logs(tmp_path)
         assert preemptions(tmp_path, number)[-1] == 1
-        assert_same_end(trial(unbroken, number), trial(tmp_path, number))
+        assert_same_end(trial(unbroken(), number), trial(tmp_path, number))
     rates = [json.loads((trial(tmp_path, number) / "hparams.json").read_text())["learning_rate"] for number in TRIALS]
     assert rates == [point["learning_rate"] for point in json.loads(Path(SPACE).read_text())[: len(TRIALS)]]
 
@@ -140,5 +146,13 @@ def test_a_cancelled_sweep_is_continued_by_the_same_command(unbroken, tmp_path):
     assert (trial(tmp_path, 1) / f"checkpoint_{STEPS}").stat().st_mtime_ns == first
     assert preemptions(tmp_path, 2)[-1] == 1
     for number in TRIALS:
-        assert_same_end(trial(unbroken, number), trial(tmp_path, number))
+        assert_same_end(trial(unbroken(), number), trial(tmp_path, number))
     assert "0 of 3 jobs to run" in sweep(tmp_path)
+
+
+def test_wrong_arguments_of_sbatch_are_one_line(tmp_path):
+    output = sweep(tmp_path, "--sbatch_args=partition=debug", status=2)
+    assert "error: --sbatch_args: write --name or --name=value, not 'partition=debug'" in output
+    output = sweep(tmp_path, "--sbatch_args=--partition=nowhere", status=2)
+    assert "invalid partition specified: nowhere" in output
+    assert output.splitlines()[-1] == "error: sbatch refuses the jobs, for the reason above"

@@ -94,3 +94,27 @@ def test_a_sweep_on_this_machine_leaves_finished_jobs_out(tmp_path):
     assert (trials[1] / "checkpoint_3").is_file()
     assert (trials[0] / "checkpoint_3").stat().st_mtime_ns == first
     assert "nothing to do" in run(tmp_path, "--dry_run").stdout
+
+
+TWO_AT_A_TIME = """
+import os, sys
+from pathlib import Path
+from scripts import sweep
+
+class Job:
+    def __init__(self, folder, name):
+        self.folder, self.name = folder, name
+
+    def __call__(self):
+        Path(self.folder, self.name).write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+
+sweep.FLAGS(["sweep", "--submission=lawa", "--workloads=ogbg", "--jobs=2", "--gpus=4"])
+sys.exit(sweep.start_here([Job(sys.argv[1], name) for name in "abc"], Path(sys.argv[1], "logs")))
+"""
+
+
+def test_jobs_at_a_time_have_gpus_of_their_own(tmp_path):
+    subprocess.run([sys.executable, "-c", TWO_AT_A_TIME, tmp_path], check=True)
+    gpus = {name: (tmp_path / name).read_text() for name in "abc"}
+    assert (gpus["a"], gpus["b"]) == ("0,1,2,3", "4,5,6,7")
+    assert gpus["c"] in (gpus["a"], gpus["b"])
