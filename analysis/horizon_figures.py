@@ -102,7 +102,11 @@ def optima(rows: pd.DataFrame, baseline: str, targets: pd.DataFrame, y: str) -> 
             "best of the grid": " ".join(f"{tables.number(v, _form(y))} at {x:.1%}" for x, v in best.items()) or "-",
         }
         if y != "gain":  # the baseline's own is zero
-            row[baseline] = tables.number(here.loc[here["horizon"].isna(), y].mean(), _form(y))
+            raw = here.loc[here["horizon"].isna(), y]
+            misses = np.isinf(raw).sum()
+            row[baseline] = tables.number(raw[~np.isinf(raw)].mean(), _form(y)) + (
+                f" ({misses} missed)" if misses else ""
+            )
         if y in ("steps", "seconds"):
             row["missed"] = f"{int(np.isinf(averaged[y]).sum())} of {len(averaged)}"
         table.append(row)
@@ -145,3 +149,11 @@ def leads(logs: Logs, targets: pd.DataFrame, baseline: str) -> Figure:
     )
     style.legend_below(figure, [axis])
     return figure
+
+
+def leads_table(logs: Logs, targets: pd.DataFrame, baseline: str) -> str:
+    """`horizon.leads` as a table."""
+    cells = horizon.leads(logs, targets, baseline, SHARES).map(lambda ratio: tables.number(ratio, ".3f"))
+    cells.columns = pd.Index([f"{share:.0%} of training" for share in cells.columns])
+    cells.index = pd.Index([f"{middle:.3g}" for middle in cells.index], name="horizon")
+    return tables.markdown(cells.reset_index())
