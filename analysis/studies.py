@@ -42,7 +42,11 @@ KINDS: dict[str, dict[str, Any]] = {
     # for each window or decay (part), or for each value of another hyperparameter
     "horizon": {"y": "steps", "until": 1.0, "line": "part", "x": "share"},
     "heatmap": {"y": "steps", "until": 1.0},  # y over interval and window or decay
-    "optima": {"y": "steps", "until": 1.0},  # table: the best share for each workload, with its interval
+    "optima": {
+        "y": "steps",
+        "until": 1.0,
+        "line": "part",
+    },  # table: the best share for each workload, with its interval
     "data": {"until": 0.5},  # CSV: a row per run, what it reached in all and by that share
     "leads": {
         "show": "figure"
