@@ -110,9 +110,10 @@ def _optimum(here: pd.DataFrame, baseline: str, target: pd.Series, y: str, in_up
         "95 %": "-" if found is None else f"{found.low:.1%} to {found.high:.1%}",
         "fitted over": "-" if found is None else f"{found.ends[0]:.1%} to {found.ends[1]:.1%}",
     }
-    if in_updates and found is not None:
+    if in_updates:
         length = horizon.schedule_length(here["hparams"].iloc[0], target["step_hint"])
-        row["in updates"] = f"{found.best * length:.0f} ({found.low * length:.0f} to {found.high * length:.0f})"
+        ends = [] if found is None else [f"{share * length:.0f}" for share in (found.best, found.low, found.high)]
+        row["in updates"] = "{} ({} to {})".format(*ends) if ends else "-"
     row["best of the grid"] = " ".join(f"{tables.number(v, _form(y))} at {x:.1%}" for x, v in best.items()) or "-"
     if y != "gain":  # the baseline's own is zero
         raw = here.loc[here["horizon"].isna(), y]
