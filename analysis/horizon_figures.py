@@ -64,11 +64,14 @@ def heatmap(rows: pd.DataFrame, baseline: str, targets: pd.DataFrame, y: str) ->
         misses = cells.agg(lambda seeds: np.isinf(seeds).sum()).unstack().reindex_like(table).to_numpy(dtype=float)
         values = np.where(misses > 0, np.nan, table.to_numpy(dtype=float))
         shown = -values if panels.better_is_lower(target, y) else values
+        largest = np.nanmax(np.abs(values), initial=1e-9)
+        if y == "gain" and np.nanmax(values, initial=0.0) > 0:  # tell the gains apart, not the losses
+            largest = np.nanmax(values)
+            shown = np.clip(shown, -largest, largest)
         axis.imshow(shown, origin="lower", aspect="auto", cmap="viridis")
         axis.set_xticks(range(table.shape[1]), [f"{float(name):g}" for name in table.columns])
         axis.set_yticks(range(table.shape[0]), [f"{float(name):g}" for name in table.index])
         axis.grid(False)
-        largest = np.nanmax(np.abs(values), initial=1e-9)
         decimals = 0 if y in ("steps", "seconds") else max(1, 1 - int(np.floor(np.log10(largest))))
         middle = (np.nanmin(shown) + np.nanmax(shown)) / 2 if np.isfinite(shown).any() else 0.0
         for (i, j), value in np.ndenumerate(values):
