@@ -27,7 +27,10 @@ def against_horizon(rows: pd.DataFrame, baseline: str, targets: pd.DataFrame, y:
     label = "updates averaged over" if x == "updates" else "horizon: share of training averaged over"
     if y == "gain":  # the baseline's own is zero
         rows = rows[rows["base"] != baseline]
-    return panels.against(rows, baseline, targets, y, label, "line", parabola=line == "part" and x == "share")
+    percent = x == "share"
+    return panels.against(
+        rows, baseline, targets, y, label, "line", percent=percent, parabola=line == "part" and percent
+    )
 
 
 def _parts(base: str, hparams: dict[str, Any]) -> str:
@@ -61,11 +64,14 @@ def heatmap(rows: pd.DataFrame, baseline: str, targets: pd.DataFrame, y: str) ->
         misses = cells.agg(lambda seeds: np.isinf(seeds).sum()).unstack().reindex_like(table).to_numpy(dtype=float)
         values = np.where(misses > 0, np.nan, table.to_numpy(dtype=float))
         shown = -values if panels.better_is_lower(target, y) else values
+        largest = np.nanmax(np.abs(values), initial=1e-9)
+        if y == "gain" and np.nanmax(values, initial=0.0) > 0:  # tell the gains apart, not the losses
+            largest = np.nanmax(values)
+            shown = np.clip(shown, -largest, largest)
         axis.imshow(shown, origin="lower", aspect="auto", cmap="viridis")
         axis.set_xticks(range(table.shape[1]), [f"{float(name):g}" for name in table.columns])
         axis.set_yticks(range(table.shape[0]), [f"{float(name):g}" for name in table.index])
         axis.grid(False)
-        largest = np.nanmax(np.abs(values), initial=1e-9)
         decimals = 0 if y in ("steps", "seconds") else max(1, 1 - int(np.floor(np.log10(largest))))
         middle = (np.nanmin(shown) + np.nanmax(shown)) / 2 if np.isfinite(shown).any() else 0.0
         for (i, j), value in np.ndenumerate(values):
@@ -83,30 +89,42 @@ def heatmap(rows: pd.DataFrame, baseline: str, targets: pd.DataFrame, y: str) ->
     return figure
 
 
-def optima(rows: pd.DataFrame, baseline: str, targets: pd.DataFrame, y: str) -> str:
-    """Per workload the parabola's best horizon with its interval, the best run of the grid, and the baseline."""
+def optima(rows: pd.DataFrame, baseline: str, targets: pd.DataFrame, y: str, line: str) -> str:
+    """Per workload the parabola's best horizon with its interval, the best run of the grid, and the baseline; for each
+    value of the hyperparameter `line`, if that names one."""
+    rows = rows.assign(value=[h.get(line, np.nan) for h in rows["hparams"]])
     table = []
     for workload, target in targets.iterrows():
-        here = rows[rows["workload"] == workload]
-        averaged = here.dropna(subset="horizon")
-        lower = panels.better_is_lower(target, y)
-        found = horizon.optimum(averaged, "horizon", y, lower)
-        means = averaged.groupby("horizon")[y].mean().replace(np.inf, np.nan).dropna()
-        best = means.sort_values(ascending=lower, kind="stable").head(1)
-        row = {
-            "workload": workload,
-            "measure": panels.describe(y, target),
-            "best horizon": "-" if found is None else f"{found.best:.1%}",
-            "95 %": "-" if found is None else f"{found.low:.1%} to {found.high:.1%}",
-            "fitted over": "-" if found is None else f"{found.ends[0]:.1%} to {found.ends[1]:.1%}",
-            "best of the grid": " ".join(f"{tables.number(v, _form(y))} at {x:.1%}" for x, v in best.items()) or "-",
-        }
-        if y != "gain":  # the baseline's own is zero
-            row[baseline] = tables.number(here.loc[here["horizon"].isna(), y].mean(), _form(y))
-        if y in ("steps", "seconds"):
-            row["missed"] = f"{int(np.isinf(averaged[y]).sum())} of {len(averaged)}"
-        table.append(row)
+        for value, here in rows[rows["workload"] == workload].groupby("value", dropna=False):
+            row = {"workload": workload} | ({} if line == "part" else {line.replace("_", " "): f"{value:g}"})
+            table.append(row | _optimum(here, baseline, target, y, in_updates=line != "part"))
     return tables.markdown(pd.DataFrame(table))
+
+
+def _optimum(here: pd.DataFrame, baseline: str, target: pd.Series, y: str, in_updates: bool) -> dict[str, str]:
+    averaged = here.dropna(subset="horizon")
+    lower = panels.better_is_lower(target, y)
+    found = horizon.optimum(averaged, "horizon", y, lower)
+    means = averaged.groupby("horizon")[y].mean().replace(np.inf, np.nan).dropna()
+    best = means.sort_values(ascending=lower, kind="stable").head(1)
+    row = {
+        "measure": panels.describe(y, target),
+        "best horizon": "-" if found is None else f"{found.best:.1%}",
+        "95 %": "-" if found is None else f"{found.low:.1%} to {found.high:.1%}",
+        "fitted over": "-" if found is None else f"{found.ends[0]:.1%} to {found.ends[1]:.1%}",
+    }
+    if in_updates:
+        length = horizon.schedule_length(here["hparams"].iloc[0], target["step_hint"])
+        ends = [] if found is None else [f"{share * length:.0f}" for share in (found.best, found.low, found.high)]
+        row["in updates"] = "{} ({} to {})".format(*ends) if ends else "-"
+    row["best of the grid"] = " ".join(f"{tables.number(v, _form(y))} at {x:.1%}" for x, v in best.items()) or "-"
+    if y != "gain":  # the baseline's own is zero
+        raw = here.loc[here["horizon"].isna(), y]
+        missed = f" ({np.isinf(raw).sum()} missed)" if np.isinf(raw).any() else ""
+        row[baseline] = tables.number(raw[~np.isinf(raw)].mean(), _form(y)) + missed
+    if y in ("steps", "seconds"):
+        row["missed"] = f"{int(np.isinf(averaged[y]).sum())} of {len(averaged)}"
+    return row
 
 
 def _form(y: str) -> str:
@@ -145,3 +163,11 @@ def leads(logs: Logs, targets: pd.DataFrame, baseline: str) -> Figure:
     )
     style.legend_below(figure, [axis])
     return figure
+
+
+def leads_table(logs: Logs, targets: pd.DataFrame, baseline: str) -> str:
+    """`horizon.leads` as a table."""
+    cells = horizon.leads(logs, targets, baseline, SHARES).map(lambda ratio: tables.number(ratio, ".3f"))
+    cells.columns = pd.Index([f"{share:.0%} of training" for share in cells.columns])
+    cells.index = pd.Index([f"{middle:.3g}" for middle in cells.index], name="horizon")
+    return tables.markdown(cells.reset_index())

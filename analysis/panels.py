@@ -11,7 +11,15 @@ MISS = "x"
 
 
 def against(
-    rows: pd.DataFrame, baseline: str, targets: pd.DataFrame, y: str, label: str, line: str, parabola: bool = False
+    rows: pd.DataFrame,
+    baseline: str,
+    targets: pd.DataFrame,
+    y: str,
+    label: str,
+    line: str,
+    *,
+    percent: bool = False,
+    parabola: bool = False,
 ) -> Figure:
     """Column y against column x, a line for each value of the column `line` (mean over seeds, band from the lowest to
     the highest). Runs without x (a baseline) are a horizontal line. Missed targets are crosses at the top.
@@ -19,7 +27,9 @@ def against(
     Args:
         rows: of `to_target.trials`, with x and `line`.
         y: best, steps, seconds or gain.
-        label: what x is; a share of training where there is a `parabola`, which goes through each workload's runs.
+        label: what x is.
+        percent: x is a share, shown in percent.
+        parabola: draw that through each workload's runs.
     """
     looks = style.looks(rows[line], baseline)
     figure, axes = style.panels(len(targets))
@@ -45,7 +55,7 @@ def against(
         if parabola:
             _parabola(axis, here, y, better_is_lower(target, y))
         if len(here["x"].dropna()) and (here["x"].dropna() > 0).all():
-            style.log_ticks(axis, percent=parabola)
+            style.log_ticks(axis, percent=percent)
         axis.set(title=workload, xlabel=label.replace("_", " "), ylabel=describe(y, target))
     style.legend_below(figure, axes)
     return figure

@@ -42,9 +42,15 @@ KINDS: dict[str, dict[str, Any]] = {
     # for each window or decay (part), or for each value of another hyperparameter
     "horizon": {"y": "steps", "until": 1.0, "line": "part", "x": "share"},
     "heatmap": {"y": "steps", "until": 1.0},  # y over interval and window or decay
-    "optima": {"y": "steps", "until": 1.0},  # table: the best share for each workload, with its interval
+    "optima": {
+        "y": "steps",
+        "until": 1.0,
+        "line": "part",
+    },  # table: the best share for each workload, with its interval
     "data": {"until": 0.5},  # CSV: a row per run, what it reached in all and by that share
-    "leads": {},  # the lead on the baseline along the way against the share, over all workloads
+    "leads": {
+        "show": "figure"
+    },  # (or table) the lead on the baseline along the way against the share, over all workloads
 }
 _Y = ("best", "steps", "seconds")
 _CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
@@ -56,6 +62,7 @@ _CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("horizon", "x"): ("share", "updates"),
     ("heatmap", "y"): (*_Y, "gain"),
     ("optima", "y"): (*_Y, "gain"),
+    ("leads", "show"): ("figure", "table"),
 }
 _NEEDED = ("title", "paper", "question", "submissions", "workloads", "seeds", "search_spaces", "figures")
 _OPTIONAL = ("grid", "trials", "offline")

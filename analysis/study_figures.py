@@ -127,8 +127,9 @@ def _on_measured(
     return draw
 
 
-def _leads(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame) -> Figure:
-    return horizon_figures.leads(logs, targets, baseline_arm(study, logs))
+def _leads(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, show: str) -> Figure | str:
+    make = horizon_figures.leads if show == "figure" else horizon_figures.leads_table
+    return make(logs, targets, baseline_arm(study, logs))
 
 
 def _data(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, until: float) -> pd.DataFrame:
