@@ -208,5 +208,5 @@ def test_the_command_ends_with_one_line_when_logs_cannot_be_written(tmp_path):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600)),
     )  # fmt: skip
     assert result.returncode == 2
-    folder = tmp_path / "ema" / "study_0" / "mini_imagenet_vit_pytorch" / "trial_1"
-    assert result.stderr == (f"error: {folder}: File too large; make room there and go on with --resume_last_run\n")
+    file = tmp_path / "ema" / "study_0" / "mini_imagenet_vit_pytorch" / "trial_1" / "meta_data_0.json"
+    assert result.stderr == (f"error: {file}: File too large; make room there and go on with --resume_last_run\n")
