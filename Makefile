@@ -48,6 +48,8 @@ lint: $(VENV)/ready
 benchmarks: $(VENV)/ready-benchmarks
 	$(PY) -m benchmarks.averaging_cost
 	$(PY) -m benchmarks.nadamw_step
+	$(PY) -m benchmarks.training_step
+	$(PY) -m benchmarks.growth
 
 clean:
 	rm -rf $(VENV)
