@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -69,35 +69,34 @@ def trial(folder: Path, number: int) -> Path:
     return folder / f"lawa/study_1/mini_criteo1tb_pytorch/trial_{number}"
 
 
+def checkpoints(folder: Path, number: int) -> set[str]:
+    return {path.name for path in trial(folder, number).glob("checkpoint_*")}
+
+
 def begun(folder: Path, number: int) -> bool:
     """Whether there is something to resume from, of more than the first update."""
-    return any(path.name != "checkpoint_1" for path in trial(folder, number).glob("checkpoint_*"))
+    return bool(checkpoints(folder, number) - {"checkpoint_1"})
+
+
+def ended(folder: Path, number: int) -> bool:
+    return f"checkpoint_{STEPS}" in checkpoints(folder, number)
+
+
+def done(folder: Path, number: int) -> Path:
+    return folder / f"sweep/mini_criteo1tb-lawa-study_1-trial_{number}.done"
 
 
 def logs(folder: Path) -> str:
     return "\n".join(path.read_text() for path in sorted((folder / "sweep/logs").glob("*_log.*")))
 
 
-def preemptions(folder: Path, number: int) -> list[int]:
-    return list(pd.read_csv(trial(folder, number) / "eval_measurements.csv")["preemption_count"])
+def waits(array: str, job: str) -> bool:
+    return queue(array).get(job, ("", ""))[1] == "PENDING"
 
 
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory) -> Iterator[Callable[[], Path]]:
-    """Trains beside the jobs; a call waits for the end and gives the folder."""
-    folder = tmp_path_factory.mktemp("unbroken")
-    process = python(
-        "scripts.run", "--submission=lawa", "--workload=mini_criteo1tb", f"--num_tuning_trials={len(TRIALS)}",
-        "--rng_seed=1", f"--experiment_dir={folder}", "--nosave_intermediate_checkpoints", *FLAGS.split(),
-    )  # fmt: skip
-
-    def finished() -> Path:
-        assert process.wait() == 0, process.stdout.read()
-        return folder
-
-    yield finished
-    process.kill()
-    process.communicate()
+def release(job: str) -> None:
+    """Slurm would hold a requeued job back for two minutes."""
+    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
 
 
 STOPS = {
@@ -107,47 +106,48 @@ STOPS = {
 }
 
 
-def test_jobs_that_are_stopped_resume_to_the_result_of_an_unbroken_run(unbroken, tmp_path):
-    array = array_of(sweep(tmp_path, "--jobs=1"))
+def test_a_sweep_that_is_stopped_in_every_way_ends_like_an_unbroken_one(tmp_path):
+    unbroken, folder = tmp_path / "unbroken", tmp_path / "sweep"
+    reference = python(
+        "scripts.run", "--submission=lawa", "--workload=mini_criteo1tb", f"--num_tuning_trials={len(TRIALS)}",
+        "--rng_seed=1", f"--experiment_dir={unbroken}", "--nosave_intermediate_checkpoints", *FLAGS.split(),
+    )  # fmt: skip
+    array = array_of(sweep(folder, "--jobs=1"))
+    jobs = {number: f"{array}_{number - 1}" for number in TRIALS}
     names = {job: name for job, (name, _) in queue(array).items()}
-    assert names == {f"{array}_{number - 1}": f"mini_criteo1tb-lawa-study_1-trial_{number}" for number in TRIALS}
+    assert names == {jobs[number]: f"mini_criteo1tb-lawa-study_1-trial_{number}" for number in TRIALS}
 
     for number, command in STOPS.items():
-        job = f"{array}_{number - 1}"
-        until(lambda number=number: begun(tmp_path, number), f"training of trial {number}")
-        subprocess.run([*command, job], check=True)
-        until(lambda job=job: queue(array).get(job, ("", ""))[1] == "PENDING", f"{job}, requeued; " + logs(tmp_path))
-        assert not (trial(tmp_path, number) / f"checkpoint_{STEPS}").exists(), "over before it was stopped"
-    for job in names:  # Slurm would hold them back for two minutes
-        subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now", "ArrayTaskThrottle=2"], check=True)
-    until(lambda: not queue(array), "the jobs")
+        until(lambda number=number: begun(folder, number), f"training of trial {number}")
+        subprocess.run([*command, jobs[number]], check=True)
+        until(lambda number=number: waits(array, jobs[number]), f"trial {number}, requeued\n{logs(folder)}")
+        assert not ended(folder, number), "over before it was stopped"
+    release(jobs[1])
+    until(lambda: done(folder, 1).exists(), f"the end of trial 1\n{logs(folder)}")
 
-    for number in TRIALS:
-        assert (tmp_path / f"sweep/mini_criteo1tb-lawa-study_1-trial_{number}.done").exists(), logs(tmp_path)
-        assert preemptions(tmp_path, number)[-1] == 1
-        assert_same_end(trial(unbroken(), number), trial(tmp_path, number))
-    rates = [json.loads((trial(tmp_path, number) / "hparams.json").read_text())["learning_rate"] for number in TRIALS]
-    assert rates == [point["learning_rate"] for point in json.loads(Path(SPACE).read_text())[: len(TRIALS)]]
-
-
-def test_a_cancelled_sweep_is_continued_by_the_same_command(unbroken, tmp_path):
-    array = array_of(sweep(tmp_path, "--jobs=1"))
-    until(lambda: begun(tmp_path, 2), "the second job")  # the first is over then: one at a time
-    assert "0 of 3 jobs to run, 2 in the queue" in sweep(tmp_path, "--jobs=1")
-    subprocess.run(["scancel", array], check=True)
+    assert "0 of 3 jobs to run, 2 in the queue" in sweep(folder)
+    before = checkpoints(folder, 2)
+    release(jobs[2])
+    until(lambda: checkpoints(folder, 2) != before, "trial 2, resumed")
+    subprocess.run(["scancel", array], check=True)  # one running, one pending
     until(lambda: not queue(array), "the array's end")
-    first = (trial(tmp_path, 1) / f"checkpoint_{STEPS}").stat().st_mtime_ns
-    assert not (trial(tmp_path, 2) / f"checkpoint_{STEPS}").exists(), "over before it was cancelled"
-    assert not trial(tmp_path, 3).exists()
-
-    output = sweep(tmp_path, "--jobs=2")
+    assert not ended(folder, 2), "over before it was cancelled"
+    first = done(folder, 1).stat().st_mtime_ns
+    output = sweep(folder, "--jobs=2")
     assert "2 of 3 jobs to run" in output
-    until(lambda: not queue(array_of(output)), "the jobs")
-    assert (trial(tmp_path, 1) / f"checkpoint_{STEPS}").stat().st_mtime_ns == first
-    assert preemptions(tmp_path, 2)[-1] == 1
-    for number in TRIALS:
-        assert_same_end(trial(unbroken(), number), trial(tmp_path, number))
-    assert "0 of 3 jobs to run" in sweep(tmp_path)
+    until(lambda: not queue(array_of(output)), f"the jobs\n{logs(folder)}")
+    assert "0 of 3 jobs to run" in sweep(folder)
+
+    assert done(folder, 1).stat().st_mtime_ns == first
+    assert reference.wait() == 0, reference.stdout.read()
+    points = json.loads(Path(SPACE).read_text())
+    for number, preemptions in {1: 1, 2: 2, 3: 1}.items():
+        assert done(folder, number).exists(), logs(folder)
+        table = pd.read_csv(trial(folder, number) / "eval_measurements.csv")
+        assert table["preemption_count"].iloc[-1] == preemptions
+        hyperparameters = json.loads((trial(folder, number) / "hparams.json").read_text())
+        assert hyperparameters["learning_rate"] == points[number - 1]["learning_rate"]
+        assert_same_end(trial(unbroken, number), trial(folder, number))
 
 
 def test_wrong_arguments_of_sbatch_are_one_line(tmp_path):
