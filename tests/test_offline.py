@@ -97,8 +97,8 @@ def test_lawa_and_ema_are_bit_for_bit_those_of_the_online_averagers(data):
 def test_means_are_the_same_from_running_sums_and_from_held_snapshots(queued):
     snapshots = run_of(12)
     # Windows that end everywhere: the same few snapshots serve all of them. Windows apart: one sum serves.
-    ends = range(5, 13) if queued else (5, 12)
-    plan = Plan([(LAWA(window=window), end) for end in ends for window in (4, 5)], list(snapshots))
+    ends, windows = (range(5, 13), (2, 3, 4, 5)) if queued else ((5, 12), (4, 5))
+    plan = Plan([(LAWA(window=window), end) for end in ends for window in windows], list(snapshots))
     assert plan._queued == queued
     for result in plan.run(snapshots.items()):
         alone = next(Plan([(result.average, result.step)], list(snapshots)).run(snapshots.items()))

@@ -61,7 +61,7 @@ class Plan:
     Attributes:
         needed: the steps of the snapshots to feed, in order; a stream may hold others, which are passed over.
         peak: float32 models held at the same time at most, beside the snapshot being read. Means are kept as running
-            sums, or, where fewer, as the snapshots they are made of.
+            sums, or, where these are less than half as many, as the snapshots they are made of.
     """
 
     def __init__(self, wanted: Iterable[tuple[Average, int]], steps: Sequence[int], *, float32: bool = False) -> None:
@@ -89,9 +89,12 @@ class Plan:
         held = {step: max((t.last for t in sums if step in t.members), default=0) for step in self.needed}
         self._held_until = {step: last for step, last in held.items() if last}
         running, queued = _peak(spans), _peak(list(self._held_until.items()))
-        self._queued = queued < running
+        # Sums take a snapshot in while it is in the cache; what is held must be read again for every mean.
+        self._queued = 2 * queued < running
         self._running: list[_Track] = [*recursions.values(), *([] if self._queued else sums)]
-        self.peak = min(queued, running) + _peak([(track.first, track.last) for track in recursions.values()])
+        self.peak = (queued if self._queued else running) + _peak(
+            [(track.first, track.last) for track in recursions.values()]
+        )
 
     def run(self, stream: Iterable[tuple[int, State]]) -> Iterator[Result]:
         """Feed snapshots (step, state dict) in the order of steps; results come as soon as they are complete.
