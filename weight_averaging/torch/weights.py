@@ -1,7 +1,7 @@
 """A model's floating-point tensors as one flat float32 vector, read and written in blocks.
 
-Averaging is bound by memory traffic, so the vector is walked in blocks that stay in the processor's cache while they
-are checked and used: every weight is read from memory once.
+Averaging is bound by memory traffic, so the vector is walked in blocks that stay in the processor's cache while all
+averages take them in: for these the weights are read from memory once, and once before that to check them.
 """
 
 import math
