@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.small_models import flat, model_of, randomise, value_of
-from weight_averaging.torch import LAWA
+from weight_averaging import averages
+from weight_averaging.torch import LAWA, Averages
 from weight_averaging.torch.copies import HostCopies
 
 
@@ -82,6 +83,46 @@ def test_trap_11_a_missing_wait_is_noticed(missing):
     setattr(streams, missing, lambda event: None)
     pairs = sequence(streams, ["update"] * 4 + ["save"])
     assert not all(np.array_equal(late, plain) for late, plain in pairs)
+
+
+def grid_values(copies_of):
+    """Two windows that are due together and apart, the copies of each made by `copies_of(its number)`."""
+    model = model_of()
+    wanted = [averages.LAWA(window=3, interval=1), averages.LAWA(window=2, interval=2)]
+    late, plain = Averages(model, wanted), Averages(model, wanted)
+    for number, track in enumerate(late._tracks()):
+        track._copies = copies_of(number)
+    for step in range(1, 8):
+        randomise(model, step)
+        late.update(step)
+        plain.update(step)
+    values = []
+    for average in wanted:
+        for grid in (late, plain):
+            grid.select(average)
+        values.append((value_of(late, model), value_of(plain, model)))
+    return values
+
+
+def test_windows_that_share_a_buffer_share_the_order_of_their_copies():
+    shared = HostCopies(LateStreams())
+    for late, plain in grid_values(lambda number: shared):
+        np.testing.assert_array_equal(late, plain)
+    apart = [HostCopies(LateStreams()), HostCopies(LateStreams())]  # neither knows what the other still copies
+    assert not all(np.array_equal(late, plain) for late, plain in grid_values(lambda number: apart[number]))
+
+
+def test_two_copies_of_one_snapshot_do_not_hold_training():
+    streams, fills = LateStreams(), []
+    copies = HostCopies(streams)
+    buffer = torch.zeros(2)
+    for step in (1, 1, 2):
+        copies.begin(step, lambda: fills.append(1) or buffer, torch.empty(2))
+    assert len(fills) == 2
+    assert streams.done == 2  # those of step 1 had to end before the buffer was filled again
+    copies.finish()
+    copies.begin(2, lambda: fills.append(1) or buffer, torch.empty(2))  # after a load, say: another snapshot
+    assert len(fills) == 3
 
 
 def test_copies_are_put_off_at_all():

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from weight_averaging.averages import EMA, LAWA, Average
 from weight_averaging.torch.averager import Averager
-from weight_averaging.torch.tracks import ExponentialTrack, Track, WindowTrack, window_track
+from weight_averaging.torch.tracks import ExponentialTrack, Track, WindowTrack, host_copies, window_track
 from weight_averaging.torch.weights import Block
 
 
@@ -66,8 +66,9 @@ class Averages(Averager):
             if isinstance(average, LAWA):
                 key = (average.interval, average.start)
                 windows[key] = max(windows.get(key, 0), average.window)
+        copies = host_copies(self._weights)
         shared = {
-            (interval, start): window_track(self._weights, self._ranks, interval, start, window, placement)
+            (interval, start): window_track(self._weights, self._ranks, copies, interval, start, window, placement)
             for (interval, start), window in windows.items()
         }
         self._track_of: dict[Average, Track] = {}

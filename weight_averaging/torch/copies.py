@@ -51,20 +51,27 @@ class CudaStreams:
 
 
 class HostCopies:
-    """Copies of one buffer, one at a time."""
+    """Copies of one buffer, whichever windows they go to: who shares the buffer must share this."""
 
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
         self._last: Any = None
+        self._step: int | None = None  # of the snapshot in the buffer
+        self._buffer: Tensor
 
-    def begin(self, fill: Callable[[], Tensor], into: Tensor) -> None:
-        """Let `fill` fill the buffer, which it returns, in the training stream, and begin to copy it."""
-        if self._last is not None:
+    def begin(self, step: int, fill: Callable[[], Tensor], into: Tensor) -> None:
+        """Begin to copy the buffer, which `fill` fills in the training stream and returns.
+
+        Several copies of the snapshot of one `step` do not wait for each other.
+        """
+        if self._last is not None and step != self._step:
             self._streams.hold_training(self._last)
-        self._last = self._streams.copy(into, fill())
+        if step != self._step:
+            self._step, self._buffer = step, fill()
+        self._last = self._streams.copy(into, self._buffer)
 
     def finish(self) -> None:
-        """Return when no copy is under way."""
+        """Return when no copy is under way. The buffer may then be used otherwise."""
         if self._last is not None:
             self._streams.wait(self._last)
-            self._last = None
+        self._last = self._step = None

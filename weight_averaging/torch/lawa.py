@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from weight_averaging.collection import check_count
 from weight_averaging.torch.averager import Averager
-from weight_averaging.torch.tracks import WindowTrack, window_track
+from weight_averaging.torch.tracks import WindowTrack, host_copies, window_track
 from weight_averaging.torch.weights import Block
 
 
@@ -61,7 +61,9 @@ class LAWA(Averager):
         self.interval = check_count("interval", interval)
         self.window = check_count("window", window)
         self.allow_partial = allow_partial
-        self._track = window_track(self._weights, self._ranks, self.interval, self.start, self.window, placement)
+        self._track = window_track(
+            self._weights, self._ranks, host_copies(self._weights), self.interval, self.start, self.window, placement
+        )
 
     @property
     def ready(self) -> bool:

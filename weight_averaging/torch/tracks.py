@@ -125,7 +125,7 @@ class WindowTrack(Track):
 
     def taken(self, step: int) -> None:
         if self._ring and self._copies is not None:
-            self._copies.begin(self.weights.flat_copy, self._ring[self._next])
+            self._copies.begin(step, self.weights.flat_copy, self._ring[self._next])
         self._next = (self._next + 1) % self.window
         self.steps = [*self.steps, step][-self.window :]
 
@@ -166,16 +166,24 @@ class WindowTrack(Track):
         self._next = len(steps) % self.window
 
 
+def host_copies(weights: LiveWeights) -> HostCopies | None:
+    """What copies snapshots of a model to host memory beside training, one for all its windows; None if not on CUDA."""
+    return HostCopies(CudaStreams(weights.device)) if weights.device.type == "cuda" else None
+
+
 def window_track(
-    weights: LiveWeights, ranks: Ranks, interval: int, start: int, window: int, placement: str
+    weights: LiveWeights,
+    ranks: Ranks,
+    copies: HostCopies | None,
+    interval: int,
+    start: int,
+    window: int,
+    placement: str,
 ) -> WindowTrack:
     """A window with its memory, on the rank that is to hold it. Raises as `placement.choose`."""
-    ring: list[Tensor] = []
-    copies = None
-    if ranks.is_owner:
-        holds = f"a window of {window} snapshots of {weights.numel:,} weights"
-        place = choose(placement, weights.device, 4 * weights.numel * window, holds)
-        ring = [new_vector(weights.numel, place, weights.device) for _ in range(window)]
-        if place.type == "cpu" and weights.device.type == "cuda":
-            copies = HostCopies(CudaStreams(weights.device))
-    return WindowTrack(weights, interval, start, window, ring, copies)
+    if not ranks.is_owner:
+        return WindowTrack(weights, interval, start, window, [], None)
+    holds = f"a window of {window} snapshots of {weights.numel:,} weights"
+    place = choose(placement, weights.device, 4 * weights.numel * window, holds)
+    ring = [new_vector(weights.numel, place, weights.device) for _ in range(window)]
+    return WindowTrack(weights, interval, start, window, ring, copies if place.type == "cpu" else None)

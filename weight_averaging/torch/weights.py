@@ -209,7 +209,7 @@ def finite(sums: list[Tensor]) -> bool:
 
 def is_finite(values: Tensor) -> bool:
     """Whether all of a flat float32 tensor is finite, as by `finite`."""
-    return bool(torch.isfinite(torch.dot(values, values)))
+    return finite(squares([values]))
 
 
 def clean_names(names: list[str]) -> list[str]:
