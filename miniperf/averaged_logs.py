@@ -19,7 +19,7 @@ from miniperf import random_utils
 from miniperf.errors import UsageError
 from miniperf.logs import MetricsLogger, meta_data, write_json
 from weight_averaging.averages import Average, SnapshotError
-from weight_averaging.offline import Plan
+from weight_averaging.offline import Plan, latest_of
 from weight_averaging.snapshot_files import Snapshots
 
 
@@ -85,11 +85,13 @@ def evaluate(
     source: Source,
     points: Sequence[Point],
     validation_only: bool = False,
+    latest: set[str] | None = None,
 ) -> None:
     """Evaluate each point at its steps and write the rows; those that are there already are kept.
 
     Args:
         validation_only: leave out the training and the test set, for the sake of time.
+        latest: the tensors that are not averaged; None: as `offline.latest_of` has it.
     Raises:
         UsageError: a log folder is of another grid point, or the snapshots are of another model.
     """
@@ -101,7 +103,9 @@ def evaluate(
     if not logs:
         return
     model, model_state = workload.init_model_fn(random_utils.key_from_seed(source.rng_seed))
-    plan = Plan(logs, snapshots.steps)
+    if latest is None:
+        latest = latest_of(snapshots.layout, known=snapshots.latest)
+    plan = Plan(logs, snapshots.steps, latest=latest)
     opened = dict.fromkeys(log for same in logs.values() for log in same)
     for log in opened:
         log.begin(workload, workload_name, snapshots)

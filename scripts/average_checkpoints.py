@@ -43,7 +43,7 @@ import torch
 from tqdm import tqdm
 
 from weight_averaging.averages import EMA, LAWA, Average, Power, SnapshotError, Tail
-from weight_averaging.offline import Plan
+from weight_averaging.offline import Plan, latest_of
 from weight_averaging.offline_files import average_to_files, groups, memory
 from weight_averaging.snapshot_files import Snapshots
 from weight_averaging.snapshots import verify
@@ -66,6 +66,15 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--at", help="steps as of which to average, with commas between; default: the last")
     made.add_argument("--out", type=Path, help="file (.safetensors, .pt) or, for several averages, folder to write")
     made.add_argument("--float32", action="store_true", help="write float32 also where the snapshots have fewer bits")
+    made.add_argument(
+        "--exclude", action="append", metavar="NAME", help="tensor, module or pattern to take from the latest snapshot"
+    )
+    made.add_argument(
+        "--include",
+        action="append",
+        metavar="NAME",
+        help="to average though frozen, a mask, of spectral norm or the like",
+    )
     made.add_argument(
         "--verify", action="store_true", help="compare the files with the checksums in manifest.json first"
     )
@@ -127,6 +136,15 @@ def run(args: argparse.Namespace) -> None:
         write(args, snapshots, averages, steps or [snapshots.steps[-1]])
 
 
+def _latest(args: argparse.Namespace, snapshots: Snapshots) -> set[str]:
+    """What is not averaged, and told."""
+    latest = latest_of(snapshots.layout, args.include, args.exclude, snapshots.latest)
+    if latest:
+        shown = ", ".join(sorted(latest)[:5]) + (", ..." if len(latest) > 5 else "")
+        print(f"not averaged but taken from the latest snapshot ({len(latest)} tensors): {shown}")
+    return latest
+
+
 def _numbers(flag: str, what: str, text: str) -> list[int]:
     try:
         return [int(number) for number in text.split(",")]
@@ -139,7 +157,7 @@ def write(args: argparse.Namespace, snapshots: Snapshots, averages: list[Average
         raise SnapshotError("say where to write: --out model.safetensors")
     out: Path = args.out
     wanted = [(average, step) for average in dict.fromkeys(averages) for step in steps]
-    plan = Plan(wanted, snapshots.steps, float32=args.float32)
+    plan = Plan(wanted, snapshots.steps, float32=args.float32, latest=_latest(args, snapshots))
     if len(wanted) == 1:
         outputs = {wanted[0]: out}
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -186,7 +204,7 @@ def evaluate(args: argparse.Namespace, snapshots: Snapshots, averages: list[Aver
     for average in dict.fromkeys(averages):
         counts[type(average)] = counts.get(type(average), 0) + 1
         submission = f"{args.experiment_name}_{type(average).__name__.lower()}"
-        settings = {f"averaging_{name}": value for name, value in vars(average).items() if value is not None}
+        settings = {f"averaging_{name}": value for name, value in vars(average).items() if value not in (None, False)}
         points.append(
             averaged_logs.Point(
                 average,
@@ -195,7 +213,8 @@ def evaluate(args: argparse.Namespace, snapshots: Snapshots, averages: list[Aver
                 {**source.hyperparameters, **settings},
             )
         )
-    averaged_logs.evaluate(workload, args.workload, snapshots, source, points, args.validation_only)
+    latest = _latest(args, snapshots)
+    averaged_logs.evaluate(workload, args.workload, snapshots, source, points, args.validation_only, latest)
 
 
 def _trials(

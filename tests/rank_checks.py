@@ -45,7 +45,7 @@ def replicas() -> None:
         model, [LAWADescription(window=2, interval=1), EMADescription(decay=0.5, interval=2)], process_group=group
     )
     alone = LAWA(model, interval=1, window=3)
-    held = on_all_ranks(len(lawa._track._ring))
+    held = on_all_ranks(len(lawa._track.slots()))
     assert held == [3] + [0] * (dist.get_world_size() - 1), f"windows held: {held}"
 
     choices = random.Random(0)  # the same on every rank

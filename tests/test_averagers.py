@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import weight_averaging.torch.weights as weights
+import weight_averaging.torch.blocks as blocks
 from tests import reference
 from tests.small_models import average_of, feed, flat, floats, model_of, randomise, scalar_model, value_of
 from weight_averaging.torch import EMA, LAWA
@@ -18,7 +18,7 @@ from weight_averaging.torch import EMA, LAWA
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
     """Blocks of a few elements, so that small models have many and every way of cutting occurs."""
-    monkeypatch.setattr(weights, "CPU_BLOCK", 7)
+    monkeypatch.setattr(blocks, "CPU_BLOCK", 7)
 
 
 @settings(max_examples=60, deadline=None)

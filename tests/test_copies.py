@@ -145,7 +145,7 @@ def test_trap_11_on_cuda_with_a_slow_copy(monkeypatch):
                 torch.cuda._sleep(200_000_000)  # cycles: about a tenth of a second
             return super().copy(into, source)
 
-    monkeypatch.setattr("weight_averaging.torch.tracks.CudaStreams", SlowStreams)
+    monkeypatch.setattr("weight_averaging.torch.new_tracks.CudaStreams", SlowStreams)
     model = torch.nn.Linear(1000, 1000).cuda()
     host, device = (LAWA(model, interval=1, window=3, placement=place) for place in ("host", "device"))
     assert host.state_dict()["tracks"][0]["vectors"] == []

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import weight_averaging.offline as module
-import weight_averaging.torch.weights as weights
+import weight_averaging.torch.blocks as blocks
 from weight_averaging import offline
 from weight_averaging.offline import EMA, LAWA, Plan, Power, SnapshotError, Tail
 from weight_averaging.torch import EMA as OnlineEMA
@@ -20,7 +20,7 @@ TYPES = [torch.float32, torch.bfloat16, torch.float64]
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
-    monkeypatch.setattr(weights, "CPU_BLOCK", 7)
+    monkeypatch.setattr(blocks, "CPU_BLOCK", 7)
     monkeypatch.setattr(module, "BLOCK", 5)
 
 

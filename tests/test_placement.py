@@ -90,12 +90,12 @@ def test_the_window_takes_no_more_memory_than_it_says():
     lawa = LAWA(model, interval=1, window=4)
     for step in range(1, 10):
         lawa.update(step)
-    memory = {vector.data_ptr() for vector in lawa._track._ring}
+    memory = {vector.data_ptr() for vector in lawa._track.slots()}
     lawa.update(10)
     with lawa.averaged():
         pass
     assert len(memory) == 4
-    assert {vector.data_ptr() for vector in lawa._track._ring} == memory
+    assert {vector.data_ptr() for vector in lawa._track.slots()} == memory
     assert {vector.data_ptr() for vector in lawa.state_dict()["tracks"][0]["vectors"]} == memory
 
 
@@ -120,7 +120,7 @@ def test_misuse_of_averages_is_told():
         ([], ValueError, "no averages to track"),
         ([lawa, lawa], ValueError, "lawa window=2 interval=1 is there twice"),
         ([LAWADescription(window=2)], ValueError, "lawa window=2 needs an interval"),
-        ([Tail(share=0.5, interval=1)], TypeError, "only LAWA and EMA can"),
+        ([Tail(share=0.5, interval=1)], TypeError, "only LAWA, EMA and Power can"),
     ):
         with pytest.raises(error, match=message):
             Averages(model, wanted)

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests import reference
 from tests.small_models import flat, floats, model_of, randomise, saved
 from weight_averaging import averages
-from weight_averaging.torch import EMA, LAWA, Averager, Averages, weights
+from weight_averaging.torch import EMA, LAWA, Averager, Averages, blocks
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 GRID = [
@@ -34,8 +34,8 @@ class Machine(RuleBasedStateMachine):
         start=st.integers(1, 4),
     )
     def begin(self, kind, dtype, block, interval, start):
-        self.block = weights.CPU_BLOCK
-        weights.CPU_BLOCK = block
+        self.block = blocks.CPU_BLOCK
+        blocks.CPU_BLOCK = block
         self.kind, self.interval, self.start = kind, interval, start
         self.model = model_of(dtype=dtype)
         self.group = None
@@ -125,7 +125,7 @@ class Machine(RuleBasedStateMachine):
         self.last_swapped = self.averager.swapped
 
     def teardown(self):
-        weights.CPU_BLOCK = self.block
+        blocks.CPU_BLOCK = self.block
 
 
 Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from weight_averaging.collection import check_count, check_decay, check_horizon, is_due
+from weight_averaging.collection import check_count, check_decay, check_horizon, is_due, warmed_up
 
 
 class SnapshotError(ValueError):
@@ -36,13 +36,14 @@ class Average(abc.ABC):
         check_count("start", self.start)
 
     def __str__(self) -> str:
-        names = [field.name for field in fields(self)]
-        given = [(name, getattr(self, name)) for name in (*names[2:], *names[:2])]  # interval and start last
-        shown = [f"{name}={value:g}" for name, value in given if value is not None and (name, value) != ("start", 1)]
+        own, common = fields(self)[2:], fields(self)[:2]  # interval and start last
+        given = {field.name: getattr(self, field.name) for field in (*own, *common)}
+        defaults = {field.name: field.default for field in fields(self)}
+        shown = [f"{name}={value}" for name, value in given.items() if value != defaults[name]]
         return " ".join([type(self).__name__.lower(), *shown])
 
-    def weights(self, members: list[int]) -> list[float]:
-        """For each member the weight with which it enters the recursion (the first one's is not used)."""
+    def weight(self, number: int) -> float:
+        """The weight with which snapshot number 2, 3, ... enters the recursion; the first one starts it."""
         raise NotImplementedError(f"{self} is a plain mean")
 
     def members(self, steps: Sequence[int], at: int) -> list[int]:
@@ -115,19 +116,25 @@ class LAWA(Average):
 
 @dataclass(frozen=True, kw_only=True)
 class EMA(Average):
-    """ema <- decay * ema + (1 - decay) * snapshot, from the first snapshot on (as above, Algorithm 2)."""
+    """ema <- decay * ema + (1 - decay) * snapshot, from the first snapshot on (as above, Algorithm 2).
+
+    With `warmup` the decay begins small: `collection.warmed_up`.
+    """
 
     decay: float
+    warmup: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_decay(self.decay)
+        if not isinstance(self.warmup, bool):
+            raise ValueError(f"warmup must be True or False, not {self.warmup!r}")
 
     def _choose(self, due: list[int], at: int) -> list[int]:
         return due
 
-    def weights(self, members: list[int]) -> list[float]:
-        return [1.0 - self.decay] * len(members)
+    def weight(self, number: int) -> float:
+        return 1.0 - (warmed_up(self.decay, number - 1) if self.warmup else self.decay)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +176,8 @@ class Power(Average):
     def _choose(self, due: list[int], at: int) -> list[int]:
         return due
 
-    def weights(self, members: list[int]) -> list[float]:
-        return [1.0 - (1.0 - 1.0 / k) ** (self.gamma + 1.0) for k in range(1, len(members) + 1)]
+    def weight(self, number: int) -> float:
+        return 1.0 - (1.0 - 1.0 / number) ** (self.gamma + 1.0)
 
 
 def _divisors(number: int) -> set[int]:

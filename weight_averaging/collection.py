@@ -9,12 +9,41 @@ Terms, after Ajroldi, Orvieto and Geiping, "When, Where and Why to Average Weigh
 """
 
 import math
+import operator
+from collections.abc import Sequence
 from numbers import Integral, Real
 
 
 def is_due(step: int, interval: int, start: int = 1) -> bool:
     """Whether a snapshot is due after update `step` (1, 2, ...): from `start` on, at multiples of `interval`."""
     return step >= start and step % interval == 0
+
+
+def missed(last: int, step: int, interval: int, start: int = 1) -> int:
+    """The latest update after `last` and before `step` after which a snapshot was due, if none is at `step`; else 0.
+
+    >>> missed(3, 7, 4), missed(4, 8, 4), missed(60, 70, 64)
+    (4, 0, 64)
+    """
+    latest = step // interval * interval
+    return latest if last < latest < step and latest >= start else 0
+
+
+def still_held(steps: Sequence[int], interval: int, window: int, start: int = 1) -> list[int]:
+    """Those of the snapshots of ascending `steps` that a window of these settings would hold: consecutive multiples.
+
+    >>> still_held([64, 128, 192, 256, 320], interval=128, window=20)
+    [128, 256]
+    >>> still_held([64, 128, 192], interval=32, window=20)
+    [192]
+    """
+    there = set(steps)
+    held: list[int] = []
+    wanted = steps[-1] // interval * interval if steps else 0
+    while wanted in there and wanted >= start and len(held) < window:
+        held.insert(0, wanted)
+        wanted -= interval
+    return held
 
 
 def interval_and_window(horizon: float, window: int, step_hint: int) -> tuple[int, int]:
@@ -49,6 +78,49 @@ def decay_from_window(window: int) -> float:
 def window_from_decay(decay: float) -> float:
     """The window (not rounded) whose snapshots are as old on average as an EMA's: (1 + beta) / (1 - beta)."""
     return (1 + check_decay(decay)) / (1 - decay)
+
+
+def exponent_from_horizon(horizon: float) -> float:
+    """The exponent gamma of the power-function average whose snapshots are as old on average as those of a window that
+    covers the share `horizon` of all updates so far: 2 / h - 2.
+
+    A snapshot of update s <= t has weight proportional to s^gamma, and so the mean age t / (gamma + 2); the window's is
+    h t / 2. A horizon of 1 is the plain mean of all.
+
+    >>> exponent_from_horizon(0.1), exponent_from_horizon(1)
+    (18.0, 0.0)
+    """
+    return 2 / check_horizon(horizon) - 2
+
+
+def warmed_up(decay: float, count: int) -> float:
+    """The decay with which a snapshot enters that comes after `count` others: min(decay, (1 + count) / (10 + count)).
+
+    The schedule of TensorFlow's ExponentialMovingAverage, which others took over.
+
+    >>> [round(warmed_up(0.999, count), 3) for count in (1, 10, 100, 100_000)]
+    [0.182, 0.55, 0.918, 0.999]
+    """
+    return min(decay, (1 + count) / (10 + count))
+
+
+def check_step(step: object, last: int) -> int:
+    """`step` as an int (NumPy's integers and tensors of one integer are taken) if it is larger than `last`.
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: it is not larger.
+    """
+    try:
+        number = operator.index(step)  # type: ignore[arg-type]
+        if isinstance(step, bool):
+            raise TypeError
+    except (TypeError, RuntimeError):  # the latter: a tensor of several
+        hint = f": int({step!r})?" if isinstance(step, float) else ""
+        raise TypeError(f"update takes the number of completed updates, a whole number, not {step!r}{hint}") from None
+    if number <= last:
+        raise ValueError(f"update({number}) after update({last}): pass the number of completed updates, 1, 2, ...")
+    return int(number)
 
 
 def check_count(name: str, value: int) -> int:

@@ -9,31 +9,31 @@
 
 LAWA and EMA are, bit for bit, what the online averagers of `weight_averaging.torch` hold at that step: snapshots are
 taken as float32 and the operations come in the same order. Floating-point buffers (batch-norm statistics) are averaged
-like parameters, the averagers' default; integers come from the latest snapshot. Where they differ: weights that are not
-finite are an error here, while a training run goes on without them.
+like parameters, except for those whose mean means nothing (`weight_averaging.names`); those and integers come from the
+latest snapshot. Where they differ: weights that are not finite are an error here, while a training run goes on without
+them; and a state dict does not tell frozen parameters and other buffers, which only snapshots of
+`weight_averaging.snapshots` record (`latest_of`).
 
 Reading snapshot files: `weight_averaging.snapshot_files`.
 """
 
-import abc
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from weight_averaging.averages import EMA, LAWA, Average, Power, SnapshotError, Tail
+from weight_averaging.filters import Choice, Filter
+from weight_averaging.names import clean_names, not_to_average
+from weight_averaging.offline_tracks import BLOCK, Recursion, Sum, Track, mean, new_vector
 from weight_averaging.safetensors_files import StoredTensor
-from weight_averaging.torch.mean import accumulators, add, mean_of, pairwise_mean
-from weight_averaging.torch.weights import clean_names, is_finite
+from weight_averaging.torch.blocks import is_finite
 
 __all__ = ["EMA", "LAWA", "Average", "Plan", "Power", "Result", "SnapshotError", "Tail"]
 
 State = Mapping[str, Tensor | StoredTensor]
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
-
-# float32 elements that are worked on at a time: 1 MiB stays in a core's cache while every average takes it in.
-BLOCK = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,9 @@ class Plan:
         wanted: (average, step) pairs: the average as of that update.
         steps: the updates of all snapshots there are.
         float32: results keep float32 where the snapshots have another floating-point type.
+        latest: names of floating-point tensors that are not averaged but taken from the latest snapshot, from
+            `latest_of`; names are then taken as they come. None: those that `weight_averaging.names.not_to_average`
+            knows, in a stream of whole models, whose names are freed from what wrappers add.
     Raises:
         SnapshotError: an average needs a snapshot that is not among `steps`.
 
@@ -64,25 +67,33 @@ class Plan:
             sums, or, where these are less than half as many, as the snapshots they are made of.
     """
 
-    def __init__(self, wanted: Iterable[tuple[Average, int]], steps: Sequence[int], *, float32: bool = False) -> None:
+    def __init__(
+        self,
+        wanted: Iterable[tuple[Average, int]],
+        steps: Sequence[int],
+        *,
+        float32: bool = False,
+        latest: Collection[str] | None = None,
+    ) -> None:
         self.float32 = float32
+        self._asked_latest = latest
         steps = sorted(steps)
         self._due: dict[int, list[tuple[Average, int]]] = {}  # by the latest snapshot up to the wanted step
-        sums: list[_Sum] = []
-        recursions: dict[Average, _Recursion] = {}
-        self._tracks: dict[tuple[Average, int], _Track] = {}
+        sums: list[Sum] = []
+        recursions: dict[Average, Recursion] = {}
+        self._tracks: dict[tuple[Average, int], Track] = {}
         needed: set[int] = set()
         for average, step in sorted(dict.fromkeys(wanted), key=lambda pair: pair[1]):
             members = average.members(steps, step)
-            latest = max(s for s in steps if s <= step)
-            needed |= {*members, latest}
-            self._due.setdefault(latest, []).append((average, step))
+            last = max(s for s in steps if s <= step)
+            needed |= {*members, last}
+            self._due.setdefault(last, []).append((average, step))
             if average.is_mean:
-                sums.append(_Sum(members, latest))
+                sums.append(Sum(members, last))
                 self._tracks[average, step] = sums[-1]
             else:
-                track = recursions.setdefault(average, _Recursion())
-                track.extend(members, average.weights(members), latest)
+                track = recursions.setdefault(average, Recursion())
+                track.extend(members, [average.weight(k) for k in range(1, len(members) + 1)], last)
                 self._tracks[average, step] = track
         self.needed = sorted(needed)
         spans = [(track.first, track.last) for track in sums for _ in range(track.count)]
@@ -91,7 +102,7 @@ class Plan:
         running, queued = _peak(spans), _peak(list(self._held_until.items()))
         # Sums take a snapshot in while it is in the cache; what is held must be read again for every mean.
         self._queued = 2 * queued < running
-        self._running: list[_Track] = [*recursions.values(), *([] if self._queued else sums)]
+        self._running: list[Track] = [*recursions.values(), *([] if self._queued else sums)]
         self.peak = (queued if self._queued else running) + _peak(
             [(track.first, track.last) for track in recursions.values()]
         )
@@ -104,7 +115,6 @@ class Plan:
         Raises:
             SnapshotError: snapshots with other names, shapes or types than the first, or weights that are not finite,
                 or a snapshot that is needed does not come.
-            TypeError: a tensor is complex.
         """
         held: dict[int, dict[str, Tensor]] = {}
         expected = iter(self.needed)
@@ -119,7 +129,8 @@ class Plan:
                 continue
             if step > wanted:
                 raise SnapshotError(f"the snapshot of step {wanted} did not come before that of step {step}")
-            state = dict(zip(clean_names(list(state)), state.values()))
+            if self._asked_latest is None:
+                state = dict(zip(clean_names(list(state)), state.values()))
             self._check_layout(step, state)
             self._take(step, state, held)
             for average, at in self._due.get(step, ()):
@@ -134,6 +145,7 @@ class Plan:
         layout = layout_of(state)
         if self._layout is None:
             self._layout = layout
+            self._latest = latest_of(layout) if self._asked_latest is None else set(self._asked_latest)
         elif difference := layout_difference(self._layout, layout):
             raise SnapshotError(f"the snapshot of step {step} does not fit that of step {self.needed[0]}: {difference}")
 
@@ -143,18 +155,16 @@ class Plan:
         if hold:
             held[step] = {}
         for name, tensor in state.items():
-            if not tensor.dtype.is_floating_point:
-                if tensor.dtype.is_complex:
-                    raise TypeError(f"{name} is {tensor.dtype}; only real floating-point can be averaged")
+            if not self._is_averaged(name, tensor):
                 continue
             if name in self._constant:
                 if not torch.equal(self._constant[name], _whole(tensor)):
                     raise SnapshotError(f"step {step}: {name} is not finite, and not constant either")
                 continue
-            size, device = tensor.numel(), _device(tensor)
-            flat = tensor if isinstance(tensor, StoredTensor) else tensor.detach().reshape(-1)
+            flat = _flat(tensor)
+            size, device = flat.numel(), _device(flat)
             targets = [track.targets(name, size, device) for track in active]
-            copy = held[step].setdefault(name, _vector(size, device)) if hold else None
+            copy = held[step].setdefault(name, new_vector(size, device)) if hold else None
             for start in range(0, size, BLOCK):
                 stop = min(start + BLOCK, size)
                 piece = flat.piece(start, stop) if isinstance(flat, StoredTensor) else flat[start:stop]
@@ -167,6 +177,9 @@ class Plan:
                 for track, target in zip(active, targets):
                     track.take(step, [vector[start:stop] for vector in target], values)
 
+    def _is_averaged(self, name: str, tensor: Tensor | StoredTensor) -> bool:
+        return name not in self._latest and (tensor.dtype.is_floating_point or tensor.dtype.is_complex)
+
     def _make_constant(self, step: int, name: str, tensor: Tensor) -> None:
         """A mask of infinities, say: no average of it, as online."""
         if step != self.needed[0] or bool(tensor.isnan().any()):
@@ -176,101 +189,49 @@ class Plan:
             )
         self._constant[name] = tensor.clone()
 
-    def _finish(
-        self, track: "_Track", step: int, state: State, held: dict[int, dict[str, Tensor]]
-    ) -> dict[str, Tensor]:
+    def _finish(self, track: "Track", step: int, state: State, held: dict[int, dict[str, Tensor]]) -> dict[str, Tensor]:
         result = {}
         track.results -= 1
         final = track.results == 0
         for name, tensor in state.items():
-            if name in self._constant or not tensor.dtype.is_floating_point:
+            if name in self._constant or not self._is_averaged(name, tensor):
                 result[name] = _whole(tensor).clone()
                 continue
-            if isinstance(track, _Sum) and self._queued:
-                mean = _mean([held[member][name] for member in track.members])
+            if isinstance(track, Sum) and self._queued:
+                value = mean([held[member][name] for member in track.members])
             else:
-                mean = track.value(name, final)
-            result[name] = mean.view(tensor.shape).to(torch.float32 if self.float32 else tensor.dtype)
+                value = track.value(name, final)
+            if tensor.dtype.is_complex:
+                result[name] = torch.view_as_complex(value.view(*tensor.shape, 2)).to(tensor.dtype)
+            else:
+                result[name] = value.view(tensor.shape).to(torch.float32 if self.float32 else tensor.dtype)
         if final:
             track.values.clear()
         return result
 
 
-class _Track(abc.ABC):
-    """What is kept of one average along the pass: flat float32 vectors by name, from snapshot `first` to `last`."""
+def latest_of(layout: Layout, include: Choice = None, exclude: Choice = None, known: Collection[str] = ()) -> set[str]:
+    """The floating-point tensors that averages leave alone, to be taken from the latest snapshot.
 
-    count = 1  # vectors a tensor
-
-    def __init__(self) -> None:
-        self.values: dict[str, list[Tensor]] = {}
-        self.first = self.last = 0
-        self.results = 0  # that are still to come from it
-
-    @abc.abstractmethod
-    def takes(self, step: int) -> bool:
-        """Whether the snapshot of `step` is part of the average."""
-
-    @abc.abstractmethod
-    def take(self, step: int, targets: list[Tensor], values: Tensor) -> None:
-        """Take the float32 `values` of a block into the same block of the track's vectors, `targets`."""
-
-    @abc.abstractmethod
-    def value(self, name: str, final: bool) -> Tensor:
-        """The average of a tensor, flat; the track's own memory only if it is final."""
-
-    def targets(self, name: str, size: int, device: torch.device) -> list[Tensor]:
-        if name not in self.values:
-            self.values[name] = [_vector(size, device) for _ in range(self.count)]
-        return self.values[name]
+    Args:
+        layout: of the whole model, with clean names.
+        include, exclude: as of `weight_averaging.filters.Filter`; functions get a name and (shape, dtype).
+        known: that training left alone, as recorded by `weight_averaging.snapshots`.
+    Raises:
+        ValueError: `include` or `exclude` chooses nothing.
+    """
+    wanted, unwanted = Filter("include", include), Filter("exclude", exclude)
+    for chosen in (wanted, unwanted):
+        chosen.check(list(layout))
+    by_name = not_to_average({name: dtype in (torch.int8, torch.uint8) for name, (_, dtype) in layout.items()})
+    left = {name for name in layout if (name in by_name or name in known) and not wanted(name, layout[name])}
+    return left | {name for name in layout if unwanted(name, layout[name])}
 
 
-class _Sum(_Track):
-    """The sum of the members, oldest first, in the order in which LAWA adds them."""
-
-    def __init__(self, members: list[int], last: int) -> None:
-        super().__init__()
-        self.members = members
-        self._index = {step: index for index, step in enumerate(members)}
-        self.first, self.last = members[0], last
-        self.count = accumulators(len(members))
-
-    def takes(self, step: int) -> bool:
-        return step in self._index
-
-    def take(self, step: int, targets: list[Tensor], values: Tensor) -> None:
-        add(targets, self._index[step], values)
-
-    def value(self, name: str, final: bool) -> Tensor:
-        return mean_of(self.values[name], len(self.members))
-
-
-class _Recursion(_Track):
-    """value <- lerp(value, snapshot, weight), from the first snapshot on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._weights: dict[int, float] = {}
-
-    def extend(self, members: list[int], weights: list[float], last: int) -> None:
-        """Go on to `last`; the members are those so far and later ones."""
-        self.first, self.last = members[0], last
-        self._weights = dict(zip(members, weights, strict=True))
-
-    def takes(self, step: int) -> bool:
-        return step in self._weights
-
-    def take(self, step: int, targets: list[Tensor], values: Tensor) -> None:
-        if step == self.first:
-            targets[0].copy_(values)
-        else:
-            targets[0].lerp_(values, self._weights[step])
-
-    def value(self, name: str, final: bool) -> Tensor:
-        return self.values[name][0] if final else self.values[name][0].clone()
-
-
-def _vector(size: int, device: torch.device) -> Tensor:
-    return torch.empty(size, dtype=torch.float32, device=device)
+def _flat(tensor: Tensor | StoredTensor) -> Tensor | StoredTensor:
+    if tensor.dtype.is_complex:  # as pairs of real numbers
+        return torch.view_as_real(_whole(tensor).detach().resolve_conj()).reshape(-1)
+    return tensor if isinstance(tensor, StoredTensor) else tensor.detach().reshape(-1)
 
 
 def _device(tensor: Tensor | StoredTensor) -> torch.device:
@@ -279,16 +240,6 @@ def _device(tensor: Tensor | StoredTensor) -> torch.device:
 
 def _whole(tensor: Tensor | StoredTensor) -> Tensor:
     return tensor.load() if isinstance(tensor, StoredTensor) else tensor
-
-
-def _mean(vectors: list[Tensor]) -> Tensor:
-    mean = torch.empty_like(vectors[0])
-    scratch = [mean[:BLOCK].clone() for _ in range(1, accumulators(len(vectors)))]
-    for start in range(0, mean.numel(), BLOCK):
-        block = mean[start : start + BLOCK]
-        sums = [block, *(vector[: block.numel()] for vector in scratch)]
-        pairwise_mean([vector[start : start + BLOCK] for vector in vectors], sums)
-    return mean
 
 
 def _peak(spans: list[tuple[int, int]]) -> int:

@@ -25,9 +25,10 @@ TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool, "U8": torch.uint8,
     "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "U16": torch.uint16,
-    "U32": torch.uint32, "U64": torch.uint64,
+    "U32": torch.uint32, "U64": torch.uint64, "C64": torch.complex64,
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in TYPES.items()}
+LATEST = "latest"  # in the metadata of our own snapshots: the names of what averagers leave as training has it
 _MAX_HEADER = 100 << 20  # as the format's own library has it
 
 

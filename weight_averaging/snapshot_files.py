@@ -15,6 +15,7 @@ after an evaluation) holds the average as its weights; the raw ones are in the a
 comes out here: `optimizer_state["averager"]["raw"]`, with the batch-norm statistics in `raw_statistics`.
 """
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,10 +25,11 @@ import torch
 from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
-from weight_averaging.offline import BLOCK, Layout, layout_difference, layout_of
-from weight_averaging.safetensors_files import SafetensorsFile, StoredTensor
+from weight_averaging.names import clean_names
+from weight_averaging.offline import Layout, layout_difference, layout_of
+from weight_averaging.offline_tracks import BLOCK
+from weight_averaging.safetensors_files import LATEST, SafetensorsFile, StoredTensor
 from weight_averaging.sharded_files import ShardedFolder
-from weight_averaging.torch.weights import clean_names
 
 # Where checkpoints keep the model's state dict; the first is the official harness's.
 MODEL_KEYS = ("model_params", "model_state_dict", "model", "state_dict", "module", "net")
@@ -51,7 +53,8 @@ class Snapshots:
 
     Attributes:
         paths: the files by step, ascending.
-        layout: shape and type by name, without `module.` and `_orig_mod.`; the same in all files.
+        layout: shape and type by name, without what wrappers add; the same in all files.
+        latest: the names of what averagers leave as training has it, in all files; empty if that is not known.
         nbytes: of one snapshot's weights.
     """
 
@@ -64,6 +67,7 @@ class Snapshots:
             wanted = "checkpoint_STEP, *.pt, *.pth, *.safetensors or folders of torch.distributed.checkpoint"
             raise SnapshotError(f"{folder} holds no snapshot: {wanted}")
         found: dict[int, Path] = {}
+        latest: set[str] | None = None
         layouts: dict[Path, Layout] = {}
         for path in entries:
             source = _open(path)
@@ -71,12 +75,14 @@ class Snapshots:
             if step in found:
                 raise SnapshotError(f"{found[step]} and {path} are both of step {step}: remove one")
             found[step] = path
-            layouts[path] = dict(zip(clean_names(list(source.layout)), source.layout.values()))
+            layouts[path] = dict(zip(_names(source), source.layout.values()))
+            latest = _latest(source) if latest is None else latest & _latest(source)
             first = next(iter(layouts))
             if difference := layout_difference(layouts[first], layouts[path]):
                 raise SnapshotError(f"{path} does not fit {first}: {difference}")
         self.paths = dict(sorted(found.items()))
         self.layout = layouts[next(iter(layouts))]
+        self.latest = latest or set()
         self.nbytes = sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in self.layout.values())
 
     @property
@@ -92,7 +98,7 @@ class Snapshots:
 
     def _originals(self, step: int, source: _Source, names: Iterable[str] | None) -> dict[str, str]:
         """What the tensors of these names are called in the file."""
-        originals = dict(zip(clean_names(list(source.layout)), source.layout))
+        originals = dict(zip(_names(source), source.layout))
         chosen = list(self.layout if names is None else names)
         if lacking := [name for name in chosen if name not in originals]:
             raise SnapshotError(f"{self.paths[step]} has changed: {lacking[0]} is not in it any more")
@@ -117,11 +123,21 @@ class Snapshots:
             yield step, self.state(step, names)
 
 
+def _names(source: _Source) -> list[str]:
+    """Ours are those of the model already, in which `module.` may be a real one."""
+    own = isinstance(source, SafetensorsFile) and LATEST in source.metadata
+    return list(source.layout) if own else clean_names(list(source.layout))
+
+
+def _latest(source: _Source) -> set[str]:
+    return set(json.loads(source.metadata.get(LATEST, "[]"))) if isinstance(source, SafetensorsFile) else set()
+
+
 class _TorchFile:
     """A file of torch.save: mapped where its format allows."""
 
     def __init__(self, path: Path) -> None:
-        contents = _load(path)
+        contents = load_file(path)
         self.global_step = contents.get("global_step") if isinstance(contents, Mapping) else None
         self._state = _state_dict(path, contents)
         self.layout = layout_of(self._state)
@@ -159,7 +175,10 @@ def _step_of(path: Path, source: _Source) -> int:
     return int(numbers[-1])
 
 
-def _load(path: Path) -> Any:
+def load_file(path: Path) -> Any:
+    """The contents of a file of torch.save. SnapshotError if it is damaged, is not there or would run code."""
+    if not path.is_file():
+        raise SnapshotError(f"{path} is not there, or no file")
     try:
         with torch.serialization.safe_globals(_numpy_scalars()):
             try:
@@ -205,16 +224,11 @@ def _state_dict(path: Path, contents: Any) -> dict[str, Tensor]:
 def _put_raw(path: Path, state: dict[str, Tensor], averager: Mapping[str, Any]) -> None:
     """The raw weights in place of the average that was in the model when it was saved."""
     originals = dict(zip(clean_names(list(state)), state))
-    # Recomputed batch-norm statistics: all buffers of the layers that keep running ones, in the model's order.
-    layers = [name.removesuffix("running_mean") for name in originals if name.endswith("running_mean")]
-    buffers = ("running_mean", "running_var", "num_batches_tracked")
-    statistics = [layer + buffer for layer in layers for buffer in buffers if layer + buffer in originals]
-    raw_statistics = averager.get("raw_statistics") or []
-    names = [*averager["names"], *(statistics if raw_statistics else [])]
-    values = [*averager["raw"], *raw_statistics]
-    if len(names) != len(values):
-        raise SnapshotError(f"{path}: {len(raw_statistics)} raw batch-norm statistics for {len(statistics)} buffers")
-    for name, value in zip(names, values):
-        if name not in originals or state[originals[name]].shape != value.shape:
+    raw = {**dict(zip(averager["names"], averager["raw"])), **averager["raw_statistics"]}
+    for name, value in raw.items():
+        there = state.get(originals.get(name, ""))
+        if there is not None and there.is_complex():
+            value = torch.view_as_complex(value)
+        if there is None or there.shape != value.shape:
             raise SnapshotError(f"{path}: the raw weights aside the average do not fit the model at {name}")
         state[originals[name]] = value

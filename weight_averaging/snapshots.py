@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from weight_averaging.averages import SnapshotError
 from weight_averaging.collection import check_count, is_due
+from weight_averaging.names import without_wrappers
 from weight_averaging.replacing import replacing
-from weight_averaging.safetensors_files import SafetensorsWriter, sha256
-from weight_averaging.torch.weights import clean_names
+from weight_averaging.safetensors_files import LATEST, SafetensorsWriter, sha256
+from weight_averaging.torch.selection import Selection, unwrapped
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -72,7 +73,7 @@ class SnapshotWriter:
                     raise SnapshotError(f"{self.folder} holds snapshots with {name}={there[name]!r}, not {value!r}")
             self._manifest = there
         # One snapshot waits at most: memory stays at two, and a slow disk slows training rather than filling memory.
-        self._queue: queue.Queue[tuple[int, dict[str, Tensor]] | None] = queue.Queue(maxsize=1)
+        self._queue: queue.Queue[tuple[int, dict[str, Tensor], list[str]] | None] = queue.Queue(maxsize=1)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="snapshots", daemon=True)
         self._thread.start()
@@ -95,12 +96,16 @@ class SnapshotWriter:
         self._check()
         if not is_due(step, self.interval) or not self._keep(step):
             return False
-        state = model.state_dict()
-        copies = [
-            tensor.detach().to("cpu", self._type(tensor), copy=True, memory_format=torch.contiguous_format)
-            for tensor in state.values()
-        ]
-        self._queue.put((step, dict(zip(clean_names(list(state)), copies))))
+        state = unwrapped(model).state_dict()
+        copies = {
+            without_wrappers(name): tensor.detach().to(
+                "cpu", self._type(tensor), copy=True, memory_format=torch.contiguous_format
+            )
+            for name, tensor in state.items()
+            if isinstance(tensor, Tensor)
+        }
+        left_out = Selection(buffers=True).of(model).left_out.values()
+        self._queue.put((step, copies, [name for names in left_out for name in names if name in copies]))
         return True
 
     def flush(self) -> None:
@@ -142,10 +147,12 @@ class SnapshotWriter:
                 self._queue.task_done()
         self._queue.task_done()
 
-    def _write(self, step: int, state: dict[str, Tensor]) -> None:
+    def _write(self, step: int, state: dict[str, Tensor], latest: list[str]) -> None:
         path = self.folder / _name(step)
         layout = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
-        with SafetensorsWriter(path, layout, {"step": str(step)}) as file:
+        # Names are those of the model, and what averagers leave as training has it is recorded.
+        about = {"step": str(step), LATEST: json.dumps(latest)}
+        with SafetensorsWriter(path, layout, about) as file:
             for name, tensor in state.items():
                 file.write(name, tensor)
         entry = {"step": step, "file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}

@@ -9,7 +9,7 @@ from torch import nn
 
 from weight_averaging.collection import check_count, check_decay, check_horizon, decay_from_window, interval_and_window
 from weight_averaging.torch import EMA, LAWA, Averager
-from weight_averaging.torch.averager import BUFFERS as ALL_BUFFERS
+from weight_averaging.torch.collector import BUFFERS as ALL_BUFFERS
 
 HORIZON = ("averaging_horizon", "averaging_window")
 NAMES = {*HORIZON, "averaging_interval", "averaging_decay"}

@@ -1,74 +1,69 @@
-"""What LAWA and EMA share: collecting snapshots, swapping the average in and out of the model, saving and loading."""
+"""Averages of a model in training: swapped in and out, handed out, saved and loaded."""
 
 import abc
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from weight_averaging.collection import check_count, is_due
-from weight_averaging.torch.batch_norm import batch_norms
-from weight_averaging.torch.ranks import Ranks
-from weight_averaging.torch.state import fits, restore_track, track_state
+from weight_averaging.collection import check_step
+from weight_averaging.torch import results, state
+from weight_averaging.torch.batch_norm import keep_statistics, restore_statistics
+from weight_averaging.torch.blocks import Block
+from weight_averaging.torch.collector import Collector
+from weight_averaging.torch.contexts import plain_tensors
+from weight_averaging.torch.load_guard import LoadGuard
 from weight_averaging.torch.tracks import Track
-from weight_averaging.torch.weights import Block, LiveWeights, finite, squares
 
-logger = logging.getLogger("weight_averaging")
-
-BUFFERS = ("average", "latest", "recompute")
+_SWAPPED: "weakref.WeakSet[Averager]" = weakref.WeakSet()  # those whose average is in their model now
 
 
-class Averager(abc.ABC):
+class Averager(Collector):
     """An average of a model's weights along training, kept in float32 and apart from the model.
 
     The model trains on its raw weights. `swap_in` puts the average into it for evaluation and keeps the raw weights
     aside; `swap_out` puts those back, bit for bit. Use `averaged()` for both.
 
-    Of parameters that are spread over ranks (DTensor, as under FSDP2) every rank averages its own shards, with nothing
-    gathered; `update` is then collective where `check_finite` is on.
+    Averaged are the trainable parameters and batch-norm statistics (`weight_averaging.torch.selection`). A model that
+    changes is followed (`weight_averaging.torch.changes`): what is new counts in the snapshots held with the value that
+    it has when it is first seen, and a warning names it. docs/models.md tells what happens to which kinds of models.
+
+    Of parameters that are spread over ranks (FSDP) every rank averages its own shards, with nothing gathered; `update`
+    is then collective where `check_finite` is on.
 
     Args:
-        model: the module in training, also when wrapped by DDP, FSDP2 or torch.compile.
+        model: the module in training, also when wrapped by DDP, FSDP or torch.compile.
         interval: updates between snapshots, nu >= 1.
         start: the first update whose weights may be collected.
-        buffers: `"average"` treats floating-point buffers (batch-norm statistics) like parameters, `"latest"` leaves
-            them as training has them, `"recompute"` asks for new batch-norm statistics at every swap, by the function
-            given to `swap_in`. Integer buffers always stay as they are.
+        buffers: `"average"` treats batch-norm statistics like parameters, `"latest"` leaves them as training has them,
+            `"recompute"` asks for new ones at every swap, by the function given to `swap_in`. Other buffers stay as
+            they are.
+        include, exclude: names or patterns of tensors or modules, or a function of name and tensor: frozen parameters
+            and other floating-point buffers to average as well; parameters and statistics to leave as training has
+            them. Names are those without wrappers.
         check_finite: refuse weights with a NaN or an infinity, for one more read of the weights at each snapshot. Turn
             it off where that read matters (an interval of 1) and training stops at the first NaN anyway.
         process_group: replicas (DDP) that average together: they agree on which snapshots are collected, one of them
             holds what one is enough for, and `update` and `swap_in` are collective. None: each is on its own.
+    Raises:
+        TypeError, ValueError: a model or an argument that cannot be taken, in one line.
     """
 
-    def __init__(
-        self, model: nn.Module, *, start: int, buffers: str, check_finite: bool, process_group: Any = None
-    ) -> None:
-        if buffers not in BUFFERS:
-            raise ValueError(f"buffers must be one of {', '.join(BUFFERS)}, not {buffers!r}")
-        self.start = check_count("start", start)
-        self.buffers = buffers
-        self.check_finite = check_finite
-        self.step = 0  # the last update seen
-        self._weights = LiveWeights(model, buffers == "average")
-        self._ranks = Ranks(process_group, self._weights.global_tensors())
-        self._model = model
+    def __init__(self, model: nn.Module, **settings: Any) -> None:
+        super().__init__(model, **settings)
         self._raw: list[Tensor] = []  # the raw weights, while the average is in the model
-        self._raw_statistics: list[Tensor] = []  # of batch norm, while recomputed ones are in the model
+        self._raw_statistics: dict[str, Tensor] = {}  # of batch norm, while recomputed ones are in the model
         self._swapped = False
-        self._said_not_ready = False
-        self._refusing = False  # whether the last snapshot that was due was not finite
+        self._guard = LoadGuard()
 
     @property
     @abc.abstractmethod
     def ready(self) -> bool:
         """Whether there is an average to swap in."""
-
-    @abc.abstractmethod
-    def _tracks(self) -> Sequence[Track]:
-        """Everything that takes in snapshots."""
 
     @property
     @abc.abstractmethod
@@ -93,7 +88,6 @@ class Averager(abc.ABC):
         """Whether the model holds the average now."""
         return self._swapped
 
-    @torch.no_grad()
     def update(self, step: int) -> bool:
         """Tell that `step` optimizer updates are complete; collects a snapshot when one is due.
 
@@ -103,46 +97,31 @@ class Averager(abc.ABC):
         Returns:
             Whether a snapshot was collected.
         Raises:
-            RuntimeError: the average is swapped in, so the model's weights are not those of training.
-            ValueError: `step` is not larger than at the last call.
+            RuntimeError: the average, or that of another averager, is in the model, so that its weights are not those
+                of training.
+            TypeError, ValueError: `step` is not a whole number, or not larger than at the last call.
         """
         if self._swapped:
             raise RuntimeError(f"update({step}) while the average is in the model: call swap_out() before training on")
-        if step <= self.step:
-            last = f"update({step}) after update({self.step})"
-            raise ValueError(f"{last}: pass the number of completed updates, 1, 2, ...")
-        self.step = step
-        due = [track for track in self._tracks() if is_due(step, track.interval, track.start)]
-        if not due:
-            return False
-        collected = self._collect(due)
-        if collected:
-            for track in due:
-                track.taken(step)
-        elif not self._refusing:  # once, not at every snapshot of a run that is lost
-            held = due[0].steps
-            stays = f"the average stays that of step {held[-1]}" if held else "there is no average yet"
-            logger.warning("step %d: weights are not finite and are not collected; %s", step, stays)
-        self._refusing = not collected
-        return collected
+        step = check_step(step, self.step)
+        if _SWAPPED:
+            self._refuse_another(f"update({step})")
+        self._guard.end()
+        return self._pass(step)
 
-    def _collect(self, due: list[Track]) -> bool:
-        """One pass over the weights for all tracks. False, with nothing changed, if they are to be finite and are not.
+    def _refuse_another(self, what: str) -> None:
+        """A RuntimeError if the average of another averager is in this model."""
+        mine: set[int] | None = None
+        for other in list(_SWAPPED):
+            if other is not self and other._swapped:
+                mine = mine or set(self._weights.index_by_id())
+                if not mine.isdisjoint(other._weights.index_by_id()):
+                    raise RuntimeError(
+                        f"{what} while the average of another averager, {type(other).__name__}, is in the model: "
+                        "call its swap_out() first"
+                    )
 
-        An average cannot give back what it has taken in, so all blocks are checked before the first is used.
-        """
-        weights = self._weights
-        at_once = len(weights.plan) == 1 and self._ranks.alone
-        if self.check_finite and not at_once and not self._ranks.all_agree(weights.are_finite(), weights.device):
-            return False
-        for block, parts in weights.blocks():
-            if self.check_finite and at_once and not finite(squares(parts)):
-                return False
-            for track in due:
-                track.take(block, parts)
-        return True
-
-    @torch.no_grad()
+    @plain_tensors
     def swap_in(self, recompute: Callable[[], object] | None = None) -> bool:
         """Put the average into the model. Does nothing if it is there already, or if none is ready.
 
@@ -154,62 +133,85 @@ class Averager(abc.ABC):
             Whether the model holds the average now.
         Raises:
             TypeError: `buffers="recompute"` without `recompute`.
+            RuntimeError: the average of another averager is in the model.
         """
         if self.buffers == "recompute" and recompute is None:
             raise TypeError('buffers="recompute" needs a function to do it: swap_in(recompute=...)')
         if self._swapped:
             return True
-        for track in self._tracks():
-            track.vectors()  # copies under way are complete on return, whether or not they are needed now
-        if not self.ready:
-            if not self._said_not_ready:
-                logger.info("%s is not ready at step %d: the raw weights are evaluated", type(self).__name__, self.step)
-                self._said_not_ready = True
+        self._refuse_another("swap_in()")
+        if not self._prepare():
             return False
+        self._guard.end()
         self._raw = self._weights.keep_raw()
         self._swapped = True
-        self._write()
-        if self.buffers == "recompute":
-            assert recompute is not None
-            self._raw_statistics = [buffer.clone() for buffer in self._statistics()]
-            with torch.random.fork_rng():
-                recompute()
+        _SWAPPED.add(self)
+        try:
+            self._write(self._weights.tensors())
+            if self.buffers == "recompute":
+                assert recompute is not None
+                self._raw_statistics = keep_statistics(self._model)
+                with torch.random.fork_rng():
+                    recompute()
+        except BaseException:
+            self.swap_out()
+            raise
         return True
 
-    @torch.no_grad()
+    def _prepare(self) -> bool:
+        """What comes before any use of the average: copies under way are complete on return. Whether it is ready."""
+        if not self._swapped:
+            self._look()
+        for track in self._tracks():
+            track.vectors()
+        if self.ready:
+            if names := self._frozen.changed(self._model, self._weights.selected):
+                self._say(
+                    logging.WARNING,
+                    f"{len(names)} frozen parameters are not averaged, but they change ({names[0]}): average them by "
+                    "include=, or say by exclude= that they are to stay as they are",
+                    "frozen",
+                )
+            return True
+        text = f"{type(self).__name__} is not ready at step {self.step}: the raw weights are evaluated"
+        self._say(logging.INFO, text, "not ready")
+        return False
+
+    def _write(self, tensors: list[Tensor]) -> None:
+        """Overwrite tensors like the model's with the average; of replicas the one that holds it hands it on."""
+        by_owner = self._shown.by_owner
+        if self._ranks.is_owner or not by_owner:
+            with self._ranks.idle_cores(by_owner):
+                self._weights.write(self._average, tensors)
+        if by_owner:
+            self._ranks.spread(tensors)
+
+    @plain_tensors
     def swap_out(self) -> bool:
         """Put the raw weights back into the model. Does nothing if they are there.
 
         Returns:
             Whether anything was swapped.
+        Raises:
+            RuntimeError: tensors of the model were removed or reshaped meanwhile.
         """
         if not self._swapped:
             return False
         self._weights.restore(self._raw)
-        self._restore_statistics(self._raw_statistics)
+        restore_statistics(self._model, self._raw_statistics)
+        self._raw, self._raw_statistics = [], {}
+        self._weights.release_raw()
         self._swapped = False
+        _SWAPPED.discard(self)
         return True
-
-    def _write(self) -> None:
-        """Overwrite the model with the average; of replicas the one that holds it does so, and hands it on."""
-        by_owner = self._shown.by_owner
-        if self._ranks.is_owner or not by_owner:
-            with self._ranks.idle_cores(by_owner):
-                self._weights.write(self._average)
-        if by_owner:
-            self._ranks.spread(self._weights.tensors())
-
-    def _statistics(self) -> list[Tensor]:
-        return [buffer for layer in batch_norms(self._model) for buffer in layer.buffers(recurse=False)]
-
-    def _restore_statistics(self, raw: list[Tensor]) -> None:
-        for buffer, value in zip(self._statistics() if raw else [], raw, strict=True):
-            buffer.copy_(value)
-        self._raw_statistics = []
 
     @contextlib.contextmanager
     def averaged(self, recompute: Callable[[], object] | None = None) -> Iterator[bool]:
-        """The average in the model for the length of a `with` block, which receives whether there was one to use."""
+        """The average in the model for the length of a `with` block, which receives whether there was one to use.
+
+        What is taken out of the model in the block and shares its memory (`model.state_dict()`) has the raw weights
+        after it: save it inside, or use `average_state_dict()`.
+        """
         was_swapped = self._swapped
         try:
             yield self.swap_in(recompute)
@@ -217,11 +219,39 @@ class Averager(abc.ABC):
             if not was_swapped:
                 self.swap_out()
 
+    def average_state_dict(self) -> dict[str, Any]:
+        """The average as a state dict of the plain model, without touching the model: to deploy, export or publish.
+
+        Names are those of the model without wrappers, types the model's own. What is not averaged (frozen parameters,
+        other buffers) is there as the model has it. All tensors are new memory. Of replicas all must call it.
+
+        Raises:
+            RuntimeError: there is no average yet, or the model's state_dict does not have its tensors as they are, as
+                under FSDP1: then save the model's own state_dict within `averaged()`.
+            TypeError: `buffers="recompute"`, for which the same holds.
+        """
+        return results.average_state_dict(self)
+
+    def copy_to(self, other: nn.Module) -> bool:
+        """Write the average into another model of the same kind, to be evaluated while this one trains on.
+
+        What is not averaged is copied from the model as it is. The other model may be on another device, of other
+        types, and wrapped or not. Of replicas all must call it.
+
+        Returns:
+            Whether there is an average; if not, the other model gets the raw weights, and a log line says so once.
+        Raises:
+            ValueError: the other model lacks a tensor, or has one of another shape. Nothing is changed.
+            TypeError: `buffers="recompute"`.
+        """
+        return results.copy_to(self, other)
+
+    @plain_tensors
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and strings: loads under `torch.load(weights_only=True)`.
 
-        The tensors are not copied; save them before training goes on. Taken while swapped, the state also holds the
-        raw weights, since a model saved at that moment does not.
+        The tensors are not copied: save them, or take a `copy.deepcopy`, before training goes on. Taken while swapped,
+        the state also holds the raw weights, since a model saved at that moment does not.
 
         Of a model with DTensors the state holds DTensors, and is of one size whether or not a window is full, so that
         torch.distributed.checkpoint saves it from any number of ranks and loads it into the state of another.
@@ -229,51 +259,34 @@ class Averager(abc.ABC):
         Raises:
             RuntimeError: the average is swapped in, and the model has DTensors.
         """
-        if self._swapped and self._weights.is_sharded:
-            raise RuntimeError("the state of a model with DTensors cannot be saved while swapped: call swap_out()")
-        return {
-            "averager": type(self).__name__,
-            **self._hyperparameters(),
-            "start": self.start,
-            "buffers": self.buffers,
-            "step": self.step,
-            "names": list(self._weights.names),
-            "shapes": [list(shape) for shape in self._weights.shapes],
-            "tracks": [track_state(self._weights, track) for track in self._tracks()],
-            "raw": list(self._raw) if self._swapped else None,
-            "raw_statistics": list(self._raw_statistics),
-        }
+        return state.state_of(self)
 
-    @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a saved state, wherever `map_location` put its tensors.
+    @plain_tensors
+    def load_state_dict(self, saved: dict[str, Any], *, settings: str = "same") -> None:
+        """Take over a saved state, wherever `map_location` put its tensors. An average in the model is taken out first.
 
-        If it was saved while swapped, the raw weights go back into the model, which is then ready for training.
+        If the state was saved while swapped, the raw weights go back into the model, which is then ready for training.
+        The model's own checkpoint may be loaded before or after: if it has the average of that moment, the raw weights
+        are put back again.
 
+        Args:
+            settings: `"same"` refuses a state of other settings. `"new"` goes on from it with those of this averager:
+                of a window the snapshots are kept that it would hold itself (consecutive multiples of its interval), an
+                EMA goes on with its new decay; a log line says how many there are.
         Raises:
-            ValueError: it is the state of another averager, other settings or another model. Nothing is changed.
+            ValueError: it is the state of another averager, other settings or another model, or it was not copied and
+                training has gone on since. The state is not taken over.
         """
-        settings = {**self._hyperparameters(), "start": self.start, "buffers": self.buffers}
-        name = type(self).__name__
-        missing = [key for key in (*settings, *_CONTENTS) if key not in state]
-        if missing:
-            raise ValueError(f"not the state of an averager: it has no {', '.join(missing)}")
-        for key, mine in {"averager": name, **settings}.items():
-            if state[key] != mine:
-                raise ValueError(f"the saved {state['averager']} has {key}={state[key]!r}, this {name} {mine!r}")
-        order = fits(self._weights, state["names"], [tuple(shape) for shape in state["shapes"]])
-        tracks = self._tracks()
-        restored = [
-            restore_track(self._weights, saved, state, order, track, self._ranks.is_owner)
-            for saved, track in zip(state["tracks"], tracks, strict=True)
-        ]
-        for (vectors, steps), track in zip(restored, tracks, strict=True):
-            track.set_vectors(vectors, steps)
-        self.step = state["step"]
-        if state["raw"] is not None:
-            self._weights.restore([state["raw"][index] for index in order])
-        self._restore_statistics(state["raw_statistics"])
-        self._swapped = False
+        state.load(self, saved, settings)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy.deepcopy, together with the model: everything that training on needs, unshared."""
+        if self._ranks.group is not None:
+            raise TypeError("an averager with a process_group cannot be pickled or deep-copied: use its state_dict()")
+        raw = [tensor.clone() for tensor in self._raw]
+        return {**self.__dict__, "_raw": raw, "_guard": LoadGuard()}
 
-_CONTENTS = ("averager", "step", "names", "shapes", "tracks", "raw", "raw_statistics")
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        self.__dict__.update(saved)
+        if self._swapped:
+            _SWAPPED.add(self)

@@ -5,21 +5,24 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from weight_averaging.averages import EMA, LAWA, Average
+from weight_averaging.averages import EMA, LAWA, Average, Power
+from weight_averaging.filters import Choice
 from weight_averaging.torch.averager import Averager
-from weight_averaging.torch.tracks import ExponentialTrack, Track, WindowTrack, host_copies, window_track
-from weight_averaging.torch.weights import Block
+from weight_averaging.torch.blocks import Block
+from weight_averaging.torch.new_tracks import exponential_track, window_track
+from weight_averaging.torch.tracks import ExponentialTrack, Track, WindowTrack
 
 
 class Averages(Averager):
-    """Any number of LAWAs and EMAs of one model, so that one training run yields a whole grid.
+    """Any number of LAWAs, EMAs and power-function averages of one model, so that one training run yields a whole grid.
 
     Snapshots that are due after the same update are taken in one pass: the weights are read from memory once, each EMA
     adds its own reading and writing, and LAWAs of one interval share the longest one's window.
 
     Args:
-        averages: descriptions, each with an interval: `weight_averaging.averages.LAWA` and `EMA`.
-        model, buffers, check_finite, process_group: see `Averager`; placement: see `LAWA`.
+        averages: descriptions, each with an interval: `weight_averaging.averages.LAWA`, `EMA` and `Power`.
+        model, buffers, include, exclude, check_finite, process_group: see `Averager`.
+        placement: see `LAWA`; EMAs are in host memory under `"host"` only.
     Raises:
         TypeError: a description is of another kind of average.
         ValueError: one has no interval, or comes twice, or there are none.
@@ -48,37 +51,50 @@ class Averages(Averager):
         *,
         placement: str = "auto",
         buffers: str = "average",
+        include: Choice = None,
+        exclude: Choice = None,
         check_finite: bool = True,
         process_group: Any = None,
     ) -> None:
-        super().__init__(model, start=1, buffers=buffers, check_finite=check_finite, process_group=process_group)
+        super().__init__(
+            model,
+            start=1,
+            buffers=buffers,
+            include=include,
+            exclude=exclude,
+            check_finite=check_finite,
+            process_group=process_group,
+        )
         self.averages = list(averages)
         if not self.averages:
             raise ValueError("no averages to track")
-        windows: dict[tuple[int, int], int] = {}
         for number, average in enumerate(self.averages):
-            if not isinstance(average, LAWA | EMA):
-                raise TypeError(f"{average} cannot be tracked along training: only LAWA and EMA can")
+            if not isinstance(average, LAWA | EMA | Power):
+                raise TypeError(f"{average} cannot be tracked along training: only LAWA, EMA and Power can")
             if average.interval is None:
                 raise ValueError(f"{average} needs an interval")
             if average in self.averages[:number]:
                 raise ValueError(f"{average} is there twice")
-            if isinstance(average, LAWA):
-                key = (average.interval, average.start)
-                windows[key] = max(windows.get(key, 0), average.window)
-        copies = host_copies(self._weights)
-        shared = {
-            (interval, start): window_track(self._weights, self._ranks, copies, interval, start, window, placement)
-            for (interval, start), window in windows.items()
-        }
-        self._track_of: dict[Average, Track] = {}
-        for average in self.averages:
-            interval, start = average.interval or 1, average.start
-            if isinstance(average, EMA):
-                self._track_of[average] = ExponentialTrack(self._weights, interval, start, average.decay)
-            else:
-                self._track_of[average] = shared[interval, start]
+        self._placement = placement
         self._selected = self.averages[0]
+        self._build()
+
+    def _make_tracks(self) -> None:
+        windows: dict[tuple[int, int], int] = {}
+        for average in self.averages:
+            if isinstance(average, LAWA):
+                key = (average.interval or 1, average.start)
+                windows[key] = max(windows.get(key, 0), average.window)
+        shared = {
+            key: window_track(self._weights, self._ranks, self._copies, *key, window, self._placement)
+            for key, window in windows.items()
+        }
+        self._track_of: dict[Average, Track] = {
+            average: shared[average.interval or 1, average.start]
+            if isinstance(average, LAWA)
+            else exponential_track(self._weights, self._ranks, self._copies, average, self._placement)
+            for average in self.averages
+        }
 
     def select(self, average: Average) -> None:
         """Let `ready`, `swap_in` and `averaged` be about this average; at first it is the first one.
@@ -92,7 +108,7 @@ class Averages(Averager):
         if self._swapped and average != self._selected:
             raise RuntimeError(f"select({average}) while {self._selected} is in the model: call swap_out() first")
         self._selected = average
-        self._said_not_ready = False
+        self._said.discard("not ready")
 
     @property
     def ready(self) -> bool:
@@ -110,9 +126,9 @@ class Averages(Averager):
         track = self._shown
         if isinstance(track, WindowTrack):
             assert isinstance(self._selected, LAWA)
-            return track.average(block, self._selected.window)
+            return track.mean(block, self._selected.window)
         assert isinstance(track, ExponentialTrack)
-        return track.average(block)
+        return track.mean(block)
 
     def _hyperparameters(self) -> dict[str, Any]:
         return {"averages": [str(average) for average in self.averages]}

@@ -49,6 +49,9 @@ class CudaStreams:
     def wait(self, event: torch.cuda.Event) -> None:
         event.synchronize()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CudaStreams, (self._device,)
+
 
 class HostCopies:
     """Copies of one buffer, whichever windows they go to: who shares the buffer must share this."""
@@ -75,3 +78,7 @@ class HostCopies:
         if self._last is not None:
             self._streams.wait(self._last)
         self._last = self._step = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.finish()
+        return {"_streams": self._streams, "_last": None, "_step": None}

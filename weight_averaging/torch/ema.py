@@ -4,10 +4,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from weight_averaging.collection import check_count, check_decay
+from weight_averaging.averages import EMA as EMADescription
+from weight_averaging.averages import Power
+from weight_averaging.collection import check_count, exponent_from_horizon
+from weight_averaging.filters import Choice
 from weight_averaging.torch.averager import Averager
+from weight_averaging.torch.blocks import Block
+from weight_averaging.torch.new_tracks import exponential_track
 from weight_averaging.torch.tracks import ExponentialTrack
-from weight_averaging.torch.weights import Block
 
 
 class EMA(Averager):
@@ -18,13 +22,27 @@ class EMA(Averager):
 
         ema <- decay * ema + (1 - decay) * theta_t.
 
-    Memory, where the model is: 4 bytes per parameter, and one copy of the model for the raw weights.
+    so that no correction for the start ("debiasing") is needed. Early on a decay near 1 is still nearly that first
+    snapshot; with `warmup` or `horizon` the average grows with training.
+
+    Memory: 4 bytes per parameter, and one copy of the model for the raw weights. On an accelerator the latter is held
+    during evaluations only; with the average in host memory (8 bytes per parameter there) always, since snapshots
+    travel from it.
 
     Args:
         decay: weight of the past, in [0, 1). `weight_averaging.collection.decay_from_window` gives the decay that
             matches a LAWA window.
-        model, interval, start, buffers, check_finite, process_group: see `Averager`. Replicas of a group hold an EMA
-            each.
+        warmup: let the (k+1)-th snapshot enter with decay min(decay, (1 + k) / (10 + k)).
+        horizon: instead of a decay, the share of the updates so far that the average covers, in (0, 1]: the
+            power-function average of Karras et al. (EDM2, arXiv 2312.02696, section 3.1) with exponent 2 / horizon - 2,
+            as old on average as a window over that share. 0.105 is EDM2's relative length of 0.05.
+        placement: `"device"` is where the model is, `"host"` host memory, into which snapshots are copied beside
+            training (of replicas, that of the first rank).
+        model, interval, start, buffers, include, exclude, check_finite, process_group: see `Averager`. Replicas of a
+            group hold an EMA each.
+    Raises:
+        TypeError: not just one of `decay` and `horizon`.
+        MemoryError: it would not fit in host memory.
 
     >>> import torch
     >>> model = torch.nn.Linear(1, 1, bias=False)
@@ -41,17 +59,35 @@ class EMA(Averager):
         self,
         model: nn.Module,
         *,
-        decay: float,
+        decay: float | None = None,
+        horizon: float | None = None,
+        warmup: bool = False,
         interval: int = 1,
         start: int = 1,
+        placement: str = "device",
         buffers: str = "average",
+        include: Choice = None,
+        exclude: Choice = None,
         check_finite: bool = True,
         process_group: Any = None,
     ) -> None:
-        super().__init__(model, start=start, buffers=buffers, check_finite=check_finite, process_group=process_group)
+        average = _description(decay, horizon, warmup, interval, start)
+        super().__init__(
+            model,
+            start=start,
+            buffers=buffers,
+            include=include,
+            exclude=exclude,
+            check_finite=check_finite,
+            process_group=process_group,
+        )
         self.interval = check_count("interval", interval)
-        self.decay = check_decay(decay)
-        self._track = ExponentialTrack(self._weights, self.interval, self.start, self.decay)
+        self.decay, self.horizon, self.warmup = decay, horizon, warmup
+        self._described, self._placement = average, placement
+        self._build()
+
+    def _make_tracks(self) -> None:
+        self._track = exponential_track(self._weights, self._ranks, self._copies, self._described, self._placement)
 
     @property
     def ready(self) -> bool:
@@ -65,7 +101,20 @@ class EMA(Averager):
         return self._track
 
     def _average(self, block: Block) -> Tensor:
-        return self._track.average(block)
+        return self._track.mean(block)
 
     def _hyperparameters(self) -> dict[str, Any]:
-        return {"decay": self.decay, "interval": self.interval}
+        return {"decay": self.decay, "horizon": self.horizon, "warmup": self.warmup, "interval": self.interval}
+
+
+def _description(
+    decay: float | None, horizon: float | None, warmup: bool, interval: int, start: int
+) -> EMADescription | Power:
+    if (decay is None) == (horizon is None):
+        raise TypeError(f"EMA takes either a decay or a horizon, not decay={decay!r} and horizon={horizon!r}")
+    if horizon is not None:
+        if warmup:
+            raise TypeError("EMA with a horizon grows from the start: warmup goes with a decay")
+        return Power(gamma=exponent_from_horizon(horizon), interval=interval, start=start)
+    assert decay is not None
+    return EMADescription(decay=decay, warmup=warmup, interval=interval, start=start)

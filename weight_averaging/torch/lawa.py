@@ -5,9 +5,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from weight_averaging.collection import check_count
+from weight_averaging.filters import Choice
 from weight_averaging.torch.averager import Averager
-from weight_averaging.torch.tracks import WindowTrack, host_copies, window_track
-from weight_averaging.torch.weights import Block
+from weight_averaging.torch.blocks import Block
+from weight_averaging.torch.new_tracks import window_track
+from weight_averaging.torch.tracks import WindowTrack
 
 
 class LAWA(Averager):
@@ -27,7 +29,7 @@ class LAWA(Averager):
             ready when `window` snapshots are.
         placement: where snapshots live: `"device"` is where the model is, `"host"` host memory, `"auto"` the device
             if they take no more than a tenth of its free memory.
-        model, interval, start, buffers, check_finite, process_group: see `Averager`.
+        model, interval, start, buffers, include, exclude, check_finite, process_group: see `Averager`.
     Raises:
         MemoryError: the snapshots would not fit, before any is taken.
 
@@ -54,15 +56,29 @@ class LAWA(Averager):
         allow_partial: bool = False,
         placement: str = "auto",
         buffers: str = "average",
+        include: Choice = None,
+        exclude: Choice = None,
         check_finite: bool = True,
         process_group: Any = None,
     ) -> None:
-        super().__init__(model, start=start, buffers=buffers, check_finite=check_finite, process_group=process_group)
+        super().__init__(
+            model,
+            start=start,
+            buffers=buffers,
+            include=include,
+            exclude=exclude,
+            check_finite=check_finite,
+            process_group=process_group,
+        )
         self.interval = check_count("interval", interval)
         self.window = check_count("window", window)
         self.allow_partial = allow_partial
+        self._placement = placement
+        self._build()
+
+    def _make_tracks(self) -> None:
         self._track = window_track(
-            self._weights, self._ranks, host_copies(self._weights), self.interval, self.start, self.window, placement
+            self._weights, self._ranks, self._copies, self.interval, self.start, self.window, self._placement
         )
 
     @property
@@ -77,7 +93,7 @@ class LAWA(Averager):
         return self._track
 
     def _average(self, block: Block) -> Tensor:
-        return self._track.average(block, self.window)
+        return self._track.mean(block, self.window)
 
     def _hyperparameters(self) -> dict[str, Any]:
         return {"window": self.window, "allow_partial": self.allow_partial, "interval": self.interval}

@@ -1,7 +1,8 @@
-"""Where a window of snapshots lives: beside the model on its device, or in host memory."""
+"""Where snapshots and averages live: beside the model on its device, or in host memory."""
 
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -46,10 +47,21 @@ def choose(placement: str, device: torch.device, need: int, holds: str) -> torch
     return torch.device("cpu") if on_host else device
 
 
-def new_vector(numel: int, place: torch.device, model_device: torch.device) -> torch.Tensor:
-    """Memory for a flat float32 vector; pinned where copies to it are to go on beside training."""
-    pinned = place.type == "cpu" and model_device.type == "cuda"
-    return torch.empty(numel, dtype=torch.float32, device=place, pin_memory=pinned)
+@dataclass(frozen=True)
+class Memory:
+    """Where flat float32 vectors are; pinned where copies to them are to go on beside training."""
+
+    place: torch.device
+    pinned: bool
+
+    def new(self, numel: int) -> torch.Tensor:
+        return torch.empty(numel, dtype=torch.float32, device=self.place, pin_memory=self.pinned)
+
+    def own(self, vector: torch.Tensor) -> torch.Tensor:
+        """A vector that came by pickle, as memory of this kind that may be changed outside torch.inference_mode."""
+        if self.pinned and not vector.is_pinned():
+            return self.new(vector.numel()).copy_(vector)
+        return vector.clone() if vector.is_inference() else vector
 
 
 def free_device_bytes(device: torch.device) -> int:

@@ -7,25 +7,28 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Ranks:
-    """The ranks that average together: replicas of a process group, or owners of shards (DTensor), or just this one.
+    """The ranks that average together: replicas of a process group, or owners of shards, or just this one.
 
     Args:
         process_group: of replicas, whose weights are bit for bit the same; None: this rank is on its own.
-        tensors: the model's; the device meshes of DTensors among them count.
+        tensors: the model's; the device meshes of DTensors among them count (FSDP2).
+        modules: the model's; the process groups of those that spread their parameters count (FSDP1).
     Raises:
         ValueError: a process group is given for a model whose parameters are spread over ranks.
     """
 
-    def __init__(self, process_group: Any, tensors: Iterable[Tensor]) -> None:
+    def __init__(self, process_group: Any, tensors: Iterable[Tensor], modules: Iterable[nn.Module]) -> None:
         meshes = {t.device_mesh for t in tensors if hasattr(t, "device_mesh")}
-        if process_group is not None and meshes:
-            raise ValueError("process_group is for replicas (DDP); of DTensors every rank averages its own shards")
+        groups = {m.process_group for m in modules if hasattr(m, "_handle") and hasattr(m, "process_group")}
+        if process_group is not None and (meshes or groups):
+            raise ValueError("process_group is for replicas (DDP); under FSDP every rank averages its own shards")
         self.group = process_group
-        self._sharing = [mesh.get_group(dim) for mesh in meshes for dim in range(mesh.ndim)]
+        self.is_flat = bool(groups)  # FSDP1: what is on this rank are pieces of a flat vector
+        self._sharing = [*groups, *(mesh.get_group(dim) for mesh in meshes for dim in range(mesh.ndim))]
         if process_group is not None:
             self._sharing.append(process_group)
 

@@ -1,55 +1,184 @@
 """Saved states of averagers: what fits what, and vectors of shards as DTensors."""
 
-from typing import Any
+import logging
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from weight_averaging.collection import still_held
+from weight_averaging.torch.batch_norm import restore_statistics
+from weight_averaging.torch.load_guard import checksums
 from weight_averaging.torch.tracks import Track, WindowTrack
-from weight_averaging.torch.weights import LiveWeights, clean_names, is_sharded, local
+from weight_averaging.torch.weights import LiveWeights, local, spread_like
+
+if TYPE_CHECKING:
+    from weight_averaging.torch.averager import Averager
+
+logger = logging.getLogger("weight_averaging")
+
+_CONTENTS = ("averager", "step", "names", "shapes", "dtypes", "tracks", "raw", "raw_statistics", "checksums")
 
 
-def track_state(weights: LiveWeights, track: Track) -> dict[str, Any]:
+def state_of(averager: "Averager") -> dict[str, Any]:
+    """See `Averager.state_dict`."""
+    weights, swapped = averager._weights, averager._swapped
+    if swapped and weights.is_sharded:
+        raise RuntimeError("the state of a model with DTensors cannot be saved while swapped: call swap_out()")
+    return {
+        "averager": type(averager).__name__,
+        **_settings(averager),
+        "step": averager.step,
+        "names": list(weights.names),
+        "shapes": [list(shape) for shape in weights.shapes],
+        "dtypes": [str(dtype).removeprefix("torch.") for dtype in weights.dtypes],
+        "tracks": [_track_state(weights, track) for track in averager._tracks()],
+        "raw": list(averager._raw) if swapped else None,
+        "raw_statistics": dict(averager._raw_statistics),
+        "checksums": checksums(weights.tensors()) if swapped else [],
+    }
+
+
+def load(averager: "Averager", state: dict[str, Any], settings: str) -> None:
+    """See `Averager.load_state_dict`."""
+    if settings not in ("same", "new"):
+        raise ValueError(f"settings must be 'same' or 'new', not {settings!r}")
+    own = _settings(averager)
+    name = type(averager).__name__
+    if missing := [key for key in _CONTENTS if key not in state]:
+        raise ValueError(f"not the state of an averager: it has no {', '.join(missing)}")
+    if state["averager"] != name:
+        raise ValueError(f"this is the state of {_a(state['averager'])}, and the averager is {_a(name)}")
+    differing = [key for key, mine in own.items() if state[key] != mine]
+    if differing and settings == "same":
+        key = differing[0]
+        raise ValueError(
+            f"the saved {name} has {key}={state[key]!r}, this {name} {own[key]!r}: to go on with the new settings on "
+            'purpose, load_state_dict(state, settings="new")'
+        )
+    averager._refuse_another("load_state_dict()")
+    if averager._swapped:
+        _refuse_stale_raw(averager, state)
+    averager.swap_out()
+    averager._look()
+    order = _fits(averager, state, drop=settings == "new")
+    tracks = averager._tracks()
+    sources = state["tracks"] if settings == "same" else [_source(state["tracks"], track) for track in tracks]
+    restored = [_restored(averager, state, *pair, order) for pair in zip(sources, tracks, strict=True)]
+    for (vectors, steps, count), track in zip(restored, tracks, strict=True):
+        track.set_vectors(vectors, steps, count)
+    averager.step = int(state["step"])
+    if differing:
+        changed = ", ".join(f"{key} {state[key]!r} -> {own[key]!r}" for key in differing)
+        had = [len(source["snapshot_steps"]) if source else 0 for source in sources]
+        kept = ", ".join(f"{len(steps)} of {count}" for (_, steps, _), count in zip(restored, had))
+        logger.warning("the saved %s goes on with other settings (%s); snapshots kept: %s", name, changed, kept)
+    averager._guard.end()
+    raw = state["raw"]
+    if raw is not None:
+        mine = [raw[index] for index in order]
+        averager._weights.restore(mine)
+        restore_statistics(averager._model, state["raw_statistics"])
+        sums = [state["checksums"][index] for index in order]
+        averager._guard.begin(averager._weights, averager._model, mine, sums, state["raw_statistics"])
+
+
+def _settings(averager: "Averager") -> dict[str, Any]:
+    return {**averager._hyperparameters(), "start": averager.start, "buffers": averager.buffers}
+
+
+def _track_state(weights: LiveWeights, track: Track) -> dict[str, Any]:
     """The state of a track, oldest vector first; of a model with DTensors also the memory not used yet."""
     vectors = track.slots() if weights.is_sharded else track.vectors()
     return {
+        "interval": track.interval,
+        "start": track.start,
+        "window": track.window if isinstance(track, WindowTrack) else None,
+        "average": track.description,
         "snapshot_steps": list(track.steps),
+        "count": track.count,
         "vectors": [_by_name(weights, vector) for vector in vectors] if weights.is_sharded else vectors,
     }
 
 
-def restore_track(
-    weights: LiveWeights,
-    saved: dict[str, Any],
-    state: dict[str, Any],
-    order: list[int],
-    track: Track,
-    is_owner: bool,
-) -> tuple[list[Tensor], list[int]]:
-    """The vectors and steps of a saved track, in the order of this model's tensors.
+def _source(saved: list[dict[str, Any]], track: Track) -> dict[str, Any] | None:
+    """The saved track that one of other settings goes on from: the window that has most for it, or the like average."""
+    if isinstance(track, WindowTrack):
+        windows = [source for source in saved if source["window"] is not None]
+        return max(windows, key=lambda source: len(_kept(source, track)), default=None)
+    others = [source for source in saved if source["window"] is None]
+    if len(saved) == 1:
+        return others[0]
+    return next((source for source in others if source["average"] == track.description), None)
+
+
+def _kept(saved: dict[str, Any], track: Track) -> list[int]:
+    """Which of a saved track's snapshots this one takes."""
+    steps = list(saved["snapshot_steps"])
+    if not isinstance(track, WindowTrack):
+        return steps
+    settings = (track.interval, track.start, track.window)
+    if (saved["interval"], saved["start"], saved["window"]) == settings:
+        return steps
+    return still_held(steps, track.interval, track.window, track.start)
+
+
+def _restored(
+    averager: "Averager", state: dict[str, Any], saved: dict[str, Any] | None, track: Track, order: list[int]
+) -> tuple[list[Tensor], list[int], int]:
+    """The vectors, steps and count of a saved track, in the order of this model's tensors.
 
     Args:
         state: the whole state that `saved` is part of.
-        order: for each of this model's tensors its place in the state, from `fits`.
-        is_owner: whether this rank keeps vectors at all.
+        order: for each of this model's tensors its place in the state, from `_fits`.
     Raises:
-        ValueError: vectors are missing, or not as long as their shapes say.
+        ValueError: vectors are missing, not as long as their shapes say, or overwritten since.
     """
-    steps = list(saved["snapshot_steps"])
-    if isinstance(track, WindowTrack) and not is_owner:
-        return [], steps
+    if saved is None:
+        return [], [], 0
+    steps, kept, count = list(saved["snapshot_steps"]), _kept(saved, track), int(saved["count"])
+    if track.by_owner and not averager._ranks.is_owner:
+        return [], kept, count
     vectors = saved["vectors"][: len(steps)]
     if len(vectors) < len(steps):
         raise ValueError("the state was saved by a rank that holds no snapshots: load that of the group's first rank")
-    return [_flat(weights, vector, state, order) for vector in vectors], steps
+    for step, vector in zip(steps, vectors):
+        if isinstance(vector, Tensor) and track.is_stale(vector, step, count):
+            raise _stale()
+    by_step = dict(zip(steps, vectors))
+    return [_flat(averager._weights, by_step[step], state, order) for step in kept], kept, count
 
 
-def fits(weights: LiveWeights, names: list[str], shapes: list[tuple[int, ...]]) -> list[int]:
-    """For each of this model's tensors its place in a saved state; a ValueError where they do not all match."""
-    where = {name: index for index, name in enumerate(clean_names(names))}
+def _refuse_stale_raw(averager: "Averager", state: dict[str, Any]) -> None:
+    own = {tensor.data_ptr() for tensor in averager._raw if tensor.numel()}
+    if state["step"] != averager.step and any(tensor.data_ptr() in own for tensor in state["raw"] or ()):
+        raise _stale()
+
+
+def _stale() -> ValueError:
+    return ValueError(
+        "the state was not copied, and training has gone on since: what it held is overwritten; "
+        "keep copy.deepcopy(averager.state_dict()), or a file"
+    )
+
+
+def _fits(averager: "Averager", state: dict[str, Any], drop: bool) -> list[int]:
+    """For each of this model's tensors its place in a saved state; a ValueError where they do not all match.
+
+    Frozen parameters and buffers that the state has are averaged here as well: they have been in the saved run.
+
+    Args:
+        drop: whether the state may have tensors that are not averaged here.
+    """
+    weights = averager._weights
+    where = {name: index for index, name in enumerate(state["names"])}
+    shapes = [tuple(shape) for shape in state["shapes"]]
+    left_out = {name for names in weights.selected.left_out.values() for name in names}
+    if not drop and (adopted := left_out & set(where)) and (change := weights.adopt(adopted)) is not None:
+        averager._follow(change)
     mine = weights.names
     lacking = [name for name in mine if name not in where]
-    extra = set(where) - set(mine)
+    extra = set(where) - set(mine) if not drop else set()
     if lacking or extra:
         raise ValueError(
             f"the saved state is of another model: {len(lacking)} of {len(mine)} tensors are not in it "
@@ -75,7 +204,7 @@ def _flat(weights: LiveWeights, vector: Any, state: dict[str, Any], order: list[
         raise ValueError(f"a saved vector has {vector.numel()} elements, its shapes {sum(numels)}")
     if weights.is_sharded:
         raise ValueError("the saved state is of a model without DTensors, this model has them")
-    if order == sorted(order):
+    if order == list(range(len(numels))):
         return vector
     pieces = vector.split(numels)
     return torch.cat([pieces[index] for index in order])
@@ -83,21 +212,12 @@ def _flat(weights: LiveWeights, vector: Any, state: dict[str, Any], order: list[
 
 def _by_name(weights: LiveWeights, vector: Tensor) -> dict[str, Tensor]:
     """A local vector as tensors that are spread over the ranks as the model's are; views."""
-    named = {}
-    for name, view, like in zip(weights.names, weights.views(vector), weights.global_tensors(), strict=True):
-        if is_sharded(like):
-            from torch.distributed.tensor import DTensor
+    views = zip(weights.names, weights.views(vector), weights.global_tensors(), strict=True)
+    return {name: spread_like(view, like) for name, view, like in views}
 
-            view = DTensor.from_local(
-                view,
-                like.device_mesh,  # type: ignore[attr-defined]
-                like.placements,  # type: ignore[attr-defined]
-                run_check=False,
-                shape=like.shape,
-                stride=like.stride(),
-            )
-        named[name] = view
-    return named
+
+def _a(name: str) -> str:
+    return f"an {name}" if name[0] in "AEIOU" else f"a {name}"
 
 
 def _some(names: list[str]) -> str:

@@ -4,17 +4,19 @@ A track takes in a snapshot block by block, all tracks that are due in one pass 
 """
 
 import abc
-from collections.abc import Iterable
-from typing import ClassVar
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from weight_averaging.torch.copies import CudaStreams, HostCopies
+from weight_averaging.averages import Average
+from weight_averaging.torch.blocks import Block
+from weight_averaging.torch.changes import Change
+from weight_averaging.torch.copies import HostCopies
 from weight_averaging.torch.mean import accumulators, pairwise_mean
-from weight_averaging.torch.placement import choose, new_vector
-from weight_averaging.torch.ranks import Ranks
-from weight_averaging.torch.weights import Block, LiveWeights
+from weight_averaging.torch.placement import Memory
+from weight_averaging.torch.weights import LiveWeights
 
 MEAN_BLOCK = 1 << 20  # elements of a mean that are worked on at a time on a CPU: all partial sums stay in the cache
 
@@ -22,17 +24,36 @@ MEAN_BLOCK = 1 << 20  # elements of a mean that are worked on at a time on a CPU
 class Track(abc.ABC):
     """Flat float32 vectors that follow a model's weights.
 
+    Args:
+        memory: where the vectors are; None where another rank holds them.
+        copies: makes the copies of snapshots where that is another memory than the model's.
+
     Attributes:
         interval, start: updates between snapshots, and the first that may be taken.
         by_owner: whether of several replicas one holds the vectors for all.
         steps: of the snapshots that the track holds (a window) or the last one taken in (an EMA); oldest first.
+        count: snapshots taken in so far.
+        description: of an exponential average, with all its numbers; of a window nothing.
     """
 
-    by_owner: ClassVar[bool] = False
+    description = ""
 
-    def __init__(self, weights: LiveWeights, interval: int, start: int) -> None:
-        self.weights, self.interval, self.start = weights, interval, start
+    def __init__(
+        self,
+        weights: LiveWeights,
+        interval: int,
+        start: int,
+        memory: Memory | None,
+        copies: HostCopies | None,
+        by_owner: bool,
+    ) -> None:
+        self.weights, self.interval, self.start, self.by_owner = weights, interval, start, by_owner
+        self._memory, self._copies = memory, copies
         self.steps: list[int] = []
+        self.count = 0
+
+    def begin(self) -> None:  # noqa: B027 - not every track has something to do
+        """A snapshot is about to be taken in."""
 
     @abc.abstractmethod
     def take(self, block: Block, parts: list[Tensor]) -> None:
@@ -51,8 +72,28 @@ class Track(abc.ABC):
         """All memory for vectors, those of `vectors()` first."""
 
     @abc.abstractmethod
-    def set_vectors(self, vectors: Iterable[Tensor], steps: list[int]) -> None:
-        """Take over a saved state, by copying."""
+    def set_vectors(self, vectors: Iterable[Tensor], steps: list[int], count: int) -> None:
+        """Take over a saved state, by copying, except for vectors that are this track's own memory already."""
+
+    @abc.abstractmethod
+    def follow(self, change: Change, live: list[Tensor]) -> None:
+        """The model has changed: remake the vectors, with the `live` tensors for what is new."""
+
+    @abc.abstractmethod
+    def is_stale(self, vector: Tensor, step: int, count: int) -> bool:
+        """Whether a vector of a state is this track's own memory and holds something else by now."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Vectors as copies, in plain memory: what is sent to another process may stay shared with this one."""
+        self.vectors()  # complete
+        return {name: _map_tensors(value, torch.clone) for name, value in self.__dict__.items()}
+
+    @torch.inference_mode(False)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._memory is not None:
+            for name, value in state.items():
+                self.__dict__[name] = _map_tensors(value, self._memory.own)
 
 
 def cut(vector: Tensor, like: list[Tensor]) -> list[Tensor]:
@@ -61,76 +102,111 @@ def cut(vector: Tensor, like: list[Tensor]) -> list[Tensor]:
 
 
 class ExponentialTrack(Track):
-    """ema <- decay * ema + (1 - decay) * snapshot, from the first snapshot on."""
+    """ema <- ema + weight * (snapshot - ema), from the first snapshot on; the weights are those of `average`."""
 
-    def __init__(self, weights: LiveWeights, interval: int, start: int, decay: float) -> None:
-        super().__init__(weights, interval, start)
-        self.decay = decay
-        self._ema = torch.empty(weights.numel, dtype=torch.float32, device=weights.device)
+    def __init__(self, *arguments: Any, average: Average) -> None:
+        super().__init__(*arguments)
+        self._weight = average.weight
+        self.description = str(average)
+        self._ema = self._memory.new(self.weights.numel) if self._memory is not None else None
+        self._copied: Tensor | None = None  # where snapshots arrive that come from another memory
+        self._arriving = 0.0  # the weight of the one that is under way or has arrived; 0: there is none
+        if self._copies is not None and self._memory is not None:
+            self._copied = self._memory.new(self.weights.numel)
 
     def take(self, block: Block, parts: list[Tensor]) -> None:
+        if self._ema is None or self._copies is not None:
+            return
         own = cut(self._ema[block.range], parts)
         if self.steps:
-            torch._foreach_lerp_(own, parts, 1.0 - self.decay)
+            torch._foreach_lerp_(own, parts, self._weight(self.count + 1))
         else:
             torch._foreach_copy_(own, parts)
 
     def taken(self, step: int) -> None:
-        self.steps = [step]
+        if self._ema is not None and self._copies is not None:
+            self._blend()
+            if self.steps:
+                assert self._copied is not None
+                self._copies.begin(step, self.weights.flat_copy, self._copied)
+                self._arriving = self._weight(self.count + 1)
+            else:
+                self._copies.begin(step, self.weights.flat_copy, self._ema)
+        self.steps, self.count = [step], self.count + 1
 
-    def average(self, block: Block) -> Tensor:
+    def _blend(self) -> None:
+        """Take in the snapshot that was copied beside training."""
+        if self._copies is not None:
+            self._copies.finish()
+        if self._arriving:
+            assert self._ema is not None
+            assert self._copied is not None
+            self._ema.lerp_(self._copied, self._arriving)
+            self._arriving = 0.0
+
+    def mean(self, block: Block) -> Tensor:
+        """The average over a block."""
+        assert self._ema is not None
         return self._ema[block.range]
 
     def vectors(self) -> list[Tensor]:
-        return [self._ema] if self.steps else []
+        self._blend()
+        return [self._ema] if self._ema is not None and self.steps else []
 
     def slots(self) -> list[Tensor]:
-        return [self._ema]
+        self._blend()
+        return [self._ema] if self._ema is not None else []
 
-    def set_vectors(self, vectors: Iterable[Tensor], steps: list[int]) -> None:
+    def set_vectors(self, vectors: Iterable[Tensor], steps: list[int], count: int) -> None:
+        self._blend()
         for vector in vectors:
-            self._ema.copy_(vector)
-        self.steps = list(steps)
+            if self._ema is not None:
+                self._ema.copy_(vector)
+        self.steps, self.count = list(steps), count
+
+    def is_stale(self, vector: Tensor, step: int, count: int) -> bool:
+        return any(_is_same(vector, slot) for slot in self.slots()) and (self.steps, self.count) != ([step], count)
+
+    def follow(self, change: Change, live: list[Tensor]) -> None:
+        self._blend()
+        if self._ema is not None and self._memory is not None:
+            new = self._memory.new(self.weights.numel)
+            self._ema = change.vector(self._ema, live, new) if self.steps else new
+            self._copied = self._memory.new(self.weights.numel) if self._copied is not None else None
 
 
 class WindowTrack(Track):
-    """The latest snapshots, in a ring of vectors that are reused.
+    """The latest `window` snapshots, in vectors that are reused."""
 
-    Args:
-        ring: as many vectors as the window holds at most, or none where another rank holds them.
-        copies: makes the copies where the ring is in another memory than the model.
-    """
-
-    by_owner = True
-
-    def __init__(
-        self,
-        weights: LiveWeights,
-        interval: int,
-        start: int,
-        window: int,
-        ring: list[Tensor],
-        copies: HostCopies | None,
-    ) -> None:
-        super().__init__(weights, interval, start)
+    def __init__(self, *arguments: Any, window: int) -> None:
+        super().__init__(*arguments)
         self.window = window
-        self._ring = ring
-        self._copies = copies
-        self._next = 0
+        # Oldest first; then those that wait to be used.
+        self._held: list[Tensor] = []
+        self._free = [self._memory.new(self.weights.numel) for _ in range(window)] if self._memory is not None else []
         self._sums: list[Tensor] = []
 
+    def begin(self) -> None:
+        """Give up the oldest snapshot first: an interruption between two blocks leaves one less, never a mixed one."""
+        if len(self.steps) == self.window:
+            self.steps = self.steps[1:]
+            self._free += self._held[:1]
+            self._held = self._held[1:]
+
     def take(self, block: Block, parts: list[Tensor]) -> None:
-        if self._ring and self._copies is None:
-            torch._foreach_copy_(cut(self._ring[self._next][block.range], parts), parts)
+        if self._free and self._copies is None:
+            torch._foreach_copy_(cut(self._free[0][block.range], parts), parts)
 
     def taken(self, step: int) -> None:
-        if self._ring and self._copies is not None:
-            self._copies.begin(step, self.weights.flat_copy, self._ring[self._next])
-        self._next = (self._next + 1) % self.window
-        self.steps = [*self.steps, step][-self.window :]
+        if self._free:
+            slot = self._free.pop(0)
+            if self._copies is not None:
+                self._copies.begin(step, self.weights.flat_copy, slot)
+            self._held = [*self._held, slot]
+        self.steps, self.count = [*self.steps, step], self.count + 1
 
-    def average(self, block: Block, window: int) -> Tensor:
-        """The mean of the latest `window` snapshots over a block, on the ring's device; overwritten by the next."""
+    def mean(self, block: Block, window: int) -> Tensor:
+        """The mean of the latest `window` snapshots over a block, on their device; overwritten by the next."""
         vectors = [vector[block.range] for vector in self.vectors()[-window:]]
         if len(vectors) == 1:
             return vectors[0]
@@ -140,7 +216,7 @@ class WindowTrack(Track):
             lengths = [largest] + [shared] * (accumulators(len(vectors)) - 1)
             self._sums = [torch.empty(length, dtype=torch.float32, device=vectors[0].device) for length in lengths]
         stop, width = block.stop - block.start, self._sums[-1].numel()
-        for low in range(0, stop, width):
+        for low in range(0, stop, max(width, 1)):
             high = min(low + width, stop)
             sums = [self._sums[0][low:high], *(s[: high - low] for s in self._sums[1:])]
             pairwise_mean([vector[low:high] for vector in vectors], sums)
@@ -149,41 +225,51 @@ class WindowTrack(Track):
     def vectors(self) -> list[Tensor]:
         if self._copies is not None:
             self._copies.finish()
-        if not self._ring:
-            return []
-        return [self._ring[(self._next - back) % self.window] for back in range(len(self.steps), 0, -1)]
+        return list(self._held)
 
     def slots(self) -> list[Tensor]:
-        used = self.vectors()
-        return [*used, *(self._ring[(self._next + k) % self.window] for k in range(len(self._ring) - len(used)))]
+        return [*self.vectors(), *self._free]
 
-    def set_vectors(self, vectors: Iterable[Tensor], steps: list[int]) -> None:
-        if self._copies is not None:
-            self._copies.finish()
-        for slot, vector in zip(self._ring, vectors):
-            slot.copy_(vector)
-        self.steps = list(steps)
-        self._next = len(steps) % self.window
+    def set_vectors(self, vectors: Iterable[Tensor], steps: list[int], count: int) -> None:
+        slots = self.slots()
+        if slots:
+            vectors = list(vectors)
+            own = {slot.data_ptr(): slot for slot in slots} if self.weights.numel else {}
+            held = [own.pop(vector.data_ptr(), None) for vector in vectors]
+            free = list(own.values()) if self.weights.numel else slots
+            for index, vector in enumerate(vectors):
+                if held[index] is None:
+                    held[index] = free.pop(0).copy_(vector)
+            self._held, self._free = [slot for slot in held if slot is not None], free
+        self.steps, self.count = list(steps), count
+
+    def is_stale(self, vector: Tensor, step: int, count: int) -> bool:
+        number = next((number for number, slot in enumerate(self.slots()) if _is_same(vector, slot)), None)
+        return number is not None and (number >= len(self.steps) or self.steps[number] != step)
+
+    def follow(self, change: Change, live: list[Tensor]) -> None:
+        self.vectors()  # complete
+        if self._memory is None:
+            return
+        self._sums = []
+        numel = self.weights.numel
+        # One at a time, so that there is never more than one vector too many.
+        for index, vector in enumerate(self._held):
+            self._held[index] = change.vector(vector, live, self._memory.new(numel))
+        for index in range(len(self._free)):
+            self._free[index] = self._memory.new(numel)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_sums": []}
 
 
-def host_copies(weights: LiveWeights) -> HostCopies | None:
-    """What copies snapshots of a model to host memory beside training, one for all its windows; None if not on CUDA."""
-    return HostCopies(CudaStreams(weights.device)) if weights.device.type == "cuda" else None
+def _is_same(vector: Tensor, other: Tensor) -> bool:
+    return vector.numel() > 0 and vector.data_ptr() == other.data_ptr()
 
 
-def window_track(
-    weights: LiveWeights,
-    ranks: Ranks,
-    copies: HostCopies | None,
-    interval: int,
-    start: int,
-    window: int,
-    placement: str,
-) -> WindowTrack:
-    """A window with its memory, on the rank that is to hold it. Raises as `placement.choose`."""
-    if not ranks.is_owner:
-        return WindowTrack(weights, interval, start, window, [], None)
-    holds = f"a window of {window} snapshots of {weights.numel:,} weights"
-    place = choose(placement, weights.device, 4 * weights.numel * window, holds)
-    ring = [new_vector(weights.numel, place, weights.device) for _ in range(window)]
-    return WindowTrack(weights, interval, start, window, ring, copies if place.type == "cpu" else None)
+def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, list) and value and isinstance(value[0], Tensor):
+        return [function(item) for item in value]
+    return value

@@ -1,106 +1,143 @@
-"""A model's floating-point tensors as one flat float32 vector, read and written in blocks.
+"""A model's floating-point tensors, as they are now, as one flat float32 vector, read and written in blocks."""
 
-Averaging is bound by memory traffic, so the vector is walked in blocks that stay in the processor's cache while all
-averages take them in: for these the weights are read from memory once, and once before that to check them.
-"""
-
-import math
+import contextlib
+import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-# float32 elements a block: 8 MiB stays in a last-level cache, yet an operation on it outweighs the cost of starting
-# threads. On an accelerator larger blocks mean fewer launches. Of 2^16 to 2^21 the last was best on two cores.
-CPU_BLOCK = 1 << 21
-ACCELERATOR_BLOCK = 1 << 26
-SMALL = 1 << 15  # elements of a tensor
-
-
-@dataclass(frozen=True)
-class Part:
-    """The elements [start, stop) of one tensor, flattened."""
-
-    index: int
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class Block:
-    """The range [start, stop) of the flat vector and the parts it is made of, in order."""
-
-    start: int
-    stop: int
-    parts: tuple[Part, ...]
-
-    @property
-    def range(self) -> slice:
-        return slice(self.start, self.stop)
-
-    @property
-    def is_small(self) -> bool:
-        """Whether its parts are so many and small that gathering them costs less than an operation on each."""
-        return len(self.parts) > 1 and self.stop - self.start < len(self.parts) * SMALL
-
-    @property
-    def sizes(self) -> list[int]:
-        return [part.stop - part.start for part in self.parts]
+from weight_averaging.filters import Choice
+from weight_averaging.torch.blocks import Block, finite, plan, squares
+from weight_averaging.torch.changes import Change, Known, change_of
+from weight_averaging.torch.selection import Entry, Selection, named_modules
 
 
 class LiveWeights:
-    """The parameters, and if asked the floating-point buffers, of `model` as it is now.
+    """The tensors of `model` that `Selection` chooses.
 
-    Tensors are looked up in their modules at every use, so that `model.to(...)` or a reassigned buffer is noticed.
-    Frozen parameters (`requires_grad=False`) are constant and left out, as are buffers that are not persistent or
-    hold a NaN or infinity at the start (an attention mask, say). Integer buffers are never touched. Of a parameter
-    that is spread over ranks (DTensor, as under FSDP2) this rank's shard counts.
+    They are looked up in their modules at every use; `look` notices what happens to the model. Of a parameter that is
+    spread over ranks (DTensor, as under FSDP2) this rank's shard counts. Complex tensors are pairs of real ones, and
+    have a last dimension of 2 here.
 
     Args:
-        model: any module; wrappers (DDP, torch.compile) are fine and their prefixes are dropped from the names.
-        buffers: whether floating-point buffers belong to the vector.
+        model: any module; the names are those without wrappers.
+        buffers, include, exclude: see `Selection`.
     Raises:
-        ValueError: the model has nothing to average.
-        TypeError: a parameter is complex.
+        ValueError, TypeError: there is nothing to average, or something that cannot be; see `Selection`.
+
+    Attributes:
+        names, shapes, dtypes: of the tensors; whole shapes where they are spread over ranks.
+        numel: elements of the vector.
     """
 
-    def __init__(self, model: nn.Module, buffers: bool) -> None:
-        self._owners: list[tuple[dict[str, Tensor], str]] = []
-        # FSDP2's, which may hold gathered parameters.
-        self._gathering = [m for m in model.modules() if hasattr(m, "unshard") and hasattr(m, "reshard")]
-        names = []
-        for name, owner, key in _floating_tensors(model, buffers):
-            names.append(name)
-            self._owners.append((owner, key))
-        if not names:
-            raise ValueError(f"{type(model).__name__} has no trainable floating-point parameter to average")
-        self.names = clean_names(names)
-        everywhere = self.global_tensors()
-        self.shapes = [tuple(t.shape) for t in everywhere]  # the same on every rank
-        self.is_sharded = any(map(is_sharded, everywhere))
-        tensors = self.tensors()
-        self.local_shapes = [tuple(t.shape) for t in tensors]
-        self.device = tensors[0].device
-        self.block_numel = CPU_BLOCK if self.device.type == "cpu" else ACCELERATOR_BLOCK
-        self.plan = _plan([t.numel() for t in tensors], [t.is_contiguous() for t in tensors], self.block_numel)
-        self.numel = self.plan[-1].stop
+    def __init__(self, model: nn.Module, buffers: bool, include: Choice = None, exclude: Choice = None) -> None:
+        self._model = model
+        self._selection = Selection(buffers, include, exclude)
+        self._selection.check(model)
+        self._adopted: set[str] = set()
+        self.keeps_buffer = False  # whether the memory of the raw weights is needed during training too
+        self.is_sharded = False
         self._staging: Tensor | None = None
         self._gathered: list[Tensor] | None = None  # views of the scratch space
         self._flat: Tensor | None = None
+        self._raw: list[Tensor] = []
+        self._raw_vector: Tensor | None = None
+        self.entries: list[Entry] = []
+        self._known: list[Known] = []
+        self._scan()
+
+    def look(self) -> Change | None:
+        """Notice what has happened to the model since the last look; None if that is nothing.
+
+        Raises: as for a new model; then nothing is taken over.
+        """
+        self._reshard()
+        if self._signature == self._sign(self._modules, self.entries):
+            return None
+        return self._scan()
+
+    def adopt(self, names: set[str]) -> Change | None:
+        """Average these frozen parameters or buffers too, because a saved state has them."""
+        self._adopted |= names
+        return self._scan()
+
+    def _scan(self) -> Change | None:
+        """Take the model as it is now. A look costs some microseconds; this costs what a walk over all modules does."""
+        modules = [module for _, module in named_modules(self._model)]
+        self._gathering: list[Callable[[], object]] = [m.reshard for m in modules if isinstance(m, _FSDP2)]
+        handles: list[Any] = [handle for m in modules if hasattr(handle := getattr(m, "_handle", None), "reshard")]
+        self._gathering += [partial(handle.reshard, True) for handle in handles]  # FSDP1's
+        self._reshard()
+        same = {known.present_id for known in self._known}
+        names = self._adopted.union(known.name for known in self._known)
+        selected = self._selection.of(self._model, names, same)
+        entries = selected.entries
+        found = [_present(entry) for entry in entries]
+        sharded = any(map(is_sharded, found))
+        if self.entries and sharded != self.is_sharded:
+            raise ValueError("the model's parameters have become, or ceased to be, DTensors: make a new averager")
+
+        self.selected = selected
+        self._modules, self.entries, self.is_sharded = modules, entries, sharded
+        everywhere = self.global_tensors()
+        tensors = self.tensors()
+        self.names = [entry.name for entry in entries]
+        self.shapes = [tuple(t.shape) for t in everywhere]  # the same on every rank
+        self.dtypes = [t.dtype for t in found]
+        self.local_shapes = [tuple(t.shape) for t in tensors]
+        self.device = tensors[0].device
+        self.plan = plan(tensors, self.device)
+        self.numel = sum(t.numel() for t in tensors)
+        self._forget_memory()
         self._reserve(tensors)  # at the start, so that a lack of memory shows before any training
+        self._signature = self._sign(modules, entries)
+        earlier = self._known
+        self._known = [
+            Known(name, shapes, tensor.numel(), weakref.ref(original))
+            for name, shapes, tensor, original in zip(
+                self.names, zip(self.shapes, self.local_shapes), tensors, found, strict=True
+            )
+        ]
+        return change_of(earlier, self._known, found, entries) if earlier else None
+
+    def _sign(self, modules: list[nn.Module], entries: list[Entry]) -> list[Any]:
+        """What would differ had the model changed. Buffers may be replaced by others at any time, as some layers do."""
+        signs: list[Any] = []
+        for module in modules:
+            for parameter in module._parameters.values():
+                signs.append(id(parameter))
+                if parameter is not None:
+                    signs.append(parameter.requires_grad)
+            signs.append(len(module._buffers))
+            signs.extend(map(id, module._modules.values()))
+        for entry in entries:
+            tensor = entry.tensor()
+            if tensor is not None:
+                signs += (tensor.dtype, tensor.shape, tensor.is_contiguous(), tensor.device)
+        return signs
+
+    def _reshard(self) -> None:
+        """FSDP may hold gathered parameters, whole tensors, after a pass."""
+        for reshard in self._gathering:
+            reshard()
 
     def global_tensors(self) -> list[Tensor]:
         """The live tensors, detached, in the order of `names`; DTensors where they are spread over ranks."""
-        for module in self._gathering:
-            module.reshard()  # type: ignore[operator]
-        return [owner[key].detach() for owner, key in self._owners]
+        self._reshard()
+        return [real(_present(entry).detach()) for entry in self.entries]
 
     def tensors(self) -> list[Tensor]:
         """The live tensors that are on this rank, detached, in the order of `names`."""
         tensors = self.global_tensors()
-        return [local(t) for t in tensors] if self.is_sharded else tensors
+        return [real(local(t)) for t in tensors] if self.is_sharded else tensors
+
+    def index_by_id(self) -> dict[int, int]:
+        """The place of each tensor, by the id of the object that its module has."""
+        return {id(tensor): index for index, entry in enumerate(self.entries) if (tensor := entry.tensor()) is not None}
 
     def blocks(self) -> Iterator[tuple[Block, list[Tensor]]]:
         """Each block with its current values: flat float32 tensors on one device that make it up, in order.
@@ -116,7 +153,7 @@ class LiveWeights:
             yield self.plan[0], [self.scratch()]
             return
         for block in self.plan:
-            parts = [_flat_part(tensors[part.index], part) for part in block.parts]
+            parts = [part.of(tensors[part.index]) for part in block.parts]
             if block.is_small or any(t.dtype != torch.float32 or t.device != self.device for t in parts):
                 staged = self.scratch()[: block.stop - block.start]
                 torch._foreach_copy_(staged.split(block.sizes), parts)
@@ -125,25 +162,36 @@ class LiveWeights:
 
     def are_finite(self) -> bool:
         """Whether no tensor holds a NaN or an infinity; each is read once."""
-        return finite([part for _, parts in self.blocks() for part in squares(parts)])
+        return finite([total for _, parts in self.blocks() for total in squares(parts)])
+
+    def not_finite(self) -> str:
+        """The name of the first tensor that is not finite; empty if all are. Slow: for a message."""
+        for name, tensor in zip(self.names, self.tensors()):
+            if not finite(squares([tensor.to(torch.float32).reshape(-1)])):
+                return name
+        return ""
 
     def keep_raw(self) -> list[Tensor]:
         """Copy the live tensors aside, into memory that is reused."""
         tensors = self.tensors()
-        if [t.dtype for t in self._raw] != [t.dtype for t in tensors]:
+        if not self._raw:
             self._reserve(tensors)
         torch._foreach_copy_(self._raw, tensors)
         return self._raw
 
+    def release_raw(self) -> None:
+        """Give the memory of the raw weights back where it is scarce and not needed during training."""
+        if self.device.type != "cpu" and not self.keeps_buffer:
+            self._raw, self._raw_vector = [], None
+
     def flat_copy(self) -> Tensor:
         """A flat float32 copy on the model's device, in memory that is reused: that of the raw weights if it can be."""
-        if self._raw_vector is not None:
-            self.keep_raw()
+        raw = self.keep_raw()
         if self._raw_vector is not None:
             return self._raw_vector
         if self._flat is None:
             self._flat = torch.empty(self.numel, dtype=torch.float32, device=self.device)
-        torch._foreach_copy_(self.views(self._flat), self.tensors())
+        torch._foreach_copy_(self.views(self._flat), raw)
         return self._flat
 
     def _reserve(self, tensors: list[Tensor]) -> None:
@@ -155,31 +203,79 @@ class LiveWeights:
             self._raw = [torch.empty_like(t) for t in tensors]
 
     def restore(self, raw: list[Tensor]) -> None:
-        """Copy tensors back into the model."""
-        torch._foreach_copy_(self.tensors(), raw)
+        """Copy tensors back into the model.
+
+        Raises:
+            RuntimeError: one of the model's tensors is gone or has another shape; nothing is changed.
+        """
+        missing = [entry.name for entry in self.entries if entry.tensor() is None]
+        tensors = [] if missing else self.tensors()
+        changed = [n for n, t, r in zip(self.names, tensors, raw) if t.shape != r.shape]
+        if missing or changed:
+            was = f"{missing[0]} is gone" if missing else f"{changed[0]} has another shape"
+            raise RuntimeError(
+                f"the model was changed while the average was in it: {was}, so its raw weights have no place. Undo "
+                'that, or take them from state_dict()["raw"]'
+            )
+        with writing(tensors):
+            torch._foreach_copy_(tensors, raw)
 
     def views(self, vector: Tensor) -> list[Tensor]:
         """A flat vector cut into the shapes of `tensors()`."""
         pieces = vector.split([torch.Size(shape).numel() for shape in self.local_shapes])
         return [piece.view(shape) for piece, shape in zip(pieces, self.local_shapes, strict=True)]
 
-    def write(self, values_of: Callable[[Block], Tensor]) -> None:
-        """Overwrite the model with `values_of(block)`, flat and float32, cast to each tensor's type."""
-        tensors = self.tensors()
-        for block in self.plan:
-            for part, values in zip(block.parts, values_of(block).split(block.sizes), strict=True):
-                tensor = tensors[part.index]
-                if tensor.is_contiguous():
-                    tensor.view(-1)[part.start : part.stop].copy_(values)
-                else:  # never cut into parts
-                    tensor.copy_(values.view(tensor.shape))
+    def write(self, values_of: Callable[[Block], Tensor], into: list[Tensor] | None = None) -> None:
+        """Overwrite the model, or other tensors like its own, with `values_of(block)`, flat and float32."""
+        tensors = self.tensors() if into is None else into
+        with writing(tensors):
+            for block in self.plan:
+                for part, values in zip(block.parts, values_of(block).split(block.sizes), strict=True):
+                    tensor = tensors[part.index]
+                    if tensor.is_contiguous():
+                        tensor.view(-1)[part.start : part.stop].copy_(values)
+                    else:  # never cut into parts
+                        tensor.copy_(values.view(tensor.shape))
 
     def scratch(self) -> Tensor:
         """Space for one block on the model's device."""
         if self._staging is None:
-            size = max(block.stop - block.start for block in self.plan)
+            size = max((block.stop - block.start for block in self.plan), default=0)
             self._staging = torch.empty(size, dtype=torch.float32, device=self.device)
         return self._staging
+
+    def _forget_memory(self) -> None:
+        self._staging = self._gathered = self._flat = self._raw_vector = None
+        self._raw = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without memory that only caches, and whose views would come back as separate tensors."""
+        state = self.__dict__.copy()
+        for name in ("_staging", "_gathered", "_flat", "_raw_vector"):
+            state[name] = None
+        return {
+            **state,
+            "_raw": [],
+            "_known": [replace(known, identity=None) for known in self._known],
+            "_signature": None,
+        }
+
+
+@contextlib.contextmanager
+def writing(tensors: list[Tensor]) -> Iterator[None]:
+    """Allow changing tensors that were made under torch.inference_mode, which only that mode may."""
+    if any(t.is_inference() for t in tensors):
+        with torch.inference_mode():
+            yield
+    else:
+        yield
+
+
+@runtime_checkable
+class _FSDP2(Protocol):
+    def unshard(self) -> object: ...
+
+    def reshard(self) -> object: ...
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -192,93 +288,28 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined,no-any-return]
 
 
-def squares(parts: list[Tensor]) -> list[Tensor]:
-    """The square sums of flat float32 tensors: a dot product reads memory once."""
-    return [torch.dot(part, part) for part in parts]
+def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """This rank's shard as a DTensor that is spread as `like` is; as it is if that is none."""
+    if not is_sharded(like):
+        return tensor
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        tensor,
+        like.device_mesh,  # type: ignore[attr-defined]
+        like.placements,  # type: ignore[attr-defined]
+        run_check=False,
+        shape=like.shape,
+        stride=like.stride(),
+    )
 
 
-def finite(sums: list[Tensor]) -> bool:
-    """Whether all square sums are finite, and so all that went into them. One wait for the device.
-
-    Finite weights beyond 1e19 count as infinite too.
-    """
-    if len(sums) == 1:
-        return math.isfinite(sums[0].item())
-    return bool(torch.isfinite(torch.stack(sums)).all())
+def real(tensor: Tensor) -> Tensor:
+    """A complex tensor as pairs of real numbers; any other one as it is."""
+    return torch.view_as_real(tensor) if tensor.is_complex() and not is_sharded(tensor) else tensor
 
 
-def is_finite(values: Tensor) -> bool:
-    """Whether all of a flat float32 tensor is finite, as by `finite`."""
-    return finite(squares([values]))
-
-
-def clean_names(names: list[str]) -> list[str]:
-    """Names without the prefixes of torch.compile (`_orig_mod.`) and DDP (`module.`).
-
-    Where dropping them would make two names equal, all are kept as they are.
-    """
-    cleaned = []
-    for name in names:
-        name = name.replace("_orig_mod.", "")
-        while name.startswith("module."):
-            name = name.removeprefix("module.")
-        cleaned.append(name)
-    return cleaned if len(set(cleaned)) == len(cleaned) else list(names)
-
-
-def _floating_tensors(model: nn.Module, buffers: bool) -> Iterator[tuple[str, dict[str, Tensor], str]]:
-    seen: set[int] = set()
-    for prefix, module in model.named_modules():
-        dot = prefix + "." if prefix else ""
-        for key, parameter in module._parameters.items():
-            if parameter is None or not parameter.requires_grad or id(parameter) in seen:
-                continue
-            if not parameter.is_floating_point():
-                raise TypeError(f"parameter {dot + key} is {parameter.dtype}; only real floating-point can be averaged")
-            seen.add(id(parameter))
-            yield dot + key, module._parameters, key  # type: ignore[misc]
-        for key, buffer in module._buffers.items() if buffers else ():
-            if buffer is None or id(buffer) in seen or key in module._non_persistent_buffers_set:
-                continue
-            if buffer.is_floating_point() and bool(torch.isfinite(buffer).all()):
-                seen.add(id(buffer))
-                yield dot + key, module._buffers, key  # type: ignore[misc]
-
-
-def _plan(numels: list[int], contiguous: list[bool], block_numel: int) -> list[Block]:
-    """Cut the flat vector into blocks of up to `block_numel`; a tensor that is not contiguous is never cut."""
-    plan: list[Block] = []
-    parts: list[Part] = []
-    start = stop = 0
-
-    def close() -> None:
-        nonlocal parts, start
-        if parts:
-            plan.append(Block(start, stop, tuple(parts)))
-            parts, start = [], stop
-
-    for index, (numel, cuttable) in enumerate(zip(numels, contiguous, strict=True)):
-        if not cuttable:
-            if stop - start + numel > block_numel:
-                close()
-            parts.append(Part(index, 0, numel))
-            stop += numel
-            continue
-        # Fill up the open block, then go on in whole blocks.
-        room = block_numel - (stop - start)
-        edges = [0, *range(room, numel, block_numel), numel] if 0 < room < numel else [0, numel]
-        if room <= 0:
-            close()
-            edges = [*range(0, numel, block_numel), numel]
-        for low, high in pairwise(edges):
-            if stop - start >= block_numel:
-                close()
-            parts.append(Part(index, low, high))
-            stop += high - low
-    close()
-    return plan
-
-
-def _flat_part(tensor: Tensor, part: Part) -> Tensor:
-    flat = tensor.reshape(-1)
-    return flat if part.stop - part.start == flat.numel() else flat[part.start : part.stop]
+def _present(entry: Entry) -> Tensor:
+    tensor = entry.tensor()
+    assert tensor is not None, entry.name
+    return tensor

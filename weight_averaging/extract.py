@@ -1,0 +1,168 @@
+"""The average out of a saved checkpoint, as a state dict of its own.
+
+    python -m weight_averaging.extract checkpoint.pt --out ema.safetensors
+
+CHECKPOINT is a file of torch.save with the `state_dict()` of an averager anywhere in it; nothing in it can run code.
+What is written are the averaged tensors under the model's names and in its types, with the rest of the model (frozen
+parameters, other buffers) where the checkpoint has the model's state dict beside. Load the file with
+`model.load_state_dict(safetensors.torch.load_file("ema.safetensors"))`, or `torch.load` for a .pt.
+
+Of an `Averages` state, --average says which one: one of the lines that are printed without it.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weight_averaging.averages import SnapshotError
+from weight_averaging.names import clean_names
+from weight_averaging.replacing import replacing
+from weight_averaging.safetensors_files import SafetensorsWriter
+from weight_averaging.snapshot_files import MODEL_KEYS, load_file
+from weight_averaging.torch.mean import accumulators, pairwise_mean
+
+
+def average_of_state(state: Mapping[str, Any], average: str | None = None) -> dict[str, Tensor]:
+    """The average that a saved state of an averager holds, in the model's types.
+
+    Args:
+        state: from `state_dict()` of a LAWA, an EMA or an Averages.
+        average: which one of an Averages, as its description prints.
+    Raises:
+        SnapshotError: it holds none yet, or there are several and `average` is none of them.
+    """
+    vectors, window = _vectors(state, average)
+    if not vectors or (window and len(vectors) < window):
+        needs = f"{len(vectors)} of {window} snapshots" if window else "no snapshot"
+        raise SnapshotError(f"the saved {state['averager']} is not ready at step {state['step']}: it holds {needs}")
+    names, shapes = state["names"], [torch.Size(shape) for shape in state["shapes"]]
+    if isinstance(vectors[0], Mapping):  # of DTensors, by name
+        tensors = {name: _mean([vector[name].reshape(-1) for vector in vectors]) for name in names}
+    else:
+        pieces = _mean(vectors).split([shape.numel() for shape in shapes])
+        tensors = dict(zip(names, pieces))
+    result = {}
+    for name, shape, kind in zip(names, shapes, state["dtypes"]):
+        dtype = getattr(torch, kind)
+        value = tensors[name].view(shape)
+        result[name] = (torch.view_as_complex(value) if dtype.is_complex else value).to(dtype).clone()
+    return result
+
+
+def _vectors(state: Mapping[str, Any], average: str | None) -> tuple[list[Any], int]:
+    """The vectors of an average, oldest first, and how many it needs (0: any)."""
+    tracks = state["tracks"]
+    if state["averager"] != "Averages":
+        if average is not None:
+            raise SnapshotError(f"--average={average}: this is the state of one {state['averager']}")
+        partial = state.get("allow_partial", False)
+        return list(tracks[0]["vectors"][: len(tracks[0]["snapshot_steps"])]), 0 if partial else tracks[0][
+            "window"
+        ] or 0
+    if average is None or average not in state["averages"]:
+        given = "say which by --average" if average is None else f"{average!r} is not among them"
+        raise SnapshotError(f"the state holds several averages, {given}: {'; '.join(state['averages'])}")
+    for track in tracks:
+        vectors = list(track["vectors"][: len(track["snapshot_steps"])])
+        if track["average"] == average:
+            return vectors, 0
+        if track["window"] is not None:
+            window, settings = _window(average)
+            if settings == (track["interval"], track["start"]) and window:
+                return (vectors[-window:] if len(vectors) >= window else vectors), window
+    raise SnapshotError(f"the state has no track for {average}")
+
+
+def _window(average: str) -> tuple[int, tuple[int, int]]:
+    """Window, and (interval, start), of the description of a LAWA; (0, ...) of another average."""
+    kind, *settings = average.split()
+    values = (
+        {name: int(value) for name, _, value in (setting.partition("=") for setting in settings)}
+        if kind == "lawa"
+        else {}
+    )
+    return values.get("window", 0), (values.get("interval", 0), values.get("start", 1))
+
+
+def _mean(vectors: list[Tensor]) -> Tensor:
+    if len(vectors) == 1:
+        return vectors[0]
+    return pairwise_mean(vectors, [torch.empty_like(vectors[0]) for _ in range(accumulators(len(vectors)))])
+
+
+def _find(contents: Any, depth: int = 4) -> Iterator[Mapping[str, Any]]:
+    """The states of averagers anywhere in a checkpoint."""
+    if isinstance(contents, Mapping):
+        if {"averager", "tracks", "names"} <= contents.keys():
+            yield contents
+        elif depth:
+            for value in contents.values():
+                yield from _find(value, depth - 1)
+    elif isinstance(contents, list | tuple) and depth:
+        for value in contents:
+            yield from _find(value, depth - 1)
+
+
+def extract(path: Path, average: str | None = None) -> dict[str, Tensor]:
+    """The average in a checkpoint, with the rest of the model where the checkpoint has it.
+
+    Raises:
+        SnapshotError: the file is damaged, would run code, or holds no state of an averager, or several.
+    """
+    contents = load_file(path)
+    states = list(_find(contents))
+    if len(states) != 1:
+        found = f"{len(states)} of them" if states else "none"
+        raise SnapshotError(f"{path} should hold the state_dict() of one averager, and holds {found}")
+    result = average_of_state(states[0], average)
+    model: Mapping[str, Any] = next((contents[key] for key in MODEL_KEYS if isinstance(contents.get(key), Mapping)), {})
+    tensors = {name: value for name, value in model.items() if isinstance(value, Tensor)}
+    rest = dict(zip(clean_names(list(tensors)), tensors.values()))
+    if not result.keys() <= rest.keys():
+        return result
+    tied = {_memory(rest[name]): name for name in result}
+    return {name: result[tied[_memory(value)]] if _memory(value) in tied else value for name, value in rest.items()}
+
+
+def _memory(tensor: Tensor) -> tuple[int, torch.Size]:
+    return tensor.data_ptr(), tensor.shape
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m weight_averaging.extract", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    made.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="file of torch.save")
+    made.add_argument("--out", type=Path, required=True, help="file to write: .safetensors or .pt")
+    made.add_argument("--average", help="which average of an Averages state")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    try:
+        if args.out.suffix not in (".safetensors", ".pt", ".pth"):
+            raise SnapshotError(f"--out={args.out}: the name must end in .safetensors or .pt")
+        result = extract(args.checkpoint, args.average)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        if args.out.suffix == ".safetensors":
+            layout = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in result.items()}
+            with SafetensorsWriter(args.out, layout) as file:
+                for name, tensor in result.items():
+                    file.write(name, tensor)
+        else:
+            with replacing(args.out) as stream:
+                torch.save(result, stream)
+    except (SnapshotError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"{args.out}: {len(result)} tensors, {sum(tensor.numel() for tensor in result.values()):,} elements")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Taking snapshots of a model in training, which may change on the way."""
+
+import abc
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from weight_averaging.collection import check_count, is_due, missed
+from weight_averaging.filters import Choice
+from weight_averaging.torch.blocks import finite, squares
+from weight_averaging.torch.changes import Change
+from weight_averaging.torch.contexts import plain_tensors
+from weight_averaging.torch.frozen import FrozenProbe
+from weight_averaging.torch.new_tracks import host_copies
+from weight_averaging.torch.ranks import Ranks
+from weight_averaging.torch.tracks import Track
+from weight_averaging.torch.weights import LiveWeights
+
+logger = logging.getLogger("weight_averaging")
+
+BUFFERS = ("average", "latest", "recompute")
+
+
+class Collector(abc.ABC):
+    """The tracks of a model and what feeds them. Arguments and errors: see `Averager`."""
+
+    @plain_tensors
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        start: int,
+        buffers: str,
+        check_finite: bool,
+        process_group: Any,
+        include: Choice,
+        exclude: Choice,
+    ) -> None:
+        if buffers not in BUFFERS:
+            raise ValueError(f"buffers must be one of {', '.join(BUFFERS)}, not {buffers!r}")
+        self.start = check_count("start", start)
+        self.buffers = buffers
+        self.check_finite = check_finite
+        self.step = 0  # the last update seen
+        self._model = model
+        self._weights = LiveWeights(model, buffers == "average", include, exclude)
+        logger.info("%s of %s: %s", type(self).__name__, type(model).__name__, self._weights.selected)
+        self._ranks = Ranks(process_group, self._weights.global_tensors(), model.modules())
+        self._copies = host_copies(self._weights)
+        self._frozen = FrozenProbe()
+        self._said: set[str] = set()
+        self._refusing = False  # whether the last snapshot that was due was not finite
+
+    def _build(self) -> None:
+        self._make_tracks()
+        self._weights.release_raw()  # it was there to show that it fits
+
+    @abc.abstractmethod
+    def _make_tracks(self) -> None:
+        """Make the tracks, empty, where the model is now."""
+
+    @abc.abstractmethod
+    def _tracks(self) -> Sequence[Track]:
+        """Everything that takes in snapshots."""
+
+    def _pass(self, step: int) -> bool:
+        """Go on to update `step`. Whether a snapshot was due and collected."""
+        last, self.step = self.step, step
+        if last and step > last + 1:
+            self._say_missed(last, step)
+        due = [track for track in self._tracks() if is_due(step, track.interval, track.start)]
+        return self._collect(step, due) if due else False
+
+    def _say_missed(self, last: int, step: int) -> None:
+        for track in self._tracks():
+            if passed := missed(last, step, track.interval, track.start):
+                self._say(
+                    logging.WARNING,
+                    f"update({step}) came after update({last}), and the snapshot due after update {passed} was missed: "
+                    f"they are taken at multiples of the interval, {track.interval}, where update is called. Call it "
+                    f"after every optimizer update, or choose an interval that is a multiple of {step - last}",
+                    "missed",
+                )
+
+    @plain_tensors
+    def _collect(self, step: int, due: list[Track]) -> bool:
+        self._look()
+        collected = self._take(due)
+        if collected:
+            for track in due:
+                track.taken(step)
+            self._frozen.begin(self._model, self._weights.selected)
+        elif not self._refusing:  # once, not at every snapshot of a run that is lost
+            held, name = due[0].steps, self._weights.not_finite() or "those of another rank"
+            stays = f"the average stays that of step {held[-1]}" if held else "there is no average yet"
+            logger.warning("step %d: weights are not finite and are not collected (%s); %s", step, name, stays)
+        self._refusing = not collected
+        return collected
+
+    def _take(self, due: list[Track]) -> bool:
+        """One pass over the weights for all tracks. False, with nothing changed, if they are to be finite and are not.
+
+        An average cannot give back what it has taken in, so all blocks are checked before the first is used.
+        """
+        weights = self._weights
+        at_once = len(weights.plan) == 1 and self._ranks.alone
+        if self.check_finite and not at_once and not self._ranks.all_agree(weights.are_finite(), weights.device):
+            return False
+        fresh = list(due)
+        for block, parts in weights.blocks():
+            if self.check_finite and at_once and not finite(squares(parts)):
+                return False
+            while fresh:
+                fresh.pop().begin()
+            for track in due:
+                track.take(block, parts)
+        for track in fresh:  # of a rank that holds no element of any tensor
+            track.begin()
+        return True
+
+    def _look(self) -> None:
+        """Follow the model if it has changed."""
+        device = self._weights.device
+        change = self._weights.look()
+        if self._weights.device != device:
+            self._move(change)
+        elif change is not None:
+            self._follow(change)
+
+    def _follow(self, change: Change) -> None:
+        live = self._weights.tensors()
+        if change.words and any(track.steps for track in self._tracks()):
+            logger.warning(
+                "the model has changed after update %d (%s): in the snapshots held, what is new counts as it is now",
+                self.step,
+                change.words,
+            )
+        for track in self._tracks():
+            track.follow(change, live)
+
+    def _move(self, change: Change | None) -> None:
+        """The model is on another device: so are new tracks."""
+        held = [(track.vectors(), track.steps, track.count) for track in self._tracks()]
+        self._copies = host_copies(self._weights)
+        self._build()
+        live, device = self._weights.tensors(), self._weights.device
+        for track, (vectors, steps, count) in zip(self._tracks(), held, strict=True):
+            if change is not None:
+                empty = torch.empty(self._weights.numel, device=device)
+                vectors = [change.vector(vector.to(device), live, empty.clone()) for vector in vectors]
+            track.set_vectors(vectors, steps, count)
+
+    def _say(self, level: int, text: str, once: str) -> None:
+        """Log what need not be said twice."""
+        if once not in self._said:
+            self._said.add(once)
+            logger.log(level, text)

@@ -1,0 +1,194 @@
+"""Which tensors of a model are averaged, and where they are."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import is_lazy
+
+from weight_averaging.filters import Choice, Filter
+from weight_averaging.names import DATA_PARALLEL, WRAPPERS, not_to_average
+
+FROZEN, BUFFER, EXCLUDED = "frozen parameters", "buffers", "excluded"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor that is averaged: the one that `module` has under `key` now."""
+
+    name: str
+    module: nn.Module
+    key: str
+    is_buffer: bool
+
+    def tensor(self) -> Tensor | None:
+        return (self.module._buffers if self.is_buffer else self.module._parameters).get(self.key)
+
+
+@dataclass
+class Selected:
+    """The outcome of a look at a model: the entries, and by reason the names of the floating-point tensors left out."""
+
+    entries: list[Entry] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        text = f"{len(self.entries)} tensors are averaged"
+        for reason, names in self.left_out.items():
+            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            text += f"; {len(names)} left as training has them: {reason} ({shown})"
+        return text
+
+
+class Selection:
+    """The rule. Of all floating-point (and complex) tensors of a model
+
+    - trainable parameters are averaged;
+    - running statistics of batch norm are, if `buffers`: buffers `running_mean` and `running_var` of one module;
+    - frozen parameters and all other buffers are not, unless `include` chooses them, or they have been before;
+    - nor is what `exclude` chooses, nor what `weight_averaging.names.not_to_average` knows unless `include` does.
+
+    Raises:
+        TypeError, ValueError: `include` or `exclude` is of a wrong kind, or chooses nothing.
+    """
+
+    def __init__(self, buffers: bool, include: Choice = None, exclude: Choice = None) -> None:
+        self.buffers = buffers
+        self._include = Filter("include", include)
+        self._exclude = Filter("exclude", exclude)
+
+    def check(self, model: nn.Module) -> None:
+        """A ValueError if `include` or `exclude` chooses nothing of this model, or both choose the same."""
+        tensors = [(entry.name, entry.tensor()) for _, entry in all_entries(model)]
+        names = [name for name, _ in tensors]
+        self._include.check(names)
+        self._exclude.check(names)
+        if both := [name for name, tensor in tensors if self._include(name, tensor) and self._exclude(name, tensor)]:
+            raise ValueError(f"{both[0]} is both in include and in exclude")
+
+    def of(self, model: nn.Module, before: Collection[str] = (), same: Collection[int] = ()) -> Selected:
+        """The tensors of a model as it is now, each once, in the order of its modules.
+
+        Args:
+            before: names of tensors that are averaged already, and stay so if they are frozen now.
+            same: ids of such tensors, which may have another name now.
+        Raises:
+            ValueError: there is nothing to average, or a tensor has no memory yet.
+            TypeError: a tensor is of a type or layout that cannot be averaged.
+        """
+        found = [
+            (module, entry, tensor) for module, entry in all_entries(model) if (tensor := entry.tensor()) is not None
+        ]
+        kinds = not_to_average({entry.name: tensor.dtype in (torch.int8, torch.uint8) for _, entry, tensor in found})
+        selected, seen = Selected(), set()
+        for module, entry, tensor in found:
+            if id(tensor) in seen:
+                continue  # tied
+            seen.add(id(tensor))
+            if not (tensor.is_floating_point() or tensor.is_complex()):
+                if self._include(entry.name, tensor):
+                    raise TypeError(f"include: {entry.name} is {tensor.dtype}; only floating-point can be averaged")
+                continue
+            reason = self._reason(module, entry, tensor, kinds)
+            if reason in (FROZEN, BUFFER) and (entry.name in before or id(tensor) in same):
+                reason = ""
+            if reason:
+                selected.left_out.setdefault(reason, []).append(entry.name)
+            else:
+                _check_possible(entry.name, tensor)
+                selected.entries.append(entry)
+        if not selected.entries:
+            left = f" ({selected})" if selected.left_out else ""
+            raise ValueError(f"{type(model).__name__} has no trainable floating-point parameter to average{left}")
+        return selected
+
+    def _reason(self, module: nn.Module, entry: Entry, tensor: Tensor, kinds: dict[str, str]) -> str:
+        """Why it is left out; empty if it is not."""
+        if self._exclude(entry.name, tensor):
+            return EXCLUDED
+        if self._include(entry.name, tensor):
+            return ""
+        if entry.name in kinds:
+            return kinds[entry.name]
+        if entry.is_buffer:
+            is_statistic = entry.key in STATISTICS and has_running_statistics(module)
+            return "" if is_statistic and self.buffers else BUFFER
+        return "" if tensor.requires_grad else FROZEN
+
+
+STATISTICS = ("running_mean", "running_var")
+
+
+def has_running_statistics(module: nn.Module) -> bool:
+    """Whether a module keeps them as batch norm does: those of torch, and others built like them."""
+    return all(isinstance(module._buffers.get(name), Tensor) for name in STATISTICS)
+
+
+def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Each module once, with the name that it has without wrappers (DDP, FSDP1, torch.compile, checkpointing)."""
+    if not isinstance(model, nn.Module):
+        hint = "the torch.nn.Module itself, not its parameters" if hasattr(model, "__iter__") else "a torch.nn.Module"
+        raise TypeError(f"an averager takes {hint}: got {type(model).__name__}")
+    seen: set[int] = set()
+    stack: list[tuple[str, nn.Module]] = [("", model)]
+    while stack:
+        name, module = stack.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        yield name, module
+        for key, child in reversed(module._modules.items()):
+            if child is None:
+                continue
+            if key in WRAPPERS or (key == DATA_PARALLEL and isinstance(module, DataParallel | DistributedDataParallel)):
+                stack.append((name, child))
+            else:
+                stack.append((f"{name}.{key}" if name else key, child))
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DDP and torch.compile, in any nesting."""
+    while True:
+        if isinstance(model, DataParallel | DistributedDataParallel):
+            model = model.module
+        elif inner := [model._modules[key] for key in sorted(WRAPPERS & model._modules.keys())]:
+            assert inner[0] is not None
+            model = inner[0]
+        else:
+            return model
+
+
+def all_entries(model: nn.Module) -> Iterator[tuple[nn.Module, Entry]]:
+    """Every parameter and buffer there is, with its module."""
+    for name, module in named_modules(model):
+        dot = name + "." if name else ""
+        for is_buffer, store in ((False, module._parameters), (True, module._buffers)):
+            for key, tensor in store.items():
+                if tensor is not None:
+                    yield module, Entry(dot + key, module, key, is_buffer)
+
+
+def _check_possible(name: str, tensor: Tensor) -> None:
+    if is_lazy(tensor):
+        raise ValueError(f"{name} is not initialised yet: run the model once before making the averager")
+    if tensor.device.type == "meta":
+        raise ValueError(f"{name} is on the meta device: give the model memory (to_empty) and weights first")
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
+        raise TypeError(
+            f'{name} is a {tensor.layout} tensor, which cannot be averaged: leave it out by exclude="{name}"'
+        )
+    if tensor.dtype not in _POSSIBLE:
+        try:
+            torch.empty(2, dtype=torch.float32).copy_(torch.empty(2, dtype=tensor.dtype))
+        except (RuntimeError, NotImplementedError):
+            raise TypeError(
+                f'{name} is {tensor.dtype}, which torch cannot convert: leave it out by exclude="{name}"'
+            ) from None
+        _POSSIBLE.add(tensor.dtype)
+
+
+_POSSIBLE = {
+    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128, torch.complex32
+}  # fmt: skip
