@@ -17,6 +17,7 @@ from weight_averaging.torch.blocks import Block
 from weight_averaging.torch.collector import Collector
 from weight_averaging.torch.contexts import plain_tensors
 from weight_averaging.torch.load_guard import LoadGuard
+from weight_averaging.torch.pickling import packed, unpacked
 from weight_averaging.torch.tracks import Track
 
 _SWAPPED: "weakref.WeakSet[Averager]" = weakref.WeakSet()  # those whose average is in their model now
@@ -283,10 +284,9 @@ class Averager(Collector):
         """For pickle and copy.deepcopy, together with the model: everything that training on needs, unshared."""
         if self._ranks.group is not None:
             raise TypeError("an averager with a process_group cannot be pickled or deep-copied: use its state_dict()")
-        raw = [tensor.clone() for tensor in self._raw]
-        return {**self.__dict__, "_raw": raw, "_guard": LoadGuard()}
+        return {**self.__dict__, "_raw": packed(self._raw), "_guard": LoadGuard()}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
-        self.__dict__.update(saved)
+        self.__dict__.update(saved, _raw=unpacked(saved["_raw"]))
         if self._swapped:
             _SWAPPED.add(self)

@@ -54,6 +54,7 @@ class Collector(abc.ABC):
         self._said: set[str] = set()
         self._refusing = False  # whether the last snapshot that was due was not finite
 
+    @plain_tensors
     def _build(self) -> None:
         self._make_tracks()
         self._weights.release_raw()  # it was there to show that it fits

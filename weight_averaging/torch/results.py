@@ -73,10 +73,10 @@ def copy_to(averager: "Averager", other: nn.Module) -> bool:
                 targets[id(mine)].append(real(local(their.detach())))
             else:
                 local(their.detach()).copy_(local(mine.detach()))
-        into = [same[0] for same in targets.values()]  # in the order of the model's tensors
-        if ready:
-            _write(averager, into)
-        for first, *rest in targets.values():
+    if ready:
+        _write(averager, [same[0] for same in targets.values()])  # in the order of the model's tensors
+    for first, *rest in targets.values():
+        with writing(rest):
             for target in rest:
                 target.copy_(first)
     return ready
@@ -91,8 +91,9 @@ def _write(averager: "Averager", into: list[Tensor]) -> None:
         return
     averages = [torch.empty_like(tensor) for tensor in live]
     averager._write(averages)
-    for target, average in zip(into, averages, strict=True):
-        target.copy_(average)
+    with writing(into):
+        for target, average in zip(into, averages, strict=True):
+            target.copy_(average)
 
 
 def _check(averager: "Averager", what: str) -> None:

@@ -15,6 +15,7 @@ from weight_averaging.torch.blocks import Block
 from weight_averaging.torch.changes import Change
 from weight_averaging.torch.copies import HostCopies
 from weight_averaging.torch.mean import accumulators, pairwise_mean
+from weight_averaging.torch.pickling import packed, unpacked
 from weight_averaging.torch.placement import Memory
 from weight_averaging.torch.weights import LiveWeights
 
@@ -86,13 +87,13 @@ class Track(abc.ABC):
     def __getstate__(self) -> dict[str, Any]:
         """Vectors as copies, in plain memory: what is sent to another process may stay shared with this one."""
         self.vectors()  # complete
-        return {name: _map_tensors(value, torch.clone) for name, value in self.__dict__.items()}
+        return {name: packed(value) for name, value in self.__dict__.items()}
 
     @torch.inference_mode(False)
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        self.__dict__.update({name: unpacked(value) for name, value in state.items()})
         if self._memory is not None:
-            for name, value in state.items():
+            for name, value in list(self.__dict__.items()):
                 self.__dict__[name] = _map_tensors(value, self._memory.own)
 
 

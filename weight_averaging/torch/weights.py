@@ -228,9 +228,10 @@ class LiveWeights:
     def write(self, values_of: Callable[[Block], Tensor], into: list[Tensor] | None = None) -> None:
         """Overwrite the model, or other tensors like its own, with `values_of(block)`, flat and float32."""
         tensors = self.tensors() if into is None else into
-        with writing(tensors):
-            for block in self.plan:
-                for part, values in zip(block.parts, values_of(block).split(block.sizes), strict=True):
+        for block in self.plan:
+            pieces = values_of(block).split(block.sizes)
+            with writing(tensors):  # not around the line above: what it makes is changed elsewhere
+                for part, values in zip(block.parts, pieces, strict=True):
                     tensor = tensors[part.index]
                     if tensor.is_contiguous():
                         tensor.view(-1)[part.start : part.stop].copy_(values)
@@ -250,15 +251,9 @@ class LiveWeights:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without memory that only caches, and whose views would come back as separate tensors."""
-        state = self.__dict__.copy()
-        for name in ("_staging", "_gathered", "_flat", "_raw_vector"):
-            state[name] = None
-        return {
-            **state,
-            "_raw": [],
-            "_known": [replace(known, identity=None) for known in self._known],
-            "_signature": None,
-        }
+        emptied = dict.fromkeys(("_staging", "_gathered", "_flat", "_raw_vector", "_signature"))
+        known = [replace(tensor, identity=None) for tensor in self._known]
+        return {**self.__dict__, **emptied, "_raw": [], "_gathering": [], "_known": known}
 
 
 @contextlib.contextmanager
