@@ -1,7 +1,8 @@
 """What has happened to the tensors of a model between two looks at it.
 
 The rule: a tensor goes on under its name if it has the same shape, whatever its type, memory layout and device are now,
-and under a new name if it is the same parameter. Every other one is new, and what is not there any more is dropped.
+and under a new name if it is the same parameter. Every other one is new, also what a parametrisation makes of a
+parameter, and what is not there any more is dropped.
 """
 
 import weakref
@@ -56,25 +57,31 @@ def change_of(before: list[Known], now: list[Known], found: list[Tensor], entrie
     by_name = {known.name: index for index, known in enumerate(before)}
     by_identity = {known.present_id: index for index, known in enumerate(before)}
     there = set(map(id, found))
-    sources: list[int | None] = []
-    words = []
-    for known, tensor, entry in zip(now, found, entries):
-        index = by_identity.get(id(tensor))
+
+    def source(known: Known, tensor: Tensor, is_buffer: bool) -> tuple[int | None, str]:
+        index = by_identity.get(id(tensor), by_name.get(known.name))
         if index is None:
-            index = by_name.get(known.name)
-            if index is not None and before[index].present_id in there:
-                index = None  # the one of this name has moved elsewhere
-        if index is None:
-            words.append(f"{known.name} is new")
-        elif before[index].shapes != known.shapes:
-            words.append(f"{known.name} has shape {known.shapes[0]} instead of {before[index].shapes[0]}")
-            index = None
-        elif not entry.is_buffer and before[index].identity is not None and before[index].present_id != id(tensor):
-            words.append(f"{known.name} is another parameter")
-        sources.append(index)
+            return None, f"{known.name} is new"
+        earlier = before[index]
+        if earlier.name != known.name and _is_parametrised(earlier.name) != _is_parametrised(known.name):
+            return None, f"{known.name} was {earlier.name}"  # the same object for another quantity
+        if earlier.present_id != id(tensor) and earlier.present_id in there:
+            return None, f"{known.name} is new"  # the one that had this name has another one
+        if earlier.shapes != known.shapes:
+            return None, f"{known.name} has shape {known.shapes[0]} instead of {earlier.shapes[0]}"
+        replaced = not is_buffer and earlier.identity is not None and earlier.present_id != id(tensor)
+        return index, f"{known.name} is another parameter" if replaced else ""
+
+    pairs = [source(known, tensor, entry.is_buffer) for known, tensor, entry in zip(now, found, entries, strict=True)]
+    sources, words = [index for index, _ in pairs], [word for _, word in pairs if word]
     followed = {known.name for known in now} | {before[index].name for index in sources if index is not None}
     words += [f"{known.name} is gone" for known in before if known.name not in followed]
     if not words and sources == list(range(len(before))):
         return None
     text = ", ".join(words[:3]) + (f" and {len(words) - 3} more like that" if len(words) > 3 else "")
     return Change(sources, [known.numel for known in before], text)
+
+
+def _is_parametrised(name: str) -> bool:
+    """Whether it is one of torch.nn.utils.parametrize, from which the layer's own tensor is computed."""
+    return "parametrizations" in name.split(".")
