@@ -1,6 +1,8 @@
 """Averagers through random sequences of everything that can happen to them, against averages in float64."""
 
+import copy
 import logging
+import pickle
 import tempfile
 
 import numpy as np
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests import reference
-from tests.small_models import flat, floats, model_of, randomise, saved
+from tests.small_models import floats, model_of, randomise, saved
 from weight_averaging import averages
 from weight_averaging.torch import EMA, LAWA, Averager, Averages, blocks
 
@@ -21,6 +23,11 @@ GRID = [
     averages.LAWA(window=4, interval=2),
     averages.EMA(decay=0.8, interval=1),
 ]
+
+
+def named(model) -> dict[str, np.ndarray]:
+    state = model.state_dict()
+    return {name: t.double().numpy().copy() for name, t in state.items() if t.is_floating_point()}
 
 
 class Machine(RuleBasedStateMachine):
@@ -41,8 +48,8 @@ class Machine(RuleBasedStateMachine):
         self.group = None
         self.averager = self.make(self.model)
         self.step = 0
-        self.snapshots: list[tuple[int, np.ndarray]] = []  # all that were finite, with their steps
-        self.raw = flat(self.model)
+        self.snapshots: list[tuple[int, dict[str, np.ndarray]]] = []  # all that were finite, with their steps
+        self.raw = named(self.model)
         self.coarse = dtype == torch.bfloat16  # whether a bfloat16 model was ever averaged
 
     def make(self, model) -> Averager:
@@ -52,16 +59,21 @@ class Machine(RuleBasedStateMachine):
             return EMA(model, decay=0.7, interval=self.interval, start=self.start, process_group=self.group)
         return Averages(model, GRID, process_group=self.group)
 
-    def expected(self) -> np.ndarray | None:
+    def expected(self) -> dict[str, np.ndarray] | None:
         average = getattr(self.averager, "_selected", None)
         if average is None:
             average = averages.LAWA(window=3, interval=self.interval, start=self.start)
             if self.kind == "ema":
                 average = averages.EMA(decay=0.7, interval=self.interval, start=self.start)
         taken = [v for s, v in self.snapshots if s >= average.start and s % average.interval == 0]
-        if isinstance(average, averages.LAWA):
-            return reference.lawa(taken, average.window)
-        return reference.ema(taken, average.decay)
+        result = {}
+        for name in self.raw:
+            values = [snapshot[name] for snapshot in taken]
+            if isinstance(average, averages.LAWA):
+                result[name] = reference.lawa(values, average.window)
+            else:
+                result[name] = reference.ema(values, average.decay)
+        return None if next(iter(result.values())) is None else result
 
     @precondition(lambda self: not self.averager.swapped)
     @rule(finite=st.sampled_from([True, True, True, False]), skip=st.integers(0, 2))
@@ -70,16 +82,17 @@ class Machine(RuleBasedStateMachine):
         randomise(self.model, self.step)
         if finite:
             self.averager.update(self.step)
-            self.snapshots.append((self.step, flat(self.model)))
+            self.snapshots.append((self.step, named(self.model)))
         else:
             floats(self.model)[-1].detach().view(-1)[-1] = float("nan")
             assert not self.averager.update(self.step)
             randomise(self.model, self.step)
-        self.raw = flat(self.model)
+        self.raw = named(self.model)
 
-    @rule()
-    def swap_in(self):
-        assert self.averager.swap_in() == (self.expected() is not None)
+    @rule(inference=st.booleans())
+    def swap_in(self, inference):
+        with torch.inference_mode(inference):
+            assert self.averager.swap_in() == (self.expected() is not None)
 
     @rule()
     def swap_out(self):
@@ -97,9 +110,11 @@ class Machine(RuleBasedStateMachine):
     @rule(seed=st.integers(0, 3), group=st.booleans())
     def save_and_load(self, seed, group):
         """In a fresh model, on one rank of its own or in a group: the state is the same."""
-        weights_then, state = self.model.state_dict(), saved(self.averager)
+        weights_then, state = copy.deepcopy(self.model.state_dict()), saved(self.averager)
         selected = getattr(self.averager, "_selected", None)
-        self.model = model_of(seed=seed, dtype=next(self.model.parameters()).dtype)
+        self.averager.swap_out()
+        self.model = copy.deepcopy(self.model)  # of the same build
+        randomise(self.model, seed)
         self.model.load_state_dict(weights_then)
         self.group = dist.group.WORLD if group else None
         self.averager = self.make(self.model)
@@ -107,20 +122,94 @@ class Machine(RuleBasedStateMachine):
         if selected is not None:
             self.averager.select(selected)
 
+    @rule(copied=st.booleans())
+    def load_from_itself(self, copied):
+        """An average in the model is taken out first."""
+        state = self.averager.state_dict()
+        self.averager.load_state_dict(copy.deepcopy(state) if copied else state)
+        self.last_swapped = False
+
+    @precondition(lambda self: self.group is None)
+    @rule(pickled=st.booleans())
+    def copy_all(self, pickled):
+        pair = (self.model, self.averager)
+        self.model, self.averager = pickle.loads(pickle.dumps(pair)) if pickled else copy.deepcopy(pair)
+
+    @rule()
+    def hand_out(self):
+        expected, other = self.expected(), copy.deepcopy(self.model)
+        assert self.averager.copy_to(other) == (expected is not None)
+        if expected is not None:
+            self.check(named(other), expected)
+            state = self.averager.average_state_dict()
+            self.check({name: state[name].double().numpy() for name in expected}, expected)
+
+    @rule()
+    def another_averager(self):
+        """It cannot take part while the average is in the model."""
+        other = EMA(self.model, decay=0.5)
+        try:
+            other.update(1)
+        except RuntimeError:
+            assert self.averager.swapped
+        else:
+            assert not self.averager.swapped
+
     @precondition(lambda self: not self.averager.swapped)
     @rule(dtype=st.sampled_from(DTYPES))
     def change_type(self, dtype):
         self.model.to(dtype)
-        self.raw = flat(self.model)
+        self.raw = named(self.model)
         self.coarse |= dtype == torch.bfloat16
+
+    @precondition(lambda self: not self.averager.swapped)
+    @rule(change=st.sampled_from(["grow", "add", "remove", "replace", "freeze", "rename"]))
+    def change_model(self, change):
+        """What is new counts in all snapshots as it is now; the others go on."""
+        dtype = next(self.model.parameters()).dtype
+        new = {}
+        if change == "grow":
+            width = self.model[2].weight.shape[0] + 1
+            self.model[2] = torch.nn.Linear(5, width, bias=False, dtype=dtype)
+            new = {"2.weight"}
+        elif change == "add":
+            self.model.add_module(str(len(self.model)), torch.nn.Linear(2, 1, dtype=dtype))
+            new = {f"{len(self.model) - 1}.weight", f"{len(self.model) - 1}.bias"}
+        elif change == "remove" and len(self.model) > 3:
+            del self.model[-1]
+        elif change == "replace":
+            self.model[0] = torch.nn.Linear(3, 5, dtype=dtype)
+        elif change == "freeze":
+            self.model[0].requires_grad_(not self.model[0].weight.requires_grad)
+        elif change == "rename" and "0" in self.model._modules:
+            layer = self.model[1]
+            layer.register_parameter("gain", layer._parameters.pop("weight")) if "weight" in layer._parameters else None
+            self.rename("1.weight", "1.gain")
+        self.averager.swap_in()  # looks at the model
+        self.averager.swap_out()
+        self.raw = named(self.model)
+        for _, snapshot in self.snapshots:
+            snapshot |= {name: self.raw[name] for name in new}
+
+    def rename(self, old, new):
+        for _, snapshot in self.snapshots:
+            if old in snapshot:
+                snapshot[new] = snapshot.pop(old)
+
+    def check(self, found, expected):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, atol=3e-2 if self.coarse else 5e-6, err_msg=name)
 
     @invariant()
     def model_holds_what_it_should(self):
         if self.averager.swapped:
-            tolerance = 3e-2 if self.coarse else 5e-6
-            np.testing.assert_allclose(flat(self.model), self.expected(), atol=tolerance)
+            self.check(named(self.model), self.expected())
         else:
-            np.testing.assert_array_equal(flat(self.model), self.raw)
+            found = named(self.model)
+            assert found.keys() == self.raw.keys()
+            for name, value in self.raw.items():
+                np.testing.assert_array_equal(found[name], value, err_msg=name)
         assert self.averager.step == self.step
         self.last_swapped = self.averager.swapped
 

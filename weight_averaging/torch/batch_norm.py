@@ -106,9 +106,7 @@ def recompute_batch_norm(model: nn.Module, forward_passes: Iterable[Callable[[],
 
 def _uses(layer: nn.Module, counted: int, passes: int) -> int:
     """How often a layer has updated its statistics, which have begun at zero."""
-    batches = layer._buffers.get("num_batches_tracked")
-    if batches is not None:
-        return int(batches)
+    batches = layer._buffers.get("num_batches_tracked")  # which instance norm has and does not count
     moved = any(bool(buffer.any()) for buffer in layer._buffers.values() if buffer is not None)
     # Compiled modules do not call hooks that come later.
-    return counted if counted or not moved else passes
+    return (0 if batches is None else int(batches)) or counted or (passes if moved else 0)
