@@ -204,6 +204,120 @@ def shards_load(folder: str, steps: int) -> None:
     check_equal(averages(model, averagers), averages(plain, plain_averagers))
 
 
+def empty_shards() -> None:
+    """A model so small that some ranks hold no element of it; no rank waits for another in vain."""
+    model = nn.Linear(4, 1, bias=False)
+    whole = nn.Linear(4, 1, bias=False)
+    fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    kinds = [
+        lambda m: LAWA(m, interval=1, window=2),
+        lambda m: EMA(m, decay=0.5, check_finite=False),
+        lambda m: EMA(m, horizon=0.5),
+        lambda m: Averages(m, [LAWADescription(window=2, interval=1), EMADescription(decay=0.5, interval=2)]),
+    ]
+    sharded, plain = [kind(model) for kind in kinds], [kind(whole) for kind in kinds]
+    held = on_all_ranks(sharded[0]._weights.numel)
+    assert sum(held) == 4, held
+    assert 0 in held, f"every rank holds something: {held}"
+    for step in range(1, 6):
+        value = torch.randn(1, 4, generator=torch.Generator().manual_seed(step))
+        with torch.no_grad():
+            whole.weight.copy_(value)
+            local = model.weight.to_local()
+            local.copy_(value if local.numel() else value[:0])
+        for averager in [*sharded, *plain]:
+            averager.update(step)
+    for averager, other in zip(sharded, plain, strict=True):
+        with averager.averaged(), other.averaged():
+            np.testing.assert_array_equal(full(model), flat(whole))
+        state = averager.average_state_dict()["weight"].full_tensor()
+        assert torch.equal(state, other.average_state_dict()["weight"])
+        again = type(averager)(model, **arguments_of(averager))
+        again.load_state_dict(averager.state_dict())
+        with again.averaged(), other.averaged():
+            np.testing.assert_array_equal(full(model), flat(whole))
+
+
+def arguments_of(averager) -> dict:
+    if isinstance(averager, Averages):
+        return {"averages": averager.averages}
+    if isinstance(averager, LAWA):
+        return {"interval": 1, "window": 2}
+    return {"decay": averager.decay, "horizon": averager.horizon}
+
+
+def fsdp1() -> None:
+    """FSDP1, with and without the original parameters: every rank averages its piece of the flat vector."""
+    from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
+
+    for original in (True, False):
+        for strategy in (ShardingStrategy.FULL_SHARD, ShardingStrategy.SHARD_GRAD_OP):
+            torch.manual_seed(0)
+            net = Net()
+            model = FullyShardedDataParallel(
+                net, use_orig_params=original, device_id=torch.device("cpu"), sharding_strategy=strategy
+            )
+            averagers = [LAWA(model, interval=1, window=2), EMA(model, decay=0.5)]
+            optimizer = torch.optim.SGD(model.parameters(), 0.1)
+            snapshots = []
+            for step in range(1, 5):
+                model(torch.ones(2, 3)).sum().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                for averager in averagers:
+                    assert averager.update(step)
+                snapshots.append(whole_of(model))
+            for averager, expected in (
+                (averagers[0], reference.lawa(snapshots, 2)),
+                (averagers[1], reference.ema(snapshots, 0.5)),
+            ):
+                with averager.averaged():
+                    model.eval()
+                    with torch.no_grad():
+                        model(torch.ones(2, 3))  # gathers the parameters, and may keep them so
+                    np.testing.assert_allclose(whole_of(model), expected, atol=1e-6)
+                np.testing.assert_array_equal(whole_of(model), snapshots[-1])
+                model.train()
+                with pytest.raises(RuntimeError, match="cannot be had under FSDP1"):
+                    averager.average_state_dict()
+                assert not any("_fsdp_wrapped_module" in name for name in averager.state_dict()["names"])
+            if dist.get_rank() == 0:  # a NaN in one piece: no rank takes the snapshot in
+                next(p for p in model.parameters() if p.numel()).detach().view(-1)[:1] = float("nan")
+            assert not averagers[0].update(5)
+            with pytest.raises(ValueError, match="under FSDP every rank averages its own shards"):
+                LAWA(model, interval=1, window=2, process_group=dist.group.WORLD)
+
+
+def whole_of(model: nn.Module) -> np.ndarray:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    with FullyShardedDataParallel.summon_full_params(model, writeback=False):
+        return np.concatenate([p.detach().double().numpy().ravel() for p in model.parameters()])
+
+
+def host_ema_of_replicas() -> None:
+    """In host memory the first rank holds it for all."""
+    group = dist.group.WORLD
+    model = DistributedDataParallel(model_of())
+    ema = EMA(model, decay=0.5, placement="host", process_group=group)
+    alone = EMA(model, decay=0.5)
+    assert on_all_ranks(len(ema._track.slots())) == [1] + [0] * (dist.get_world_size() - 1)
+    for step in range(1, 6):
+        randomise(model, step)
+        assert ema.update(step)
+        assert alone.update(step)
+        if step == 3:
+            state = on_all_ranks(saved(ema))[0]
+            ema = EMA(model, decay=0.5, placement="host", process_group=group)
+            ema.load_state_dict(state)
+    np.testing.assert_array_equal(value_of(ema, model), value_of(alone, model))
+    for name, value in ema.average_state_dict().items():
+        assert torch.equal(value, alone.average_state_dict()[name]), name
+    other = model_of(seed=5)
+    assert ema.copy_to(other)
+    np.testing.assert_array_equal(flat(other), value_of(alone, model))
+
+
 def main(rank: int, ranks: int, folder: str, checks: list[str]) -> None:
     torch.set_num_threads(1)
     store = Path(folder, f"store_{os.getppid()}")

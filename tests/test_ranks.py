@@ -24,3 +24,14 @@ def run(ranks: int, folder, *checks: str) -> None:
 def test_trap_13_replicas_share_one_window_and_shards_go_from_four_ranks_to_two(tmp_path):
     run(4, tmp_path, "replicas", f"shards_save:{tmp_path}/full:7", f"shards_save:{tmp_path}/part:3")
     run(2, tmp_path, "replicas", f"shards_load:{tmp_path}/full:7", f"shards_load:{tmp_path}/part:3")
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_ranks_without_an_element_and_a_host_ema_of_replicas(tmp_path):
+    run(2, tmp_path, "empty_shards", "host_ema_of_replicas")
+
+
+@pytest.mark.skipif(torch.__version__.startswith("2.5"), reason="FSDP1 of torch 2.5 does not run on a CPU")
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_fsdp1(tmp_path):
+    run(2, tmp_path, "fsdp1")

@@ -138,6 +138,7 @@ def test_nan_weights_are_told_and_the_last_good_average_is_kept(tmp_path, monkey
     module = submission.load(settings.submission_path)
     train_once(workload, module, trial(tmp_path, "ema"), settings, tmp_path / "t", {})
     said = [r.getMessage() for r in caplog.records if "not finite" in r.getMessage()]
-    assert said[0] == "step 9: weights are not finite and are not collected; the average stays that of step 6"
+    told = "step 9: weights are not finite and are not collected (position); the average stays that of step 6"
+    assert said[0] == told
     state = checkpoints.load_latest(tmp_path / "t", {})[1]
     assert all(torch.isfinite(value).all() for value in state["model_params"].values())

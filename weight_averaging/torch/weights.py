@@ -70,7 +70,7 @@ class LiveWeights:
         modules = [module for _, module in named_modules(self._model)]
         self._gathering: list[Callable[[], object]] = [m.reshard for m in modules if isinstance(m, _FSDP2)]
         handles: list[Any] = [handle for m in modules if hasattr(handle := getattr(m, "_handle", None), "reshard")]
-        self._gathering += [partial(handle.reshard, True) for handle in handles]  # FSDP1's
+        self._gathering += [partial(_reshard_flat, handle) for handle in handles]
         self._reshard()
         same = {known.present_id for known in self._known}
         names = self._adopted.union(known.name for known in self._known)
@@ -264,6 +264,12 @@ def writing(tensors: list[Tensor]) -> Iterator[None]:
             yield
     else:
         yield
+
+
+def _reshard_flat(handle: Any) -> None:
+    """FSDP1's; before its first pass it has gathered nothing yet."""
+    if hasattr(handle.flat_param, "_local_shard"):
+        handle.reshard(True)
 
 
 @runtime_checkable
