@@ -86,6 +86,14 @@ def measure(numel: int, rounds: int) -> list[tuple[str, float, float]]:
     return [(name, value, value / limits.get(name, lerp)) for name, value in seconds.items()]
 
 
+def look(model: nn.Module, rounds: int) -> tuple[float, float]:
+    """Seconds that a look at the model takes before each snapshot, and its share of a snapshot (LAWA, unchecked)."""
+    lawa = LAWA(model, interval=1, window=1, check_finite=False)
+    step = iter(range(1, 1 << 60))
+    seconds = medians({"look": lawa._look, "snapshot": lambda: lawa.update(next(step))}, rounds)
+    return seconds["look"], seconds["look"] / seconds["snapshot"]
+
+
 def peers(model: nn.Module) -> dict:
     """The same EMA update by other libraries, where they are installed."""
     actions = {}
@@ -123,6 +131,13 @@ def main() -> None:
     print("| action | ms | ratio to its limit |\n|---|---|---|")
     for name, seconds, ratio in measure(arguments.numel, arguments.rounds):
         print(f"| {name} | {1e3 * seconds:.1f} | {ratio:.2f} |")
+    small = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.LayerNorm(16), nn.Linear(16, 2)).to(
+        device()
+    )
+    print("\n| a look at the model, before each snapshot | us | share of a snapshot |\n|---|---|---|")
+    for model, rounds in ((small, 1000), (model_of(arguments.numel), arguments.rounds)):
+        seconds, share = look(model, rounds)
+        print(f"| {sum(p.numel() for p in model.parameters()):,} weights | {1e6 * seconds:.0f} | {share:.4f} |")
 
 
 if __name__ == "__main__":

@@ -4,13 +4,14 @@ refused in one line."""
 import copy
 import logging
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import parametrizations, prune
 
-from tests.small_models import average_of, feed, model_of, randomise, saved, scalar_model
+from tests.small_models import average_of, feed, model_of, randomise, saved, scalar_model, value_of
 from weight_averaging import averages
 from weight_averaging.torch import EMA, LAWA, Averages
 
@@ -379,3 +380,32 @@ def test_the_average_of_a_model_that_never_changes_is_not_disturbed_by_looks():
     lawa = LAWA(model, interval=1, window=3)
     feed(lawa, model, [1.0, 2.0, 3.0, 4.0])
     assert average_of(lawa, model) == 3.0
+
+
+@KINDS
+def test_new_tracks_take_over_what_the_old_ones_held(make):
+    """As for a model on another device, here on the same."""
+    model, twin = model_of(), model_of()
+    averager, other = make(model), make(twin)
+    for step in range(1, 6):
+        for m, a in ((model, averager), (twin, other)):
+            randomise(m, step)
+            a.update(step)
+        if step == 3:
+            averager._move(None)
+        np.testing.assert_array_equal(value_of(averager, model), value_of(other, twin))
+
+
+@KINDS
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_model_that_moves_takes_its_averages_along(make):
+    model, twin = model_of(), model_of()
+    averager, other = make(model), make(twin)
+    for step in range(1, 5):
+        if step == 3:
+            model.cuda()
+        for m, a in ((model, averager), (twin, other)):
+            randomise(m, step)
+            a.update(step)
+    for mine, theirs in zip(averaged(averager, model).values(), averaged(other, twin).values(), strict=True):
+        torch.testing.assert_close(mine.cpu(), theirs)
