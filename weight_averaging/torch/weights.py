@@ -92,6 +92,8 @@ class LiveWeights:
         self.device = tensors[0].device
         self.plan = plan(tensors, self.device)
         self.numel = sum(t.numel() for t in tensors)
+        # Whether raw weights are kept as one float32 vector, which snapshots to other memory can start from.
+        self._is_flat = all(t.dtype == torch.float32 and t.device == self.device for t in tensors)
         self._forget_memory()
         self._reserve(tensors)  # at the start, so that a lack of memory shows before any training
         self._signature = self._sign(modules, entries)
@@ -181,22 +183,22 @@ class LiveWeights:
 
     def release_raw(self) -> None:
         """Give the memory of the raw weights back where it is scarce and not needed during training."""
-        if self.device.type != "cpu" and not self.keeps_buffer:
+        if self.device.type != "cpu" and not (self.keeps_buffer and self._is_flat):
             self._raw, self._raw_vector = [], None
 
     def flat_copy(self) -> Tensor:
         """A flat float32 copy on the model's device, in memory that is reused: that of the raw weights if it can be."""
-        raw = self.keep_raw()
-        if self._raw_vector is not None:
+        if self._is_flat:
+            self.keep_raw()
+            assert self._raw_vector is not None
             return self._raw_vector
         if self._flat is None:
             self._flat = torch.empty(self.numel, dtype=torch.float32, device=self.device)
-        torch._foreach_copy_(self.views(self._flat), raw)
+        torch._foreach_copy_(self.views(self._flat), self.tensors())
         return self._flat
 
     def _reserve(self, tensors: list[Tensor]) -> None:
-        self._raw_vector = None
-        if all(t.dtype == torch.float32 and t.device == self.device for t in tensors):
+        if self._is_flat:
             self._raw_vector = torch.empty(self.numel, dtype=torch.float32, device=self.device)
             self._raw = self.views(self._raw_vector)
         else:
