@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from weight_averaging.torch.contexts import plain_tensors
 from weight_averaging.torch.selection import has_running_statistics, named_modules
-from weight_averaging.torch.weights import writing
+from weight_averaging.torch.tensors import writing
 
 
 def batch_norms(model: nn.Module) -> dict[str, nn.Module]:

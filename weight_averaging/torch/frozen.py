@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from weight_averaging.torch.selection import FROZEN, Selected, all_entries
-from weight_averaging.torch.weights import local
+from weight_averaging.torch.tensors import local
 
 
 class FrozenProbe:

@@ -9,8 +9,9 @@ from torch import Tensor
 from weight_averaging.collection import still_held
 from weight_averaging.torch.batch_norm import restore_statistics
 from weight_averaging.torch.load_guard import checksums
+from weight_averaging.torch.tensors import local, spread_like
 from weight_averaging.torch.tracks import Track, WindowTrack
-from weight_averaging.torch.weights import LiveWeights, local, spread_like
+from weight_averaging.torch.weights import LiveWeights
 
 if TYPE_CHECKING:
     from weight_averaging.torch.averager import Averager

@@ -1,6 +1,5 @@
 """A model's floating-point tensors, as they are now, as one flat float32 vector, read and written in blocks."""
 
-import contextlib
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,6 +13,7 @@ from weight_averaging.filters import Choice
 from weight_averaging.torch.blocks import Block, finite, plan, squares
 from weight_averaging.torch.changes import Change, Known, change_of
 from weight_averaging.torch.selection import Entry, Selection, named_modules
+from weight_averaging.torch.tensors import is_sharded, local, real, writing
 
 
 class LiveWeights:
@@ -258,16 +258,6 @@ class LiveWeights:
         return {**self.__dict__, **emptied, "_raw": [], "_gathering": [], "_known": known}
 
 
-@contextlib.contextmanager
-def writing(tensors: list[Tensor]) -> Iterator[None]:
-    """Allow changing tensors that were made under torch.inference_mode, which only that mode may."""
-    if any(t.is_inference() for t in tensors):
-        with torch.inference_mode():
-            yield
-    else:
-        yield
-
-
 def _reshard_flat(handle: Any) -> None:
     """FSDP1's; before its first pass it has gathered nothing yet."""
     if hasattr(handle.flat_param, "_local_shard"):
@@ -279,37 +269,6 @@ class _FSDP2(Protocol):
     def unshard(self) -> object: ...
 
     def reshard(self) -> object: ...
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether it is a DTensor: one that is spread over ranks, or kept alike on all."""
-    return hasattr(tensor, "to_local") and hasattr(tensor, "device_mesh")
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This rank's shard of a DTensor; any other tensor as it is."""
-    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined,no-any-return]
-
-
-def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """This rank's shard as a DTensor that is spread as `like` is; as it is if that is none."""
-    if not is_sharded(like):
-        return tensor
-    from torch.distributed.tensor import DTensor
-
-    return DTensor.from_local(
-        tensor,
-        like.device_mesh,  # type: ignore[attr-defined]
-        like.placements,  # type: ignore[attr-defined]
-        run_check=False,
-        shape=like.shape,
-        stride=like.stride(),
-    )
-
-
-def real(tensor: Tensor) -> Tensor:
-    """A complex tensor as pairs of real numbers; any other one as it is."""
-    return torch.view_as_real(tensor) if tensor.is_complex() and not is_sharded(tensor) else tensor
 
 
 def _present(entry: Entry) -> Tensor:

@@ -1,0 +1,48 @@
+"""Tensors that are not plain ones: spread over ranks, complex, or made under torch.inference_mode."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor: one that is spread over ranks, or kept alike on all."""
+    return hasattr(tensor, "to_local") and hasattr(tensor, "device_mesh")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's shard of a DTensor; any other tensor as it is."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined,no-any-return]
+
+
+def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """This rank's shard as a DTensor that is spread as `like` is; as it is if that is none."""
+    if not is_sharded(like):
+        return tensor
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        tensor,
+        like.device_mesh,  # type: ignore[attr-defined]
+        like.placements,  # type: ignore[attr-defined]
+        run_check=False,
+        shape=like.shape,
+        stride=like.stride(),
+    )
+
+
+def real(tensor: Tensor) -> Tensor:
+    """A complex tensor as pairs of real numbers; any other one as it is."""
+    return torch.view_as_real(tensor) if tensor.is_complex() and not is_sharded(tensor) else tensor
+
+
+@contextlib.contextmanager
+def writing(tensors: list[Tensor]) -> Iterator[None]:
+    """Allow changing tensors that were made under torch.inference_mode, which only that mode may."""
+    if any(t.is_inference() for t in tensors):
+        with torch.inference_mode():
+            yield
+    else:
+        yield
