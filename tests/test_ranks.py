@@ -31,7 +31,6 @@ def test_ranks_without_an_element_and_a_host_ema_of_replicas(tmp_path):
     run(2, tmp_path, "empty_shards", "host_ema_of_replicas")
 
 
-@pytest.mark.skipif(torch.__version__.startswith("2.5"), reason="FSDP1 of torch 2.5 does not run on a CPU")
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 def test_fsdp1(tmp_path):
     run(2, tmp_path, "fsdp1")

@@ -5,10 +5,10 @@ and under a new name if it is the same parameter. Every other one is new, also w
 parameter, and what is not there any more is dropped.
 """
 
-import weakref
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch.utils.weak import TensorWeakRef
 
 from weight_averaging.torch.selection import Entry
 
@@ -43,7 +43,7 @@ class Known:
     name: str
     shapes: tuple[tuple[int, ...], tuple[int, ...]]  # whole, and on this rank
     numel: int
-    identity: "weakref.ref[Tensor] | None"  # None: not known, as after unpickling
+    identity: TensorWeakRef | None  # None: not known, as after unpickling
 
     @property
     def present_id(self) -> int:

@@ -1,6 +1,5 @@
 """A model's floating-point tensors, as they are now, as one flat float32 vector, read and written in blocks."""
 
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -8,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import TensorWeakRef
 
 from weight_averaging.filters import Choice
 from weight_averaging.torch.blocks import Block, finite, plan, squares
@@ -99,7 +99,7 @@ class LiveWeights:
         self._signature = self._sign(modules, entries)
         earlier = self._known
         self._known = [
-            Known(name, shapes, tensor.numel(), weakref.ref(original))
+            Known(name, shapes, tensor.numel(), TensorWeakRef(original))
             for name, shapes, tensor, original in zip(
                 self.names, zip(self.shapes, self.local_shapes), tensors, found, strict=True
             )
