@@ -99,7 +99,8 @@ class LiveWeights:
         self._signature = self._sign(modules, entries)
         earlier = self._known
         self._known = [
-            Known(name, shapes, tensor.numel(), TensorWeakRef(original))
+            # FSDP1 makes and drops the objects of its parameters as it goes.
+            Known(name, shapes, tensor.numel(), None if handles else TensorWeakRef(original))
             for name, shapes, tensor, original in zip(
                 self.names, zip(self.shapes, self.local_shapes), tensors, found, strict=True
             )
