@@ -3,7 +3,8 @@
 A miss is a censored observation: it says only that the time to target is larger than what was run. Dropping misses
 would flatter whoever misses often, and so would counting a run that diverged early by its short length. A miss counts
 with the whole budget of the workload instead, which the ruleset sets (self-tuning: a multiple), as in the restricted
-mean survival time and in the official compute_speedups. A workload that a submission never ran is missed in every study.
+mean survival time and in the official compute_speedups. A workload that a submission never ran is missed in every
+study.
 """
 
 import numpy as np

@@ -39,7 +39,8 @@ def learning_curves(
     looks = style.looks(best["submission"], baseline) if ranked is None else style.by_rank(ranked, baseline)
     coloured = list(looks) if ranked is None else style.leaders(ranked, baseline)
     many = len(coloured) < len(looks)
-    labels = {name: f"{ranked.index(name) + 1} {name}" if ranked and many else name for name in looks}
+    ranks = {name: str(rank) for rank, name in enumerate(ranked or [], start=1)} if many else {}
+    labels = {name: f"{ranks.get(name, '')} {name}".strip() for name in looks}
     figure, axes = style.panels(len(targets))
     of_runs = curves.by_folder(logs, targets)
     scale, label = axis_of(best, unit)
@@ -68,9 +69,8 @@ def learning_curves(
         axis.set_ylim(*curves.interesting_range(here, of_runs, target["lower"], target["target"]))
         axis.set_xlim(left=0)
         axis.set(xlabel=label, ylabel=f"validation {target['metric'].replace('mean_average_precision', 'mAP')}")
-        _title(axis, f"{workload}, target {target['target']:g}", here, {name: str(ranked.index(name) + 1) for name in looks} if many else {})
-    style.legend_below(figure, axes, [labels[name] for name in looks] if ranked is None else
-                       [labels[name] for name in ranked])  # fmt: skip
+        _title(axis, f"{workload}, target {target['target']:g}", here, ranks)
+    style.legend_below(figure, axes, [labels[name] for name in ranked or looks])
     return figure
 
 
@@ -95,8 +95,9 @@ def misses(here: pd.DataFrame, short: dict[str, str]) -> str:
 def _title(axis: Axes, title: str, here: pd.DataFrame, short: dict[str, str]) -> None:
     """The panel's title, and below it who missed the target."""
     lines = textwrap.wrap(misses(here, short), 56)
-    axis.set_title(title, pad=6 + 9 * len(lines))
-    axis.text(0.5, 1.0, "\n".join(lines), transform=axis.transAxes, fontsize=7, color="0.35", ha="center", va="bottom")
+    axis.set_title(title, pad=7 + 9 * len(lines))
+    axis.annotate("\n".join(lines), (0.5, 1.0), xycoords="axes fraction", xytext=(0, 2), textcoords="offset points",
+                  fontsize=7, color="0.35", ha="center", va="bottom")  # fmt: skip
 
 
 def performance_profiles(profile: pd.DataFrame, scores: pd.Series, baseline: str) -> Figure:

@@ -69,7 +69,7 @@ def _in_archive(source: Path, skipped: Skipped) -> Iterator[tuple[PurePosixPath,
     if not source.stat().st_size:
         raise UsageError(f"{shown} cannot be read as an archive: it is empty (0 bytes); fetch it again")
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise UsageError(f"{shown} cannot be read as an archive: it is a web page; fetch the file that the page is about")
+        raise UsageError(f"{shown} cannot be read as an archive: it is a web page; fetch the file itself")
     try:
         with tarfile.open(source) as archive:
             for member in archive:

@@ -33,6 +33,9 @@ def gpu_hours(best: pd.DataFrame, targets: pd.DataFrame, gpus: int) -> pd.DataFr
     )
 
 
-def shown(row: pd.Series) -> str:
-    """The hours of a row of `gpu_hours`, as a lower bound where there are misses."""
-    return f"{'>= ' if row['misses'] else ''}{row['hours']:.3g}"
+def shown(table: pd.DataFrame) -> dict[str, str]:
+    """The hours of each submission of the table of `gpu_hours`, as a lower bound where there are misses."""
+    return {
+        str(name): f"{'>= ' if missed else ''}{spent:.3g}"
+        for name, spent, missed in zip(table.index, table["hours"], table["misses"])
+    }

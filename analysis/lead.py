@@ -29,15 +29,16 @@ def table(
     """
     of_runs = curves.by_folder(logs, targets)
     result = {}
-    for workload, here in logs.runs.groupby("workload"):
-        sign = -1.0 if targets.loc[workload, "lower"] else 1.0
+    for workload, target in targets.iterrows():
+        here = logs.runs[logs.runs["workload"] == workload]
+        sign = -1.0 if target["lower"] else 1.0
         groups = {
             str(name): [of_runs[folder] for folder in folders] for name, folders in here.groupby("submission")["folder"]
         }
         if baseline not in groups:
             continue
         means = {name: _mean(runs, unit, sign) for name, runs in groups.items()}
-        length = _length(groups[baseline], targets.loc[workload], unit)
+        length = _length(groups[baseline], target, unit)
         points, values = means[baseline]
         for share in shares:
             by_then = values[points <= share * length]

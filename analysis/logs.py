@@ -170,8 +170,8 @@ def _check_names(runs: pd.DataFrame) -> None:
             few, many = frameworks.value_counts().index[[-1, 0]]
             place = runs.loc[frameworks.index[frameworks == few][0], "folder"]
             raise UsageError(
-                f"{name!r} has {workload} in two frameworks, {(frameworks == many).sum()} runs in {many} and "
-                f"{(frameworks == few).sum()} in {few}, as {place}; move those that do not count elsewhere"
+                f"{name!r} has runs of {workload} in two frameworks, {many} ({(frameworks == many).sum()}) and "
+                f"{few} ({(frameworks == few).sum()}: {place}); move those that do not count elsewhere"
             )
     twice = runs[runs.duplicated(["submission", "study", "workload", "trial"], keep=False)]
     if len(twice):

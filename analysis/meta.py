@@ -1,5 +1,6 @@
 """What the meta data of runs say of their workload, ruleset and machine."""
 
+from collections import Counter
 from typing import Any
 
 import pandas as pd
@@ -50,8 +51,9 @@ def ruleset(logs: Logs) -> str | None:
 
 def gpus(logs: Logs) -> list[int]:
     """The numbers of GPUs that the meta data say, the most frequent first."""
-    counts = pd.Series([meta.get("gpu.count") for meta in logs.runs["meta"]], dtype=object)
-    return [int(count) for count in counts[[isinstance(count, int) and count > 0 for count in counts]].value_counts().index]
+    counts = [meta.get("gpu.count") for meta in logs.runs["meta"]]
+    found = Counter(count for count in counts if isinstance(count, int) and count > 0)
+    return [count for count, _ in found.most_common()]
 
 
 def _ruleset(flags: dict[str, Any], folder: str) -> str | None:

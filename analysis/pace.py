@@ -9,7 +9,9 @@ import pandas as pd
 
 from analysis.logs import Logs
 
-TOO_SLOW = 20.0  # published runs are up to 10 times slower than budget and step hint say, the two of 2024 40 to 640 times
+TOO_SLOW = (
+    20.0  # published runs are up to 10 times slower than budget and step hint say, the two of 2024 40 to 640 times
+)
 
 
 def odd(logs: Logs, targets: pd.DataFrame) -> pd.DataFrame:
@@ -44,10 +46,10 @@ def notes(odd: pd.DataFrame) -> list[str]:
     """One line per submission."""
     lines = []
     for name, rows in odd.groupby(level="submission"):
-        worst = (rows["seconds_per_step"] / rows["expected"]).idxmax()
+        worst = int((rows["seconds_per_step"] / rows["expected"]).argmax())
+        pace, expected = rows.iloc[worst]
         lines.append(
-            f"the steps of {name} cannot be updates (on {len(rows)} workloads; {worst[1]}: "
-            f"{rows.loc[worst, 'seconds_per_step']:.3g} s a step, where {rows.loc[worst, 'expected']:.2g} s is usual): "
-            "they are not shown"
+            f"the steps of {name} cannot be updates (on {len(rows)} workloads; {rows.index[worst][1]}: {pace:.3g} s a "
+            f"step, where {expected:.2g} s is usual): they are not shown"
         )
     return lines

@@ -12,7 +12,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader
 from plotly.offline import get_plotlyjs
 
-from analysis import curves, figures, hours, results, runs, style
+from analysis import curves, figures, hours, results, runs, speedup, style
 from analysis.results import Results
 from analysis.runs import number
 from analysis.speedup import Speedup
@@ -78,13 +78,13 @@ def _packed(text: str) -> str:
 
 def _submissions(found: Results) -> list[dict[str, Any]]:
     """The submissions, the best first."""
-    spent = hours.gpu_hours(found.best, found.targets, found.targets.attrs["gpus"])
+    spent = hours.shown(hours.gpu_hours(found.best, found.targets, found.targets.attrs["gpus"]))
     looks = style.by_rank(list(found.scores.index), found.baseline)
     workloads = base(found.targets).index
     rows = []
-    for name, score in found.scores.items():
-        ratio = found.ratios.get(str(name))
-        colour, line = looks[str(name)]
+    for name, score in zip(map(str, found.scores.index), found.scores):
+        ratio = found.ratios.get(name)
+        colour, line = looks[name]
         times = found.times.loc[name].reindex(workloads).astype(float)
         rows.append(
             {
@@ -92,7 +92,7 @@ def _submissions(found: Results) -> list[dict[str, Any]]:
                 "rank": int((found.scores > score).sum()) + 1,
                 "score": f"{score:.4f}",
                 "reached": f"{int(np.isfinite(times).sum())}/{found.targets.attrs['workloads']}",
-                "hours": hours.shown(spent.loc[name]),
+                "hours": spent[name],
                 "ratio": ratio and f"{ratio.bound} {ratio.ratio:.3f}".strip(),
                 "interval": ratio and _interval(*ratio.over_studies),
                 "official": ratio and _shown(ratio.official),
@@ -135,14 +135,14 @@ def _bands(found: Results, of_runs: dict[str, pd.DataFrame]) -> list[dict[str, A
 
 
 def _ratios(ratios: dict[str, Speedup]) -> list[dict[str, Any]]:
-    keys = ["ratio", "low", "high", "bound", "misses", "baseline_misses"]
-    rows = []
-    for submission, result in ratios.items():
-        whole = [result.ratio, *result.over_studies, result.bound, *result.workloads[["misses", "baseline_misses"]].sum()]
-        for workload, values in [*result.workloads[keys].iterrows(), ("", dict(zip(keys, whole)))]:
-            shown = {key: number(values[key]) if key != "bound" else values[key] for key in keys}
-            rows.append({"submission": submission, "workload": workload, **shown})
-    return rows
+    """Per submission and workload, and over all (no workload)."""
+    if not ratios:
+        return []
+    table = speedup.rows(ratios).replace({"workload": {"all": ""}})
+    for name in ("ratio", "low", "high"):
+        table[name] = pd.Series(_numbers(table[name]), dtype=object)
+    columns = ["submission", "workload", "ratio", "low", "high", "bound", "misses", "baseline_misses"]
+    return [dict(zip(columns, row)) for row in table[columns].astype(object).itertuples(index=False)]
 
 
 def _shown(value: float) -> str:

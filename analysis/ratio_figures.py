@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import style
+from analysis import speedup, style
 from analysis.curves import Unit
 from analysis.speedup import Speedup
 
@@ -17,7 +17,7 @@ def speedups(results: dict[str, Speedup], baseline: str, unit: Unit = "seconds")
 
     Few submissions share one panel; many have one for each workload, in the order of `results`.
     """
-    rows = pd.concat([_rows(name, result) for name, result in results.items()], ignore_index=True)
+    rows = speedup.rows(results).replace({"workload": {"all": ALL}})
     what = "time" if unit == "seconds" else "steps"
     label = f"{what} to target relative to {baseline} (hollow: bounded by misses)"
     workloads = [*sorted(set(rows["workload"]) - {ALL}), ALL]
@@ -45,12 +45,6 @@ def speedups(results: dict[str, Speedup], baseline: str, unit: Unit = "seconds")
         axis.set_title(workload)
     figure.supxlabel(label, fontsize=9)
     return figure
-
-
-def _rows(name: str, result: Speedup) -> pd.DataFrame:
-    whole = {"ratio": result.ratio, "low": result.over_studies[0], "high": result.over_studies[1], "bound": result.bound}
-    rows = result.workloads[list(whole)].reset_index()
-    return pd.concat([rows, pd.DataFrame([{"workload": ALL, **whole}])], ignore_index=True).assign(submission=name)
 
 
 def _draw(axis: Axes, rows: pd.DataFrame, places: pd.Series, colour: str, marker: str) -> None:

@@ -1,4 +1,4 @@
-"""What the scripts say of a set of logs, made once: scores, ranks, ratios to the baseline, and what is odd about them."""
+"""What the scripts say of logs, made once: scores, ranks, ratios to the baseline, and what is odd about the logs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,7 +73,7 @@ def of(
     scores, profile = score.score(best, measured)
     real_scores, _ = score.score(best[~best["submission"].isin([entry.name for entry in imagined])], measured)
     notes += [
-        f"{entry.name}: hypothetical, the runs of {entry.submission} with their times to target scaled; no such run exists"
+        f"{entry.name}: hypothetical, the runs of {entry.submission} with scaled times to target; no such run exists"
         for entry in imagined
     ]
     if unit is None:
@@ -134,7 +134,9 @@ def _missing(best: pd.DataFrame, measured: pd.DataFrame) -> list[str]:
     ran = best[best["workload"].isin(names)].groupby("submission")["workload"].agg(set)
     lines = []
     if len(names) < count:
-        lines.append(f"{count - len(names)} of the version's {count} workloads have no run: they count as missed by all")
+        lines.append(
+            f"{count - len(names)} of the version's {count} workloads have no run: they count as missed by all"
+        )
     for name in best["submission"].unique():
         if lacking := [workload for workload in names if workload not in ran.get(name, set())]:
             lines.append(f"{name} has no run of {', '.join(lacking)}: missed")
@@ -147,5 +149,7 @@ def _missing(best: pd.DataFrame, measured: pd.DataFrame) -> list[str]:
         if any(base in there and variant not in there and variant not in nobody for variant, base in variants.items())
     ]
     if lacking:
-        lines.append(f"{', '.join(lacking)} lack a held-out variant of a workload that they ran: the workload is missed")
+        lines.append(
+            f"{', '.join(lacking)} lack a held-out variant of a workload that they ran: the workload is missed"
+        )
     return lines

@@ -19,9 +19,7 @@ _PASSING = re.compile(r"(gpu\.(\d+|avg)|mem|net|cpu\.(util|freq))\.")  # of the 
 _POINTS = 120  # of a run's curve: more cannot be told apart
 
 
-def rows(
-    trials: pd.DataFrame, best: pd.DataFrame, of_runs: dict[str, pd.DataFrame], unit: str
-) -> list[dict[str, Any]]:
+def rows(trials: pd.DataFrame, best: pd.DataFrame, of_runs: dict[str, pd.DataFrame], unit: str) -> list[dict[str, Any]]:
     """One per run.
 
     Args:
@@ -41,7 +39,9 @@ def rows(
                 **{key: row[key] for key in ("submission", "workload", "framework", "study", "trial", "folder")},
                 "best_of_study": (row["submission"], row["folder"]) in picked,
                 "reached": bool(row["reached"]),
-                **{key: number(row[key]) for key in ("steps", "seconds", "last_steps", "last_seconds", "best", "final")},
+                **{
+                    key: number(row[key]) for key in ("steps", "seconds", "last_steps", "last_seconds", "best", "final")
+                },
                 "evaluations": int(row["count"]),
                 "seed": meta.pop("rng_seed", row["flags"].get("rng_seed")),
                 "hparams": {key: _shown(value) for key, value in row["hparams"].items()},

@@ -68,6 +68,21 @@ def compare(
     return found
 
 
+def rows(results: dict[str, Speedup]) -> pd.DataFrame:
+    """One row per submission and workload, and one over all workloads (workload `all`)."""
+    tables = []
+    for submission, result in results.items():
+        low, high = result.over_studies
+        widest = dict(zip(("low_over_workloads", "high_over_workloads"), result.over_workloads))
+        whole = {"workload": "all", "ratio": result.ratio, "low": low, "high": high, "bound": result.bound, **widest}
+        whole |= {name: result.workloads[name].sum() for name in ("pairs", "misses", "baseline_misses")}
+        whole["official"] = result.official
+        tables += [result.workloads.reset_index(), pd.DataFrame([whole])]
+        for table in tables[-2:]:
+            table.insert(0, "submission", submission)
+    return pd.concat(tables, ignore_index=True)
+
+
 def _pair(ours: pd.DataFrame, theirs: pd.DataFrame, official: float) -> Speedup:
     generator = np.random.default_rng(0)
     rows, draws = [], []
@@ -108,10 +123,9 @@ def _pair(ours: pd.DataFrame, theirs: pd.DataFrame, official: float) -> Speedup:
 def official(best: pd.DataFrame, budget: pd.Series, submission: str, baseline: str, unit: str = "seconds") -> float:
     """The ratio as the official compute_speedups takes it: of medians over studies, a missed median with the budget and
     one second, geometric mean over all workloads; NaN where either has no run of one."""
-    medians = to_target.submissions(best, unit).reindex(columns=budget.index)
-    ours, theirs = (medians.loc[name].where(medians.loc[name] < np.inf, budget + 1) for name in (submission, baseline))
-    missing = medians.loc[[submission, baseline]].isna().any().any()
-    return np.nan if missing else float(np.exp(np.log(ours / theirs).mean()))
+    medians = to_target.submissions(best, unit).reindex(columns=budget.index).loc[[submission, baseline]].to_numpy()
+    ours, theirs = np.where(np.isinf(medians), budget.to_numpy() + 1, medians)
+    return float(np.exp(np.log(ours / theirs).mean()))
 
 
 def _key(rows: pd.DataFrame) -> pd.Index:

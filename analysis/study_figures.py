@@ -84,7 +84,7 @@ def _hours(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame
     shown = pd.DataFrame(
         {
             "submission": spent.index,
-            "hours to the targets": [hours.shown(row) for _, row in spent.iterrows()],
+            "hours to the targets": list(hours.shown(spent).values()),
             "missed": [f"{row['misses']:.0f} of {row['studies']:.0f}" for _, row in spent.iterrows()],
             "workloads without a run": spent["missing"].tolist(),
         }

@@ -85,7 +85,7 @@ def ranking(found: Results, spent: pd.DataFrame, gpus: int) -> pd.DataFrame:
         "submission": names,
         "score": [f"{score:.4f}" for score in found.scores],
         "targets reached": [f"{reached[name]}/{found.targets.attrs['workloads']}" for name in names],
-        f"GPU-hours ({gpus} GPUs)" if gpus > 1 else "hours": [hours.shown(spent.loc[name]) for name in names],
+        f"GPU-hours ({gpus} GPUs)" if gpus > 1 else "hours": [hours.shown(spent)[name] for name in names],
     }
     if len(found.real_scores) < len(found.scores):
         real = found.real_scores.reindex(names)
@@ -97,21 +97,6 @@ def format_times(times: pd.DataFrame, names: Sequence[str]) -> str:
     """Text of a table of median times to target: one row per workload, one column per submission, those in order."""
     shown = times.T[list(names)].map(lambda value: number(value, ".0f")).reset_index(names="workload")
     return markdown(shown)
-
-
-def speedup_rows(results: dict[str, Speedup]) -> pd.DataFrame:
-    """One row per submission and workload, and one over all workloads (workload `all`)."""
-    rows = []
-    for submission, result in results.items():
-        rows.append(result.workloads.reset_index().assign(submission=submission))
-        whole = {
-            "workload": "all", "ratio": result.ratio, "low": result.over_studies[0], "high": result.over_studies[1],
-            "low_over_workloads": result.over_workloads[0], "high_over_workloads": result.over_workloads[1],
-            "official": result.official, "pairs": result.workloads["pairs"].sum(), "misses": result.workloads["misses"].sum(),
-            "baseline_misses": result.workloads["baseline_misses"].sum(), "bound": result.bound,
-        }  # fmt: skip
-        rows.append(pd.DataFrame([{**whole, "submission": submission}]))
-    return pd.concat(rows, ignore_index=True).set_index(["submission", "workload"]).reset_index()
 
 
 def format_speedups(results: dict[str, Speedup], baseline: str, unit: str = "time") -> str:

@@ -47,7 +47,7 @@ def resolve(logs: Logs, version: str | None = None) -> pd.DataFrame:
             key: found[workload][0] for key, found in told.items() if workload in found
         }
         if entry.get("metric") is None or entry.get("validation_target") is None:
-            if not count:
+            if not count or workload in count:
                 raise UsageError(_unknown(workload, version))
             notes.append(f"{workload} is no workload of {version} and brings no target: left out")
             continue

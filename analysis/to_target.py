@@ -12,7 +12,7 @@ STUDY = ["submission", "workload", "study"]
 
 
 def values(logs: Logs, targets: pd.DataFrame) -> pd.Series:
-    """The validation metric that decides, one value per evaluation; NaN where it is not finite, which reaches nothing."""
+    """The validation metric that decides, one value per evaluation; NaN (reaches nothing) where it is not finite."""
     workload = logs.evaluations["run"].map(logs.runs["workload"])
     result = pd.Series(np.nan, index=logs.evaluations.index)
     for metric, names in targets.groupby("metric").groups.items():

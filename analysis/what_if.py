@@ -1,9 +1,9 @@
 """Hypothetical entries: a submission's runs with fewer steps to target, to see what that would score.
 
-    nadamw_baselinev05:steps*0.82                      the same ratio on every workload
-    nadamw_baselinev05:steps*wmt=0.71+fastmri=0.72     a ratio for each; 1 for the others
-    nadamw_baselinev05:steps*ratios.csv                the columns workload and ratio of a table, such as speedups.csv
-    nadamw_baselinev05:steps*speedups.csv#lawa         the rows of one submission of it
+nadamw_baselinev05:steps*0.82                      the same ratio on every workload
+nadamw_baselinev05:steps*wmt=0.71+fastmri=0.72     a ratio for each; 1 for the others
+nadamw_baselinev05:steps*ratios.csv                the columns workload and ratio of a table, such as speedups.csv
+nadamw_baselinev05:steps*speedups.csv#lawa         the rows of one submission of it
 """
 
 from collections.abc import Sequence
@@ -57,9 +57,9 @@ def add(trials: pd.DataFrame, entries: Sequence[WhatIf]) -> pd.DataFrame:
         if mine.empty:
             there = ", ".join(sorted(trials["submission"].unique()))
             raise UsageError(f"--what_if: no run of {entry.submission!r}; there are {there}")
-        there = sorted(mine["workload"].unique())
-        if unknown := [name for name in entry.ratios if name.removeprefix(TWIN) not in there and name not in there]:
-            raise UsageError(f"--what_if: {entry.submission} has no run of {unknown[0]!r}; it has {', '.join(there)}")
+        ran = sorted(mine["workload"].unique())
+        if unknown := [name for name in entry.ratios if name.removeprefix(TWIN) not in ran and name not in ran]:
+            raise UsageError(f"--what_if: {entry.submission} has no run of {unknown[0]!r}; it has {', '.join(ran)}")
         twins = {name.removeprefix(TWIN): ratio for name, ratio in entry.ratios.items()}
         ratio = mine["workload"].map({**twins, **entry.ratios}).fillna(entry.otherwise)
         scaled = {unit: mine[unit] * ratio for unit in ("steps", "seconds")}

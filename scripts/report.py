@@ -15,8 +15,21 @@ from pathlib import Path
 
 from absl import flags
 
-from analysis import figures, files, hours, lead, logs, page, ratio_figures, results, studies, study_figures, style, tables
-from analysis import versions
+from analysis import (
+    figures,
+    files,
+    hours,
+    lead,
+    logs,
+    page,
+    ratio_figures,
+    results,
+    studies,
+    study_figures,
+    style,
+    tables,
+    versions,
+)
 from analysis.errors import UsageError
 from analysis.results import Results
 from scripts.start import start
@@ -28,7 +41,7 @@ flags.DEFINE_string("study", None, "YAML file of the experiment whose runs these
 flags.DEFINE_string("baseline", None, "The submission to compare with; default: baseline or nadamw, else the best.")
 flags.DEFINE_list("submissions", None, "Only these; default: all.")
 flags.DEFINE_enum("version", None, [*versions.names(), versions.OWN], "Benchmark version; default: guessed.")
-flags.DEFINE_enum("x", None, ["steps", "seconds"], "Axis of all figures; default: seconds for official runs, else steps.")
+flags.DEFINE_enum("x", None, ["steps", "seconds"], "Axis of figures; default: seconds for official runs, else steps.")
 flags.DEFINE_string("out", None, "Folder for what is written; default: <runs>/report, of an archive <its name>_report.")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 from absl import flags
 
-from analysis import figures, hours, logs, results, score, style, tables, to_target, versions, what_if
+from analysis import figures, hours, logs, results, score, speedup, style, tables, to_target, versions, what_if
 from analysis.errors import UsageError
 from analysis.results import Results
 from scripts.start import start
@@ -36,11 +36,13 @@ def run() -> None:
     fastest, _ = score.score(to_target.studies(found.trials, "fastest"), found.targets)
     gpus = FLAGS.gpus or found.targets.attrs["gpus"]
     spent = hours.gpu_hours(found.best, found.targets, gpus)
-    shown = tables.ranking(found, spent, gpus).assign(**{"fastest trial": [f"{fastest[n]:.4f}" for n in found.scores.index]})
+    by_fastest = [f"{fastest[name]:.4f}" for name in found.scores.index]
+    shown = tables.ranking(found, spent, gpus).assign(**{"score, fastest trial": by_fastest})
     text = [f"## Scores by {results.title(found.targets)}", tables.markdown(shown)]
     text += ["## Median seconds to target", tables.format_times(found.times, list(found.scores.index))]
     if found.ratios:
-        text += [f"## Time to target, relative to {found.baseline}", tables.format_speedups(found.ratios, found.baseline)]
+        ratios = tables.format_speedups(found.ratios, found.baseline)
+        text += [f"## Time to target, relative to {found.baseline}", ratios]
     text += ["## Notes", _notes(found)]
     print("\n\n".join(text))
     if FLAGS.out is not None:
@@ -55,7 +57,7 @@ def _write(out: Path, found: Results, fastest: pd.Series, spent: pd.DataFrame, t
     to_target.submissions(found.best, "steps").T.to_csv(out / "steps_to_target.csv")
     found.trials.drop(columns=["hparams", "meta", "flags"]).to_csv(out / "trials.csv", index=False)
     if found.ratios:
-        tables.speedup_rows(found.ratios).to_csv(out / "speedups.csv", index=False)
+        speedup.rows(found.ratios).to_csv(out / "speedups.csv", index=False)
     found.logs.skipped.to_csv(out / "skipped.csv", index=False)
     profiles = figures.performance_profiles(found.profile, found.scores, found.baseline)
     style.save(profiles, out / "performance_profiles")
