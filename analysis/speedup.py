@@ -85,10 +85,10 @@ def rows(results: dict[str, Speedup]) -> pd.DataFrame:
 
 def _pair(ours: pd.DataFrame, theirs: pd.DataFrame, official: float) -> Speedup:
     generator = np.random.default_rng(0)
-    rows, draws = [], []
+    measured, draws = [], []
     names = sorted(ours["workload"].unique())
     for workload in names:
-        pair = [rows[rows["workload"] == workload] for rows in (ours, theirs)]
+        pair = [side[side["workload"] == workload] for side in (ours, theirs)]
         logs = [pd.Series(np.log(one["time"].to_numpy()), index=key) for one, key in zip(pair, map(_key, pair))]
         shared = logs[0].index.intersection(logs[1].index)
         if len(shared):
@@ -102,10 +102,10 @@ def _pair(ours: pd.DataFrame, theirs: pd.DataFrame, official: float) -> Speedup:
         few = len(shared) < 2 if len(shared) else min(map(len, logs)) < 2
         low, high = (np.nan, np.nan) if few else np.exp(np.percentile(drawn, [2.5, 97.5]))
         misses = [int(one["missed"].sum()) for one in pair]
-        rows.append((np.exp(mean), low, high, len(shared), *misses, _bound(*misses)))
+        measured.append((np.exp(mean), low, high, len(shared), *misses, _bound(*misses)))
         draws.append(drawn)
     columns = ["ratio", "low", "high", "pairs", "misses", "baseline_misses", "bound"]
-    table = pd.DataFrame(rows, columns=columns, index=pd.Index(names, name="workload"))
+    table = pd.DataFrame(measured, columns=columns, index=pd.Index(names, name="workload"))
     drawn = np.array(draws)
     again = generator.integers(len(drawn), size=drawn.shape)
     return Speedup(

@@ -1,6 +1,5 @@
 """Time to target, scores and speed-ups, on made-up logs and on the published ones."""
 
-import os
 import subprocess
 import sys
 import time
@@ -11,24 +10,17 @@ import pandas as pd
 import pytest
 
 from analysis import hours, logs, score, speedup, targets, to_target
+from tests import published as published_logs
 from tests import synthetic_logs
 
 ROOT = Path(__file__).parents[1]
-PUBLISHED = Path(os.environ.get("ALGOPERF_V05_LOGS", ROOT.parent / "shared/data/algoperf_v05_external.tar.xz"))
-# Of the published v0.5 leaderboard (external tuning).
-SCORES = {
-    "shampoo_submission": 0.7784, "schedule_free_adamw": 0.7077, "generalized_adam": 0.6383, "cyclic_lr": 0.6301,
-    "nadamp": 0.5909, "baseline": 0.5707, "amos": 0.4918, "caspr_adaptive": 0.4722, "lawa_queue": 0.3699,
-    "lawa_ema": 0.3384, "schedule_free_prodigy": 0.0,
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def published():
-    if not PUBLISHED.exists():
-        pytest.skip(f"no published logs at {PUBLISHED}; name them in ALGOPERF_V05_LOGS")
+    path = published_logs.need(published_logs.V05)
     start = time.process_time()
-    read = logs.read(PUBLISHED)
+    read = logs.read(path)
     measured = targets.resolve(read)
     trials = to_target.trials(read, measured)
     scores, _ = score.score(to_target.studies(trials), measured)
@@ -36,7 +28,7 @@ def published():
 
 
 def test_the_published_scores_come_out(published):
-    assert published[3].round(4).to_dict() == SCORES
+    assert published[3].round(4).to_dict() == published_logs.SCORES_V05
 
 
 def test_the_published_logs_are_read_in_seconds(published):
@@ -58,7 +50,7 @@ def test_the_published_medians(published):
 
 
 def test_the_committed_analysis_is_what_its_command_makes(published, tmp_path):
-    command = [sys.executable, "-m", "scripts.published_v05", f"--logs={PUBLISHED}", f"--out={tmp_path}"]
+    command = [sys.executable, "-m", "scripts.published_v05", f"--logs={published_logs.V05}", f"--out={tmp_path}"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     committed = ROOT / "docs/results/published_v05"
     assert (tmp_path / "tables.md").read_text() == (committed / "tables.md").read_text()
