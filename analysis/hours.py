@@ -1,5 +1,7 @@
 """GPU-hours for a whole suite of workloads."""
 
+import math
+
 import pandas as pd
 
 from analysis import censoring
@@ -23,19 +25,23 @@ def gpu_hours(best: pd.DataFrame, targets: pd.DataFrame, gpus: int) -> pd.DataFr
     mean = rows.groupby(["submission", "workload"])["time"].mean()
     ran = best[best["workload"].isin(budget.index)].groupby("submission")["workload"].nunique()
     by_submission = rows.groupby("submission")
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             "hours": mean.groupby("submission").sum() * gpus / 3600,
             "misses": by_submission["missed"].sum(),
             "studies": by_submission.size(),
-            "missing": len(budget) - ran.reindex(by_submission.size().index, fill_value=0),
         }
+    )
+    # Where no workload that counts was run, nothing is known of the hours.
+    table = table.reindex(sorted(best["submission"].unique())).fillna({"misses": 0, "studies": 0})
+    return table.assign(missing=len(budget) - ran.reindex(table.index, fill_value=0)).astype(
+        {"misses": int, "studies": int}
     )
 
 
 def shown(table: pd.DataFrame) -> dict[str, str]:
     """The hours of each submission of the table of `gpu_hours`, as a lower bound where there are misses."""
     return {
-        str(name): f"{'>= ' if missed else ''}{spent:.3g}"
+        str(name): "-" if math.isnan(spent) else f"{'>= ' if missed else ''}{spent:.3g}"
         for name, spent, missed in zip(table.index, table["hours"], table["misses"])
     }

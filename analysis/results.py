@@ -134,9 +134,7 @@ def _missing(best: pd.DataFrame, measured: pd.DataFrame) -> list[str]:
     ran = best[best["workload"].isin(names)].groupby("submission")["workload"].agg(set)
     lines = []
     if len(names) < count:
-        lines.append(
-            f"{count - len(names)} of the version's {count} workloads have no run: they count as missed by all"
-        )
+        lines.append(f"{count - len(names)} of the version's {count} workloads have no run: missed by all")
     for name in best["submission"].unique():
         if lacking := [workload for workload in names if workload not in ran.get(name, set())]:
             lines.append(f"{name} has no run of {', '.join(lacking)}: missed")
@@ -149,7 +147,5 @@ def _missing(best: pd.DataFrame, measured: pd.DataFrame) -> list[str]:
         if any(base in there and variant not in there and variant not in nobody for variant, base in variants.items())
     ]
     if lacking:
-        lines.append(
-            f"{', '.join(lacking)} lack a held-out variant of a workload that they ran: the workload is missed"
-        )
+        lines.append(f"{', '.join(lacking)} lack a held-out variant of a workload that they ran: missed")
     return lines
