@@ -104,7 +104,8 @@ def performance_profiles(profile: pd.DataFrame, scores: pd.Series, baseline: str
     """rho(tau) of every submission, the best first in the legend with its score."""
     ranked = list(scores.index)
     looks, coloured = style.by_rank(ranked, baseline), style.leaders(ranked, baseline)
-    figure, (axis,) = style.panels(1, size=(6.5, max(3.6, 0.22 * len(scores))))
+    legend = 1.2 + 0.07 * max(map(len, ranked))  # inches
+    figure, (axis,) = style.panels(1, size=(4.2 + legend, max(3.6, 0.22 * len(scores))))
     for name in ranked:
         colour, line = looks[name] if name in coloured else (style.GREY, looks[name][1])
         axis.step(profile.columns, profile.loc[name], where="post", color=colour, linestyle=line,

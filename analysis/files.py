@@ -1,4 +1,4 @@
-"""The log files below a folder or in a tar archive."""
+"""The log files below a folder or in a tar archive, and the folder for what is made of them."""
 
 import lzma
 import os
@@ -19,6 +19,16 @@ Skipped = list[tuple[str, str]]  # path and reason of each thing left out
 def is_archive(source: Path) -> bool:
     """Whether the name is that of a tar archive."""
     return _ARCHIVE.search(source.name) is not None
+
+
+def output_folder(path: str | Path) -> Path:
+    """The folder that --out names, made. UsageError where it cannot be."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out={path}: {error.strerror}; name another folder") from None
+    return path
 
 
 def files(source: Path, skipped: Skipped) -> Iterator[tuple[PurePosixPath, str]]:

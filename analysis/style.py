@@ -13,8 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from analysis.errors import UsageError
-
 # Okabe and Ito's palette, its yellow left out: too pale for a line on white.
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2")
 LINES = ("-", "--", ":", "-.")
@@ -114,16 +112,6 @@ def runs_of_numbers(numbers: Sequence[int]) -> str:
         else:
             parts.append([number])
     return ", ".join(f"{part[0]}" if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
-
-
-def folder(path: str | Path) -> Path:
-    """The folder, made. UsageError where it cannot be."""
-    path = Path(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out={path}: {error.strerror}; name another folder") from None
-    return path
 
 
 def save(figure: Figure, path: Path, kinds: Iterable[str] = ("png", "pdf")) -> list[Path]:

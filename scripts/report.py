@@ -53,7 +53,7 @@ def run() -> None:
         read = study_figures.select(read, study)
         baseline = study_figures.baseline_arm(study, read)
     found = results.of(read, FLAGS.version, baseline, FLAGS.x)
-    out = style.folder(FLAGS.out or _beside(Path(FLAGS.runs[0])))
+    out = files.output_folder(FLAGS.out or _beside(Path(FLAGS.runs[0])))
     text = _text(found)
     (out / "table.md").write_text(text + "\n")
     ranked = list(found.scores.index)

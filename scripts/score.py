@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 from absl import flags
 
-from analysis import figures, hours, logs, results, score, speedup, style, tables, to_target, versions, what_if
+from analysis import files, hours, logs, results, score, speedup, tables, to_target, versions, what_if
 from analysis.errors import UsageError
 from analysis.results import Results
 from scripts.start import start
@@ -46,7 +46,7 @@ def run() -> None:
     text += ["## Notes", _notes(found)]
     print("\n\n".join(text))
     if FLAGS.out is not None:
-        _write(style.folder(FLAGS.out), found, fastest, spent, "\n\n".join(text))
+        _write(files.output_folder(FLAGS.out), found, fastest, spent, "\n\n".join(text))
 
 
 def _write(out: Path, found: Results, fastest: pd.Series, spent: pd.DataFrame, text: str) -> None:
@@ -59,6 +59,9 @@ def _write(out: Path, found: Results, fastest: pd.Series, spent: pd.DataFrame, t
     if found.ratios:
         speedup.rows(found.ratios).to_csv(out / "speedups.csv", index=False)
     found.logs.skipped.to_csv(out / "skipped.csv", index=False)
+    # Here, since matplotlib takes as long to import as an archive of 450 runs to read.
+    from analysis import figures, style
+
     profiles = figures.performance_profiles(found.profile, found.scores, found.baseline)
     style.save(profiles, out / "performance_profiles")
 

@@ -107,3 +107,12 @@ def test_all_medians_are_the_official_ones(path, inside, official, ruleset, tole
     assert (ours.isna() == theirs.isna()).all().all()
     finite = np.isfinite(theirs)
     assert ((ours / theirs)[finite] - 1).abs().max().max() <= tolerance + 1e-12
+
+
+def test_the_committed_analysis_is_what_its_command_makes(tmp_path):
+    path = published.need(published.A100)
+    command = [sys.executable, "-m", "scripts.leaderboard_a100", f"--logs={path}", f"--out={tmp_path}"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    committed = ROOT / "docs/results/leaderboard_a100"
+    assert (tmp_path / "tables.md").read_text() == (committed / "tables.md").read_text()
+    assert {file.name for file in tmp_path.glob("*.png")} == {file.name for file in committed.glob("*.png")}
