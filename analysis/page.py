@@ -29,6 +29,7 @@ def write(path: Path, found: Results, command: str) -> None:
     of_runs = curves.by_folder(found.logs, found.targets)
     ranked = list(found.scores.index)
     scale, label = figures.axis_of(found.best, found.unit)
+    scored = base(found.targets).index
     data = {
         "baseline": found.baseline,
         "unit": found.unit,
@@ -42,7 +43,7 @@ def write(path: Path, found: Results, command: str) -> None:
                 "metric": row["metric"],
                 "target": row["target"],
                 "lower": bool(row["lower"]),
-                "scored": name in base(found.targets).index,
+                "part": "" if name in scored else "held-out" if row["variant_of"] else "not scored",
                 "range": curves.interesting_range(
                     found.best[found.best["workload"] == name], of_runs, row["lower"], row["target"]
                 ),

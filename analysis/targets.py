@@ -121,7 +121,9 @@ def _disagreements(
                 continue
             fitting = [v for v in versions.names() if versions.load(v)["workloads"].get(workload, {}).get(key) == odd]
             if fitting:
-                raise UsageError(f"mixed benchmark versions: {said}; score them apart, with --version={fitting[0]}")
+                best = versions.guess(logs)
+                fix = best if best in fitting else fitting[0]
+                raise UsageError(f"mixed benchmark versions: {said}; score them apart, with --version={fix}")
             if key != "max_runtime_s":  # on another machine one may have another budget
                 raise UsageError(f"mixed benchmark versions: {said}; no version has that value")
             notes.append(f"{said}, which is what a miss counts with")
