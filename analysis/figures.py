@@ -100,17 +100,19 @@ def _title(axis: Axes, title: str, here: pd.DataFrame, short: dict[str, str]) ->
                   fontsize=7, color="0.35", ha="center", va="bottom")  # fmt: skip
 
 
-def performance_profiles(profile: pd.DataFrame, scores: pd.Series, baseline: str) -> Figure:
+def performance_profiles(profile: pd.DataFrame, scores: pd.Series, baseline: str, unit: Unit) -> Figure:
     """rho(tau) of every submission, the best first in the legend with its score."""
     ranked = list(scores.index)
     looks, coloured = style.by_rank(ranked, baseline), style.leaders(ranked, baseline)
+    what = "time" if unit == "seconds" else "steps"
     legend = 1.2 + 0.07 * max(map(len, ranked))  # inches
     figure, (axis,) = style.panels(1, size=(4.2 + legend, max(3.6, 0.22 * len(scores))))
     for name in ranked:
         colour, line = looks[name] if name in coloured else (style.GREY, looks[name][1])
         axis.step(profile.columns, profile.loc[name], where="post", color=colour, linestyle=line,
                   zorder=3 if name in coloured else 2, label=f"{scores[name]:.4f}  {name}")  # fmt: skip
-    axis.set(xlim=(1, 4), ylim=(-0.02, 1.02), xlabel="τ: time to target / time of the fastest submission")
+    axis.set(xlim=(1, 4), ylim=(-0.02, 1.02), xlabel=f"τ: {what} to target / {what} of the fastest submission")
+
     axis.set_ylabel("share of workloads reached within τ")
     axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), title="score")
     return figure

@@ -49,7 +49,7 @@ def notes(odd: pd.DataFrame) -> list[str]:
         worst = int((rows["seconds_per_step"] / rows["expected"]).argmax())
         pace, expected = rows.iloc[worst]
         lines.append(
-            f"the steps of {name} cannot be updates (on {len(rows)} workload{'s' * (len(rows) > 1)}; {rows.index[worst][1]}: {pace:.3g} s a "
-            f"step, where {expected:.2g} s is usual): they are not shown"
+            f"the steps of {name} cannot be updates (on {len(rows)} workload{'s' * (len(rows) > 1)}; "
+            f"{rows.index[worst][1]}: {pace:.3g} s a step, where {expected:.2g} s is usual): they are not shown"
         )
     return lines

@@ -64,7 +64,7 @@ def write(path: Path, found: Results, command: str) -> None:
         data=_packed(json.dumps(data, allow_nan=False, separators=(",", ":"))),
         command=command,
         notes=found.notes,
-        title=results.title(found.targets),
+        title=results.title(found),
         workloads=found.targets.attrs["workloads"],
         baseline=found.baseline,
         what={"seconds": "time", "steps": "steps"}[found.unit],

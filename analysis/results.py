@@ -21,12 +21,13 @@ class Results:
     logs: the runs whose workloads have a target.
     targets: of `targets.resolve`.
     trials, best: of `to_target.trials` (steps that are no updates as NaN) and `to_target.studies`.
-    times: median seconds to target, of `to_target.submissions`.
+    times: median seconds or steps to target, of `to_target.submissions`.
     scores: the best first.
     real_scores: those without hypothetical entries.
     profile: of `score.performance_profile`.
     baseline: the submission that the others are compared with.
-    unit: of all figures: seconds for official logs, whose evaluations come by wall time, steps for miniature ones.
+    unit: of times, scores and all figures: seconds for official logs, whose evaluations come by wall time, steps for
+        miniature ones.
     ratios: per other submission its `Speedup` over the baseline in `unit`.
     notes: lines on what was left out, kept, missing or strange.
     """
@@ -70,17 +71,17 @@ def of(
     notes += pace.notes(odd)
     trials = what_if.add(pace.without(trials, odd), imagined)
     best = to_target.studies(trials)
-    scores, profile = score.score(best, measured)
-    real_scores, _ = score.score(best[~best["submission"].isin([entry.name for entry in imagined])], measured)
-    notes += [
-        f"{entry.name}: hypothetical, the runs of {entry.submission} with scaled times to target; no such run exists"
-        for entry in imagined
-    ]
     if unit is None:
         unit = "steps" if measured.attrs["version"] == OWN else "seconds"
     if unit == "steps" and len(odd):
         unit = "seconds"
-        notes.append("figures and ratios are over seconds, since some steps are no updates")
+        notes.append("all is over seconds, since some steps are no updates")
+    scores, profile = score.score(best, measured, unit)
+    real_scores, _ = score.score(best[~best["submission"].isin([entry.name for entry in imagined])], measured, unit)
+    notes += [
+        f"{entry.name}: hypothetical, the runs of {entry.submission} with scaled times to target; no such run exists"
+        for entry in imagined
+    ]
     chosen, more = _baseline(list(scores.index), baseline)
     others = [name for name in scores.index if name != chosen]
     ratios = speedup.compare(best, measured, others, chosen, unit)
@@ -95,7 +96,7 @@ def of(
         targets=measured,
         trials=trials,
         best=best,
-        times=to_target.submissions(best),
+        times=to_target.submissions(best, unit),
         scores=scores,
         real_scores=real_scores,
         profile=profile,
@@ -106,12 +107,12 @@ def of(
     )
 
 
-def title(targets: pd.DataFrame) -> str:
-    """Which benchmark version and ruleset the targets are of."""
-    if targets.attrs["version"] == OWN:
-        return "the runs' own targets"
-    ruleset = targets.attrs["ruleset"]
-    return f"AlgoPerf {targets.attrs['version']}" + (f", {meta.RULESETS[ruleset]}" if ruleset else "")
+def title(found: Results) -> str:
+    """What the scores are by: benchmark version and ruleset, and the unit where it is not the benchmark's."""
+    version, ruleset = found.targets.attrs["version"], found.targets.attrs["ruleset"]
+    whose = "the runs' own targets" if version == OWN else f"AlgoPerf {version}"
+    rules = f", {meta.RULESETS[ruleset]}" if ruleset and version != OWN else ""
+    return f"{whose}{rules}" + (", over updates" if found.unit == "steps" else "")
 
 
 def _baseline(ranked: list[str], asked: str | None) -> tuple[str, list[str]]:

@@ -56,8 +56,8 @@ def scores(profile: pd.DataFrame) -> pd.Series:
     return pd.Series(area / (MAX_RATIO - 1.0), index=profile.index, name="score").sort_values(ascending=False)
 
 
-def score(best: pd.DataFrame, targets: pd.DataFrame) -> tuple[pd.Series, pd.DataFrame]:
-    """Scores and performance profiles from `to_target.studies` and `targets.resolve`."""
-    times = scored_times(to_target.submissions(best), targets)
+def score(best: pd.DataFrame, targets: pd.DataFrame, unit: str = "seconds") -> tuple[pd.Series, pd.DataFrame]:
+    """Scores and performance profiles from `to_target.studies` and `targets.resolve`. The benchmark scores seconds."""
+    times = scored_times(to_target.submissions(best, unit), targets)
     profile = performance_profile(times, targets.attrs["workloads"])
     return scores(profile), profile

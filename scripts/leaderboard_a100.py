@@ -174,7 +174,7 @@ def run() -> None:
     out = files.output_folder(FLAGS.out)
     found = results.of(logs.read(FLAGS.logs))
     if found.targets.attrs["version"] != "v0.6-a100":
-        raise UsageError(f"--logs={FLAGS.logs}: runs of {results.title(found.targets)}, not of the A100 leaderboard")
+        raise UsageError(f"--logs={FLAGS.logs}: runs of {results.title(found)}, not of the A100 leaderboard")
     runs = runs_of(found)
     base = targets.base(found.targets).index
     reached = np.isfinite(found.times[base].astype(float)).sum(axis=1)
@@ -206,7 +206,7 @@ def run() -> None:
     style.save(winners(found), out / "winners", ["png"])
     entries = [what_if.parse(f"{TUNED[0]}:steps*{FLAGS.ratios}#{name}") for name in ("lawa", "ema")]
     with_them = results.of(found.logs, imagined=entries)
-    profiles = figures.performance_profiles(with_them.profile, with_them.scores, TUNED[0])
+    profiles = figures.performance_profiles(with_them.profile, with_them.scores, TUNED[0], found.unit)
     style.save(profiles, out / "what_if", ["png"])
 
 

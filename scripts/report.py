@@ -59,7 +59,10 @@ def run() -> None:
     ranked = list(found.scores.index)
     curves = figures.learning_curves(found.logs, found.targets, found.best, found.baseline, found.unit, ranked)
     style.save(curves, out / "learning_curves")
-    style.save(figures.performance_profiles(found.profile, found.scores, found.baseline), out / "performance_profiles")
+    style.save(
+        figures.performance_profiles(found.profile, found.scores, found.baseline, found.unit),
+        out / "performance_profiles",
+    )
     names = ["table.md", "learning_curves.png", "performance_profiles.png"]
     if found.ratios:
         style.save(ratio_figures.speedups(found.ratios, found.baseline, found.unit), out / "speedup")
@@ -80,7 +83,7 @@ def _beside(runs: Path) -> Path:
 def _text(found: Results) -> str:
     gpus = found.targets.attrs["gpus"]
     ranking = tables.ranking(found, hours.gpu_hours(found.best, found.targets, gpus), gpus)
-    parts = [f"Scores by {results.title(found.targets)}:", tables.markdown(ranking)]
+    parts = [f"Scores by {results.title(found)}:", tables.markdown(ranking)]
     by_submission = tables.by_submission(found.best, found.baseline)
     parts += ["By workload:", tables.format_by_submission(by_submission, found.baseline)]
     if found.ratios:

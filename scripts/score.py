@@ -38,7 +38,7 @@ def run() -> None:
     spent = hours.gpu_hours(found.best, found.targets, gpus)
     by_fastest = [f"{fastest[name]:.4f}" for name in found.scores.index]
     shown = tables.ranking(found, spent, gpus).assign(**{"score, fastest trial": by_fastest})
-    text = [f"## Scores by {results.title(found.targets)}", tables.markdown(shown)]
+    text = [f"## Scores by {results.title(found)}", tables.markdown(shown)]
     text += ["## Median seconds to target", tables.format_times(found.times, list(found.scores.index))]
     if found.ratios:
         ratios = tables.format_speedups(found.ratios, found.baseline)
@@ -62,7 +62,7 @@ def _write(out: Path, found: Results, fastest: pd.Series, spent: pd.DataFrame, t
     # Here, since matplotlib takes as long to import as an archive of 450 runs to read.
     from analysis import figures, style
 
-    profiles = figures.performance_profiles(found.profile, found.scores, found.baseline)
+    profiles = figures.performance_profiles(found.profile, found.scores, found.baseline, found.unit)
     style.save(profiles, out / "performance_profiles")
 
 

@@ -65,6 +65,23 @@ def test_a_wrong_baseline_is_one_line(made):
     assert done.stderr == "error: no run of the baseline 'adam'; choose --baseline from ema, lawa, nadamw\n"
 
 
+def test_the_command_can_be_pasted(tmp_path):
+    runs = tmp_path / "two words"
+    synthetic_logs.write(runs, "one", [0.1, 0.6])
+    assert report(f"--runs={runs}").returncode == 0
+    page = (runs / "report/report.html").read_text()
+    assert f"python -m scripts.report &#39;--runs={runs}&#39;" in page
+
+
+def test_miniature_runs_are_scored_by_steps_official_ones_by_seconds(tmp_path):
+    synthetic_logs.write(tmp_path, "slow", [0.1, 0.6, 0.6], seconds_per_step=9.0)
+    synthetic_logs.write(tmp_path, "late", [0.1, 0.2, 0.6])
+    by_steps, by_seconds = results.of(read(tmp_path)), results.of(read(tmp_path), unit="seconds")
+    assert list(by_steps.scores.index) == ["slow", "late"]
+    assert list(by_seconds.scores.index) == ["late", "slow"]
+    assert results.title(by_steps) == "the runs' own targets, over updates"
+
+
 def test_learning_curves_mark_targets_and_misses(tmp_path):
     write_runs(tmp_path)
     found = results.of(read(tmp_path))
