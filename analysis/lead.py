@@ -61,13 +61,13 @@ def _mean(runs: list[pd.DataFrame], unit: Unit, sign: float) -> tuple[np.ndarray
     """All points of the runs, and there the best so far of their mean curve, times `sign`: higher is better. Before its
     first evaluation a run has nothing."""
     points = np.unique(np.concatenate([rows[unit] for rows in runs]))
-    curves = [
+    values = [
         np.interp(points, rows[unit], sign * rows["value"], left=-np.inf, right=(sign * rows["value"]).max())
         if len(rows)
         else np.full(len(points), -np.inf)
         for rows in runs
     ]
-    return points, np.maximum.accumulate(np.mean(curves, axis=0)) if len(points) else points
+    return points, np.maximum.accumulate(np.mean(values, axis=0)) if len(points) else points
 
 
 def _length(runs: list[pd.DataFrame], target: pd.Series, unit: Unit) -> float:

@@ -17,19 +17,21 @@ BASELINES = ("baseline", "nadamw", "nadamw_baselinev05")
 
 @dataclass(frozen=True)
 class Results:
-    """Attributes:
-    logs: the runs whose workloads have a target.
-    targets: of `targets.resolve`.
-    trials, best: of `to_target.trials` (steps that are no updates as NaN) and `to_target.studies`.
-    times: median seconds or steps to target, of `to_target.submissions`.
-    scores: the best first.
-    real_scores: those without hypothetical entries.
-    profile: of `score.performance_profile`.
-    baseline: the submission that the others are compared with.
-    unit: of times, scores and all figures: seconds for official logs, whose evaluations come by wall time, steps for
-        miniature ones.
-    ratios: per other submission its `Speedup` over the baseline in `unit`.
-    notes: lines on what was left out, kept, missing or strange.
+    """What was measured.
+
+    Attributes:
+        logs: the runs whose workloads have a target.
+        targets: of `targets.resolve`.
+        trials, best: of `to_target.trials` (steps that are no updates as NaN) and `to_target.studies`.
+        times: median seconds or steps to target, of `to_target.submissions`.
+        scores: the best first.
+        real_scores: those without hypothetical entries.
+        profile: of `score.performance_profile`.
+        baseline: the submission that the others are compared with.
+        unit: of times, scores and all figures: seconds for official logs, whose evaluations come by wall time,
+            steps for miniature ones.
+        ratios: per other submission its `Speedup` over the baseline in `unit`.
+        notes: lines on what was left out, kept, missing or strange.
     """
 
     logs: Logs

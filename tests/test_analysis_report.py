@@ -74,7 +74,7 @@ def test_the_command_can_be_pasted(tmp_path):
 
 
 def test_miniature_runs_are_scored_by_steps_official_ones_by_seconds(tmp_path):
-    synthetic_logs.write(tmp_path, "slow", [0.1, 0.6, 0.6], seconds_per_step=9.0)
+    synthetic_logs.write(tmp_path, "slow", [0.1, 0.6, 0.6], seconds_per_step=0.9)
     synthetic_logs.write(tmp_path, "late", [0.1, 0.2, 0.6])
     by_steps, by_seconds = results.of(read(tmp_path)), results.of(read(tmp_path), unit="seconds")
     assert list(by_steps.scores.index) == ["slow", "late"]
