@@ -19,9 +19,9 @@ def table(
     baseline's own.
 
     A single target asks who is first at one level; this asks at several, each named by when the baseline gets there.
-    Training is the step hint's updates, or the time in which the baseline's median run makes them. Curves are means
-    over runs, interpolated where their evaluations differ; the best so far is carried on, also beyond the end of a run
-    that reached the target or broke off.
+    Training is the step hint's updates, or the time in which the baseline's median run makes them, at most the budget.
+    Curves are means over runs, interpolated where their evaluations differ; the best so far is carried on, also beyond
+    the end of a run that reached the target or broke off.
 
     Returns:
         Rows (workload, submission), columns the shares; NaN where the submission never gets there, or where the
@@ -76,7 +76,10 @@ def _length(runs: list[pd.DataFrame], target: pd.Series, unit: Unit) -> float:
     hint = target.get("step_hint")
     if hint is None or np.isnan(hint) or ends.empty:
         return float(ends[unit].max()) if len(ends) else np.nan
-    return float(hint) * (1.0 if unit == "steps" else float((ends["seconds"] / ends["steps"]).median()))
+    if unit == "steps":
+        return float(hint)
+    # Neither slow updates nor steps that are none (analysis/pace.py) make training longer than is allowed.
+    return float(np.fmin(hint * (ends["seconds"] / ends["steps"]).median(), target.get("budget_s", np.nan)))
 
 
 def _first(mean: tuple[np.ndarray, np.ndarray], level: float) -> float:

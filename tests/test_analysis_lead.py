@@ -92,3 +92,6 @@ def test_in_seconds_training_lasts_as_long_as_the_baseline_would_take():
     logs.evaluations.loc[:, "score"] *= 3.0
     # 30 % of 100 updates of 3 s each are 90 s, where nadamw has 7.
     assert lead.table(logs, TARGETS, "nadamw", "seconds", (0.3,)).loc[("w", "lawa"), 0.3] == pytest.approx(30 / 90)
+    # With a budget of 200 s they are 60 s, where it has 8.
+    limited = TARGETS.assign(budget_s=200.0)
+    assert lead.table(logs, limited, "nadamw", "seconds", (0.3,)).loc[("w", "lawa"), 0.3] == pytest.approx(30 / 60)
