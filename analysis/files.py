@@ -4,6 +4,7 @@ import lzma
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -53,11 +54,12 @@ def _readable(name: str) -> str:
 
 def _in_folder(source: Path, skipped: Skipped) -> Iterator[tuple[PurePosixPath, str]]:
     # Not resolved: a linked folder of a submission, study or workload counts under the name of the link.
+    above: dict[str, set[str]] = {}  # each folder and those above it, without links
     for root, folders, names in os.walk(os.path.abspath(source), followlinks=True):
-        here = os.path.realpath(root)
+        above[root] = above.get(os.path.dirname(root), set()) | {os.path.realpath(root)}
         for folder in list(folders):
             path = os.path.join(root, folder)
-            if os.path.islink(path) and f"{here}/".startswith(f"{os.path.realpath(path)}/"):
+            if os.path.islink(path) and any(f"{x}/".startswith(f"{os.path.realpath(path)}/") for x in above[root]):
                 folders.remove(folder)
                 skipped.append((_readable(path), "a link to a folder that it is in"))
         folders.sort()
@@ -89,11 +91,11 @@ def _in_archive(source: Path, skipped: Skipped) -> Iterator[tuple[PurePosixPath,
                 elif _WANTED.fullmatch(path.name):
                     try:
                         content = archive.extractfile(member)
-                    except KeyError:
+                    except (KeyError, RecursionError):
                         skipped.append((str(path), "a link that leads nowhere"))
                     else:
                         if content is not None:
                             yield path, content.read().decode(errors="replace")
-    except (tarfile.TarError, EOFError, OSError, lzma.LZMAError) as error:
-        reason = str(error).splitlines()[0].rstrip(":") or type(error).__name__
+    except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(":")
         raise UsageError(f"{shown} cannot be read as an archive: {reason}") from None

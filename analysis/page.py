@@ -43,7 +43,7 @@ def write(path: Path, found: Results, command: str) -> None:
                 "metric": row["metric"],
                 "target": row["target"],
                 "lower": bool(row["lower"]),
-                "part": "" if name in scored else "held-out" if row["variant_of"] else "not scored",
+                "part": "" if name in scored else "held-out" if pd.notna(row["variant_of"]) else "not scored",
                 "range": curves.interesting_range(
                     found.best[found.best["workload"] == name], of_runs, row["lower"], row["target"]
                 ),

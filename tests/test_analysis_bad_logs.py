@@ -61,6 +61,16 @@ def test_links_in_circles_and_to_nowhere_are_named(tmp_path):
     assert "skipped 1 x a link that leads nowhere: " in said
 
 
+def test_folders_that_link_each_other_are_read_once_each(tmp_path):
+    for name, other in (("one", "two"), ("two", "one")):
+        folder = synthetic_logs.write(tmp_path / name, "made", HIT)
+        folder.parents[2].rename(tmp_path / name / f"by_{name}")
+        (tmp_path / name / "link").symlink_to(tmp_path / other)
+    with pytest.raises(UsageError, match=r"two submissions are named 'by_(one|two)'"):
+        logs.read(tmp_path)  # one/by_one and two/link/by_one
+    assert sorted(logs.read(tmp_path / "one").runs["submission"]) == ["by_one", "by_two"]
+
+
 def test_links_in_an_archive_are_named(tmp_path):
     folder = synthetic_logs.write(tmp_path / "in", "one", HIT)
     (folder.parents[1] / "other_pytorch").symlink_to("toy_pytorch")
