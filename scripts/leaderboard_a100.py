@@ -143,6 +143,28 @@ def how_far(runs: pd.DataFrame, found: Results) -> Figure:
     return figure
 
 
+def pace(runs: pd.DataFrame, found: Results) -> Figure:
+    """Seconds per update of each submission's median study, over what the budget leaves for each of the step hint."""
+    workloads = list(found.targets.index)
+    allowed = found.targets["budget_s"] / found.targets["step_hint"].astype(float)
+    figure, (axis,) = style.panels(1, size=(7.5, 4.2))
+    medians = runs.groupby(["workload", "submission", "framework"])["pace"].median()
+    for (workload, name, framework), seconds in medians.items():
+        y = workloads.index(workload) + (-0.17 if framework == "jax" else 0.17)
+        x = seconds / allowed[workload]
+        axis.plot(x, y, "o", color=COLOURS[framework], alpha=0.75, markersize=5, label=framework)
+        if name in TUNED:
+            marker = {TUNED[0]: "s", TUNED[1]: "D"}[name]
+            axis.plot(x, y, marker, color="black", markerfacecolor="none", markersize=9, label=name)
+    axis.axvline(1, color="0.35", linewidth=1, linestyle=(0, (4, 3)))
+    axis.set_yticks(range(len(workloads)), workloads)
+    axis.set_ylim(len(workloads) - 0.5, -0.6)
+    style.log_ticks(axis)
+    axis.set_xlabel("seconds per update / (budget / step hint)")
+    style.legend_below(figure, [axis])
+    return figure
+
+
 def winners(found: Results) -> Figure:
     """Median time to target over the fastest submission's; an empty cell is a miss."""
     times = found.times[list(found.targets.index)].astype(float).replace(np.inf, np.nan).loc[found.scores.index]
@@ -203,6 +225,7 @@ def run() -> None:
     (out / "tables.md").write_text(f"# Tables\n\nMade by `python -m scripts.leaderboard_a100`.\n\n{text}\n")
     print(text)
     style.save(how_far(runs, found), out / "how_far", ["png"])
+    style.save(pace(runs, found), out / "pace", ["png"])
     style.save(winners(found), out / "winners", ["png"])
     entries = [what_if.parse(f"{TUNED[0]}:steps*{FLAGS.ratios}#{name}") for name in ("lawa", "ema")]
     with_them = results.of(found.logs, imagined=entries)
