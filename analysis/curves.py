@@ -41,7 +41,9 @@ def interesting_range(
 ) -> tuple[float, float]:
     """Limits of a vertical axis: from a little beyond the best value to what is left after a sixth of training.
 
-    The far end leaves out the worst quarter of the submissions, so that one that diverged does not flatten the others.
+    The far end leaves out the worst quarter of the submissions, so that one that diverged does not flatten the others,
+    and is no further from the target than half way to zero, so that the target's neighbourhood can be seen whatever the
+    start.
 
     Args:
         best: rows of `to_target.studies` of one workload.
@@ -56,7 +58,10 @@ def interesting_range(
             edges.append(late.quantile(0.97 if lower else 0.03))
     reach = [target]
     if edges:
-        reach += [min(bests) if lower else max(bests), sorted(edges, reverse=lower)[len(edges) // 4]]
+        edge = sorted(edges, reverse=lower)[len(edges) // 4]
+        if target:
+            edge = float(np.clip(edge, target - abs(target) / 2, target + abs(target) / 2))
+        reach += [min(bests) if lower else max(bests), edge]
     low, high = min(reach), max(reach)
     margin = 0.06 * (high - low) or 0.01 * abs(target) or 0.01
     return low - margin, high + margin

@@ -1,6 +1,7 @@
-"""Figures from run logs."""
+"""Figures from run logs: learning curves and performance profiles."""
 
-import numpy as np
+import textwrap
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -8,129 +9,110 @@ from matplotlib.figure import Figure
 from analysis import curves, style
 from analysis.curves import Unit
 from analysis.logs import Logs
-from analysis.speedup import Speedup
 
 LABEL = {"steps": "updates", "seconds": "submission time"}
 
 
-def learning_curves(logs: Logs, targets: pd.DataFrame, best: pd.DataFrame, baseline: str, unit: Unit) -> Figure:
+def axis_of(best: pd.DataFrame, unit: Unit) -> tuple[float, str]:
+    """What to divide steps or seconds by, and the axis' label: long runs are shown in hours."""
+    if unit == "steps":
+        return 1.0, LABEL[unit]
+    hours = best["last_seconds"].max() > 7200
+    return (3600.0, f"{LABEL[unit]} / h") if hours else (1.0, f"{LABEL[unit]} / s")
+
+
+def learning_curves(
+    logs: Logs, targets: pd.DataFrame, best: pd.DataFrame, baseline: str, unit: Unit, ranked: list[str] | None = None
+) -> Figure:
     """One panel per workload: the validation metric, a line per submission, the target dashed.
 
     Lines are means over studies (the best trial of each), bands go from the lowest to the highest. A dot marks the mean
     of the steps (or seconds) to target; a submission of which a study missed the target gets a cross at its end
-    instead, and a line that counts the misses.
+    instead, and is named above the panel. Of many ranked submissions the first are coloured, the others grey, and all
+    are named by their rank.
 
     Args:
         logs, targets, best: of `logs.read`, `targets.resolve` and `to_target.studies`.
         unit: of the horizontal axis.
+        ranked: the submissions, the best first; None where ranks mean nothing: all are coloured.
     """
-    looks = style.looks(best["submission"], baseline)
+    looks = style.looks(best["submission"], baseline) if ranked is None else style.by_rank(ranked, baseline)
+    coloured = list(looks) if ranked is None else style.leaders(ranked, baseline)
+    many = len(coloured) < len(looks)
+    ranks = {name: str(rank) for rank, name in enumerate(ranked or [], start=1)} if many else {}
+    labels = {name: f"{ranks.get(name, '')} {name}".strip() for name in looks}
     figure, axes = style.panels(len(targets))
     of_runs = curves.by_folder(logs, targets)
-    hours = unit == "seconds" and best["last_seconds"].max() > 7200
-    scale, label = (
-        (3600.0, f"{LABEL[unit]} / h") if hours else (1.0, LABEL[unit] + (" / s" if unit == "seconds" else ""))
-    )
+    scale, label = axis_of(best, unit)
     for axis, (workload, target) in zip(axes, targets.iterrows()):
         here = best[best["workload"] == workload]
-        for name, (colour, line) in looks.items():
+        for name in sorted(looks, key=lambda name: name in coloured):  # grey below
             mine = here[here["submission"] == name]
             if mine.empty:
                 continue
+            colour, line = looks[name] if name in coloured else (style.GREY, "-")
             runs = [of_runs[folder] for folder in mine["folder"]]
             x, mean, low, high = curves.band(runs, unit)
-            if not len(x):  # nothing but NaN
-                axis.plot([], [], color=colour, linestyle=line, label=name)
+            if not len(x):  # nothing but NaN, or no steps
+                axis.plot([], [], color=colour, linestyle=line, label=labels[name])
                 continue
             x = x / scale
-            axis.plot(x, mean, color=colour, linestyle=line, label=name)
-            if len(runs) > 1:
+            axis.plot(x, mean, color=colour, linestyle=line, label=labels[name],
+                      linewidth=1.5 if name in coloured else 0.8)  # fmt: skip
+            if len(runs) > 1 and not many:
                 axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-            if mine["reached"].all():
-                reached = (mine[unit].mean() / scale, target["target"])
-                axis.plot(*reached, "o", color=colour, markersize=6, markeredgecolor="white", zorder=5)
-            else:
-                axis.plot(x[-1], mean[-1], "X", color=colour, markersize=7, markeredgecolor="white", zorder=5)
-        axis.annotate(f"target {target['target']:g}", (0.01, target["target"]), xycoords=("axes fraction", "data"),
-                      xytext=(0, 2), textcoords="offset points", fontsize=7, color="0.35")  # fmt: skip
-        _list_misses(axis, here, looks, target["lower"])
+            marker, size = ("o", 6) if mine["reached"].all() else ("X", 7)
+            end = (mine[unit].mean() / scale, target["target"]) if marker == "o" else (x[-1], mean[-1])
+            axis.plot(*end, marker, color=colour, markersize=size if name in coloured else size - 3,
+                      markeredgecolor="white", zorder=5 if name in coloured else 2)  # fmt: skip
         axis.axhline(target["target"], color="0.35", linestyle=(0, (4, 3)), linewidth=1, zorder=1)
         axis.set_ylim(*curves.interesting_range(here, of_runs, target["lower"], target["target"]))
-        axis.set(
-            title=workload,
-            xlabel=label,
-            ylabel=f"validation {target['metric'].replace('mean_average_precision', 'mAP')}",
-        )
-    style.legend_below(figure, axes)
+        axis.set_xlim(left=0)
+        axis.set(xlabel=label, ylabel=f"validation {target['metric'].replace('mean_average_precision', 'mAP')}")
+        _title(axis, f"{workload}, target {target['target']:g}", here, ranks)
+    style.legend_below(figure, axes, [labels[name] for name in ranked or looks])
     return figure
 
 
-def _list_misses(axis: Axes, here: pd.DataFrame, looks: dict[str, tuple[str, str]], lower: bool) -> None:
-    """Who missed the target how often, in the corner that learning curves leave free."""
-    misses = (~here["reached"]).groupby(here["submission"]).agg(["sum", "size"])
-    lines = [(name, f"{name}: {m}/{n} missed") for name, m, n in misses.itertuples() if m]
-    if len(lines) > 4:  # they would hide the curves
-        lines = [("", f"{len(lines)} of {len(misses)} submissions missed it")]
-    for i, (name, text) in enumerate(lines):
-        colour = looks[name][0] if name else "0.35"
-        y = 0.97 - 0.09 * i if lower else 0.04 + 0.09 * (len(lines) - 1 - i)
-        axis.text(0.98, y, text, transform=axis.transAxes, fontsize=7.5, color=colour, ha="right",
-                  va="top" if lower else "bottom", bbox={"facecolor": "white", "alpha": 0.7, "pad": 1, "linewidth": 0},
-                  zorder=6)  # fmt: skip
+def misses(here: pd.DataFrame, short: dict[str, str]) -> str:
+    """Who missed the target, in all studies and in some; with `short` names, which are ranks.
+
+    Args:
+        here: rows of `to_target.studies` of one workload.
+    """
+    missed = (~here["reached"]).groupby(here["submission"]).agg(["sum", "size"])
+    whole = [name for name, m, n in missed.itertuples() if m == n]
+    part = [(name, f"{m}/{n}") for name, m, n in missed.itertuples() if 0 < m < n]
+    if short:
+        numbers = sorted(int(short[name]) for name in whole), sorted(int(short[name]) for name, _ in part)
+        texts = [style.runs_of_numbers(one) for one in numbers]
+    else:
+        texts = [", ".join(whole), ", ".join(f"{name} {share}" for name, share in part)]
+    said = ["missed: " + texts[0]] if texts[0] else []
+    return "; ".join(said + (["in some studies: " + texts[1]] if texts[1] else []))
 
 
-def performance_profiles(profile: pd.DataFrame, scores: pd.Series, baseline: str | None) -> Figure:
+def _title(axis: Axes, title: str, here: pd.DataFrame, short: dict[str, str]) -> None:
+    """The panel's title, and below it who missed the target."""
+    lines = textwrap.wrap(misses(here, short), 56)
+    axis.set_title(title, pad=7 + 9 * len(lines))
+    axis.annotate("\n".join(lines), (0.5, 1.0), xycoords="axes fraction", xytext=(0, 2), textcoords="offset points",
+                  fontsize=7, color="0.35", ha="center", va="bottom")  # fmt: skip
+
+
+def performance_profiles(profile: pd.DataFrame, scores: pd.Series, baseline: str, unit: Unit) -> Figure:
     """rho(tau) of every submission, the best first in the legend with its score."""
-    looks = style.looks(profile.index, baseline)
-    figure, (axis,) = style.panels(1, size=(6.5, 3.6))
-    for name in scores.index:
-        colour, line = looks[name]
+    ranked = list(scores.index)
+    looks, coloured = style.by_rank(ranked, baseline), style.leaders(ranked, baseline)
+    what = "time" if unit == "seconds" else "steps"
+    legend = 1.2 + 0.07 * max(map(len, ranked))  # inches
+    figure, (axis,) = style.panels(1, size=(4.2 + legend, max(3.6, 0.22 * len(scores))))
+    for name in ranked:
+        colour, line = looks[name] if name in coloured else (style.GREY, looks[name][1])
         axis.step(profile.columns, profile.loc[name], where="post", color=colour, linestyle=line,
-                  label=f"{scores[name]:.4f}  {name}")  # fmt: skip
-    axis.set(xlim=(1, 4), ylim=(-0.02, 1.02), xlabel="τ: time to target / time of the fastest submission")
+                  zorder=3 if name in coloured else 2, label=f"{scores[name]:.4f}  {name}")  # fmt: skip
+    axis.set(xlim=(1, 4), ylim=(-0.02, 1.02), xlabel=f"τ: {what} to target / {what} of the fastest submission")
+
     axis.set_ylabel("share of workloads reached within τ")
     axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), title="score")
-    return figure
-
-
-def speedups(results: dict[str, Speedup], baseline: str, unit: Unit = "seconds") -> Figure:
-    """Ratios of time to target with their 95 % intervals, per workload and over all; hollow where misses bound them."""
-    looks = style.looks([*results, baseline], baseline)
-    names = sorted({name for result in results.values() for name in result.workloads.index})
-    rows = [*names, "all workloads"]
-    height = 0.16 + 0.13 * len(results)
-    figure, (axis,) = style.panels(1, size=(6.0, height * len(rows) + 0.4))
-    offsets = np.linspace(-0.25, 0.25, len(results)) if len(results) > 1 else [0.0]
-    for offset, (name, result) in zip(offsets, results.items()):
-        colour, marker = looks[name][0], style.MARKERS[looks[name][1]]
-        axis.plot([], [], marker, color=colour, markersize=5, label=name)
-        for y, row in enumerate(rows):
-            if row == "all workloads":
-                ratio, (low, high), bound = result.ratio, result.over_studies, result.bound
-            elif row in result.workloads.index:
-                ratio, low, high, bound = result.workloads.loc[row, ["ratio", "low", "high", "bound"]]
-            else:
-                continue
-            axis.plot([low, high], [y + offset] * 2, color=colour, linewidth=1.2)
-            inside = "white" if bound else colour
-            axis.plot(ratio, y + offset, marker, color=colour, markersize=5, markerfacecolor=inside)
-            arrow = {">=": " →", "<=": "← ", "?": " ?"}.get(bound, "")
-            side = -1 if bound == "<=" else 1
-            edge = ratio if np.isnan(low) else (low, high)[side > 0]
-            axis.annotate(arrow, (edge, y + offset), xytext=(side * 3, 0), textcoords="offset points", fontsize=8,
-                          color=colour, va="center", ha="left" if side > 0 else "right")  # fmt: skip
-    axis.axvline(1, color="0.35", linewidth=1, linestyle=(0, (4, 3)))
-    axis.axhline(len(names) - 0.5, color="0.8", linewidth=0.8)
-    axis.set_yticks(range(len(rows)), rows)
-    axis.set_ylim(len(rows) - 0.4, -0.6)
-    axis.set_xscale("log")
-    low, high = axis.get_xlim()
-    ticks = [t for t in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.5, 2, 3, 4) if low <= t <= high]
-    if high / low > 4:
-        ticks = [t for t in ticks if t not in (0.3, 0.6, 0.7, 0.9, 1.1, 1.2)]
-    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axis.minorticks_off()
-    what = "time" if unit == "seconds" else "steps"
-    axis.set_xlabel(f"{what} to target relative to {baseline} (hollow: bounded by misses)")
-    style.legend_below(figure, [axis])
     return figure

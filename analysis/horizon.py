@@ -123,7 +123,7 @@ def leads(logs: Logs, targets: pd.DataFrame, baseline: str, shares: tuple[float,
     Returns:
         Rows: the bins' middles that all workloads have runs in; columns: the shares.
     """
-    table = lead.table(logs, targets, baseline, shares)
+    table = lead.table(logs, targets, baseline, shares=shares)
     runs = logs.runs.drop_duplicates(["workload", "submission"]).set_index(["workload", "submission"])["hparams"]
     hints = targets["step_hint"]
     rows = table.reset_index(names=["workload", "submission"])

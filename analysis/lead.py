@@ -5,42 +5,48 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from analysis import tables, to_target
+from analysis import curves, tables
+from analysis.curves import Unit
 from analysis.logs import Logs
 
 SHARES = (0.3, 0.5, 0.7, 0.9)
 
 
-def table(logs: Logs, targets: pd.DataFrame, baseline: str, shares: Sequence[float] = SHARES) -> pd.DataFrame:
-    """Updates to the best value that the baseline has reached by a share of its training, over the baseline's own.
+def table(
+    logs: Logs, targets: pd.DataFrame, baseline: str, unit: Unit = "steps", shares: Sequence[float] = SHARES
+) -> pd.DataFrame:
+    """Updates, or seconds, to the best value that the baseline has reached by a share of its training, over the
+    baseline's own.
 
-    Curves are means over runs at the steps that all of them have evaluated. A single target asks who is first at one
-    level; this asks at several, each named by when the baseline gets there.
+    A single target asks who is first at one level; this asks at several, each named by when the baseline gets there.
+    Training is the step hint's updates, or the time in which the baseline's median run makes them, at most the budget.
+    Curves are means over runs, interpolated where their evaluations differ; the best so far is carried on, also beyond
+    the end of a run that reached the target or broke off.
 
     Returns:
-        Rows (workload, submission), columns the shares; NaN where the submission never gets there.
+        Rows (workload, submission), columns the shares; NaN where the submission never gets there, or where the
+        baseline had no evaluation by then.
     """
-    names = logs.runs[["submission", "workload"]]
-    rows = logs.evaluations[["run", "global_step"]].assign(value=to_target.values(logs, targets))
-    rows = rows.join(names, on="run")
-    rows["value"] *= np.where(rows["workload"].map(targets["lower"]), -1.0, 1.0)  # higher is better from here on
-    grouped = rows.groupby(["workload", "submission", "global_step"])["value"]
-    runs = names.value_counts()
-    mean, count = grouped.mean(), grouped.size()
-    complete = [count[key] == runs[key[1], key[0]] for key in mean.index]
-    best = mean[complete].groupby(["workload", "submission"]).cummax()
+    of_runs = curves.by_folder(logs, targets)
     result = {}
-    for workload, curves in best.groupby("workload"):
-        by_name = {name: curve.droplevel([0, 1]) for name, curve in curves.groupby("submission")}
-        if baseline not in by_name:
+    for workload, target in targets.iterrows():
+        here = logs.runs[logs.runs["workload"] == workload]
+        sign = -1.0 if target["lower"] else 1.0
+        groups = {
+            str(name): [of_runs[folder] for folder in folders] for name, folders in here.groupby("submission")["folder"]
+        }
+        if baseline not in groups:
             continue
-        reference = by_name[baseline]
+        means = {name: _mean(runs, unit, sign) for name, runs in groups.items()}
+        length = _length(groups[baseline], target, unit)
+        points, values = means[baseline]
         for share in shares:
-            level = reference[reference.index <= share * reference.index[-1]].iloc[-1]
-            for name, curve in by_name.items():
-                hits, own = curve.index[curve >= level], reference.index[reference >= level]
-                result[workload, name, share] = hits[0] / own[0] if len(hits) else np.nan
-    return pd.Series(result).unstack()
+            by_then = values[points <= share * length]
+            level = by_then[-1] if len(by_then) else -np.inf
+            own = _first(means[baseline], level)
+            for name, mean in means.items():
+                result[workload, name, share] = _first(mean, level) / own if np.isfinite(level) else np.nan
+    return pd.Series(result, index=pd.MultiIndex.from_tuples(result, names=[None] * 3), dtype=float).unstack()
 
 
 def format_table(leads: pd.DataFrame, baseline: str) -> str:
@@ -49,3 +55,33 @@ def format_table(leads: pd.DataFrame, baseline: str) -> str:
     cells = shown.map(lambda ratio: tables.number(ratio, ".2f"))
     cells.columns = pd.Index([f"{share:.0%} of training" for share in cells.columns])
     return tables.markdown(cells.rename_axis(["workload", "submission"]).reset_index())
+
+
+def _mean(runs: list[pd.DataFrame], unit: Unit, sign: float) -> tuple[np.ndarray, np.ndarray]:
+    """All points of the runs, and there the best so far of their mean curve, times `sign`: higher is better. Before its
+    first evaluation a run has nothing."""
+    points = np.unique(np.concatenate([rows[unit] for rows in runs]))
+    values = [
+        np.interp(points, rows[unit], sign * rows["value"], left=-np.inf, right=(sign * rows["value"]).max())
+        if len(rows)
+        else np.full(len(points), -np.inf)
+        for rows in runs
+    ]
+    return points, np.maximum.accumulate(np.mean(values, axis=0)) if len(points) else points
+
+
+def _length(runs: list[pd.DataFrame], target: pd.Series, unit: Unit) -> float:
+    """Updates or seconds of the baseline's training."""
+    ends = pd.DataFrame([rows.iloc[-1] for rows in runs if len(rows)])
+    hint = target.get("step_hint")
+    if hint is None or np.isnan(hint) or ends.empty:
+        return float(ends[unit].max()) if len(ends) else np.nan
+    if unit == "steps":
+        return float(hint)
+    # Neither slow updates nor steps that are none (analysis/pace.py) make training longer than is allowed.
+    return float(np.fmin(hint * (ends["seconds"] / ends["steps"]).median(), target.get("budget_s", np.nan)))
+
+
+def _first(mean: tuple[np.ndarray, np.ndarray], level: float) -> float:
+    hits = mean[0][mean[1] >= level]
+    return float(hits[0]) if len(hits) else np.nan

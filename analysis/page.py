@@ -1,5 +1,7 @@
 """The report as one HTML page that needs no network: data, plotly.js and all in one file."""
 
+import base64
+import gzip
 import json
 import math
 from pathlib import Path
@@ -10,140 +12,143 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader
 from plotly.offline import get_plotlyjs
 
-from analysis import curves, style
-from analysis.logs import Logs
+from analysis import curves, figures, hours, results, runs, speedup, style
+from analysis.results import Results
+from analysis.runs import number
 from analysis.speedup import Speedup
+from analysis.targets import base
 
 
-def write(
-    path: Path,
-    logs: Logs,
-    targets: pd.DataFrame,
-    trials: pd.DataFrame,
-    best: pd.DataFrame,
-    speedups: dict[str, Speedup],
-    baseline: str,
-    unit: curves.Unit,
-    command: str,
-    notes: list[str],
-) -> None:
+def write(path: Path, found: Results, command: str) -> None:
     """Write the page.
 
     Args:
-        logs, targets, trials, best: of `logs.read`, `targets.resolve`, `to_target.trials` and `to_target.studies`.
-        speedups: of each other submission over the baseline.
-        unit: of the curves' horizontal axis at first.
+        found: what it shows.
         command: what makes this page, shown at its foot.
-        notes: lines about the logs, shown below the charts.
     """
-    of_runs = curves.by_folder(logs, targets)
-    looks = style.looks(trials["submission"], baseline)
+    of_runs = curves.by_folder(found.logs, found.targets)
+    ranked = list(found.scores.index)
+    scale, label = figures.axis_of(found.best, found.unit)
+    scored = base(found.targets).index
     data = {
-        "baseline": baseline,
-        "submissions": [
-            {"name": name, "colour": colour, "dash": {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}[line]}
-            for name, (colour, line) in looks.items()
-        ],
+        "baseline": found.baseline,
+        "unit": found.unit,
+        "axis": {"scale": scale, "label": label},
+        "many": style.MANY,
+        "leaders": len(style.COLOURS) - 1,
+        "submissions": _submissions(found),
         "workloads": [
             {
                 "name": name,
                 "metric": row["metric"],
                 "target": row["target"],
-                "range": curves.interesting_range(best[best["workload"] == name], of_runs, row["lower"], row["target"]),
+                "lower": bool(row["lower"]),
+                "part": "" if name in scored else "held-out" if pd.notna(row["variant_of"]) else "not scored",
+                "range": curves.interesting_range(
+                    found.best[found.best["workload"] == name], of_runs, row["lower"], row["target"]
+                ),
             }
-            for name, row in targets.iterrows()
+            for name, row in found.targets.iterrows()
         ],
-        "bands": _bands(best, of_runs, baseline),
-        "runs": _runs(trials, best, of_runs),
-        "speedups": _speedups(speedups),
+        "profile": {
+            "tau": _numbers(found.profile.columns.to_numpy(dtype=float)),
+            "share": {name: _numbers(found.profile.loc[name]) for name in ranked},
+        },
+        "bands": _bands(found, of_runs),
+        "runs": runs.rows(found.trials, found.best, of_runs, found.unit),
+        "ratios": _ratios(found.ratios),
     }
     template = Environment(loader=PackageLoader("analysis"), autoescape=True).get_template("report.html.j2")
-    # A "</script>" inside the data would end it.
-    text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    path.parent.mkdir(parents=True, exist_ok=True)
     page = template.render(
-        plotly=get_plotlyjs(), data=text, command=command, notes=notes, unit=unit, version=targets.attrs["version"]
+        plotly=_packed(get_plotlyjs()),
+        data=_packed(json.dumps(data, allow_nan=False, separators=(",", ":"))),
+        command=command,
+        notes=found.notes,
+        title=results.title(found),
+        workloads=found.targets.attrs["workloads"],
+        baseline=found.baseline,
+        what={"seconds": "time", "steps": "steps"}[found.unit],
     )
     path.write_text(page)
 
 
-def _bands(best: pd.DataFrame, of_runs: dict[str, pd.DataFrame], baseline: str) -> list[dict[str, Any]]:
+def _packed(text: str) -> str:
+    """Compressed, in letters: plotly.js alone is 4.8 MB, and 2 MB so. The browser unpacks it."""
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+
+
+def _submissions(found: Results) -> list[dict[str, Any]]:
+    """The submissions, the best first."""
+    spent = hours.shown(hours.gpu_hours(found.best, found.targets, found.targets.attrs["gpus"]))
+    looks = style.by_rank(list(found.scores.index), found.baseline)
+    workloads = base(found.targets).index
+    rows = []
+    for name, score in zip(map(str, found.scores.index), found.scores):
+        ratio = found.ratios.get(name)
+        colour, line = looks[name]
+        times = found.times.loc[name].reindex(workloads).astype(float)
+        rows.append(
+            {
+                "name": name,
+                "rank": int((found.scores > score).sum()) + 1,
+                "score": f"{score:.4f}",
+                "reached": f"{int(np.isfinite(times).sum())}/{found.targets.attrs['workloads']}",
+                "hours": spent[name],
+                "ratio": ratio and f"{ratio.bound} {ratio.ratio:.3f}".strip(),
+                "interval": ratio and _interval(*ratio.over_studies),
+                "official": ratio and _shown(ratio.official),
+                "colour": colour,
+                "dash": {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}[line],
+            }
+        )
+    return rows
+
+
+def _interval(low: float, high: float) -> str:
+    return "" if math.isnan(low) else f"{low:.2f} to {high:.2f}"
+
+
+def _bands(found: Results, of_runs: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
+    """Per submission and workload: curve, time or steps to target, and misses. The baseline first, so that the others
+    are drawn over it."""
     bands = []
-    keys = best[["workload", "submission"]].drop_duplicates().itertuples(index=False)
-    # The baseline first, so that the others are drawn over it.
-    for workload, submission in sorted(
-        keys, key=lambda key: (key.workload, key.submission != baseline, key.submission)
-    ):
-        rows = best[(best["workload"] == workload) & (best["submission"] == submission)]
-        entry: dict[str, Any] = {"workload": workload, "submission": submission, "studies": len(rows)}
-        entry["misses"] = int((~rows["reached"]).sum())
-        for unit in ("steps", "seconds"):
-            points = curves.band([of_runs[folder] for folder in rows["folder"]], unit)
-            entry[unit] = dict(zip(("x", "mean", "low", "high"), map(_numbers, points)))
-            entry[unit]["to_target"] = _number(rows[unit].mean())
-        bands.append(entry)
+    groups = dict(iter(found.best.groupby(["submission", "workload"])))
+    order = [found.baseline, *(name for name in found.scores.index if name != found.baseline)]
+    for submission in order:
+        for workload in found.targets.index:
+            if (rows := groups.get((submission, workload))) is None:
+                continue
+            points = curves.band([of_runs[folder] for folder in rows["folder"]], found.unit)
+            with np.errstate(invalid="ignore"):  # the median of two infinities
+                median = rows[found.unit].median()
+            bands.append(
+                {
+                    "workload": workload,
+                    "submission": submission,
+                    "studies": len(rows),
+                    "misses": int((~rows["reached"]).sum()),
+                    "median": number(median),
+                    "mean_to_target": number(rows[found.unit].mean()),
+                    **dict(zip(("x", "mean", "low", "high"), map(_numbers, points))),
+                }
+            )
     return bands
 
 
-def _runs(trials: pd.DataFrame, best: pd.DataFrame, of_runs: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
-    picked = set(best["folder"])
-    runs = []
-    for row in trials.sort_values(["workload", "submission", "study", "trial"]).to_dict("records"):
-        curve = of_runs[row["folder"]]
-        meta = dict(_flat(row["meta"]))
-        command = meta.pop("command", None) or _command(row["flags"])
-        runs.append(
-            {
-                **{key: row[key] for key in ("submission", "workload", "framework", "study", "trial", "folder")},
-                "best_of_study": row["folder"] in picked,
-                "reached": bool(row["reached"]),
-                **{
-                    key: _number(row[key])
-                    for key in ("steps", "seconds", "last_steps", "last_seconds", "best", "final")
-                },
-                "evaluations": int(row["count"]),
-                "seed": meta.pop("rng_seed", None),
-                "hparams": {key: _shown(value) for key, value in row["hparams"].items()},
-                "meta": {key: _shown(value) for key, value in meta.items()},
-                "command": command,
-                "x": {"steps": _numbers(curve["steps"]), "seconds": _numbers(curve["seconds"])},
-                "y": _numbers(curve["value"]),
-            }
-        )
-    return runs
+def _ratios(ratios: dict[str, Speedup]) -> list[dict[str, Any]]:
+    """Per submission and workload, and over all (no workload)."""
+    if not ratios:
+        return []
+    table = speedup.rows(ratios).replace({"workload": {"all": ""}})
+    for name in ("ratio", "low", "high"):
+        table[name] = pd.Series(_numbers(table[name]), dtype=object)
+    columns = ["submission", "workload", "ratio", "low", "high", "bound", "misses", "baseline_misses"]
+    return [dict(zip(columns, row)) for row in table[columns].astype(object).itertuples(index=False)]
 
 
-def _speedups(speedups: dict[str, Speedup]) -> list[dict[str, Any]]:
-    keys = ["ratio", "low", "high", "bound", "misses", "baseline_misses"]
-    rows = []
-    for submission, result in speedups.items():
-        for workload, row in result.workloads.iterrows():
-            shown = {key: _number(row[key]) if key != "bound" else row[key] for key in keys}
-            rows.append({"submission": submission, "workload": workload, **shown})
-    return rows
-
-
-def _command(flags: dict[str, Any]) -> str | None:
-    """The official runner's command line, as far as flags_K.json tells."""
-    given = [f"--{key}={value}" for key, value in flags.items() if value not in (None, "", False)]
-    return " ".join(["python -m submission_runner", *given]) if given else None
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows = []
-    for key, value in tree.items():
-        rows += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
-    return rows
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _number(value: float) -> float | None:
-    """Six digits; None (JSON knows neither NaN nor infinity) for what is not finite."""
-    return float(f"{value:.6g}") if math.isfinite(value) else None
+def _shown(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.3f}"
 
 
 def _numbers(values: pd.Series | np.ndarray) -> list[float | None]:
-    return [_number(value) for value in values]
+    return [number(value) for value in values]

@@ -6,6 +6,7 @@ Source: Dahl et al., "Benchmarking Neural Network Training Algorithms" (2023), s
 import numpy as np
 import pandas as pd
 
+from analysis import targets as targets_
 from analysis import to_target
 
 MAX_RATIO = 4.0
@@ -23,14 +24,14 @@ def scored_times(times: pd.DataFrame, targets: pd.DataFrame) -> pd.DataFrame:
         Columns: the scored base workloads. A time more than four times the best submission's is inf; so is one whose
         held-out variant was missed, and a variant counts only if its base workload was reached.
     """
-    times = times.reindex(columns=targets.index)
     variant_of = targets["variant_of"].dropna()
+    times = times.reindex(columns=targets.index.union(pd.Index(variant_of, dtype=object)))
     for variant, base in variant_of.items():
         times[variant] = times[variant].where(np.isfinite(times[base]), np.inf)
     times = times.where(~(times > MAX_RATIO * times.min()), np.inf)
     for variant, base in variant_of.items():
         times[base] = times[base].where(np.isfinite(times[variant]), np.inf)
-    return times[targets.index[targets["variant_of"].isna() & targets["scored"]]]
+    return times[targets_.base(targets).index]
 
 
 def performance_profile(times: pd.DataFrame, number_of_workloads: int) -> pd.DataFrame:
@@ -55,8 +56,8 @@ def scores(profile: pd.DataFrame) -> pd.Series:
     return pd.Series(area / (MAX_RATIO - 1.0), index=profile.index, name="score").sort_values(ascending=False)
 
 
-def score(best: pd.DataFrame, targets: pd.DataFrame) -> tuple[pd.Series, pd.DataFrame]:
-    """Scores and performance profiles from `to_target.studies` and `targets.resolve`."""
-    times = scored_times(to_target.submissions(best), targets)
+def score(best: pd.DataFrame, targets: pd.DataFrame, unit: str = "seconds") -> tuple[pd.Series, pd.DataFrame]:
+    """Scores and performance profiles from `to_target.studies` and `targets.resolve`. The benchmark scores seconds."""
+    times = scored_times(to_target.submissions(best, unit), targets)
     profile = performance_profile(times, targets.attrs["workloads"])
     return scores(profile), profile

@@ -1,21 +1,18 @@
-"""How much sooner a submission reaches the target than a baseline, with its uncertainty; GPU-hours for a whole suite.
+"""How much sooner a submission reaches the target than a baseline, with its uncertainty.
 
-A miss is a censored observation: it says only that the time to target is larger than what was run. Dropping misses
-would flatter whoever misses often, and so would counting a run that diverged early by its short length. They are
-restricted instead, as in the restricted mean survival time: on each workload the time to target T is replaced by
-min(T, horizon) with one horizon for both submissions, the furthest that any of their runs went (in practice the
-budget). The ratio then compares the time spent until target or horizon. It errs in a known direction, which the result
-names: with misses of the submission alone the true ratio is larger (>=), of the baseline alone smaller (<=); with
-misses of both it is undetermined (?).
+A miss counts with the budget (analysis/censoring.py). The ratio then compares the time spent until target or budget. It
+errs in a known direction, which the result names: with misses of the submission alone the true ratio is larger (>=), of
+the baseline alone smaller (<=); with misses of both it is undetermined (?).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from analysis.errors import UsageError
-from analysis.targets import workload_property
+from analysis import censoring, to_target
+from analysis.meta import workload_property
 
 REPLICATES = 4000
 
@@ -31,6 +28,7 @@ class Speedup:
         over_studies: 95 % interval with this suite of workloads given: studies are drawn again within each.
         over_workloads: 95 % interval for workloads like these: workloads are drawn again too, hence wider.
         bound: as above, over all workloads.
+        official: what the official compute_speedups makes of it; NaN where it would, for a workload without a run.
     """
 
     workloads: pd.DataFrame
@@ -38,30 +36,60 @@ class Speedup:
     over_studies: tuple[float, float]
     over_workloads: tuple[float, float]
     bound: str
+    official: float
 
 
-def compare(best: pd.DataFrame, submission: str, baseline: str, unit: str = "seconds", seed: int = 0) -> Speedup:
-    """Compare a submission with the baseline on the workloads that both ran.
+def compare(
+    best: pd.DataFrame, targets: pd.DataFrame, submissions: Sequence[str], baseline: str, unit: str = "seconds"
+) -> dict[str, Speedup]:
+    """Compare submissions with the baseline on the scored base workloads that one of the two ran.
 
     Studies are paired by the random seed where the runs' meta data say it, else by the study's number; a workload
     whose studies have nothing in common is compared unpaired. Intervals are percentiles of a bootstrap.
 
     Args:
-        best: of `to_target.studies`: one row per submission, workload and study.
+        best: of `to_target.studies`, of all submissions: the furthest run may be anyone's.
+        targets: of `targets.resolve`.
         unit: "seconds" or "steps".
-        seed: of the bootstrap.
 
-    Raises:
-        UsageError: the two have no workload in common.
+    Returns:
+        By name, without submissions that have no workload in common with the baseline, or none of whose runs count.
     """
-    generator = np.random.default_rng(seed)
-    rows, draws, names = [], [], []
-    for workload, here in best.groupby("workload"):
-        ours, theirs = (here[here["submission"] == name] for name in (submission, baseline))
-        if ours.empty or theirs.empty:
-            continue
-        horizon = pd.concat([ours, theirs])[f"last_{unit}"].max()
-        logs = [np.log(rows[unit].clip(upper=horizon)).set_axis(_key(rows)) for rows in (ours, theirs)]
+    budget = censoring.budgets(best, targets, unit)
+    rows = censoring.times(best, budget, unit)
+    ran = best[best["workload"].isin(budget.index)].groupby("submission")["workload"].agg(set)
+    found = {}
+    for name in submissions:
+        both = ran.get(name, set()), ran.get(baseline, set())
+        if both[0] & both[1]:
+            here = rows[rows["workload"].isin(both[0] | both[1])]
+            ours, theirs = (here[here["submission"] == one] for one in (name, baseline))
+            found[name] = _pair(ours, theirs, official(best, budget, name, baseline, unit))
+    return found
+
+
+def rows(results: dict[str, Speedup]) -> pd.DataFrame:
+    """One row per submission and workload, and one over all workloads (workload `all`)."""
+    tables = []
+    for submission, result in results.items():
+        low, high = result.over_studies
+        widest = dict(zip(("low_over_workloads", "high_over_workloads"), result.over_workloads))
+        whole = {"workload": "all", "ratio": result.ratio, "low": low, "high": high, "bound": result.bound, **widest}
+        whole |= {name: result.workloads[name].sum() for name in ("pairs", "misses", "baseline_misses")}
+        whole["official"] = result.official
+        tables += [result.workloads.reset_index(), pd.DataFrame([whole])]
+        for table in tables[-2:]:
+            table.insert(0, "submission", submission)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _pair(ours: pd.DataFrame, theirs: pd.DataFrame, official: float) -> Speedup:
+    generator = np.random.default_rng(0)
+    measured, draws = [], []
+    names = sorted(ours["workload"].unique())
+    for workload in names:
+        pair = [side[side["workload"] == workload] for side in (ours, theirs)]
+        logs = [pd.Series(np.log(one["time"].to_numpy()), index=key) for one, key in zip(pair, map(_key, pair))]
         shared = logs[0].index.intersection(logs[1].index)
         if len(shared):
             difference = (logs[0][shared] - logs[1][shared]).to_numpy()
@@ -73,14 +101,11 @@ def compare(best: pd.DataFrame, submission: str, baseline: str, unit: str = "sec
             mean = one.mean() - two.mean()
         few = len(shared) < 2 if len(shared) else min(map(len, logs)) < 2
         low, high = (np.nan, np.nan) if few else np.exp(np.percentile(drawn, [2.5, 97.5]))
-        misses = [int(np.isinf(rows[unit]).sum()) for rows in (ours, theirs)]
-        rows.append((np.exp(mean), low, high, len(shared), *misses, _bound(*misses)))
+        misses = [int(one["missed"].sum()) for one in pair]
+        measured.append((np.exp(mean), low, high, len(shared), *misses, _bound(*misses)))
         draws.append(drawn)
-        names.append(workload)
-    if not rows:
-        raise UsageError(f"{submission} and {baseline} have no workload in common")
     columns = ["ratio", "low", "high", "pairs", "misses", "baseline_misses", "bound"]
-    table = pd.DataFrame(rows, columns=columns, index=pd.Index(names, name="workload"))
+    table = pd.DataFrame(measured, columns=columns, index=pd.Index(names, name="workload"))
     drawn = np.array(draws)
     again = generator.integers(len(drawn), size=drawn.shape)
     return Speedup(
@@ -91,38 +116,16 @@ def compare(best: pd.DataFrame, submission: str, baseline: str, unit: str = "sec
         if len(table) > 1
         else (np.nan, np.nan),
         bound=_bound(int(table["misses"].sum()), int(table["baseline_misses"].sum())),
+        official=official,
     )
 
 
-def gpu_hours(best: pd.DataFrame, targets: pd.DataFrame, gpus: int) -> pd.DataFrame:
-    """GPU-hours to train every scored base workload to its target once, as in the paper's Table 1.
-
-    Args:
-        best: of `to_target.studies`.
-        targets: of `targets.resolve`.
-        gpus: of the machine that made the logs.
-
-    Returns:
-        Per submission: hours (sum over workloads of the mean over studies of the time to target, a miss counted with
-        the budget, or with the longest run where the version has none, times `gpus`), misses (studies), studies, and
-        missing (workloads without a run, not in the sum). With a miss `hours` is a lower bound.
-    """
-    scored = targets[targets["variant_of"].isna() & targets["scored"]]
-    rows = best[best["workload"].isin(scored.index)]
-    longest = rows.groupby("workload")["last_seconds"].max()
-    budget = scored["max_runtime_s"].astype(float).fillna(longest)
-    missed = np.isinf(rows["seconds"])
-    spent = rows["seconds"].where(~missed, rows["workload"].map(budget))
-    per_workload = spent.groupby([rows["submission"], rows["workload"]]).mean()
-    by_submission = per_workload.groupby("submission")
-    return pd.DataFrame(
-        {
-            "hours": by_submission.sum() * gpus / 3600,
-            "misses": missed.groupby(rows["submission"]).sum(),
-            "studies": rows.groupby("submission").size(),
-            "missing": len(scored) - by_submission.size(),
-        }
-    )
+def official(best: pd.DataFrame, budget: pd.Series, submission: str, baseline: str, unit: str = "seconds") -> float:
+    """The ratio as the official compute_speedups takes it: of medians over studies, a missed median with the budget and
+    one second, geometric mean over all workloads; NaN where either has no run of one."""
+    medians = to_target.submissions(best, unit).reindex(columns=budget.index).loc[[submission, baseline]].to_numpy()
+    ours, theirs = np.where(np.isinf(medians), budget.to_numpy() + 1, medians)
+    return float(np.exp(np.log(ours / theirs).mean()))
 
 
 def _key(rows: pd.DataFrame) -> pd.Index:

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import figures, horizon, horizon_figures, panels, speedup, style, tables, to_target
+from analysis import figures, horizon, horizon_figures, hours, panels, ratio_figures, speedup, style, tables, to_target
+from analysis.curves import Unit
 from analysis.errors import UsageError
 from analysis.logs import Logs
 from analysis.studies import Study
@@ -68,26 +69,24 @@ def _arm(submission: str, hparams: dict[str, Any], grid: dict[str, list[Any]]) -
     return ", ".join([submission, *varied])
 
 
-def _curves(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, unit: figures.Unit) -> Figure:
+def _curves(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, unit: Unit) -> Figure:
     return figures.learning_curves(logs, targets, to_target.studies(trials), baseline_arm(study, logs), unit)
 
 
-def _speedup(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, unit: figures.Unit) -> Figure:
+def _speedup(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, unit: Unit) -> Figure:
     best, baseline = to_target.studies(trials), baseline_arm(study, logs)
     others = [name for name in dict.fromkeys(best["submission"]) if name != baseline]
-    return figures.speedups({name: speedup.compare(best, name, baseline, unit) for name in others}, baseline, unit)
+    return ratio_figures.speedups(speedup.compare(best, targets, others, baseline, unit), baseline, unit)
 
 
 def _hours(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame) -> str:
-    hours = speedup.gpu_hours(to_target.studies(trials), targets, targets.attrs["gpus"])
+    spent = hours.gpu_hours(to_target.studies(trials), targets, targets.attrs["gpus"])
     shown = pd.DataFrame(
         {
-            "submission": hours.index,
-            "hours to the targets": [
-                f"{'>= ' if row['misses'] or row['missing'] else ''}{row['hours']:.3g}" for _, row in hours.iterrows()
-            ],
-            "missed": [f"{row['misses']:.0f} of {row['studies']:.0f}" for _, row in hours.iterrows()],
-            "workloads without a run": hours["missing"].tolist(),
+            "submission": spent.index,
+            "hours to the targets": list(hours.shown(spent).values()),
+            "missed": [f"{row['misses']:.0f} of {row['studies']:.0f}" for _, row in spent.iterrows()],
+            "workloads without a run": spent["missing"].tolist(),
         }
     )
     return tables.markdown(shown)

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -16,6 +16,8 @@ from matplotlib.ticker import LogLocator, NullLocator
 # Okabe and Ito's palette, its yellow left out: too pale for a line on white.
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2")
 LINES = ("-", "--", ":", "-.")
+GREY = "#B8B8B8"  # where there are too many lines to tell apart
+MANY = 8
 MARKERS = dict(zip(LINES, "os^v"))  # where there are points and no lines
 
 logging.getLogger("fontTools").setLevel(logging.WARNING)  # else absl shows every glyph of a PDF
@@ -32,6 +34,7 @@ plt.rcParams.update(
         "legend.fontsize": 8,
         "lines.linewidth": 1.5,
         "savefig.dpi": 200,
+        "text.parse_math": False,  # a $ in a submission's name is a $
         "pdf.fonttype": 42,  # text stays text: journals reject Type 3 fonts
         "figure.constrained_layout.use": True,
     }
@@ -51,6 +54,23 @@ def looks(names: Iterable[str], baseline: str | None = None) -> dict[str, tuple[
         name: (COLOURS[i % len(COLOURS)], LINES[i // len(COLOURS) % len(LINES)])
         for i, name in enumerate(ordered, start=first)
     }
+
+
+def by_rank(ranked: Sequence[str], baseline: str) -> dict[str, tuple[str, str]]:
+    """As `looks`, with the first colours for the first names."""
+    others = [name for name in ranked if name != baseline]
+    return {
+        name: (COLOURS[i % len(COLOURS)], LINES[i // len(COLOURS) % len(LINES)])
+        for i, name in enumerate([baseline, *others])
+    }
+
+
+def leaders(ranked: Sequence[str], baseline: str) -> list[str]:
+    """The names to draw in colour: all, or of more than `MANY` the baseline and the first ones, with a colour each."""
+    if len(ranked) <= MANY:
+        return list(ranked)
+    others = [name for name in ranked if name != baseline]
+    return [baseline, *others[: len(COLOURS) - 1]]
 
 
 def panels(count: int, columns: int = 4, size: tuple[float, float] = (3.4, 2.7)) -> tuple[Figure, list[Axes]]:
@@ -74,12 +94,24 @@ def log_ticks(axis: Axes, percent: bool = False) -> None:
     axis.xaxis.set_minor_locator(NullLocator())
 
 
-def legend_below(figure: Figure, axes: Iterable[Axes]) -> None:
-    """One legend for all panels, below them."""
+def legend_below(figure: Figure, axes: Iterable[Axes], order: Iterable[str] = ()) -> None:
+    """One legend for all panels, below them; labels in the given order come first."""
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
-    width = 0.7 + 0.065 * max(map(len, handles))  # inches, of the longest label with its line
-    columns = max(1, min(len(handles), int(figure.get_figwidth() / width)))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
+    labels = [*(label for label in order if label in handles), *(label for label in handles if label not in order)]
+    width = 0.7 + 0.065 * max(map(len, labels))  # inches, of the longest label with its line
+    columns = max(1, min(len(labels), int(figure.get_figwidth() / width)))
+    figure.legend([handles[label] for label in labels], labels, loc="outside lower center", ncols=columns)
+
+
+def runs_of_numbers(numbers: Sequence[int]) -> str:
+    """Sorted numbers with neighbours joined: 1, 3-6, 9."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(f"{part[0]}" if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
 
 
 def save(figure: Figure, path: Path, kinds: Iterable[str] = ("png", "pdf")) -> list[Path]:

@@ -1,12 +1,14 @@
 """Tables as aligned text that is also valid Markdown."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from analysis.errors import UsageError
+from analysis import hours
+from analysis.results import Results
 from analysis.speedup import Speedup
+from analysis.targets import base
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -33,11 +35,7 @@ def by_submission(trials: pd.DataFrame, baseline: str) -> pd.DataFrame:
     Means are over the runs that reached the target; `reached` counts them, and the ratio is left empty unless all runs
     of both did, since a mean over the lucky ones would flatter. `best` is the mean over runs of the best validation
     metric, whenever it occurred, and `final` of the last.
-
-    Raises:
-        UsageError: the baseline has no run.
     """
-    check_baseline(trials["submission"], baseline)
     finite = trials.assign(**{unit: trials[unit].replace(np.inf, np.nan) for unit in ("steps", "seconds")})
     result = finite.groupby(["workload", "submission"]).agg(
         runs=("reached", "size"),
@@ -52,13 +50,6 @@ def by_submission(trials: pd.DataFrame, baseline: str) -> pd.DataFrame:
     reference = complete.xs(baseline, level="submission").reindex(result.index.get_level_values("workload"))
     result["ratio"] = complete / reference.to_numpy()
     return result.reset_index()
-
-
-def check_baseline(submissions: Iterable[str], baseline: str) -> None:
-    """UsageError if the baseline is not among the submissions."""
-    there = sorted(set(submissions))
-    if baseline not in there:
-        raise UsageError(f"no run of the baseline {baseline!r}; choose --baseline from {', '.join(there)}")
 
 
 def format_by_submission(result: pd.DataFrame, baseline: str) -> str:
@@ -78,25 +69,34 @@ def format_by_submission(result: pd.DataFrame, baseline: str) -> str:
     return markdown(shown)
 
 
-def format_times(times: pd.DataFrame) -> str:
-    """Text of a table of times to target with one row per workload and one column per submission."""
-    shown = times.T.map(lambda value: number(value, ".0f")).reset_index(names="workload")
+def ranking(found: Results, spent: pd.DataFrame, gpus: int) -> pd.DataFrame:
+    """One row per submission, the best score first: rank, score, targets reached, hours, and the ratio of time (or
+    steps) to target to the baseline's. With hypothetical entries also the score without them.
+
+    Args:
+        spent: of `hours.gpu_hours`.
+        gpus: that these hours are of.
+    """
+    names = found.scores.index
+    workloads = base(found.targets).index
+    reached = np.isfinite(found.times.reindex(columns=workloads).astype(float)).sum(axis=1)
+    columns = {
+        "rank": [int((found.scores > score).sum()) + 1 for score in found.scores],
+        "submission": names,
+        "score": [f"{score:.4f}" for score in found.scores],
+        "targets reached": [f"{reached[name]}/{found.targets.attrs['workloads']}" for name in names],
+        f"GPU-hours ({gpus} GPUs)" if gpus > 1 else "hours": [hours.shown(spent)[name] for name in names],
+    }
+    if len(found.real_scores) < len(found.scores):
+        real = found.real_scores.reindex(names)
+        columns["score without the hypothetical"] = [number(score, ".4f") for score in real]
+    return pd.DataFrame(columns)
+
+
+def format_times(times: pd.DataFrame, names: Sequence[str]) -> str:
+    """Text of a table of median times to target: one row per workload, one column per submission, those in order."""
+    shown = times.T[list(names)].map(lambda value: number(value, ".0f")).reset_index(names="workload")
     return markdown(shown)
-
-
-def speedup_rows(results: dict[str, Speedup]) -> pd.DataFrame:
-    """One row per submission and workload, and one over all workloads (workload `all`)."""
-    rows = []
-    for submission, result in results.items():
-        rows.append(result.workloads.reset_index().assign(submission=submission))
-        whole = {
-            "workload": "all", "ratio": result.ratio, "low": result.over_studies[0], "high": result.over_studies[1],
-            "low_over_workloads": result.over_workloads[0], "high_over_workloads": result.over_workloads[1],
-            "pairs": result.workloads["pairs"].sum(), "misses": result.workloads["misses"].sum(),
-            "baseline_misses": result.workloads["baseline_misses"].sum(), "bound": result.bound,
-        }  # fmt: skip
-        rows.append(pd.DataFrame([{**whole, "submission": submission}]))
-    return pd.concat(rows, ignore_index=True).set_index(["submission", "workload"]).reset_index()
 
 
 def format_speedups(results: dict[str, Speedup], baseline: str, unit: str = "time") -> str:
@@ -105,6 +105,7 @@ def format_speedups(results: dict[str, Speedup], baseline: str, unit: str = "tim
         {
             "submission": list(results),
             f"{unit} / {baseline}": [f"{r.bound} {r.ratio:.3f}".strip() for r in results.values()],
+            "official code": [number(r.official, ".3f") for r in results.values()],
             "95 %, over studies": [interval(*r.over_studies) for r in results.values()],
             "95 %, over workloads too": [interval(*r.over_workloads) for r in results.values()],
             "workloads": [len(r.workloads) for r in results.values()],

@@ -1,54 +1,17 @@
 """The validation target of every workload, from the benchmark version's data file or from the runs themselves."""
 
-import json
+import math
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from analysis import meta, versions
 from analysis.errors import UsageError
 from analysis.logs import Logs
+from analysis.versions import OWN
 
-VERSIONS = Path(__file__).parent / "versions"
 LOWER_IS_BETTER = frozenset({"loss", "wer", "ppl", "ctc_loss", "ce_loss", "l1_loss", "error_rate"})
-OWN = "own"  # the version of runs whose workloads no benchmark version knows: each says its target itself
-
-
-def versions() -> list[str]:
-    """The benchmark versions that have a data file."""
-    return sorted(path.stem for path in VERSIONS.glob("*.json"))
-
-
-def load(version: str) -> dict[str, Any]:
-    """A version's data file: about, hardware, gpus and workloads. UsageError for an unknown version."""
-    path = VERSIONS / f"{version}.json"
-    if version not in versions():
-        raise UsageError(f"benchmark version {version!r} is unknown; choose from {', '.join(versions())}")
-    return json.loads(path.read_text())
-
-
-def workload_property(meta: dict[str, Any], name: str) -> Any:
-    """A property of the workload in meta_data_K.json: miniperf nests them, the official harness dots their names."""
-    return meta.get("workload", {}).get(name, meta.get(f"workload.{name}"))
-
-
-def guess_version(logs: Logs) -> str:
-    """The version that knows the runs' workloads, or `own` if none does.
-
-    Workloads that two versions share are told apart by the step_hint in the meta data; without any, the newest counts,
-    whose targets are the same.
-    """
-    names = set(logs.runs["workload"])
-    knowing = [version for version in versions() if names <= set(load(version)["workloads"])]
-    known = {name for version in versions() for name in load(version)["workloads"]}
-    if not names & known:
-        return OWN
-    hints = _of_meta(logs, "step_hint")
-    for version in reversed(knowing):
-        if not any(_misfits(load(version), workload, hint) for workload, hint in hints.items()):
-            return version
-    return knowing[-1] if knowing else max(versions(), key=lambda v: len(names & set(load(v)["workloads"])))
 
 
 def resolve(logs: Logs, version: str | None = None) -> pd.DataFrame:
@@ -60,96 +23,144 @@ def resolve(logs: Logs, version: str | None = None) -> pd.DataFrame:
 
     Returns:
         One row per workload, indexed by its name: metric, lower (whether lower is better), target, step_hint,
-        max_runtime_s, variant_of (None for a base workload) and scored. attrs: version, gpus, and workloads (how many
-        the version scores; of `own` those there are).
+        budget_s (seconds that the runs' ruleset allows; NaN for the version `own`, whose runs end by steps), variant_of
+        (None for a base workload) and scored. A workload that does not count and has no target is left out.
+        attrs: version, ruleset (external, self or None), gpus (of the machine, as the meta data say, else the
+        version's), workloads (how many the version scores; of `own` those there are), variants (of the version: the
+        base workload of each that counts) and notes (lines).
 
     Raises:
-        UsageError: no target is known for a workload; runs of one workload disagree; a metric's column is missing.
+        UsageError: no target is known for any workload, or for one that counts; runs of one workload that counts
+            disagree, or the version with them; a metric's column is missing; two rulesets.
     """
-    version = version or guess_version(logs)
-    data: dict[str, Any] = {"workloads": {}, "gpus": 1} if version == OWN else load(version)
-    _check_one_version(logs, version, data)
-    own = {
-        "metric": _of_meta(logs, "target_metric_name"),
-        "validation_target": _of_meta(logs, "validation_target_value"),
-        "step_hint": _of_meta(logs, "step_hint"),
-        "max_runtime_s": _of_meta(logs, "max_allowed_runtime_sec"),
-    }
+    version = version or versions.guess(logs)
+    data: dict[str, Any] = {"workloads": {}, "gpus": 1} if version == OWN else versions.load(version)
+    ruleset = meta.ruleset(logs)
+    factor = data.get("self_tuning_budget", 1.0) if ruleset == "self" else 1.0
+    told = {key: meta.of_workloads(logs, name) for key, name in versions.KEYS.items()}
+    there = sorted(logs.runs["workload"].unique())
+    count = set(there) if version == OWN else versions.counted(data) & set(there)
+    notes = _disagreements(logs, version, data, told, count)
     rows = {}
-    for workload in sorted(logs.runs["workload"].unique()):
+    for workload in there:
         entry = data["workloads"].get(workload) or {
-            key: found[workload] for key, found in own.items() if workload in found
+            key: found[workload][0] for key, found in told.items() if workload in found
         }
         if entry.get("metric") is None or entry.get("validation_target") is None:
-            raise UsageError(_unknown(workload, version))
+            if not count or workload in count:
+                raise UsageError(_unknown(workload, version))
+            notes.append(f"{workload} is no workload of {version} and brings no target: left out")
+            continue
+        budget = entry.get("max_runtime_s") if version != OWN else None
         rows[workload] = {
-            "metric": entry["metric"],
+            "metric": str(entry["metric"]),
             "lower": entry["metric"] in LOWER_IS_BETTER,
             "target": float(entry["validation_target"]),
             "step_hint": entry.get("step_hint"),
-            "max_runtime_s": entry.get("max_runtime_s"),
+            "budget_s": math.nan if budget is None else float(budget) * factor,
             "variant_of": entry.get("variant_of"),
-            "scored": entry.get("scored", True),
+            "scored": entry.get("scored", True) and (version == OWN or workload in data["workloads"]),
         }
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.index.name = "workload"
-    count = sum(entry.get("scored", True) and "variant_of" not in entry for entry in data["workloads"].values())
-    table.attrs.update(version=version, gpus=data["gpus"], workloads=count or len(table))
-    _check_columns(logs, table)
-    return table
+    scored = sum(entry.get("scored", True) and "variant_of" not in entry for entry in data["workloads"].values())
+    machines = meta.gpus(logs)
+    if len(machines) > 1:
+        notes.append(f"machines of {', '.join(map(str, machines))} GPUs: GPU-hours are of {machines[0]}")
+    table.attrs.update(
+        version=version,
+        ruleset=ruleset,
+        gpus=(machines or [data["gpus"]])[0],
+        workloads=scored or len(table),
+        variants={name: entry["variant_of"] for name, entry in data["workloads"].items() if "variant_of" in entry},
+        notes=notes,
+    )
+    if odd := _without_column(logs, table, count):
+        notes += [f"{problem}: {workload} is left out" for workload, problem in odd.items()]
+    return table.drop(index=list(odd))
+
+
+def base(targets: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the scored base workloads: those that scores, ratios and GPU-hours are over."""
+    return targets[targets["variant_of"].isna() & targets["scored"]]
 
 
 def _unknown(workload: str, version: str) -> str:
-    others = [v for v in versions() if v != version and workload in load(v)["workloads"]]
+    others = [v for v in versions.names() if v != version and workload in versions.load(v)["workloads"]]
     if others:
         return f"{workload} is no workload of {version} but of {others[0]}: pass --version={others[0]}"
     return (
         f"no target is known for workload {workload!r}: add it with its metric and validation_target to "
-        f"analysis/versions/{version if version != OWN else versions()[-1]}.json, or let the runs' meta_data_*.json "
-        "say workload.target_metric_name and workload.validation_target_value"
+        f"analysis/versions/{version if version != OWN else versions.names()[-1]}.json, or let the runs' "
+        "meta_data_*.json say workload.target_metric_name and workload.validation_target_value"
     )
 
 
-def _of_meta(logs: Logs, name: str) -> dict[str, Any]:
-    """The property of each workload whose runs say it. UsageError if they disagree."""
-    found: dict[str, dict[Any, str]] = {}
-    for workload, meta, folder in zip(logs.runs["workload"], logs.runs["meta"], logs.runs["folder"]):
-        if (value := workload_property(meta, name)) is not None:
-            found.setdefault(workload, {}).setdefault(value, folder)
-    for workload, values in found.items():
-        if len(values) > 1:
-            (one, here), (two, there) = list(values.items())[:2]
-            raise UsageError(
-                f"mixed benchmark versions: {workload} has {name} {one} in {here} but {two} in {there}; read them apart"
-            )
-    return {workload: next(iter(values)) for workload, values in found.items()}
-
-
-def _misfits(data: dict[str, Any], workload: str, hint: Any) -> bool:
-    known = data["workloads"].get(workload, {}).get("step_hint")
-    return known is not None and known != hint
-
-
-def _check_one_version(logs: Logs, version: str, data: dict[str, Any]) -> None:
-    for name, key in (("step_hint", "step_hint"), ("validation_target_value", "validation_target")):
-        for workload, value in _of_meta(logs, name).items():
+def _disagreements(
+    logs: Logs, version: str, data: dict[str, Any], told: dict[str, dict[str, list[Any]]], count: set[str]
+) -> list[str]:
+    """Notes on runs of workloads that do not count. UsageError where a workload that counts says two things, or
+    another thing than the version."""
+    notes = []
+    for key, found in told.items():
+        name = versions.KEYS[key]
+        for workload, values in found.items():
             known = data["workloads"].get(workload, {}).get(key)
-            if known is not None and abs(known - value) > 1e-9:
-                fitting = [v for v in versions() if load(v)["workloads"].get(workload, {}).get(key) == value]
-                fix = f"score them apart, with --version={fitting[0]}" if fitting else "no version has that value"
+            if len(values) > 1 and workload in count:
+                here, there = (_first(logs, workload, name, value) for value in values[:2])
                 raise UsageError(
-                    f"mixed benchmark versions: the runs of {workload} say {name} {value}, {version} has {known}; {fix}"
+                    f"mixed benchmark versions: {workload} has {name} {_short(values[0])} in {here} but "
+                    f"{_short(values[1])} in {there}; read them apart"
                 )
+            if known is None or all(_same(known, value) for value in values):
+                continue
+            odd = next(value for value in values if not _same(known, value))
+            said = f"the runs of {workload} say {name} {_short(odd)}, {version} has {_short(known)}"
+            if workload not in count:
+                notes.append(f"{said}; the workload does not count, and is measured by the latter")
+                continue
+            fitting = [v for v in versions.names() if versions.load(v)["workloads"].get(workload, {}).get(key) == odd]
+            if fitting:
+                best = versions.guess(logs)
+                fix = best if best in fitting else fitting[0]
+                raise UsageError(f"mixed benchmark versions: {said}; score them apart, with --version={fix}")
+            if key != "max_runtime_s":  # on another machine one may have another budget
+                raise UsageError(f"mixed benchmark versions: {said}; no version has that value")
+            notes.append(f"{said}, which is what a miss counts with")
+    return notes
 
 
-def _check_columns(logs: Logs, table: pd.DataFrame) -> None:
+def _first(logs: Logs, workload: str, name: str, value: Any) -> str:
+    of_workload = logs.runs[logs.runs["workload"] == workload]
+    said = (meta.workload_property(one, name) for one in of_workload["meta"])
+    return next(folder for one, folder in zip(said, of_workload["folder"]) if one is not None and _same(value, one))
+
+
+def _same(one: Any, other: Any) -> bool:
+    try:
+        return abs(float(one) - float(other)) <= 1e-9
+    except ValueError:  # a metric's name
+        return one == other
+
+
+def _short(value: Any) -> str:
+    return f"{value:.10g}" if isinstance(value, float | int) else str(value)
+
+
+def _without_column(logs: Logs, table: pd.DataFrame, count: set[str]) -> dict[str, str]:
+    """Workloads of which a file has no column of their metric, with a line on it. UsageError if one counts."""
     needed = ("validation/" + table["metric"]).to_dict()
+    odd = {}
     for workload, folder, columns in zip(logs.runs["workload"], logs.runs["folder"], logs.columns):
-        missing = [name for name in (needed[workload], "score") if name not in columns]
-        if missing == ["score"] and "accumulated_submission_time" in columns:
+        if workload not in needed:
             continue
-        if missing:
-            raise UsageError(f"{folder}/eval_measurements.csv has no column {missing[0]}, {_present(columns)}")
+        missing = [name for name in (needed[workload], "score") if name not in columns]
+        if not missing or (missing == ["score"] and "accumulated_submission_time" in columns):
+            continue
+        odd[workload] = f"{folder}/eval_measurements.csv has no column {missing[0]}, {_present(columns)}"
+        if workload in count:
+            raise UsageError(odd[workload])
+    return odd
 
 
 def _present(columns: Iterable[str]) -> str:

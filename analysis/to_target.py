@@ -12,13 +12,13 @@ STUDY = ["submission", "workload", "study"]
 
 
 def values(logs: Logs, targets: pd.DataFrame) -> pd.Series:
-    """The validation metric that decides, one value per evaluation."""
+    """The validation metric that decides, one value per evaluation; NaN (reaches nothing) where it is not finite."""
     workload = logs.evaluations["run"].map(logs.runs["workload"])
     result = pd.Series(np.nan, index=logs.evaluations.index)
     for metric, names in targets.groupby("metric").groups.items():
         mine = workload.isin(names)
         result[mine] = logs.evaluations.loc[mine, f"validation/{metric}"]
-    return result
+    return result.where(np.isfinite(result))
 
 
 def trials(logs: Logs, targets: pd.DataFrame) -> pd.DataFrame:
@@ -28,8 +28,7 @@ def trials(logs: Logs, targets: pd.DataFrame) -> pd.DataFrame:
         `logs.runs` with the columns reached (bool), evaluations (number of them before the one that reached the
         target), steps and seconds (at that evaluation; inf if missed), last_steps and last_seconds (at the end), best
         (the best validation metric, whenever it occurred), shortfall (from best to the target, in the metric's unit,
-        negative once passed), final (the last) and count (evaluations in all). NaN
-        reaches nothing.
+        negative once passed), final (the last) and count (evaluations in all).
     """
     workload = logs.evaluations["run"].map(logs.runs["workload"])
     value, lower, target = values(logs, targets), workload.map(targets["lower"]), workload.map(targets["target"])
@@ -85,9 +84,9 @@ def studies(table: pd.DataFrame, rule: Rule = "fewest_evaluations") -> pd.DataFr
 
 def submissions(best: pd.DataFrame, unit: str = "seconds") -> pd.DataFrame:
     """Median over studies: rows submissions, columns workloads; inf where half of the studies or more missed, NaN
-    where there is no run."""
+    where there is no run, or no steps that count (analysis/pace.py)."""
     with np.errstate(invalid="ignore"):  # the median of two infinities
-        medians = best.groupby(["submission", "workload"])[unit].median()
+        medians = best.dropna(subset=unit).groupby(["submission", "workload"])[unit].median()
     # pandas averages the middle two; inf and inf give NaN there.
     medians = medians.where(medians.notna(), np.inf)
     return medians.unstack("workload")

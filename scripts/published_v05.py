@@ -13,7 +13,7 @@ import pandas as pd
 from absl import flags
 from matplotlib.figure import Figure
 
-from analysis import curves, figures, logs, score, speedup, style, tables, targets, to_target
+from analysis import curves, figures, logs, ratio_figures, score, speedup, style, tables, targets, to_target
 from analysis.errors import UsageError
 from scripts.start import start
 
@@ -64,7 +64,7 @@ def times(best: pd.DataFrame, of_runs: dict[str, pd.DataFrame], measured: pd.Dat
 def ends(trials: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
     """How far the runs that missed their target went, as a share of the time budget."""
     missed = trials[~trials["reached"]]
-    share = missed["last_seconds"] / missed["workload"].map(measured["max_runtime_s"])
+    share = missed["last_seconds"] / missed["workload"].map(measured["budget_s"])
     groups = share.groupby([missed["workload"], missed["submission"]])
     table = groups.agg(["size", "min", "median", "max"])
     counts = trials.groupby(["workload", "submission"]).size()
@@ -106,7 +106,7 @@ def same_points(trials: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
 
     Workloads where both averaging submissions ran to the budget; points at which someone reached the target.
     """
-    share = trials["last_seconds"] / trials["workload"].map(measured["max_runtime_s"])
+    share = trials["last_seconds"] / trials["workload"].map(measured["budget_s"])
     broke_off = (share < 0.9) & ~trials["reached"] & trials["submission"].isin([QUEUE, EMA])
     whole = set(trials["workload"]) - set(trials.loc[broke_off, "workload"])
     rows = trials[trials["workload"].isin(whole)].assign(study=10 * trials["study"] + trials["trial"])
@@ -122,7 +122,7 @@ def ends_figure(trials: pd.DataFrame, measured: pd.DataFrame) -> Figure:
     for offset, name in zip((-0.27, 0.0, 0.27), NAMES):
         mine = trials[trials["submission"] == name]
         y = mine["workload"].map(workloads.index) + offset + 0.05 * (mine["study"] - 2) * 0.6
-        budget = mine["workload"].map(measured["max_runtime_s"])
+        budget = mine["workload"].map(measured["budget_s"])
         for reached, marker in ((True, "o"), (False, "x")):
             rows = mine["reached"] == reached
             x = (mine["seconds"].where(mine["reached"], mine["last_seconds"]) / budget)[rows]
@@ -160,7 +160,7 @@ def run() -> None:
     read = logs.read(FLAGS.logs)
     measured_all = targets.resolve(read, "v0.5")
     imagined = what_if(to_target.trials(read, measured_all), measured_all)
-    base = measured_all.index[measured_all["variant_of"].isna() & measured_all["scored"]]
+    base = targets.base(measured_all).index
     read = read.only(NAMES)
     read = read.select(read.runs["workload"].isin(base))
     measured = targets.resolve(read, "v0.5")
@@ -169,9 +169,8 @@ def run() -> None:
     of_runs = curves.by_folder(read, measured)
     points = same_points(trials, measured)
     same = {
-        "lawa_queue / baseline": speedup.compare(points, QUEUE, BASELINE),
-        "lawa_ema / baseline": speedup.compare(points, EMA, BASELINE),
-        "lawa_queue / lawa_ema": speedup.compare(points, QUEUE, EMA),
+        f"{one} / {other}": speedup.compare(points, measured, [one], other)[one]
+        for one, other in ((QUEUE, BASELINE), (EMA, BASELINE), (QUEUE, EMA))
     }
     rows = [
         (name, workload, *row[["ratio", "low", "high", "bound", "pairs", "misses", "baseline_misses"]])
@@ -207,8 +206,8 @@ def run() -> None:
     print(text)
     style.save(figures.learning_curves(read, measured, best, BASELINE, "seconds"), out / "learning_curves", ["png"])
     style.save(ends_figure(trials, measured), out / "where_runs_end", ["png"])
-    ratios = {name: speedup.compare(best, name, BASELINE) for name in (QUEUE, EMA)}
-    style.save(figures.speedups(ratios, BASELINE), out / "time_to_target", ["png"])
+    ratios = speedup.compare(best, measured, [QUEUE, EMA], BASELINE)
+    style.save(ratio_figures.speedups(ratios, BASELINE), out / "time_to_target", ["png"])
 
 
 if __name__ == "__main__":

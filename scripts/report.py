@@ -1,71 +1,102 @@
 """Who reached the validation target first: a table in the terminal, figures, and a page to explore.
 
     python -m scripts.report --runs=runs/demo
+    python -m scripts.report --runs=algoperf_a100_self_tuning.tar.xz
 
-Reads every run below --runs (folders or .tar.xz archives), prints steps and time to target per workload and submission
-with the ratio to the baseline, and writes into --out: table.md, learning_curves and speedup as PNG and PDF, and
-report.html, which opens in any browser without a network. With --study, a file of studies/, it draws that experiment's
-figures too, each point of a grid as a submission of its own.
+Reads every run below --runs (folders or .tar.xz archives), prints ranks, and steps and time to target per workload and
+submission with the ratio to the baseline, and writes into --out: table.md, learning_curves, speedup and
+performance_profiles as PNG and PDF, and report.html, which opens in any browser without a network. With --study, a file
+of studies/, it draws that experiment's figures too, each point of a grid as a submission of its own.
 """
 
+import shlex
 import sys
 from pathlib import Path
 
 from absl import flags
 
-from analysis import figures, lead, logs, page, speedup, studies, study_figures, style, tables, targets, to_target
+from analysis import (
+    figures,
+    files,
+    hours,
+    lead,
+    logs,
+    page,
+    ratio_figures,
+    results,
+    studies,
+    study_figures,
+    style,
+    tables,
+    versions,
+)
 from analysis.errors import UsageError
+from analysis.results import Results
 from scripts.start import start
 
 FLAGS = flags.FLAGS
 
 flags.DEFINE_list("runs", ["runs"], "Folders or archives with runs, at any depth, with commas between.")
 flags.DEFINE_string("study", None, "YAML file of the experiment whose runs these are.")
-flags.DEFINE_string("baseline", "nadamw", "The submission that the others are compared with.")
+flags.DEFINE_string("baseline", None, "The submission to compare with; default: baseline or nadamw, else the best.")
 flags.DEFINE_list("submissions", None, "Only these; default: all.")
-flags.DEFINE_enum("version", None, [*targets.versions(), targets.OWN], "Benchmark version; default: guessed.")
-flags.DEFINE_enum("x", "steps", ["steps", "seconds"], "Horizontal axis of the figures.")
-flags.DEFINE_string("out", None, "Folder for what is written; default: <runs>/report.")
+flags.DEFINE_enum("version", None, [*versions.names(), versions.OWN], "Benchmark version; default: guessed.")
+flags.DEFINE_enum("x", None, ["steps", "seconds"], "Axis of figures; default: seconds for official runs, else steps.")
+flags.DEFINE_string("out", None, "Folder for what is written; default: <runs>/report, of an archive <its name>_report.")
 
 
 def run() -> None:
-    out = Path(FLAGS.out) if FLAGS.out else Path(FLAGS.runs[0]) / "report"
     read = logs.read(FLAGS.runs).only(FLAGS.submissions)
-    baseline = FLAGS.baseline
+    baseline, study = FLAGS.baseline, None
     if FLAGS.study is not None:
         study = studies.load(FLAGS.study)
         read = study_figures.select(read, study)
         baseline = study_figures.baseline_arm(study, read)
-    measured = targets.resolve(read, FLAGS.version)
-    tables.check_baseline(read.runs["submission"], baseline)
-    trials = to_target.trials(read, measured)
-    best = to_target.studies(trials)
-    text = tables.format_by_submission(tables.by_submission(best, baseline), baseline)
-    others = sorted(set(best["submission"]) - {baseline})
-    by_x = {name: speedup.compare(best, name, baseline, FLAGS.x) for name in others}
-    if others:
-        over_all = tables.format_speedups(by_x, baseline, FLAGS.x)
-        leads = lead.format_table(lead.table(read, measured, baseline), baseline)
-        text += f"\n\nOver all workloads, misses counted as censored (docs/analysis.md):\n\n{over_all}"
-        text += f"\n\nUpdates to what {baseline} reaches by a share of its training, over {baseline}'s own:\n\n{leads}"
-    out.mkdir(parents=True, exist_ok=True)
+    found = results.of(read, FLAGS.version, baseline, FLAGS.x)
+    out = files.output_folder(FLAGS.out or _beside(Path(FLAGS.runs[0])))
+    text = _text(found)
     (out / "table.md").write_text(text + "\n")
-    style.save(figures.learning_curves(read, measured, best, baseline, FLAGS.x), out / "learning_curves")
-    ratios = {name: speedup.compare(best, name, baseline, "seconds") for name in others}
-    if others:
-        style.save(figures.speedups(by_x, baseline, FLAGS.x), out / "speedup")
-    drawn = study_figures.draw(study, read, measured, out) if FLAGS.study is not None else []
-    notes = logs.summary_of_skipped(read)
-    if (line := to_target.unequal(trials)) is not None:
-        notes.append(line)
-    command = " ".join(["python -m scripts.report", *sys.argv[1:]])
-    page.write(out / "report.html", read, measured, trials, best, ratios, baseline, FLAGS.x, command, notes)
-    for line in notes:
+    ranked = list(found.scores.index)
+    curves = figures.learning_curves(found.logs, found.targets, found.best, found.baseline, found.unit, ranked)
+    style.save(curves, out / "learning_curves")
+    style.save(
+        figures.performance_profiles(found.profile, found.scores, found.baseline, found.unit),
+        out / "performance_profiles",
+    )
+    names = ["table.md", "learning_curves.png", "performance_profiles.png"]
+    if found.ratios:
+        style.save(ratio_figures.speedups(found.ratios, found.baseline, found.unit), out / "speedup")
+        names.append("speedup.png")
+    drawn = study_figures.draw(study, found.logs, found.targets, out) if study is not None else []
+    page.write(out / "report.html", found, shlex.join(["python", *sys.orig_argv[1:]]))
+    for line in found.notes:
         print(line, file=sys.stderr)
     print(text)
-    names = "table.md, learning_curves.png, speedup.png (and .pdf), report.html"
-    names += "".join(f", {path.name}" for path in drawn if path.suffix != ".pdf")
-    print(f"\n{len(read.runs)} runs. In {out}: {names}")
+    names += [path.name for path in drawn if path.suffix != ".pdf"]
+    print(f"\n{len(found.logs.runs)} runs. In {out}: {', '.join(names)} (pictures also as .pdf), report.html")
+
+
+def _beside(runs: Path) -> Path:
+    return Path(f"{runs.name.split('.tar')[0]}_report") if files.is_archive(runs) else runs / "report"
+
+
+def _text(found: Results) -> str:
+    gpus = found.targets.attrs["gpus"]
+    ranking = tables.ranking(found, hours.gpu_hours(found.best, found.targets, gpus), gpus)
+    parts = [f"Scores by {results.title(found)}:", tables.markdown(ranking)]
+    by_submission = tables.by_submission(found.best, found.baseline)
+    parts += ["By workload:", tables.format_by_submission(by_submission, found.baseline)]
+    if found.ratios:
+        ratios = tables.format_speedups(found.ratios, found.baseline, {"seconds": "time"}.get(found.unit, found.unit))
+        parts += ["Over all workloads, misses counted as censored (docs/analysis.md):", ratios]
+        picked = found.logs.select(found.logs.runs["folder"].isin(found.best["folder"]))
+        leads = lead.table(picked, found.targets, found.baseline, found.unit)
+        what = {"seconds": "Seconds", "steps": "Updates"}[found.unit]
+        parts += [
+            f"{what} to what {found.baseline} reaches by a share of its training, over {found.baseline}'s own:",
+            lead.format_table(leads, found.baseline),
+        ]
+    return "\n\n".join(parts)
 
 
 if __name__ == "__main__":

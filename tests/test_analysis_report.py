@@ -1,5 +1,6 @@
 """The report: its table, its figures, and its page in a real browser."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import curves, figures, speedup, style, targets, to_target
+from analysis import curves, figures, ratio_figures, results, style
 from analysis.logs import read
 from tests import synthetic_logs
 
@@ -43,7 +44,7 @@ def made(tmp_path_factory):
 
 
 def test_the_table_names_ratios_and_misses(made):
-    text = made[1].split("Over all workloads")[0]
+    text = made[1].split("Over all workloads")[0].split("By workload")[1]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     lines = {tuple(row[:2]): dict(zip(rows[0], row)) for row in rows}
     # 1 - exp(-.05 n) >= 3/8 at n = 10 (study 0) and 9: 95 updates on average; at speed .09, 6 and 5.
@@ -64,25 +65,40 @@ def test_a_wrong_baseline_is_one_line(made):
     assert done.stderr == "error: no run of the baseline 'adam'; choose --baseline from ema, lawa, nadamw\n"
 
 
+def test_the_command_can_be_pasted(tmp_path):
+    runs = tmp_path / "two words"
+    synthetic_logs.write(runs, "one", [0.1, 0.6])
+    assert report(f"--runs={runs}").returncode == 0
+    page = (runs / "report/report.html").read_text()
+    assert f"python -m scripts.report &#39;--runs={runs}&#39;" in page
+
+
+def test_miniature_runs_are_scored_by_steps_official_ones_by_seconds(tmp_path):
+    synthetic_logs.write(tmp_path, "slow", [0.1, 0.6, 0.6], seconds_per_step=0.9)
+    synthetic_logs.write(tmp_path, "late", [0.1, 0.2, 0.6])
+    by_steps, by_seconds = results.of(read(tmp_path)), results.of(read(tmp_path), unit="seconds")
+    assert list(by_steps.scores.index) == ["slow", "late"]
+    assert list(by_seconds.scores.index) == ["late", "slow"]
+    assert results.title(by_steps) == "the runs' own targets, over updates"
+
+
 def test_learning_curves_mark_targets_and_misses(tmp_path):
     write_runs(tmp_path)
-    logs = read(tmp_path)
-    measured = targets.resolve(logs)
-    best = to_target.studies(to_target.trials(logs, measured))
-    figure = figures.learning_curves(logs, measured, best, "nadamw", "steps")
+    found = results.of(read(tmp_path))
+    figure = figures.learning_curves(found.logs, found.targets, found.best, "nadamw", "steps")
     toy, two = figure.axes
     dots = {line.get_xdata()[0] for line in toy.lines if line.get_marker() == "o"}
     assert dots == {95.0, 55.0, 60.0}
-    assert [text.get_text() for text in two.texts] == ["target 0.3", "ema: 1/2 missed"]
+    assert two.get_title() == "toy_two, target 0.3"
+    assert [text.get_text() for text in two.texts] == ["in some studies: ema 1/2"]
     assert sum(line.get_marker() == "X" for line in two.lines) == 1
     assert len(toy.collections) == 3  # a band each
 
 
 def test_speedups_show_bounds_as_hollow(tmp_path):
     write_runs(tmp_path)
-    logs = read(tmp_path)
-    best = to_target.studies(to_target.trials(logs, targets.resolve(logs)))
-    figure = figures.speedups({"ema": speedup.compare(best, "ema", "nadamw")}, "nadamw")
+    found = results.of(read(tmp_path))
+    figure = ratio_figures.speedups({"ema": found.ratios["ema"]}, "nadamw")
     points = [line for line in figure.axes[0].lines if line.get_marker() == "o" and len(line.get_xdata())]
     assert [point.get_markerfacecolor() == "white" for point in points] == [False, True, True]  # toy, toy_two, all
 
@@ -109,7 +125,7 @@ def test_one_submission_that_diverged_does_not_flatten_the_others():
     good = pd.DataFrame({"steps": range(20), "value": np.linspace(0.3, 0.1, 20)})
     of_runs = {"a": good, "b": good, "c": good, "d": good.assign(value=1e6), "e": good.assign(value=np.nan)}
     best = pd.DataFrame({"submission": list(of_runs), "folder": list(of_runs)})
-    low, high = curves.interesting_range(best, of_runs, lower=True, target=0.15)
+    low, high = curves.interesting_range(best, of_runs, lower=True, target=0.2)
     assert 0.05 < low < 0.1
     assert 0.25 < high < 1
     assert curves.interesting_range(best[-1:], of_runs, lower=True, target=0.15) == pytest.approx((0.1485, 0.1515))
@@ -139,39 +155,59 @@ def browser(tmp_path_factory):
     session.quit()
 
 
+def open_page(browser, path, width=1500):
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get(path.as_uri())
+    WebDriverWait(browser, 60).until(lambda page: page.execute_script("return document.body.dataset.ready"))
+
+
 def test_the_page_in_a_browser(made, browser):
-    browser.get((made[0] / "report.html").as_uri())
+    open_page(browser, made[0] / "report.html")
     count = lambda selector: browser.execute_script("return document.querySelectorAll(arguments[0]).length", selector)  # noqa: E731
     click = lambda selector: browser.execute_script("document.querySelector(arguments[0]).click()", selector)  # noqa: E731
+    text = lambda selector: browser.execute_script("return document.querySelector(arguments[0]).textContent", selector)  # noqa: E731
     # Two charts, in each three lines with band and mark; 12 runs.
-    assert count("#charts .chart .main-svg") >= 2
-    assert count("#charts .scatterlayer .trace path.js-line") >= 6
-    assert count("#runs tr.run") == 12
-    assert browser.find_element("id", "count").text == "(12 of 12)"
     traces = count("#charts .scatterlayer .trace")
     assert traces == 2 * 3 * 3
+    assert count("#charts .scatterlayer .trace path.js-line") >= 6
+    assert count("#profile .scatterlayer .trace") == 3
+    assert count("#ratios .chart") == 3  # two workloads and all of them
+    assert count("#runs tr.run") == count("#scores tbody tr") * 4 == 12
+    assert browser.find_element("id", "count").text == "(12 of 12)"
+    assert text("#scores tbody tr").startswith("lawa11.00002/2")  # rank, score and targets reached
+    assert text("#times tbody tr:last-child") == "ema601 of 2 missed"  # the median on toy, and toy_two
+    assert "In some studies by ema (1 of 2)" in text("#charts .card:last-child p")
 
     click("#pick-submission input[value=ema]")
     assert count("#charts .scatterlayer .trace") == 2 * 2 * 3
     assert count("#runs tr.run") == 8
+    assert count("#scores tbody tr") == count("#times tbody tr") == count("#profile .scatterlayer .trace") == 2
+    assert "ema" not in text("#charts .card:last-child p")
     click("#pick-workload input[value=toy]")
     assert count("#charts .chart") == 1
+    assert count("#ratios .chart") == 2
+    assert count("#times thead th") == 2
     assert count("#runs tr.run") == 4
+    assert browser.find_element("id", "chosen").text == "1 of 2 workloads, 2 of 3 submissions"
     click("#pick-workload button")  # all
     click("#pick-submission button")
     assert count("#charts .scatterlayer .trace") == traces
 
-    label = "return document.querySelector('#charts .xtitle').textContent"
-    assert browser.execute_script(label) == "updates"
-    click("input[value=seconds]")
-    assert browser.execute_script(label) == "submission time / s"
+    labels = "return [...document.querySelectorAll('#charts .xtitle')].map(x => x.textContent)"
+    assert browser.execute_script(labels) == ["updates", "updates"]
     click("#each")
     assert count("#charts .scatterlayer .trace") == 12
     click("#each")
 
-    browser.execute_script("Plotly.Fx.hover(document.querySelector('.chart'), [{curveNumber: 1, pointNumber: 3}])")
-    assert "nadamw" in browser.execute_script("return document.querySelector('.hoverlayer').textContent")
+    browser.execute_script(
+        "Plotly.Fx.hover(document.querySelector('#charts .chart'), [{curveNumber: 1, pointNumber: 3}])"
+    )
+    assert "nadamw" in browser.execute_script("return document.querySelector('#charts .hoverlayer').textContent")
 
+    assert text("#runs tbody").count("★") == 12  # one trial a study
     click("#runs tr.run")
     details = browser.find_element("class name", "details").text
     for expected in ("learning_rate\n0.01", "</script>", "a fine machine", "python -m scripts.run"):
@@ -185,9 +221,17 @@ def test_the_page_in_a_browser(made, browser):
     assert browser.save_screenshot(str(screenshot))
 
 
+def test_a_narrow_screen_scrolls_tables_not_the_page(made, browser):
+    open_page(browser, made[0] / "report.html", width=420)
+    assert browser.execute_script("return document.documentElement.scrollWidth") == 420
+    wide = "[...document.querySelectorAll('.card, .chart, p, h2')].filter(x => x.getBoundingClientRect().right > 420)"
+    assert browser.execute_script(f"return {wide}.length") == 0
+
+
 def test_the_page_needs_no_network(made):
     page = (made[0] / "report.html").read_text()
-    own = page[: page.index("<script>")] + page[page.index("<style>") :]  # without plotly.js
-    assert "http" not in own.replace("http://www.w3.org", "")
+    own = re.sub(r'(?<=type="text/plain">)[A-Za-z0-9+/=]*', "", page)  # without plotly.js and data, which are packed
+    assert len(own) < 40_000
+    assert "http" not in own
     assert "<link" not in own
     assert "src=" not in own

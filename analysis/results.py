@@ -1,0 +1,154 @@
+"""What the scripts say of logs, made once: scores, ranks, ratios to the baseline, and what is odd about the logs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from analysis import curves, meta, pace, score, speedup, targets, to_target, what_if
+from analysis.errors import UsageError
+from analysis.logs import Logs, summary_of_skipped
+from analysis.speedup import Speedup
+from analysis.versions import OWN
+from analysis.what_if import WhatIf
+
+BASELINES = ("baseline", "nadamw", "nadamw_baselinev05")
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was measured.
+
+    Attributes:
+        logs: the runs whose workloads have a target.
+        targets: of `targets.resolve`.
+        trials, best: of `to_target.trials` (steps that are no updates as NaN) and `to_target.studies`.
+        times: median seconds or steps to target, of `to_target.submissions`.
+        scores: the best first.
+        real_scores: those without hypothetical entries.
+        profile: of `score.performance_profile`.
+        baseline: the submission that the others are compared with.
+        unit: of times, scores and all figures: seconds for official logs, whose evaluations come by wall time,
+            steps for miniature ones.
+        ratios: per other submission its `Speedup` over the baseline in `unit`.
+        notes: lines on what was left out, kept, missing or strange.
+    """
+
+    logs: Logs
+    targets: pd.DataFrame
+    trials: pd.DataFrame
+    best: pd.DataFrame
+    times: pd.DataFrame
+    scores: pd.Series
+    real_scores: pd.Series
+    profile: pd.DataFrame
+    baseline: str
+    unit: curves.Unit
+    ratios: dict[str, Speedup]
+    notes: list[str]
+
+
+def of(
+    logs: Logs,
+    version: str | None = None,
+    baseline: str | None = None,
+    unit: curves.Unit | None = None,
+    imagined: Sequence[WhatIf] = (),
+) -> Results:
+    """Measure logs.
+
+    Args:
+        logs: of `logs.read`.
+        version, baseline, unit: None: found from the logs.
+        imagined: hypothetical entries to add.
+
+    Raises:
+        UsageError: as `targets.resolve`; the baseline has no run; the submission of a hypothetical entry has none.
+    """
+    measured = targets.resolve(logs, version)
+    notes = [*summary_of_skipped(logs), *measured.attrs["notes"]]
+    logs = logs.select(logs.runs["workload"].isin(measured.index))
+    trials = to_target.trials(logs, measured)
+    odd = pace.odd(logs, measured)
+    notes += pace.notes(odd)
+    trials = what_if.add(pace.without(trials, odd), imagined)
+    best = to_target.studies(trials)
+    if unit is None:
+        unit = "steps" if measured.attrs["version"] == OWN else "seconds"
+    if unit == "steps" and len(odd):
+        unit = "seconds"
+        notes.append("all is over seconds, since some steps are no updates")
+    scores, profile = score.score(best, measured, unit)
+    real_scores, _ = score.score(best[~best["submission"].isin([entry.name for entry in imagined])], measured, unit)
+    notes += [
+        f"{entry.name}: hypothetical, the runs of {entry.submission} with scaled times to target; no such run exists"
+        for entry in imagined
+    ]
+    chosen, more = _baseline(list(scores.index), baseline)
+    others = [name for name in scores.index if name != chosen]
+    ratios = speedup.compare(best, measured, others, chosen, unit)
+    notes += more + [
+        f"{name} has no workload in common with {chosen}: no ratio" for name in others if name not in ratios
+    ]
+    notes += _missing(best, measured)
+    if (line := to_target.unequal(trials)) is not None:
+        notes.append(f"{line}; medians are over the studies there are")
+    return Results(
+        logs=logs,
+        targets=measured,
+        trials=trials,
+        best=best,
+        times=to_target.submissions(best, unit),
+        scores=scores,
+        real_scores=real_scores,
+        profile=profile,
+        baseline=chosen,
+        unit=unit,
+        ratios=ratios,
+        notes=notes,
+    )
+
+
+def title(found: Results) -> str:
+    """What the scores are by: benchmark version and ruleset, and the unit where it is not the benchmark's."""
+    version, ruleset = found.targets.attrs["version"], found.targets.attrs["ruleset"]
+    whose = "the runs' own targets" if version == OWN else f"AlgoPerf {version}"
+    rules = f", {meta.RULESETS[ruleset]}" if ruleset and version != OWN else ""
+    return f"{whose}{rules}" + (", over updates" if found.unit == "steps" else "")
+
+
+def _baseline(ranked: list[str], asked: str | None) -> tuple[str, list[str]]:
+    """The baseline asked for, or the one that is there by name, or, with a note, the best."""
+    if asked is not None:
+        if asked not in ranked:
+            there = ", ".join(sorted(ranked))
+            raise UsageError(f"no run of the baseline {asked!r}; choose --baseline from {there}")
+        return asked, []
+    if found := next((name for name in BASELINES if name in ranked), None):
+        return found, []
+    note = f"no {' or '.join(BASELINES)} among the submissions: compared with the best, {ranked[0]}; see --baseline"
+    return ranked[0], [note] if len(ranked) > 1 else []
+
+
+def _missing(best: pd.DataFrame, measured: pd.DataFrame) -> list[str]:
+    """Lines on workloads that nobody or not everybody ran: the score is a share of all workloads."""
+    count = measured.attrs["workloads"]
+    names = targets.base(measured).index
+    ran = best[best["workload"].isin(names)].groupby("submission")["workload"].agg(set)
+    lines = []
+    if len(names) < count:
+        lines.append(f"{count - len(names)} of the version's {count} workloads have no run: missed by all")
+    for name in best["submission"].unique():
+        if lacking := [workload for workload in names if workload not in ran.get(name, set())]:
+            lines.append(f"{name} has no run of {', '.join(lacking)}: missed")
+    variants = {variant: base for variant, base in measured.attrs["variants"].items() if base in names}
+    if nobody := [variant for variant in variants if variant not in measured.index]:
+        lines.append(f"no run of the held-out {', '.join(nobody)}: the base workloads count without")
+    lacking = [
+        name
+        for name, there in best.groupby("submission")["workload"].agg(set).items()
+        if any(base in there and variant not in there and variant not in nobody for variant, base in variants.items())
+    ]
+    if lacking:
+        lines.append(f"{', '.join(lacking)} lack a held-out variant of a workload that they ran: missed")
+    return lines

@@ -1,0 +1,64 @@
+"""Benchmark versions: their data files, and which of them a set of logs belongs to."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from analysis.errors import UsageError
+from analysis.logs import Logs
+from analysis.meta import of_workloads
+
+VERSIONS = Path(__file__).parent / "versions"
+OWN = "own"  # the version of runs whose workloads no benchmark version knows: each says its target itself
+
+
+def names() -> list[str]:
+    """The benchmark versions that have a data file, the newest last."""
+    return sorted(path.stem for path in VERSIONS.glob("*.json"))
+
+
+def load(version: str) -> dict[str, Any]:
+    """A version's data file: about, hardware, gpus, self_tuning_budget (by how much it multiplies the budget) and
+    workloads. UsageError for an unknown version."""
+    if version not in names():
+        raise UsageError(f"benchmark version {version!r} is unknown; choose from {', '.join(names())}")
+    return json.loads((VERSIONS / f"{version}.json").read_text())
+
+
+def counted(data: dict[str, Any]) -> set[str]:
+    """The workloads that decide a version's score: scored ones, and the held-out variants that these need."""
+    return {name for name, entry in data["workloads"].items() if entry.get("scored", True)}
+
+
+def guess(logs: Logs) -> str:
+    """The version that fits the runs best, or `own` if none knows any of their workloads.
+
+    Versions share workloads. They are told apart by step hint, target and budget of the meta data, then by which
+    workloads are there and count; what is left goes to the newest.
+    """
+    there = set(logs.runs["workload"])
+    told = {key: of_workloads(logs, name) for key, name in KEYS.items()}
+
+    def distance(version: str) -> tuple[int, int, int]:
+        data = load(version)
+        workloads, count = data["workloads"], counted(data)
+        misfits = sum(
+            workloads[name].get(key, values[0]) not in values
+            for key, found in told.items()
+            for name, values in found.items()
+            if name in count
+        )
+        return misfits, len(there - set(workloads)), len(count ^ (there & set(workloads)))
+
+    if not any(there & set(load(version)["workloads"]) for version in names()):
+        return OWN
+    return min(reversed(names()), key=distance)
+
+
+# Fields of the data files, and what the harness calls them.
+KEYS = {
+    "metric": "target_metric_name",
+    "validation_target": "validation_target_value",
+    "step_hint": "step_hint",
+    "max_runtime_s": "max_allowed_runtime_sec",
+}
