@@ -1,6 +1,6 @@
 """The functions of an AlgoPerf submission, for NadamW with a schedule and, maybe, an averager."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -79,9 +79,13 @@ class Recipe:
         eval_results: list[tuple[int, Any]],
         global_step: int,
         rng: Any,
+        train_state: Mapping[str, Any] | None = None,
     ) -> tuple[dict[str, Any], nn.Module, Any]:
-        """One update of the raw weights. `global_step` counts the updates before this one."""
-        del current_params_types, loss_type, eval_results
+        """One update of the raw weights. `global_step` counts the updates before this one.
+
+        `train_state` is the harness's book-keeping. Its runner passes it to those who name it, its tests to everyone.
+        """
+        del current_params_types, loss_type, eval_results, train_state
         model = current_param_container
         averager = optimizer_state.get("averager")
         if averager is not None:
