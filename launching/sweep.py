@@ -74,7 +74,7 @@ def expand(source: str, trials: int | None, seed: int, path: Path, write: bool) 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a trial that uses up its budget. The harness at 2c90454 stops it at the V100 budget, that of 2026 at the other.
+    """Of a trial that uses up its budget: at 2c90454 the harness stops it at the V100 budget, in 2026 at the other.
 
     Attributes:
         hours: GPU-hours by machine, "V100" and "A100", of the budgets that the workload has.

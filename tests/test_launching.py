@@ -124,7 +124,9 @@ def test_the_installed_harness_is_looked_at(runner, registry, words, tmp_path, m
 def test_a_workload_that_came_after_the_installed_harness_is_named_with_the_version(tmp_path, monkeypatch):
     pretend_installed("prepare_for_eval = None", "WORKLOADS = {\n  'ogbg': {\n", tmp_path, monkeypatch)
     official.check_harness("ogbg")
-    words = r"--workload=finewebedu_lm: not in the installed algoperf, but since the main branch of 2026 \(pull request 904"
+    words = (
+        r"--workload=finewebedu_lm: not in the installed algoperf, but since the main branch of 2026 \(pull request 904"
+    )
     with pytest.raises(UsageError, match=words) as error:
         official.check_harness("finewebedu_lm")
     assert "\n" not in str(error.value)

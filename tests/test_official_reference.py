@@ -23,7 +23,8 @@ NEED_TORCHVISION = ("fastmri", "imagenet")
 
 def run_reference_test(workload: str, submission: str, folder: Path) -> None:
     spec = importlib.util.find_spec("algoperf")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     harness = Path(spec.origin).parents[1]  # its tests are installed beside the package
     command = [
         sys.executable, str(harness / "tests" / "reference_algorithm_tests.py"), "--framework=pytorch",

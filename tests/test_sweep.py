@@ -76,7 +76,10 @@ def test_a_sum_of_costs_takes_the_only_budget_of_a_workload_twice():
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--tuning_search_space=tuning_search_spaces/nadamw.json"], "nadamw.json does not fit submissions/pytorch/lawa"),
+        (
+            ["--tuning_search_space=tuning_search_spaces/nadamw.json"],
+            "nadamw.json does not fit submissions/pytorch/lawa",
+        ),
         (["--gpus=5"], "--gpus=5: the batch of 64 on finewebedu_lm does not divide by it"),
         (["--workloads=fineweb"], "--workload=fineweb is unknown to the official harness"),
     ],
