@@ -121,7 +121,9 @@ def _gpus() -> int:
         return official.gpus_found(FLAGS.gpus)
     found = torch.cuda.device_count() if FLAGS.gpus is None else FLAGS.gpus
     if FLAGS.gpus is None and not found:
-        print("no GPU found: the command for one; --gpus=N gives that for N, --gpus=0 that for the CPU", file=sys.stderr)
+        print(
+            "no GPU found: the command for one; --gpus=N gives that for N, --gpus=0 that for the CPU", file=sys.stderr
+        )
         return 1
     return found
 
