@@ -37,7 +37,7 @@ def check_harness(workload: str) -> None:
     runner = importlib.util.find_spec("submission_runner")
     package = importlib.util.find_spec("algoperf")
     if package is None or runner is None or not package.submodule_search_locations or runner.origin is None:
-        raise UsageError("algoperf is not installed: pip install -e '.[official]', or use --engine=docker")
+        raise UsageError("algoperf is not installed: see docs/official.md for the command, or use --engine=docker")
     # Read, not imported: that takes ten seconds.
     if "prepare_for_eval" not in Path(runner.origin).read_text():
         raise UsageError(f"{runner.origin} knows no prepare_for_eval: too old, algoperf v0.6.0 or newer is needed")
