@@ -49,14 +49,15 @@ def check(path: Path) -> list[Finding]:
     except OSError as error:
         return [Finding(path, 0, f"cannot be read: {error.strerror}")]
     start, end = 0, len(whole)
-    if path.name != NAME:
+    in_request = path.suffix not in (".yml", ".yaml")
+    if in_request:
         start = whole.find(START) + len(START)
         end = whole.find(END, start)
         if start < len(START) or end < 0:
             return [Finding(path, 1, "there is no block that starts with ```yaml and ends with ```")]
     first = whole.count("\n", 0, start) + 1
     lines = whole[start:end].splitlines()
-    if path.name != NAME:  # the workflow cuts comments off, also in quotes, and takes the lines' indentation away
+    if in_request:  # the workflow cuts comments off, also in quotes, and takes the lines' indentation away
         lines = [line.split("#")[0].strip() for line in lines]
     try:
         fields = yaml.safe_load("\n".join(lines))
@@ -65,22 +66,28 @@ def check(path: Path) -> list[Finding]:
         return [Finding(path, line, f"not YAML as it is read there: {error.problem}")]
     if not isinstance(fields, dict):
         return [Finding(path, first, f"must have the fields {', '.join(FIELDS)}")]
-    return sorted(Finding(path, first + line, message) for line, message in _findings(path, fields, lines))
+    found = list(_findings(fields, lines))
+    named, folder = fields.get("submission_folder"), path.parent.name
+    if not in_request and named not in (None, folder):
+        found.append((_line_of("submission_folder", lines), f"submission_folder: this is {folder}, not {named}"))
+    return sorted(Finding(path, first + line, message) for line, message in found)
 
 
-def _findings(path: Path, fields: dict[str, Any], lines: list[str]) -> Iterator[tuple[int, str]]:
+def _line_of(name: str, lines: list[str]) -> int:
+    return next((number for number, line in enumerate(lines) if line.startswith(f"{name}:")), 0)
+
+
+def _findings(fields: dict[str, Any], lines: list[str]) -> Iterator[tuple[int, str]]:
     """By line, from 0."""
     for name in REQUIRED:
         if name not in fields:
             yield 0, f"{name} is missing"
     for name, value in fields.items():
-        line = next((number for number, line in enumerate(lines) if line.startswith(f"{name}:")), 0)
+        line = _line_of(name, lines)
         if name not in FIELDS:
             yield line, f"{name} is not one of {', '.join(FIELDS)}"
         else:
             yield from ((line, f"{name}: {message}") for message in _problems(name, value))
-        if name == "submission_folder" and path.name == NAME and value != path.parent.name:
-            yield line, f"submission_folder: the folder is {path.parent.name}, not {value}"
 
 
 def _problems(name: str, value: Any) -> Iterator[str]:

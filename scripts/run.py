@@ -19,7 +19,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from absl import app, flags
@@ -78,13 +77,14 @@ def run_official() -> None:
             raise UsageError(f"--{name} must be given" + (", or --submission" if name != "workload" else ""))
     base_name(FLAGS.workload)
     official.check_seed(FLAGS.rng_seed)
-    trials: list[Any] = [None]
+    space, trials = None, [None]
     if FLAGS.tuning_ruleset == "external":
-        if FLAGS.tuning_search_space is None:
+        space = FLAGS.tuning_search_space
+        if space is None:
             raise UsageError("--tuning_search_space must be given with --tuning_ruleset=external")
-        trials = search.load(FLAGS.tuning_search_space, FLAGS.num_tuning_trials)
+        trials = search.load(space, FLAGS.num_tuning_trials)
         _default("num_tuning_trials", len(trials))
-    official.check_trials(FLAGS.submission_path, FLAGS.tuning_search_space, trials, FLAGS.workload)
+    official.check_trials(FLAGS.submission_path, space, trials, FLAGS.workload)
     command, environment = _command()
     if FLAGS.dry_run:
         print(shlex.join(command))
@@ -121,9 +121,7 @@ def _gpus() -> int:
         return official.gpus_found(FLAGS.gpus)
     found = torch.cuda.device_count() if FLAGS.gpus is None else FLAGS.gpus
     if FLAGS.gpus is None and not found:
-        print(
-            "no GPU found: the command for one; --gpus=N gives that for N, --gpus=0 that for the CPU", file=sys.stderr
-        )
+        print("no GPU found: the command is for one; --gpus=N gives that for N, 0 for the CPU", file=sys.stderr)
         return 1
     return found
 

@@ -169,7 +169,7 @@ def test_what_is_written_has_nothing_to_mend(tmp_path):
         ('"external"', '"external_tuning"', 6, "ruleset: must be one of external, self-tuning"),
         ('"PyTorch"', '"pytorch"', 7, "framework: must be one of PyTorch, JAX, not 'pytorch'"),
         ('folder: "mine"', 'folder: "submissions/external_tuning/mine"', 2, "give the folder's own name"),
-        ('folder: "mine"', 'folder: "other"', 2, "submission_folder: the folder is mine, not other"),
+        ('folder: "mine"', 'folder: "other"', 2, "submission_folder: this is mine, not other"),
         ('"A. Name, B. Náme"', '""', 3, "authors: must not be empty"),
         ("authors:", "writers:", 3, "writers is not one of"),
         ("authors:", "writers:", 1, "authors is missing"),
