@@ -19,7 +19,7 @@ from scripts.start import start
 FLAGS = flags.FLAGS
 
 flags.DEFINE_string("submission", None, "A folder of submissions/pytorch.", required=True)
-flags.DEFINE_string("name", None, "The name of the folder; default: weight_averaging_<submission>.")
+flags.DEFINE_string("name", None, "Of the folder; default: weight_averaging_<submission>, or that and _self_tuning.")
 flags.DEFINE_enum("ruleset", "external", list(submission_info.FOLDERS), "The tuning ruleset.")
 flags.DEFINE_string("tuning_search_space", None, "Default: tuning_search_spaces/<submission>.json.")
 flags.DEFINE_integer("point", None, "Under self-tuning: the point of the search space, from 1, that is trained with.")
@@ -31,7 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def run() -> None:
-    name = FLAGS.name or f"weight_averaging_{FLAGS.submission}"
+    suffix = "" if FLAGS.ruleset == "external" else "_self_tuning"
+    name = FLAGS.name or f"weight_averaging_{FLAGS.submission}{suffix}"
     folder = Path(FLAGS.output_dir) / name
     space = Path(FLAGS.tuning_search_space or ROOT / f"tuning_search_spaces/{FLAGS.submission}.json")
     if not space.is_file():

@@ -113,11 +113,11 @@ def make(folder: Path, *flags: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("flags", [(), ("--ruleset=self-tuning", "--point=1", "--name=own")])
+@pytest.mark.parametrize("flags", [(), ("--ruleset=self-tuning", "--point=1")])
 def test_the_command_tells_the_folder_and_the_pull_request_the_same(flags, tmp_path):
     result = make(tmp_path, *flags)
     assert result.returncode == 0, result.stderr
-    name = "own" if flags else "weight_averaging_ema"
+    name = "weight_averaging_ema_self_tuning" if flags else "weight_averaging_ema"
     fields = yaml.safe_load((tmp_path / name / "submission_info.yml").read_text())
     block = (tmp_path / f"{name}.pull_request.md").read_text().split("```yaml\n")[1].split("\n```")[0]
     assert yaml.safe_load(block) == fields
