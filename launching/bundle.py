@@ -1,30 +1,35 @@
 """A self-contained folder of one submission, as the benchmark's repository takes it: relative imports only.
 
-There it is imported as `submissions_algorithms.submissions.external_tuning.<name>.submission`. The modules that the
-submission needs, and they in turn, are copied beside it, and the module named in each of their import lines is
-replaced by its new relative name; nothing else changes.
+There it is imported as `submissions.<ruleset>_tuning.<name>.submission`, below one more package or none. The modules
+that the submission needs, and they in turn, are copied beside it, and the module named in each of their import lines
+is replaced by its new relative name; but for the hyperparameters of a self-tuning one nothing else changes.
 """
 
 import ast
 import re
 from pathlib import Path
+from typing import Any
 
+from miniperf import search
 from miniperf.errors import UsageError
 
 
-def write(root: Path, submission: str, search_space: Path | None, folder: Path) -> list[Path]:
+def write(root: Path, submission: str, search_space: Path, point: int | None, folder: Path) -> list[Path]:
     """Write the bundle of `submissions/<submission>/submission.py` into the new `folder`; returns its files.
 
     Args:
         root: of this repository.
         submission: `pytorch/lawa`, say.
-        search_space: None for a self-tuning submission.
+        search_space: of external tuning.
+        point: None for external tuning; for a self-tuning submission the number, from 1, of the point of
+            `search_space` that it always trains with, and the file itself is left out.
     """
     if folder.exists():
         raise UsageError(f"{folder} exists; remove it or choose another --output_dir")
     start = f"submissions.{submission.replace('/', '.')}.submission"
     if _file(root, start) is None:
         raise UsageError(f"there is no submissions/{submission}/submission.py")
+    own = None if point is None else _point(search_space, point)
     home = start.removesuffix("submission")
     for module in sorted(_needed(root, start)):
         source = _file(root, module)
@@ -35,29 +40,40 @@ def write(root: Path, submission: str, search_space: Path | None, folder: Path) 
     for package in {path.parent for path in folder.rglob("*.py")} | {folder}:
         (package / "__init__.py").touch()
     (folder / "LICENSE").write_text((root / "LICENSE").read_text())
-    (folder / "requirements.txt").write_text("# Nothing beyond the harness's own requirements.\n")
-    if search_space is not None:
+    if own is None:
         (folder / "tuning_search_space.json").write_text(search_space.read_text())
+    else:
+        path = folder / "submission.py"
+        path.write_text(_self_tuned(path.read_text(), own))
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _point(search_space: Path, number: int) -> dict[str, Any]:
+    points = search.load(search_space, None)
+    if not 1 <= number <= len(points):
+        raise UsageError(f"--point={number}: {search_space} has the points 1 to {len(points)}")
+    return points[number - 1]._asdict()
+
+
+def _self_tuned(source: str, point: dict[str, Any]) -> str:
+    """The source of a submission, with `point` as an argument of its recipe."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    recipes = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "Recipe"]
+    if len(recipes) != 1:
+        raise UsageError("a self-tuning bundle can be made of a submission with one `Recipe(...)` only")
+    lines = source.splitlines(keepends=True)
+    last = (recipes[0].end_lineno or 0) - 1
+    end = (recipes[0].end_col_offset or 0) - 1  # its closing parenthesis
+    values = "".join(f"    {name!r}: {value!r},\n" for name, value in point.items()).replace("'", '"')
+    lines[last] = f"{lines[last][:end]}, point=POINT{lines[last][end:]}"
+    lines.insert(recipes[0].lineno - 1, f"POINT = {{\n{values}}}\n")
+    return "".join(lines)
 
 
 def description(root: Path, submission: str) -> str:
     """The first line of the submission's docstring."""
     tree = ast.parse((root / "submissions" / submission / "submission.py").read_text())
     return (ast.get_docstring(tree) or submission).splitlines()[0]
-
-
-def pull_request(fields: dict[str, str]) -> str:
-    """The text of the pull request, with the YAML block that the benchmark reads: one line each, no `#`."""
-    for name, value in fields.items():
-        if not value or "#" in value or "\n" in value:
-            raise UsageError(f"--{name}: give one line without '#', not {value!r}")
-    lines = "\n".join(f"{name}: {_quoted(value)}" for name, value in fields.items())
-    return f"Title: [submission] {fields['submission_name']}\n\n```yaml\n{lines}\n```\n"
-
-
-def _quoted(value: str) -> str:
-    return f'"{value}"' if re.search(r":\s|^[\W\d]", value) else value
 
 
 def _file(root: Path, module: str) -> Path | None:

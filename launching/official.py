@@ -1,7 +1,6 @@
 """The command line of a run under the official harness, and what is checked before it starts."""
 
 import importlib.util
-import json
 import re
 import sys
 import zipfile
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from launching.workloads import WORKLOADS, base_name
+from miniperf import submission
 from miniperf.errors import UsageError
 from submissions.recipe.batch_sizes import get_batch_size
 
@@ -37,12 +37,15 @@ def check_harness(workload: str) -> None:
     runner = importlib.util.find_spec("submission_runner")
     package = importlib.util.find_spec("algoperf")
     if package is None or runner is None or not package.submodule_search_locations or runner.origin is None:
-        raise UsageError("algoperf is not installed: pip install -e '.[official]', or use --engine=docker")
+        raise UsageError("algoperf is not installed: see docs/official.md for the command, or use --engine=docker")
     # Read, not imported: that takes ten seconds.
     if "prepare_for_eval" not in Path(runner.origin).read_text():
         raise UsageError(f"{runner.origin} knows no prepare_for_eval: too old, algoperf v0.6.0 or newer is needed")
     registry = Path(package.submodule_search_locations[0], "workloads", "workloads.py").read_text()
     known = re.findall(r"'(\w+)': \{", registry)
+    base = base_name(workload)
+    if base not in known and WORKLOADS[base].since:
+        raise UsageError(f"--workload={workload}: not in the installed algoperf, but since {WORKLOADS[base].since}")
     if workload not in known:
         raise UsageError(f"--workload={workload} is unknown to the installed algoperf; it has {', '.join(known)}")
 
@@ -84,17 +87,22 @@ def check_seed(seed: int | None) -> None:
         raise UsageError(f"--rng_seed={seed}: give one in 1 ... 2**32 - 1; the harness takes 0 for none and draws one")
 
 
-def search_space_size(path: str) -> int | None:
-    """The number of points of a list; None for a dict of ranges. UsageError if the file is none of both."""
+def check_trials(submission_path: str, search_space: str | None, trials: list[Any], workload: str) -> None:
+    """UsageError if the path is unusable, or the submission can tell that it cannot train with one of the trials.
+
+    Only submissions that can tell are imported: others may import the harness, which takes ten seconds.
+
+    Args:
+        search_space: the file of the trials; None under self-tuning, where the one trial is None.
+    """
+    if "check_hyperparameters" not in submission.check_path(submission_path).read_text():
+        return
+    module = submission.load(submission_path)
     try:
-        space = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise UsageError(f"--tuning_search_space={path}: {error.strerror}") from None
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{path} is not JSON: {error}") from None
-    if not isinstance(space, list | dict) or not space:
-        raise UsageError(f"{path} must be a list of points or a dict of ranges, and not empty")
-    return len(space) if isinstance(space, list) else None
+        submission.check_trials(module, trials, WORKLOADS[base_name(workload)].step_hint)
+    except UsageError as error:
+        flag = "--tuning_ruleset=self" if search_space is None else f"--tuning_search_space={search_space}"
+        raise UsageError(f"{flag} does not fit {submission_path}: {error}") from None
 
 
 def command(

@@ -72,11 +72,31 @@ def expand(source: str, trials: int | None, seed: int, path: Path, write: bool) 
     return points
 
 
-def cost(workload: str, gpus: int, point: dict[str, Any]) -> tuple[float, float]:
-    """GPU-hours of a trial that uses up its budget, and gigabytes of its one checkpoint.
+@dataclass(frozen=True)
+class Cost:
+    """Of a trial that uses up its budget: at 2c90454 the harness stops it at the V100 budget, in 2026 at the other.
 
-    A checkpoint holds weights, two moments and, in float32, the window or average and the raw weights.
+    Attributes:
+        hours: GPU-hours by machine, "V100" and "A100", of the budgets that the workload has.
+        gigabytes: of its one checkpoint: weights, two moments and, in float32, the window or average and raw weights.
     """
+
+    hours: dict[str, float]
+    gigabytes: float
+
+
+def cost(workload: str, gpus: int, point: dict[str, Any]) -> Cost:
     needs = WORKLOADS[base_name(workload)]
     averages = point.get("averaging_window", 1) + 1 if any(name.startswith("averaging") for name in point) else 0
-    return needs.seconds / 3600 * max(gpus, 1), 4e-9 * needs.parameters * (3 + averages)
+    budgets = {"V100": needs.v100_seconds, "A100": needs.a100_seconds}
+    hours = {machine: seconds / 3600 * max(gpus, 1) for machine, seconds in budgets.items() if seconds is not None}
+    return Cost(hours, 4e-9 * needs.parameters * (3 + averages))
+
+
+def text_of(costs: list[Cost]) -> str:
+    """The sum in words. A trial without a budget for a machine counts with the other."""
+    machines = {machine: 0.0 for cost in costs for machine in cost.hours}
+    for machine in machines:
+        machines[machine] = sum(cost.hours.get(machine, max(cost.hours.values())) for cost in costs)
+    hours = " or ".join(f"{total:.1f} ({machine} budget)" for machine, total in machines.items())
+    return f"up to {hours or 0} GPU-hours, {sum(cost.gigabytes for cost in costs):.1f} GB"

@@ -7,12 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-try:
-    from torch.utils.tensorboard import SummaryWriter
-    from torch.utils.tensorboard.summary import hparams as hparams_summaries
-except ImportError:  # the csv files have all numbers too
-    SummaryWriter = None  # type: ignore[assignment,misc]
-
 logger = logging.getLogger(__name__)
 
 
@@ -25,9 +19,13 @@ class Events:
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        if SummaryWriter is None:
+        self._writer: Any = None
+        # Not before a run starts: beside an installed TensorFlow, as under the official harness, it takes ten seconds.
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+            from torch.utils.tensorboard.summary import hparams as hparams_summaries
+        except ImportError:  # the csv files have all numbers too
             logger.warning("no events for TensorBoard, which is not installed: pip install tensorboard")
-            self._writer = None
             return
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
         experiment, start, self._end = hparams_summaries(*_of_hparams_tab(folder))
@@ -37,18 +35,18 @@ class Events:
     def scalars(self, values: Mapping[str, float], completed: int) -> None:
         if self._writer is not None:
             for name, value in values.items():
-                self._writer.add_scalar(name, value, completed)  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(name, value, completed)
 
     def flush(self) -> None:
         """What came so far is in the file, even if the run is killed now."""
         if self._writer is not None:
-            self._writer.flush()  # type: ignore[no-untyped-call]
+            self._writer.flush()
 
     def close(self) -> None:
         """Mark the run as complete."""
         if self._writer is not None:
             self._add(self._end)
-            self._writer.close()  # type: ignore[no-untyped-call]
+            self._writer.close()
 
     def _add(self, summary: Any) -> None:
         assert self._writer is not None

@@ -12,8 +12,8 @@ from miniperf.errors import UsageError
 FUNCTIONS = ("init_optimizer_state", "update_params", "data_selection", "get_batch_size")
 
 
-def load(path: str) -> ModuleType:
-    """The submission module. UsageError if the path is unusable or a function is missing."""
+def check_path(path: str) -> Path:
+    """The file of a submission. UsageError unless the official harness could make a module's name of its path."""
     if os.path.isabs(path):
         raise UsageError(f"--submission_path={path} is absolute; give it relative to the working directory")
     parts = Path(path)
@@ -21,6 +21,12 @@ def load(path: str) -> ModuleType:
         raise UsageError(f"--submission_path={path} must be a .py file below the working directory, with no other dots")
     if not parts.is_file():
         raise UsageError(f"--submission_path={path} does not exist below {os.getcwd()}")
+    return parts
+
+
+def load(path: str) -> ModuleType:
+    """The submission module. UsageError if the path is unusable or a function is missing."""
+    parts = check_path(path)
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     module = importlib.import_module(".".join(parts.with_suffix("").parts))

@@ -23,7 +23,7 @@ from weight_averaging.averages import SnapshotError
 FLAGS = flags.FLAGS
 
 flags.DEFINE_string("workload", None, f"The workload: {', '.join(workloads.WORKLOADS)}.")
-flags.DEFINE_enum("framework", "pytorch", ["pytorch"], "Framework of the submission.")
+flags.DEFINE_string("framework", "pytorch", "Framework of the submission: pytorch.")
 flags.DEFINE_string("submission_path", None, "Python file of the submission, relative to the working directory.")
 flags.DEFINE_enum("tuning_ruleset", "external", ["external", "self"], "Tuning ruleset.")
 flags.DEFINE_string("tuning_search_space", None, "JSON file of the search space (external tuning).")
@@ -57,6 +57,8 @@ def run() -> None:
     for name in ("workload", "submission_path", "experiment_dir", "experiment_name"):
         if getattr(FLAGS, name) is None:
             raise UsageError(f"--{name} must be given")
+    if FLAGS.framework != "pytorch":
+        raise UsageError(f"--framework={FLAGS.framework}: miniperf's workloads are in pytorch")
     workload = workloads.make(FLAGS.workload)
     module = submission.load(FLAGS.submission_path)
     if FLAGS.tuning_ruleset == "self":

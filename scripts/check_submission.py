@@ -1,7 +1,8 @@
-"""Look through a submission and its search space for what goes wrong under the official harness.
+"""Look through a submission for what goes wrong under the official harness, or on the way to its leaderboard.
 
     python -m scripts.check_submission --submission_path=dist/mine/submission.py \
-      --tuning_search_space=dist/mine/tuning_search_space.json
+      --tuning_search_space=dist/mine/tuning_search_space.json --submission_info=dist/mine/submission_info.yml
+    python -m scripts.check_submission --submission_info=dist/mine.pull_request.md
 
 Prints every finding with its file and line; the exit status is 1 if there are any. Submissions of this repository
 import its library by absolute names, which `scripts.bundle` makes relative: check the bundle.
@@ -13,21 +14,23 @@ from pathlib import Path
 
 from absl import app, flags
 
-from launching import check_code, check_space
+from launching import check_code, check_space, submission_info
 
 FLAGS = flags.FLAGS
 
 flags.DEFINE_string("submission_path", None, "The module of a submission.")
 flags.DEFINE_string("tuning_search_space", None, "Its search space.")
+flags.DEFINE_string("submission_info", None, "Its submission_info.yml, or the text of the pull request.")
 
 
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    if FLAGS.submission_path is None and FLAGS.tuning_search_space is None:
-        raise app.UsageError("give --submission_path, --tuning_search_space or both")
+    if not any((FLAGS.submission_path, FLAGS.tuning_search_space, FLAGS.submission_info)):
+        raise app.UsageError("give --submission_path, --tuning_search_space, --submission_info, or several of them")
     findings = check_code.check(Path(FLAGS.submission_path)) if FLAGS.submission_path else []
     findings += check_space.check(Path(FLAGS.tuning_search_space)) if FLAGS.tuning_search_space else []
+    findings += submission_info.check(Path(FLAGS.submission_info)) if FLAGS.submission_info else []
     print(*findings, sep="\n", end="\n" if findings else "")
     sys.exit(bool(findings))
 

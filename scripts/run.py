@@ -20,11 +20,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from absl import app, flags
 
 from launching import official
 from launching.workloads import base_name
-from miniperf import submission_runner, workloads
+from miniperf import search, submission_runner, workloads
 from miniperf.errors import UsageError
 
 FLAGS = flags.FLAGS
@@ -42,8 +43,11 @@ SUBMISSIONS = Path("submissions/pytorch")
 def set_defaults() -> None:
     """Fill in the flags that were not given."""
     official_run = FLAGS.harness == "official"
+    known = sorted(path.parent.name for path in SUBMISSIONS.glob("*/submission.py"))
+    if FLAGS.framework != SUBMISSIONS.name:
+        there = f"the submissions here are for {SUBMISSIONS.name}: {', '.join(known)}"
+        raise UsageError(f"--framework={FLAGS.framework}: {there}")
     if FLAGS.submission is not None:
-        known = sorted(path.parent.name for path in SUBMISSIONS.glob("*/submission.py"))
         if FLAGS.submission not in known:
             raise UsageError(f"--submission={FLAGS.submission} is unknown; choose from {', '.join(known)}")
         _default("submission_path", f"{SUBMISSIONS}/{FLAGS.submission}/submission.py")
@@ -73,13 +77,14 @@ def run_official() -> None:
             raise UsageError(f"--{name} must be given" + (", or --submission" if name != "workload" else ""))
     base_name(FLAGS.workload)
     official.check_seed(FLAGS.rng_seed)
+    space, trials = None, [None]
     if FLAGS.tuning_ruleset == "external":
-        if FLAGS.tuning_search_space is None:
+        space = FLAGS.tuning_search_space
+        if space is None:
             raise UsageError("--tuning_search_space must be given with --tuning_ruleset=external")
-        size = official.search_space_size(FLAGS.tuning_search_space)
-        if FLAGS.num_tuning_trials is None and size is None:
-            raise UsageError(f"{FLAGS.tuning_search_space} holds ranges: give --num_tuning_trials")
-        _default("num_tuning_trials", size)
+        trials = search.load(space, FLAGS.num_tuning_trials)
+        _default("num_tuning_trials", len(trials))
+    official.check_trials(FLAGS.submission_path, space, trials, FLAGS.workload)
     command, environment = _command()
     if FLAGS.dry_run:
         print(shlex.join(command))
@@ -94,8 +99,7 @@ def _command() -> tuple[list[str], dict[str, str]]:
         return _in_docker(), {}
     if FLAGS.engine == "slurm":
         return _on_slurm(), {}
-    dry_gpus = FLAGS.gpus if FLAGS.dry_run else None
-    gpus = dry_gpus if dry_gpus is not None else official.gpus_found(FLAGS.gpus)
+    gpus = _gpus()
     if FLAGS.submission is not None:
         official.check_batch_size(FLAGS.workload, gpus)
     data_root = FLAGS.data_dir or "~/data"
@@ -110,6 +114,16 @@ def _command() -> tuple[list[str], dict[str, str]]:
     )  # fmt: skip
     visible = {"CUDA_VISIBLE_DEVICES": ""} if gpus == 0 else {}
     return command, {"PYTHONPATH": os.getcwd(), **visible}
+
+
+def _gpus() -> int:
+    if not FLAGS.dry_run:
+        return official.gpus_found(FLAGS.gpus)
+    found = torch.cuda.device_count() if FLAGS.gpus is None else FLAGS.gpus
+    if FLAGS.gpus is None and not found:
+        print("no GPU found: the command is for one; --gpus=N gives that for N, 0 for the CPU", file=sys.stderr)
+        return 1
+    return found
 
 
 def _check_experiment() -> None:

@@ -17,7 +17,7 @@ from absl import flags
 
 from launching import official, slurm, sweep
 from launching.workloads import base_name
-from miniperf import workloads
+from miniperf import search, workloads
 from miniperf.errors import UsageError
 from scripts.start import start
 
@@ -40,7 +40,7 @@ flags.DEFINE_string("experiment_dir", "runs", "Root folder of the runs; `sweep` 
 flags.DEFINE_boolean("dry_run", False, "List the jobs and what they may cost; start nothing.")
 
 
-def plan() -> tuple[list[sweep.Job], list[tuple[float, float]]]:
+def plan() -> tuple[list[sweep.Job], list[sweep.Cost]]:
     """All jobs and what each may cost. UsageError for anything unknown."""
     if not Path("submissions/pytorch", FLAGS.submission, "submission.py").is_file():
         raise UsageError(f"--submission={FLAGS.submission} is unknown; it is a folder of submissions/pytorch")
@@ -51,6 +51,9 @@ def plan() -> tuple[list[sweep.Job], list[tuple[float, float]]]:
             official.check_batch_size(name, FLAGS.gpus)
     spaces = Path("tuning_search_spaces") / ("" if official_run else "miniperf")
     source = FLAGS.tuning_search_space or str(spaces / f"{FLAGS.submission}.json")
+    trials = search.load(source, FLAGS.num_tuning_trials, FLAGS.space_seed)
+    for name in FLAGS.workloads if official_run else []:
+        official.check_trials(f"submissions/pytorch/{FLAGS.submission}/submission.py", source, trials, name)
     root = Path(FLAGS.experiment_dir).absolute()
     path = root / "sweep" / Path(source).name
     points = sweep.expand(source, FLAGS.num_tuning_trials, FLAGS.space_seed, path, write=not FLAGS.dry_run)
@@ -61,7 +64,7 @@ def plan() -> tuple[list[sweep.Job], list[tuple[float, float]]]:
         for study in range(1, FLAGS.studies + 1):
             for trial, point in enumerate(points, start=1):
                 jobs.append(sweep.Job(FLAGS.harness, workload, FLAGS.submission, study, trial, **common))
-                costs.append(sweep.cost(workload, FLAGS.gpus, point) if official_run else (0.0, 0.0))
+                costs.append(sweep.cost(workload, FLAGS.gpus, point) if official_run else sweep.Cost({}, 0.0))
     return jobs, costs
 
 
@@ -107,12 +110,12 @@ def run() -> None:
         (job, cost) for job, cost in zip(jobs, costs, strict=True) if job.name not in queued and not job.marker.exists()
     ]
     if FLAGS.dry_run:
-        for job, (hours, gigabytes) in waiting:
-            print(f"{job.name}: up to {hours:.1f} GPU-hours, {gigabytes:.1f} GB")
+        for job, cost in waiting:
+            print(f"{job.name}: {sweep.text_of([cost])}")
         print("each runs: " + shlex.join(waiting[0][0].command()) if waiting else "nothing to do")
-    total = [sum(cost[index] for _, cost in waiting) for index in (0, 1)]
     in_queue = f", {len(queued)} in the queue" if queued else ""
-    print(f"{len(waiting)} of {len(jobs)} jobs to run{in_queue}: up to {total[0]:.0f} GPU-hours, {total[1]:.0f} GB")
+    total = sweep.text_of([cost for _, cost in waiting])
+    print(f"{len(waiting)} of {len(jobs)} jobs to run{in_queue}: {total}")
     if FLAGS.dry_run or not waiting:
         return
     if FLAGS.engine == "slurm":

@@ -2,15 +2,18 @@
 
 import ast
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import yaml
 
-from launching import bundle, check_code, check_space
+from launching import bundle, check_code, check_space, submission_info
 from miniperf.errors import UsageError
 
 ROOT = Path.cwd()
@@ -23,16 +26,19 @@ assert bool({"submissions", "weight_averaging", "miniperf"} & set(sys.modules)) 
 """
 
 
-def write(name: str, folder: Path) -> list[Path]:
-    return bundle.write(ROOT, f"pytorch/{name}", ROOT / f"tuning_search_spaces/{name}.json", folder)
+def write(name: str, folder: Path, point: int | None = None) -> list[Path]:
+    return bundle.write(ROOT, f"pytorch/{name}", ROOT / f"tuning_search_spaces/{name}.json", point, folder)
 
 
+@pytest.mark.parametrize("point", [None, 2])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_bundle_is_whole_and_has_nothing_to_mend(name, tmp_path):
-    files = {str(path.relative_to(tmp_path / name)) for path in write(name, tmp_path / name)}
-    assert {"submission.py", "__init__.py", "tuning_search_space.json", "requirements.txt", "LICENSE"} <= files
+def test_a_bundle_is_whole_and_has_nothing_to_mend(name, point, tmp_path):
+    files = {str(path.relative_to(tmp_path / name)) for path in write(name, tmp_path / name, point)}
+    assert {"submission.py", "__init__.py", "LICENSE"} <= files
+    assert ("tuning_search_space.json" in files) == (point is None)
     assert check_code.check(tmp_path / name / "submission.py") == []
-    assert check_space.check(tmp_path / name / "tuning_search_space.json") == []
+    if point is None:
+        assert check_space.check(tmp_path / name / "tuning_search_space.json") == []
     # Every relative import ends inside the bundle, at a module that is there.
     for path in (tmp_path / name).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -47,7 +53,7 @@ def test_a_bundle_trains_as_the_original(tmp_path):
     package = "submissions_algorithms.submissions.external_tuning.lawa"
     write("lawa", tmp_path.joinpath(*package.split(".")))
     (tmp_path / "tests").mkdir()
-    for name in ("official_driver.py", "official_batches.py"):
+    for name in ("__init__.py", "official_driver.py", "official_batches.py"):  # else the harness's `tests` are taken
         shutil.copy(ROOT / "tests" / name, tmp_path / "tests")
     outputs = []
     for folder, module, which in ((ROOT, "lawa", "original"), (tmp_path, f"{package}.submission", "bundle")):
@@ -59,12 +65,39 @@ def test_a_bundle_trains_as_the_original(tmp_path):
     assert outputs[0] == outputs[1]
 
 
+def rows(folder: Path, path: str, *flags: str) -> pd.DataFrame:
+    """What a run of miniperf in `folder` measures, without the clock."""
+    command = [
+        sys.executable, "-m", "miniperf.submission_runner", "--workload=mini_imagenet_vit",
+        f"--submission_path={path}", "--max_global_steps=4", "--eval_every_n_steps=2", "--rng_seed=3",
+        f"--experiment_dir={folder / 'runs'}", f"--experiment_name={len(flags)}", *flags,
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    table = pd.read_csv(folder / f"runs/{len(flags)}/mini_imagenet_vit_pytorch/trial_1/eval_measurements.csv")
+    clock = ["score", "total_duration", *[name for name in table if name.startswith("accumulated_")]]
+    return table.drop(columns=clock)
+
+
+def test_a_self_tuning_bundle_trains_as_the_original_does_with_its_point(tmp_path):
+    write("lawa", tmp_path / "mine", point=4)
+    write("lawa", tmp_path / "tuned")
+    point = json.loads((tmp_path / "tuned" / "tuning_search_space.json").read_text())[3]
+    (tmp_path / "space.json").write_text(json.dumps([point]))
+    own = rows(tmp_path, "mine/submission.py", "--tuning_ruleset=self")
+    given = rows(tmp_path, "tuned/submission.py", "--tuning_ruleset=external", "--tuning_search_space=space.json")
+    pd.testing.assert_frame_equal(own, given)
+    with pytest.raises(AssertionError, match="hyperparameters of its own: run with --tuning_ruleset=self"):
+        rows(tmp_path, "mine/submission.py", "--tuning_search_space=space.json")
+
+
 def test_an_import_that_cannot_be_made_relative_is_refused(tmp_path):
     (tmp_path / "submissions" / "mine").mkdir(parents=True)
     (tmp_path / "lib.py").touch()
     (tmp_path / "submissions" / "mine" / "submission.py").write_text("import lib\n")
     with pytest.raises(UsageError, match=r"submission\.py:1: write `from"):
-        bundle.write(tmp_path, "mine", None, tmp_path / "out")
+        bundle.write(tmp_path, "mine", tmp_path / "space.json", None, tmp_path / "out")
 
 
 def test_a_folder_is_not_written_over(tmp_path):
@@ -72,10 +105,50 @@ def test_a_folder_is_not_written_over(tmp_path):
         write("lawa", tmp_path)
 
 
-def test_the_pull_request_has_one_line_a_field():
-    fields = {"submission_name": "mine", "authors": "A. Name, B. Name", "affiliations": "Some: Place"}
-    block = bundle.pull_request(fields).split("```")[1].splitlines()[1:]
-    assert block == ["submission_name: mine", "authors: A. Name, B. Name", 'affiliations: "Some: Place"']
-    for bad in ("", "a # b", "a\nb"):
-        with pytest.raises(UsageError, match="authors"):
-            bundle.pull_request({**fields, "authors": bad})
+def make(folder: Path, *flags: str) -> subprocess.CompletedProcess:
+    command = [
+        sys.executable, "-m", "scripts.bundle", "--submission=ema", "--authors=A. Name, B. Name",
+        "--affiliations=Some: Place", f"--output_dir={folder}", *flags,
+    ]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("flags", [(), ("--ruleset=self-tuning", "--point=1")])
+def test_the_command_tells_the_folder_and_the_pull_request_the_same(flags, tmp_path):
+    result = make(tmp_path, *flags)
+    assert result.returncode == 0, result.stderr
+    name = "weight_averaging_ema_self_tuning" if flags else "weight_averaging_ema"
+    fields = yaml.safe_load((tmp_path / name / "submission_info.yml").read_text())
+    block = (tmp_path / f"{name}.pull_request.md").read_text().split("```yaml\n")[1].split("\n```")[0]
+    assert yaml.safe_load(block) == fields
+    assert list(fields) == list(submission_info.FIELDS)
+    assert fields["submission_folder"] == name
+    assert fields["ruleset"] == ("self-tuning" if flags else "external")
+    assert (fields["framework"], fields["version"]) == ("PyTorch", "1.0")
+    assert fields["affiliations"] == "Some: Place"
+    check = [sys.executable, "-m", "scripts.check_submission", f"--submission_path={tmp_path / name}/submission.py"]
+    for info in (tmp_path / name / "submission_info.yml", tmp_path / f"{name}.pull_request.md"):
+        result = subprocess.run([*check, f"--submission_info={info}"], capture_output=True, text=True, check=False)
+        assert (result.returncode, result.stdout) == (0, ""), result.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--authors="], "--authors: must not be empty"),
+        (["--authors=A # B"], "--authors: give one line without '#'"),
+        (["--affiliations=A\nB"], "--affiliations: give one line without"),
+        (["--name=My-Submission"], "--name: give the folder's own name, of small letters, digits and _"),
+        (["--point=1"], "--point says what --ruleset=self-tuning trains with"),
+        (["--ruleset=self-tuning"], "--point says what --ruleset=self-tuning trains with"),
+        (["--ruleset=self-tuning", "--point=6"], "--point=6: "),
+        (["--submission=lawaa"], "there is no "),
+    ],
+)
+def test_the_command_refuses_what_the_leaderboard_would_not_take(flags, words, tmp_path):
+    result = make(tmp_path, *flags)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert words in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())

@@ -5,7 +5,7 @@ import textwrap
 
 import pytest
 
-from launching import check_code, check_space
+from launching import check_code, check_space, submission_info
 
 GOOD = '''
 """Trains on wmt and others."""
@@ -30,7 +30,7 @@ def init_optimizer_state(workload, model_params, model_state, hyperparameters, r
 
 
 def update_params(workload, current_param_container, current_params_types, model_state, hyperparameters, batch,
-                  loss_type, optimizer_state, eval_results, global_step, rng):
+                  loss_type, optimizer_state, eval_results, global_step, rng, train_state=None):
     return optimizer_state, current_param_container, model_state
 
 
@@ -56,7 +56,8 @@ def test_a_good_submission_passes(tmp_path):
         ("def data_selection", "def choose_data", None, "the function data_selection is missing"),
         ("import torch\n", "import torch\nfrom my_library import x\n", "my_library", "absolute name"),
         ("import torch\n", "import torch\nimport submissions.api as api\n", "submissions.api", "absolute name"),
-        ("eval_results, global_step, rng):", "global_step, rng):", "def update_params", "take eval_results"),
+        ("eval_results, global_step, rng, ", "global_step, rng, ", "def update_params", "take eval_results"),
+        (", train_state=None", "", "def update_params", "does not take train_state"),
         ("hyperparameters, rng):", "hyperparameters):", "def init_optimizer_state", "with 5 arguments and takes 4"),
         ("        raise ValueError(workload_name)", "        return 1", "def get_batch_size", "no ValueError"),
         ('"scheduler": Scheduler()}', '"average": [1.0]}', '"average"', "optimizer_state['average'] has no state_dict"),
@@ -138,3 +139,55 @@ def test_a_good_list_passes(tmp_path):
 def test_a_trap_of_a_search_space_is_found_at_its_line(tmp_path, space, line, words):
     found = space_findings(tmp_path, space)
     assert any(at == line and words in text for at, text in found), found
+
+
+FIELDS = {
+    "submission_name": "Mine: an average", "submission_folder": "mine", "authors": "A. Name, B. Náme",
+    "affiliations": 'The "Place"', "version": "1.0", "ruleset": "external", "framework": "PyTorch",
+    "description": "Averages.",
+}  # fmt: skip
+
+
+def info_findings(tmp_path, text, name="mine/submission_info.yml"):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return [(finding.line, finding.text) for finding in submission_info.check(path)]
+
+
+def test_what_is_written_has_nothing_to_mend(tmp_path):
+    assert info_findings(tmp_path, submission_info.text(FIELDS)) == []
+    assert info_findings(tmp_path, submission_info.pull_request(FIELDS), "pull_request.md") == []
+    folded = submission_info.text(FIELDS).replace('"Averages."', ">-\n  Averages\n  weights.")
+    assert info_findings(tmp_path, folded) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        ('version: "1.0"', "version: 1.0", 5, "version: write it in quotes: 1.0 is read as a float"),
+        ('"external"', '"external_tuning"', 6, "ruleset: must be one of external, self-tuning"),
+        ('"PyTorch"', '"pytorch"', 7, "framework: must be one of PyTorch, JAX, not 'pytorch'"),
+        ('folder: "mine"', 'folder: "submissions/external_tuning/mine"', 2, "give the folder's own name"),
+        ('folder: "mine"', 'folder: "other"', 2, "submission_folder: this is mine, not other"),
+        ('"A. Name, B. Náme"', '""', 3, "authors: must not be empty"),
+        ("authors:", "writers:", 3, "writers is not one of"),
+        ("authors:", "writers:", 1, "authors is missing"),
+        ('"Averages."', '"Costs $5."', 8, "description: give one line without '$'"),
+        ('"Averages."', "Averages: all", 8, "not YAML"),
+    ],
+)
+def test_a_trap_of_the_leaderboards_workflow_is_found_at_its_line(tmp_path, old, new, line, words):
+    text = submission_info.text(FIELDS).replace(old, new)
+    assert any(at == line and words in found for at, found in info_findings(tmp_path, text))
+
+
+def test_the_block_of_a_pull_request_is_read_as_the_workflow_does(tmp_path):
+    text = submission_info.pull_request(FIELDS)
+    line = text.splitlines().index('version: "1.0"') + 1
+    assert info_findings(tmp_path, text.replace("```yaml", "```"), "pull.md")[0][1].startswith("there is no block")
+    assert info_findings(tmp_path, text.replace('"1.0"', '"1.0"  # of ours'), "pull.md") == []
+    ((at, found),) = info_findings(tmp_path, text.replace('"1.0"', '"1#0"'), "pull.md")
+    assert (at, found[:8]) == (line + 1, "not YAML")  # the quote that is cut off is missed in the next line
+    folded = text.replace('"Averages."', ">-\n  Averages\n  weights.")
+    assert "not YAML" in info_findings(tmp_path, folded, "pull.md")[0][1]

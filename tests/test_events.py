@@ -1,6 +1,7 @@
 """TensorBoard: what its own reader finds in the runs' event files."""
 
 import os
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -8,7 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import api_pb2, metadata
 
-from miniperf import checkpoints, events, submission, workloads
+from miniperf import checkpoints, submission, workloads
 from miniperf.logs import MetricsLogger, write_json
 from miniperf.runner import train_once
 from tests.test_runner import settings_of, train, trial
@@ -114,7 +115,7 @@ def test_a_run_begun_again_drops_what_a_killed_one_left(tmp_path):
 
 
 def test_without_tensorboard_the_tables_are_written_and_a_line_says_so(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(events, "SummaryWriter", None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     logger = MetricsLogger(tmp_path, 0)
     logger.append_scalar_metrics({"validation/accuracy": 0.5}, 10, is_eval=True)
     logger.finish()

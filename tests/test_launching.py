@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from launching import official
 from launching.workloads import SEVEN, WORKLOADS, base_name
 from miniperf.errors import UsageError
+from submissions.recipe.batch_sizes import get_batch_size
 
 
 def run(*flags: str, **environment: str) -> subprocess.CompletedProcess:
@@ -28,7 +30,7 @@ def make_data(root, workload):
 
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_whole_data_passes_and_every_missing_piece_is_named(workload, tmp_path):
-    with pytest.raises(UsageError, match=r"there is no folder .*make it with: python datasets/dataset_setup.py"):
+    with pytest.raises(UsageError, match=r"there is no folder .*make it with: python datasets?/dataset_setup.py"):
         official.check_data(workload, str(tmp_path))
     make_data(tmp_path, workload)
     official.check_data(workload, str(tmp_path))
@@ -87,7 +89,6 @@ def test_variants_belong_to_the_longest_base_name():
         (official.check_batch_size, ("ogbg", 3), "the batch of 512 on ogbg does not divide by it"),
         (official.check_batch_size, ("criteo1tb_embed_init", 7), "the batch of 262144"),
         (official.check_seed, (0,), "takes 0 for none"),
-        (official.search_space_size, ("no/such.json",), "No such file"),
     ],
 )
 def test_bad_input_is_one_line(check, arguments, words):
@@ -115,6 +116,24 @@ def test_gpus_found(monkeypatch):
     ],
 )
 def test_the_installed_harness_is_looked_at(runner, registry, words, tmp_path, monkeypatch):
+    pretend_installed(runner, registry, tmp_path, monkeypatch)
+    with pytest.raises(UsageError, match=words):
+        official.check_harness("mnist")
+
+
+def test_a_workload_that_came_after_the_installed_harness_is_named_with_the_version(tmp_path, monkeypatch):
+    pretend_installed("prepare_for_eval = None", "WORKLOADS = {\n  'ogbg': {\n", tmp_path, monkeypatch)
+    official.check_harness("ogbg")
+    words = (
+        r"--workload=finewebedu_lm: not in the installed algoperf, but since the main branch of 2026 \(pull request 904"
+    )
+    with pytest.raises(UsageError, match=words) as error:
+        official.check_harness("finewebedu_lm")
+    assert "\n" not in str(error.value)
+
+
+def pretend_installed(runner, registry, tmp_path, monkeypatch):
+    """An algoperf of these two sources; with `runner` None, none."""
     (tmp_path / "algoperf" / "workloads").mkdir(parents=True)
     (tmp_path / "algoperf" / "__init__.py").touch()
     (tmp_path / "algoperf" / "workloads" / "workloads.py").write_text(registry or "")
@@ -126,8 +145,6 @@ def test_the_installed_harness_is_looked_at(runner, registry, words, tmp_path, m
         return importlib.util.spec_from_file_location(name, path, submodule_search_locations=search) if runner else None
 
     monkeypatch.setattr("importlib.util.find_spec", find_spec)
-    with pytest.raises(UsageError, match=words):
-        official.check_harness("mnist")
 
 
 def test_docker_commands_mount_data_and_results():
@@ -144,6 +161,57 @@ def test_docker_commands_mount_data_and_results():
         assert {f"--workload={workload}", "--submission=lawa", "--data_dir=/data", "--gpus=4", "--rng_seed=7"} <= set(
             inside
         )
+
+
+def test_a_dry_run_needs_no_gpu_and_says_which_number_it_takes(tmp_path):
+    nowhere = {"PATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    result = run("--workload=finewebedu_lm", "--dry_run", **nowhere)
+    assert result.returncode == 0, result.stderr
+    words = shlex.split(result.stdout)
+    assert words[1:3] == ["-m", "submission_runner"]
+    assert any(word.endswith("/fineweb_edu_10B") and word.startswith("--data_dir=") for word in words)
+    assert "--gpus=N" in result.stderr
+    result = run("--workload=finewebedu_lm", "--dry_run", "--gpus=4", **nowhere)
+    assert "--nproc_per_node=4" in shlex.split(result.stdout)
+    assert not result.stderr
+
+
+def test_a_submission_that_cannot_tell_is_not_imported(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.py").write_text("raise SystemExit('imported')")
+    official.check_trials("other.py", "space.json", [None], "ogbg")
+    (tmp_path / "asked.py").write_text("def check_hyperparameters(h, step_hint):\n    raise SystemExit('asked')")
+    with pytest.raises(UsageError, match="lacks the function"):
+        official.check_trials("asked.py", "space.json", [None], "ogbg")
+
+
+NINE_ON_A100 = {
+    "criteo1tb": (262_144, 8915), "fastmri": (32, 2745), "finewebedu_lm": (64, 31_967),
+    "imagenet_resnet": (1024, 49_918), "imagenet_vit": (1024, 64_292), "librispeech_conformer": (256, 43_680),
+    "librispeech_deepspeech": (256, 36_949), "ogbg": (512, 11_303), "wmt": (128, 16_114),
+}  # fmt: skip
+
+
+def test_the_nine_workloads_of_the_benchmark_on_four_a100():
+    scored = {name for name, needs in WORKLOADS.items() if needs.a100_seconds is not None}
+    assert scored == set(NINE_ON_A100) == {*SEVEN, "imagenet_resnet", "finewebedu_lm"}
+    for name, (batch, seconds) in NINE_ON_A100.items():
+        assert get_batch_size(name) == batch
+        assert WORKLOADS[name].a100_seconds == seconds
+        official.check_batch_size(name, 4)
+
+
+def test_the_docker_page_has_every_workloads_folder_and_budgets():
+    page = Path("docs/docker.md").read_text()
+    for name, needs in WORKLOADS.items():
+        if name == "mnist":
+            continue
+        row = next(line for line in page.splitlines() if line.startswith("|") and f"`{name}`" in line)
+        assert f"`{needs.folder}`" in row
+        row = next(line for line in page.splitlines() if line.startswith(f"| {name} |"))
+        cells = [cell.strip() for cell in row.split("|")[2:-1]]
+        budgets = [f"{seconds:,}" if seconds else "-" for seconds in (needs.v100_seconds, needs.a100_seconds)]
+        assert cells == [f"{get_batch_size(name):,}", f"{needs.step_hint:,}", *budgets]
 
 
 def test_a_slurm_job_is_requeued_and_resumes():
@@ -164,6 +232,19 @@ def test_a_slurm_job_is_requeued_and_resumes():
         (["--workload=nope"], "unknown to the official harness"),
         (["--workload=ogbg", "--gpus=0", "--rng_seed=0"], "takes 0 for none"),
         (["--workload=ogbg", "--gpus=1000"], "--gpus=1000: only"),
+        (["--workload=ogbg", "--framework=jax"], "--framework=jax: the submissions here are for pytorch: ema, "),
+        (["--workload=ogbg", "--submission_path=no/such.py"], "--submission_path=no/such.py does not exist"),
+        (["--workload=ogbg", "--num_tuning_trials=0"], "--num_tuning_trials must be >= 1, not 0"),
+        (["--workload=ogbg", "--tuning_search_space=no/such.json"], "--tuning_search_space=no/such.json: No such file"),
+        # Before the harness loads any data, wherever it runs; nothing else is looked at first.
+        *[
+            (["--workload=criteo1tb", f"--engine={engine}", f"--tuning_search_space={space}"], f"{space} does not fit")
+            for engine, space in (
+                ("local", "tuning_search_spaces/nadamw.json"),
+                ("docker", "tuning_search_spaces/paper/wmt/interval_x_decay.json"),
+            )
+        ],
+        (["--workload=ogbg", "--tuning_ruleset=self"], "--tuning_ruleset=self does not fit"),
     ],
 )
 def test_nothing_is_started_where_something_is_missing(flags, words, tmp_path):

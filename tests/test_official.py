@@ -42,6 +42,20 @@ def test_a_submission_keeps_the_contract_on_every_workload(workload, submission)
     print(next(line for line in lines if line.startswith(f"{workload} {submission}: ")))  # seconds and memory
 
 
+def test_step_hints_and_budgets_are_those_of_the_harness():
+    code = """
+from tests.official_driver import make_workload
+from launching.workloads import WORKLOADS
+for name, needs in WORKLOADS.items():
+    if not needs.since:
+        workload = make_workload(name)
+        found, known = (workload.step_hint, workload.max_allowed_runtime_sec), (needs.step_hint, needs.v100_seconds)
+        assert found == known, f"{name}: {found}, not {known}"
+print("all equal")
+"""
+    assert "all equal" in run("-c", code)
+
+
 def test_ranks_stay_equal_through_a_resume_that_loses_ddp():
     output = run("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "tests/official_ranks.py")
     assert "ranks agree" in output

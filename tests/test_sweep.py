@@ -61,10 +61,37 @@ def test_ranges_are_drawn_once_and_another_draw_is_refused(tmp_path):
 
 
 def test_cost_of_a_trial():
-    hours, gigabytes = sweep.cost("ogbg", 8, {"averaging_window": 20})
-    assert hours == pytest.approx(12_011 / 3600 * 8)
-    assert gigabytes == pytest.approx(4e-9 * 3_554_176 * (3 + 20 + 1))
-    assert sweep.cost("ogbg", 0, {})[1] == pytest.approx(4e-9 * 3_554_176 * 3)
+    cost = sweep.cost("ogbg", 8, {"averaging_window": 20})
+    assert cost.hours == pytest.approx({"V100": 12_011 / 3600 * 8, "A100": 11_303 / 3600 * 8})
+    assert cost.gigabytes == pytest.approx(4e-9 * 3_554_176 * (3 + 20 + 1))
+    assert sweep.cost("ogbg", 0, {}).gigabytes == pytest.approx(4e-9 * 3_554_176 * 3)
+
+
+def test_a_sum_of_costs_takes_the_only_budget_of_a_workload_twice():
+    costs = [sweep.Cost({"V100": 2.0, "A100": 1.0}, 1.0), sweep.Cost({"A100": 4.0}, 0.5)]
+    assert sweep.text_of(costs) == "up to 6.0 (V100 budget) or 5.0 (A100 budget) GPU-hours, 1.5 GB"
+    assert sweep.text_of(costs[1:]) == "up to 4.0 (A100 budget) GPU-hours, 0.5 GB"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            ["--tuning_search_space=tuning_search_spaces/nadamw.json"],
+            "nadamw.json does not fit submissions/pytorch/lawa",
+        ),
+        (["--gpus=5"], "--gpus=5: the batch of 64 on finewebedu_lm does not divide by it"),
+        (["--workloads=fineweb"], "--workload=fineweb is unknown to the official harness"),
+    ],
+)
+def test_a_sweep_that_could_not_run_is_not_planned(flags, words, tmp_path):
+    command = [sys.executable, "-m", "scripts.sweep", "--submission=lawa", "--workloads=finewebedu_lm", "--gpus=4"]
+    result = subprocess.run([*command, f"--experiment_dir={tmp_path}", *flags], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert words in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
 
 
 def run(folder: Path, *flags: str) -> subprocess.CompletedProcess:

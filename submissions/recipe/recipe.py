@@ -1,8 +1,9 @@
 """The functions of an AlgoPerf submission, for NadamW with a schedule and, maybe, an averager."""
 
-from collections.abc import Callable, Iterator
+from collections import namedtuple
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -32,16 +33,21 @@ class Recipe:
     """NadamW, `schedule`, and the average of the weights at evaluations (None: the raw weights).
 
     The methods are the functions that AlgoPerf asks of a submission; a submission module re-exports them.
+
+    Attributes:
+        point: hyperparameters by name, of a submission under self-tuning, where the harness gives none.
     """
 
     schedule: Callable[[Optimizer, Any, int], LRScheduler]
     averaging: Averaging | None = None
+    point: Mapping[str, Any] | None = None
 
     def check_hyperparameters(self, hyperparameters: Any, step_hint: int) -> None:
         """A ValueError in one line if these hyperparameters cannot be trained with.
 
         Not part of AlgoPerf's API: miniperf calls it for all trials of a search space before the first one starts.
         """
+        hyperparameters = self._own_if_any(hyperparameters)
         check(hyperparameters, {*AVERAGING_NAMES, BUFFERS} if self.averaging else set())
         if self.averaging is not None:
             self.averaging.arguments(hyperparameters, step_hint)
@@ -52,6 +58,7 @@ class Recipe:
         """Every value has a state_dict: that is what the harness saves, and restores into a fresh state."""
         del model_state, rng
         self.check_hyperparameters(hyperparameters, workload.step_hint)
+        hyperparameters = self._own_if_any(hyperparameters)
         optimizer = NadamW(
             model_params.parameters(),
             lr=hyperparameters.learning_rate,
@@ -79,9 +86,14 @@ class Recipe:
         eval_results: list[tuple[int, Any]],
         global_step: int,
         rng: Any,
+        train_state: Mapping[str, Any] | None = None,
     ) -> tuple[dict[str, Any], nn.Module, Any]:
-        """One update of the raw weights. `global_step` counts the updates before this one."""
-        del current_params_types, loss_type, eval_results
+        """One update of the raw weights. `global_step` counts the updates before this one.
+
+        `train_state` is the harness's book-keeping. Its runner passes it to those who name it, its tests to everyone.
+        """
+        del current_params_types, loss_type, eval_results, train_state
+        hyperparameters = self._own_if_any(hyperparameters)
         model = current_param_container
         averager = optimizer_state.get("averager")
         if averager is not None:
@@ -169,6 +181,17 @@ class Recipe:
 
     def get_batch_size(self, workload_name: str) -> int:
         return get_batch_size(workload_name)
+
+    def _own_if_any(self, hyperparameters: Any) -> Any:
+        if self._own is None:
+            return hyperparameters
+        if hyperparameters is not None:
+            raise ValueError("the submission has hyperparameters of its own: run with --tuning_ruleset=self")
+        return self._own
+
+    @cached_property
+    def _own(self) -> Any:
+        return None if self.point is None else namedtuple("Hyperparameters", self.point)(**self.point)  # type: ignore[misc]
 
 
 @torch.no_grad()
