@@ -49,7 +49,6 @@ TEACHER = ["teacher.weight", "teacher.bias"]
         ({"exclude": lambda name, tensor: tensor.ndim == 1}, ["net.0.weight"]),
         ({"include": "teacher", "exclude": ["net.1", "net.0.bias"]}, ["net.0.weight", *TEACHER]),
     ],
-    ids=str,
 )
 def test_include_and_exclude(options, expected):
     assert names_of(Student(), **options) == expected

@@ -79,6 +79,14 @@ class Averager(Collector):
     def _hyperparameters(self) -> dict[str, Any]:
         """What must agree between a saved state and this averager."""
 
+    def __repr__(self) -> str:
+        given = {**self._hyperparameters(), "start": self.start}
+        settings = ", ".join(f"{name}={value!r}" for name, value in given.items() if value not in (None, False))
+        held = self.snapshot_steps
+        last = f", the last of update {held[-1]}" if held else ""
+        state = "in the model" if self._swapped else "ready" if self.ready else "not ready"
+        return f"{type(self).__name__}({settings}; holds {len(held)}{last}; {state})"
+
     @property
     def snapshot_steps(self) -> list[int]:
         """The updates whose snapshots are held (a window), or the last one taken in (an EMA); oldest first."""

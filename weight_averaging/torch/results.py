@@ -20,7 +20,7 @@ def average_state_dict(averager: "Averager") -> dict[str, Any]:
     """See `Averager.average_state_dict`."""
     _check(averager, "average_state_dict()")
     if not averager._prepare():
-        raise RuntimeError(f"there is no average yet: {averager!r} has snapshots of steps {averager.snapshot_steps}")
+        raise RuntimeError(f"there is no average yet: {averager!r}")
     weights = averager._weights
     places = weights.index_by_id()
     state = unwrapped(averager._model).state_dict(keep_vars=True)
