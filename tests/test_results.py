@@ -362,6 +362,24 @@ def test_an_ema_in_host_memory_is_the_one_on_the_device(actions, dtype, settings
         np.testing.assert_array_equal(value_of(late, model), value_of(plain, model))
 
 
+def test_emas_in_host_memory_do_not_wait_for_each_other_s_new_copies():
+    model, streams = model_of(), LateStreams()
+    wanted = [averages.EMA(decay=decay, interval=1) for decay in (0.5, 0.9)]
+    late, plain = Averages(model, wanted, placement="host"), Averages(model, wanted)
+    copies = HostCopies(streams)
+    for track in late._tracks():
+        track._copies, track._copied = copies, torch.full((late._weights.numel,), float("nan"))
+    for step in range(1, 6):
+        randomise(model, step)
+        late.update(step)
+        plain.update(step)
+        assert streams.outstanding == 2
+    for average in wanted:
+        late.select(average)
+        plain.select(average)
+        np.testing.assert_array_equal(value_of(late, model), value_of(plain, model))
+
+
 def test_a_missing_wait_for_an_ema_in_host_memory_is_noticed():
     model, streams = model_of(), LateStreams()
     streams.wait = streams.hold_training = lambda event: None

@@ -283,3 +283,23 @@ def test_a_state_of_another_kind_is_named():
         EMA(model, decay=0.5).load_state_dict(LAWA(model, interval=1, window=2).state_dict(), settings="new")
     with pytest.raises(ValueError, match="settings must be 'same' or 'new', not 'other'"):
         EMA(model, decay=0.5).load_state_dict(EMA(model, decay=0.5).state_dict(), settings="other")
+
+
+def test_a_grid_of_another_kind_starts_empty_and_raw_values_are_not_dropped():
+    model = scalar_model()
+    old = Averages(model, [averages.LAWA(window=1, interval=1)])
+    feed(old, model, [1.0])
+    new = Averages(model, [averages.EMA(decay=0.5, interval=1)])
+    new.load_state_dict(old.state_dict(), settings="new")
+    assert not new.ready
+
+    norm = nn.BatchNorm1d(1)
+    ema = EMA(norm, decay=0.5)
+    ema.update(1)
+    ema.swap_in()
+    with pytest.raises(ValueError, match=r"running_mean is not averaged here, so its raw values would be lost"):
+        EMA(nn.BatchNorm1d(1), decay=0.5, buffers="latest").load_state_dict(ema.state_dict(), settings="new")
+    ema.swap_out()
+    other = EMA(nn.BatchNorm1d(1), decay=0.5, buffers="latest")
+    other.load_state_dict(ema.state_dict(), settings="new")
+    assert other.ready

@@ -108,7 +108,7 @@ def _source(saved: list[dict[str, Any]], track: Track) -> dict[str, Any] | None:
         windows = [source for source in saved if source["window"] is not None]
         return max(windows, key=lambda source: len(_kept(source, track)), default=None)
     others = [source for source in saved if source["window"] is None]
-    if len(saved) == 1:
+    if len(saved) == len(others) == 1:
         return others[0]
     return next((source for source in others if source["average"] == track.description), None)
 
@@ -173,6 +173,11 @@ def _fits(averager: "Averager", state: dict[str, Any], drop: bool) -> list[int]:
     """
     weights = averager._weights
     where = {name: index for index, name in enumerate(state["names"])}
+    if drop and state["raw"] is not None and (gone := set(where) - set(weights.names)):
+        raise ValueError(
+            f"the state was saved while the average was in the model, and {sorted(gone)[0]} is not averaged here, so "
+            "its raw values would be lost: load it with the settings it was saved with first, and swap_out()"
+        )
     shapes = [tuple(shape) for shape in state["shapes"]]
     left_out = {name for names in weights.selected.left_out.values() for name in names}
     if not drop and (adopted := left_out & set(where)) and (change := weights.adopt(adopted)) is not None:

@@ -115,6 +115,9 @@ class ExponentialTrack(Track):
         if self._copies is not None and self._memory is not None:
             self._copied = self._memory.new(self.weights.numel)
 
+    def begin(self) -> None:
+        self._blend()  # all tracks before the first one copies again: none waits for another's new copy
+
     def take(self, block: Block, parts: list[Tensor]) -> None:
         if self._ema is None or self._copies is not None:
             return
@@ -126,7 +129,6 @@ class ExponentialTrack(Track):
 
     def taken(self, step: int) -> None:
         if self._ema is not None and self._copies is not None:
-            self._blend()
             if self.steps:
                 assert self._copied is not None
                 self._copies.begin(step, self.weights.flat_copy, self._copied)
@@ -136,7 +138,7 @@ class ExponentialTrack(Track):
         self.steps, self.count = [step], self.count + 1
 
     def _blend(self) -> None:
-        """Take in the snapshot that was copied beside training."""
+        """Take in the snapshot that was copied beside training; no copy is under way on return."""
         if self._copies is not None:
             self._copies.finish()
         if self._arriving:
