@@ -181,7 +181,7 @@ def test_the_three_lines_of_the_package_docstring_run():
     }
     exec(code, names)
     assert len(evaluated) == 3
-    assert names["lawa"].snapshot_steps == [64 * k for k in range(4, 24)]
+    assert names["lawa"].snapshot_steps == list(range(1491, 1501))  # 1 % of 1,000
     assert evaluated[-1] != model.weight.item()
 
 
@@ -210,3 +210,33 @@ def test_the_repr_tells_what_it_holds():
     assert repr(ema) == "EMA(decay=0.5, interval=1, start=1; holds 1, the last of update 4; ready)"
     with ema.averaged():
         assert repr(ema).endswith("; in the model)")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 7), st.integers(1, 5), st.integers(1, 20), st.integers(0, 40))
+def test_when_it_will_be_ready_is_told(interval, window, start, asked_at):
+    model = scalar_model()
+    lawa = LAWA(model, interval=interval, window=window, start=start)
+    told = None
+    for step in range(1, 100):
+        if step - 1 == asked_at and not lawa.ready:
+            told = lawa._ready_at()
+        lawa.update(step)
+        if lawa.ready:
+            assert told in (None, step)
+            return
+    raise AssertionError("never ready")
+
+
+def test_averages_for_a_run_of_known_length():
+    model = scalar_model()
+    lawa, ema = LAWA.for_run(model, 5000, horizon=0.04), EMA.for_run(model, 5000, horizon=0.04, start=3)
+    assert (lawa.interval, lawa.window) == (10, 20)
+    assert (ema.interval, ema.decay, ema.start) == (10, 19 / 21, 3)
+    assert LAWA.for_run(model, 100).window == 1
+    for arguments, message in (
+        ({"total_updates": 0}, "total_updates must be a whole number >= 1, not 0"),
+        ({"total_updates": 100, "horizon": 2}, "horizon must be a share of training"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            LAWA.for_run(model, **arguments)

@@ -64,13 +64,14 @@ def test_trap_6_an_evaluation_before_the_first_snapshot_sees_the_raw_weights_and
     model = scalar_model()
     lawa = LAWA(model, interval=5, window=2)
     model.weight.data.fill_(7.0)
-    with caplog.at_level(logging.INFO, "weight_averaging"):
+    with caplog.at_level(logging.WARNING, "weight_averaging"):
         for _ in range(2):
             with lawa.averaged() as swapped:
                 assert not swapped
                 assert model.weight.item() == 7.0
     assert [record.getMessage() for record in caplog.records] == [
-        "LAWA is not ready at step 0: the raw weights are evaluated"
+        "LAWA is not ready at step 0: the raw weights are evaluated. It will be ready after update 10, with "
+        "2 snapshots 5 updates apart"
     ]
 
 

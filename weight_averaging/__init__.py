@@ -4,7 +4,7 @@ Three lines in a training loop:
 
     from weight_averaging.torch import LAWA
 
-    lawa = LAWA(model, interval=64, window=20)            # 1: what to average
+    lawa = LAWA.for_run(model, total_updates=1000)        # 1: what to average: the last 1 %
     for step, batch in enumerate(batches, start=1):
         train_on(batch)
         optimizer.step()

@@ -63,8 +63,13 @@ class Averager(Collector):
 
     @property
     @abc.abstractmethod
+    def _needed(self) -> int:
+        """Snapshots that must be held for an average."""
+
+    @property
     def ready(self) -> bool:
         """Whether there is an average to swap in."""
+        return len(self._shown.steps) >= self._needed
 
     @property
     @abc.abstractmethod
@@ -182,9 +187,18 @@ class Averager(Collector):
                     "frozen",
                 )
             return True
-        text = f"{type(self).__name__} is not ready at step {self.step}: the raw weights are evaluated"
-        self._say(logging.INFO, text, "not ready")
+        self._say(
+            logging.WARNING,
+            f"{type(self).__name__} is not ready at step {self.step}: the raw weights are evaluated. It will be ready "
+            f"after update {self._ready_at()}, with {self._needed} snapshots {self._shown.interval} updates apart",
+            "not ready",
+        )
         return False
+
+    def _ready_at(self) -> int:
+        track = self._shown
+        due = -(-max(self.step + 1, track.start) // track.interval) * track.interval  # the next one
+        return due + (self._needed - len(track.steps) - 1) * track.interval
 
     def _write(self, tensors: list[Tensor]) -> None:
         """Overwrite tensors like the model's with the average; of replicas the one that holds it hands it on."""
@@ -248,7 +262,7 @@ class Averager(Collector):
         types, and wrapped or not. Of replicas all must call it.
 
         Returns:
-            Whether there is an average; if not, the other model gets the raw weights, and a log line says so once.
+            Whether there is an average; if not, the other model gets the raw weights, and a warning says so once.
         Raises:
             ValueError: the other model lacks a tensor, or has one of another shape. Nothing is changed.
             TypeError: `buffers="recompute"`.

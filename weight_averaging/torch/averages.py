@@ -111,9 +111,8 @@ class Averages(Averager):
         self._said.discard("not ready")
 
     @property
-    def ready(self) -> bool:
-        needed = self._selected.window if isinstance(self._selected, LAWA) else 1
-        return len(self._shown.steps) >= needed
+    def _needed(self) -> int:
+        return self._selected.window if isinstance(self._selected, LAWA) else 1
 
     @property
     def _shown(self) -> Track:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from weight_averaging.averages import EMA as EMADescription
 from weight_averaging.averages import Power
-from weight_averaging.collection import check_count, exponent_from_horizon
+from weight_averaging.collection import check_count, decay_from_window, exponent_from_horizon, interval_and_window
 from weight_averaging.filters import Choice
 from weight_averaging.torch.averager import Averager
 from weight_averaging.torch.blocks import Block
@@ -89,9 +89,17 @@ class EMA(Averager):
     def _make_tracks(self) -> None:
         self._track = exponential_track(self._weights, self._ranks, self._copies, self._described, self._placement)
 
+    @classmethod
+    def for_run(
+        cls, model: nn.Module, total_updates: int, *, horizon: float = 0.01, window: int = 20, **options: Any
+    ) -> "EMA":
+        """The EMA as old on average as `LAWA.for_run` of the same arguments."""
+        interval, length = interval_and_window(horizon, window, check_count("total_updates", total_updates))
+        return cls(model, interval=interval, decay=decay_from_window(length), **options)
+
     @property
-    def ready(self) -> bool:
-        return bool(self._track.steps)
+    def _needed(self) -> int:
+        return 1
 
     def _tracks(self) -> list[ExponentialTrack]:
         return [self._track]

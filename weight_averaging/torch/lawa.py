@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from weight_averaging.collection import check_count
+from weight_averaging.collection import check_count, interval_and_window
 from weight_averaging.filters import Choice
 from weight_averaging.torch.averager import Averager
 from weight_averaging.torch.blocks import Block
@@ -81,9 +81,30 @@ class LAWA(Averager):
             self._weights, self._ranks, self._copies, self.interval, self.start, self.window, self._placement
         )
 
+    @classmethod
+    def for_run(
+        cls, model: nn.Module, total_updates: int, *, horizon: float = 0.01, window: int = 20, **options: Any
+    ) -> "LAWA":
+        """A LAWA that covers a share of a run whose length is known.
+
+        Args:
+            total_updates: of the run, T.
+            horizon: the share of it that the window covers, in (0, 1]. 1 % is the paper's advice (Fig. 3) for runs of
+                10,000 to 200,000 updates; of runs of some thousand, 2 to 8 % is better (docs/results/horizon).
+            window: snapshots that cover it, at most: interval = horizon * T / window.
+            options: further arguments of LAWA.
+
+        >>> import torch
+        >>> lawa = LAWA.for_run(torch.nn.Linear(1, 1), total_updates=120_000)
+        >>> lawa.interval, lawa.window
+        (60, 20)
+        """
+        interval, window = interval_and_window(horizon, window, check_count("total_updates", total_updates))
+        return cls(model, interval=interval, window=window, **options)
+
     @property
-    def ready(self) -> bool:
-        return len(self._track.steps) >= (1 if self.allow_partial else self.window)
+    def _needed(self) -> int:
+        return 1 if self.allow_partial else self.window
 
     def _tracks(self) -> list[WindowTrack]:
         return [self._track]
