@@ -77,7 +77,7 @@ class LiveWeights:
         selected = self._selection.of(self._model, names, same)
         entries = selected.entries
         found = [_present(entry) for entry in entries]
-        sharded = any(map(is_sharded, found))
+        sharded, self._any_complex = any(map(is_sharded, found)), any(tensor.is_complex() for tensor in found)
         if self.entries and sharded != self.is_sharded:
             raise ValueError("the model's parameters have become, or ceased to be, DTensors: make a new averager")
 
@@ -109,16 +109,11 @@ class LiveWeights:
 
     def _sign(self, modules: list[nn.Module], entries: list[Entry]) -> list[Any]:
         """What would differ had the model changed. Buffers may be replaced by others at any time, as some layers do."""
-        signs: list[Any] = []
-        for module in modules:
-            for parameter in module._parameters.values():
-                signs.append(id(parameter))
-                if parameter is not None:
-                    signs.append(parameter.requires_grad)
-            signs.append(len(module._buffers))
-            signs.extend(map(id, module._modules.values()))
-        for entry in entries:
-            tensor = entry.tensor()
+        parameters = [parameter for module in modules for parameter in module._parameters.values()]
+        signs: list[Any] = [*map(id, parameters), *(id(c) for module in modules for c in module._modules.values())]
+        signs += [parameter is not None and parameter.requires_grad for parameter in parameters]
+        signs += [len(module._buffers) for module in modules]
+        for tensor in [entry.tensor() for entry in entries]:
             if tensor is not None:
                 signs += (tensor.dtype, tensor.shape, tensor.is_contiguous(), tensor.device)
         return signs
@@ -131,12 +126,14 @@ class LiveWeights:
     def global_tensors(self) -> list[Tensor]:
         """The live tensors, detached, in the order of `names`; DTensors where they are spread over ranks."""
         self._reshard()
-        return [real(_present(entry).detach()) for entry in self.entries]
+        live = [(e.module._buffers if e.is_buffer else e.module._parameters)[e.key] for e in self.entries]
+        detached = [tensor.detach() for tensor in live]  # type: ignore[union-attr]
+        return [real(tensor) for tensor in detached] if self._any_complex else detached
 
     def tensors(self) -> list[Tensor]:
         """The live tensors that are on this rank, detached, in the order of `names`."""
         tensors = self.global_tensors()
-        return [real(local(t)) for t in tensors] if self.is_sharded else tensors
+        return [real(local(tensor)) for tensor in tensors] if self.is_sharded else tensors
 
     def index_by_id(self) -> dict[int, int]:
         """The place of each tensor, by the id of the object that its module has."""
