@@ -141,6 +141,7 @@ class Collector(abc.ABC):
             )
         for track in self._tracks():
             track.follow(change, live)
+        self._weights.release_raw()
 
     def _move(self, change: Change | None) -> None:
         """The model is on another device: so are new tracks."""
