@@ -242,6 +242,11 @@ def test_extract_says_what_is_wrong(tmp_path, capsys):
         assert message in error
         assert error.count("\n") == 1
     assert not list(tmp_path.glob("x*"))
+    norm = nn.BatchNorm1d(1)
+    ema = EMA(norm, decay=0.5, buffers="recompute")
+    ema.update(1)
+    with pytest.raises(SnapshotError, match=r"saves no batch-norm statistics .* within averaged\(recompute\)"):
+        extract.average_of_state(ema.state_dict())
     with pytest.raises(SnapshotError, match="this is the state of one LAWA"):
         extract.average_of_state(lawa.state_dict(), "lawa window=3 interval=1")
 

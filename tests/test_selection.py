@@ -281,6 +281,30 @@ def test_types_that_torch_cannot_convert_are_one_line():
         LAWA(sparse, interval=1, window=1)
 
 
+def test_frozen_parameters_that_cannot_be_read_are_no_matter():
+    """Such as weights that are packed, or kept elsewhere."""
+    model = nn.Module()
+    model.trained = nn.Linear(2, 2)
+    model.elsewhere = nn.Linear(2, 2, device="meta").requires_grad_(False)
+    model.sparse = nn.Parameter(torch.eye(2).to_sparse(), requires_grad=False)
+    model.complex = nn.Parameter(torch.ones(2, dtype=torch.complex64), requires_grad=False)
+    if hasattr(torch, "float4_e2m1fn_x2"):
+        packed = torch.zeros(2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+        model.packed = nn.Parameter(packed, requires_grad=False)
+    lawa = LAWA(model, interval=1, window=2)
+    assert lawa.update(1)
+    assert lawa.update(2)
+    assert lawa.swap_in()
+
+
+def test_a_mask_of_bytes_makes_no_scale_of_a_parameter():
+    model = nn.Module()
+    model.logit_scale = nn.Parameter(torch.zeros(1))
+    model.register_buffer("bias", torch.ones(2, dtype=torch.uint8))
+    model.register_buffer("attention_mask", torch.ones(2, dtype=torch.uint8))
+    assert names_of(model) == ["logit_scale"]
+
+
 def test_the_tensor_that_is_not_finite_is_named(caplog):
     model = Student()
     ema = EMA(model, decay=0.5)

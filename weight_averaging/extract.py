@@ -36,6 +36,11 @@ def average_of_state(state: Mapping[str, Any], average: str | None = None) -> di
     Raises:
         SnapshotError: it holds none yet, or there are several and `average` is none of them.
     """
+    if state["buffers"] == "recompute":
+        raise SnapshotError(
+            'an averager with buffers="recompute" saves no batch-norm statistics for its average: save '
+            "model.state_dict() within averaged(recompute) instead"
+        )
     vectors, window = _vectors(state, average)
     if not vectors or (window and len(vectors) < window):
         needs = f"{len(vectors)} of {window} snapshots" if window else "no snapshot"
@@ -60,10 +65,8 @@ def _vectors(state: Mapping[str, Any], average: str | None) -> tuple[list[Any], 
     if state["averager"] != "Averages":
         if average is not None:
             raise SnapshotError(f"--average={average}: this is the state of one {state['averager']}")
-        partial = state.get("allow_partial", False)
-        return list(tracks[0]["vectors"][: len(tracks[0]["snapshot_steps"])]), 0 if partial else tracks[0][
-            "window"
-        ] or 0
+        vectors = list(tracks[0]["vectors"][: len(tracks[0]["snapshot_steps"])])
+        return vectors, 0 if state.get("allow_partial") else tracks[0]["window"] or 0
     if average is None or average not in state["averages"]:
         given = "say which by --average" if average is None else f"{average!r} is not among them"
         raise SnapshotError(f"the state holds several averages, {given}: {'; '.join(state['averages'])}")
@@ -81,12 +84,10 @@ def _vectors(state: Mapping[str, Any], average: str | None) -> tuple[list[Any], 
 def _window(average: str) -> tuple[int, tuple[int, int]]:
     """Window, and (interval, start), of the description of a LAWA; (0, ...) of another average."""
     kind, *settings = average.split()
-    values = (
-        {name: int(value) for name, _, value in (setting.partition("=") for setting in settings)}
-        if kind == "lawa"
-        else {}
-    )
-    return values.get("window", 0), (values.get("interval", 0), values.get("start", 1))
+    if kind != "lawa":
+        return 0, (0, 1)
+    values = {name: int(value) for name, _, value in (setting.partition("=") for setting in settings)}
+    return values["window"], (values["interval"], values.get("start", 1))
 
 
 def _mean(vectors: list[Tensor]) -> Tensor:

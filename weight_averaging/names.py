@@ -55,7 +55,7 @@ def not_to_average(tensors: Mapping[str, bool]) -> dict[str, str]:
     for name, is_8_bit in tensors.items():
         module, _, key = name.rpartition(".")
         siblings.setdefault(module, set()).add(key)
-        if is_8_bit:
+        if is_8_bit and "mask" not in key and key != "bias":  # attention masks may be so, also called bias
             quantised.add(module)
     found = {}
     for name in tensors:

@@ -20,7 +20,7 @@ class EMA(Averager):
     Starts at the first snapshot, so that nothing of the random initialisation is in it, then after every `interval`
     updates
 
-        ema <- decay * ema + (1 - decay) * theta_t.
+        ema <- decay * ema + (1 - decay) * theta_t,
 
     so that no correction for the start ("debiasing") is needed. Early on a decay near 1 is still nearly that first
     snapshot; with `warmup` or `horizon` the average grows with training.

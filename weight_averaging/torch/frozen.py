@@ -3,34 +3,45 @@
 import torch
 from torch import Tensor, nn
 
-from weight_averaging.torch.selection import FROZEN, Selected, all_entries
-from weight_averaging.torch.tensors import local
+from weight_averaging.torch.selection import FROZEN, Selected, all_entries, check_possible
+from weight_averaging.torch.tensors import local, real
 
 
 class FrozenProbe:
     """One element of each frozen parameter, to see whether they stay as they are."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, Tensor] | None = None
+        self._seen: dict[str, float] | None = None
 
     def begin(self, model: nn.Module, selected: Selected) -> None:
         """Remember what they hold, once."""
         if self._seen is None:
-            self._seen = self._elements(model, selected)
+            self._seen = _elements(model, selected)
 
     def changed(self, model: nn.Module, selected: Selected) -> list[str]:
         """The names of those that hold something else now than at `begin`."""
-        now = self._elements(model, selected) if self._seen else {}
-        both = [name for name in now if self._seen and name in self._seen]
-        if not both:
+        if not self._seen:
             return []
-        assert self._seen is not None
-        same = torch.stack([torch.isclose(self._seen[n], now[n], 0.0, 0.0, equal_nan=True) for n in both]).tolist()
-        return [name for name, equal in zip(both, same) if not equal]
+        now = _elements(model, selected)
+        # Of a NaN, which is unlike itself, nothing is said.
+        return [n for n, value in now.items() if n in self._seen and value == value and value != self._seen[n]]
 
-    @staticmethod
-    def _elements(model: nn.Module, selected: Selected) -> dict[str, Tensor]:
-        names = set(selected.left_out.get(FROZEN, ()))
-        tensors = {entry.name: entry.tensor() for _, entry in all_entries(model) if entry.name in names}
-        values = {name: local(tensor.detach()).reshape(-1) for name, tensor in tensors.items() if tensor is not None}
-        return {name: flat[flat.numel() // 2].to("cpu", torch.float64) for name, flat in values.items() if flat.numel()}
+
+def _elements(model: nn.Module, selected: Selected) -> dict[str, float]:
+    """By name. One wait for the device; what cannot be read (on meta, packed, sparse) is passed over."""
+    names = set(selected.left_out.get(FROZEN, ()))
+    found: dict[str, Tensor] = {}
+    for entry in all_entries(model) if names else ():
+        tensor = entry.tensor()
+        if entry.name in names and tensor is not None:
+            try:
+                check_possible(entry.name, tensor)
+            except (TypeError, ValueError):
+                continue
+            flat = real(local(tensor.detach())).reshape(-1)
+            if flat.numel():
+                found[entry.name] = flat[flat.numel() // 2].to(torch.float32)
+    if not found:
+        return {}
+    device = next(iter(found.values())).device
+    return dict(zip(found, torch.stack([value.to(device) for value in found.values()]).tolist()))

@@ -53,9 +53,9 @@ def copy_to(averager: "Averager", other: nn.Module) -> bool:
     _check(averager, "copy_to()")
     ready = averager._prepare()
     weights = averager._weights
-    theirs = {entry.name: entry.tensor() for _, entry in all_entries(other)}
+    theirs = {entry.name: entry.tensor() for entry in all_entries(other)}
     pairs: list[tuple[Tensor, Tensor]] = []
-    for _, entry in all_entries(averager._model):
+    for entry in all_entries(averager._model):
         mine, their = entry.tensor(), theirs.get(entry.name)
         if mine is their:
             raise ValueError(f"copy_to: {entry.name} of the other model is the model's own: copy.deepcopy(model) first")

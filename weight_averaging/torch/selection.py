@@ -61,7 +61,7 @@ class Selection:
 
     def check(self, model: nn.Module) -> None:
         """A ValueError if `include` or `exclude` chooses nothing of this model, or both choose the same."""
-        tensors = [(entry.name, entry.tensor()) for _, entry in all_entries(model)]
+        tensors = [(entry.name, entry.tensor()) for entry in all_entries(model)]
         names = [name for name, _ in tensors]
         self._include.check(names)
         self._exclude.check(names)
@@ -78,12 +78,10 @@ class Selection:
             ValueError: there is nothing to average, or a tensor has no memory yet.
             TypeError: a tensor is of a type or layout that cannot be averaged.
         """
-        found = [
-            (module, entry, tensor) for module, entry in all_entries(model) if (tensor := entry.tensor()) is not None
-        ]
-        kinds = not_to_average({entry.name: tensor.dtype in (torch.int8, torch.uint8) for _, entry, tensor in found})
+        found = [(entry, tensor) for entry in all_entries(model) if (tensor := entry.tensor()) is not None]
+        kinds = not_to_average({entry.name: tensor.dtype in (torch.int8, torch.uint8) for entry, tensor in found})
         selected, seen = Selected(), set()
-        for module, entry, tensor in found:
+        for entry, tensor in found:
             if id(tensor) in seen:
                 continue  # tied
             seen.add(id(tensor))
@@ -91,20 +89,20 @@ class Selection:
                 if self._include(entry.name, tensor):
                     raise TypeError(f"include: {entry.name} is {tensor.dtype}; only floating-point can be averaged")
                 continue
-            reason = self._reason(module, entry, tensor, kinds)
+            reason = self._reason(entry, tensor, kinds)
             if reason in (FROZEN, BUFFER) and (entry.name in before or id(tensor) in same):
                 reason = ""
             if reason:
                 selected.left_out.setdefault(reason, []).append(entry.name)
             else:
-                _check_possible(entry.name, tensor)
+                check_possible(entry.name, tensor)
                 selected.entries.append(entry)
         if not selected.entries:
             left = f" ({selected})" if selected.left_out else ""
             raise ValueError(f"{type(model).__name__} has no trainable floating-point parameter to average{left}")
         return selected
 
-    def _reason(self, module: nn.Module, entry: Entry, tensor: Tensor, kinds: dict[str, str]) -> str:
+    def _reason(self, entry: Entry, tensor: Tensor, kinds: dict[str, str]) -> str:
         """Why it is left out; empty if it is not."""
         if self._exclude(entry.name, tensor):
             return EXCLUDED
@@ -113,7 +111,7 @@ class Selection:
         if entry.name in kinds:
             return kinds[entry.name]
         if entry.is_buffer:
-            is_statistic = entry.key in STATISTICS and has_running_statistics(module)
+            is_statistic = entry.key in STATISTICS and has_running_statistics(entry.module)
             return "" if is_statistic and self.buffers else BUFFER
         return "" if tensor.requires_grad else FROZEN
 
@@ -160,17 +158,18 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def all_entries(model: nn.Module) -> Iterator[tuple[nn.Module, Entry]]:
-    """Every parameter and buffer there is, with its module."""
+def all_entries(model: nn.Module) -> Iterator[Entry]:
+    """Every parameter and buffer there is."""
     for name, module in named_modules(model):
         dot = name + "." if name else ""
         for is_buffer, store in ((False, module._parameters), (True, module._buffers)):
             for key, tensor in store.items():
                 if tensor is not None:
-                    yield module, Entry(dot + key, module, key, is_buffer)
+                    yield Entry(dot + key, module, key, is_buffer)
 
 
-def _check_possible(name: str, tensor: Tensor) -> None:
+def check_possible(name: str, tensor: Tensor) -> None:
+    """A TypeError or ValueError, in one line, if a tensor cannot be averaged."""
     if is_lazy(tensor):
         raise ValueError(f"{name} is not initialised yet: run the model once before making the averager")
     if tensor.device.type == "meta":

@@ -225,14 +225,13 @@ class LiveWeights:
         pieces = vector.split([torch.Size(shape).numel() for shape in self.local_shapes])
         return [piece.view(shape) for piece, shape in zip(pieces, self.local_shapes, strict=True)]
 
-    def write(self, values_of: Callable[[Block], Tensor], into: list[Tensor] | None = None) -> None:
-        """Overwrite the model, or other tensors like its own, with `values_of(block)`, flat and float32."""
-        tensors = self.tensors() if into is None else into
+    def write(self, values_of: Callable[[Block], Tensor], into: list[Tensor]) -> None:
+        """Overwrite the model's tensors, or others like them, with `values_of(block)`, flat and float32."""
         for block in self.plan:
             pieces = values_of(block).split(block.sizes)
-            with writing(tensors):  # not around the line above: what it makes is changed elsewhere
+            with writing(into):  # not around the line above: what it makes is changed elsewhere
                 for part, values in zip(block.parts, pieces, strict=True):
-                    tensor = tensors[part.index]
+                    tensor = into[part.index]
                     if tensor.is_contiguous():
                         tensor.view(-1)[part.start : part.stop].copy_(values)
                     else:  # never cut into parts
