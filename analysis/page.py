@@ -80,7 +80,7 @@ def _packed(text: str) -> str:
 def _submissions(found: Results) -> list[dict[str, Any]]:
     """The submissions, the best first."""
     spent = hours.shown(hours.gpu_hours(found.best, found.targets, found.targets.attrs["gpus"]))
-    looks = style.by_rank(list(found.scores.index), found.baseline)
+    looks = style.looks(list(found.scores.index), found.baseline)
     workloads = base(found.targets).index
     rows = []
     for name, score in zip(map(str, found.scores.index), found.scores):

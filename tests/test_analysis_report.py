@@ -87,11 +87,12 @@ def test_learning_curves_mark_targets_and_misses(tmp_path):
     found = results.of(read(tmp_path))
     figure = figures.learning_curves(found.logs, found.targets, found.best, "nadamw", "steps")
     toy, two = figure.axes
-    dots = {line.get_xdata()[0] for line in toy.lines if line.get_marker() == "o"}
-    assert dots == {95.0, 55.0, 60.0}
+    bars = {line.get_xdata()[0] for line in toy.lines if line.get_marker() == "|"}
+    assert bars == {95.0, 55.0, 60.0}
     assert two.get_title() == "toy_two, target 0.3"
     assert [text.get_text() for text in two.texts] == ["in some studies: ema 1/2"]
-    assert sum(line.get_marker() == "X" for line in two.lines) == 1
+    assert sum(line.get_marker() == "|" for line in two.lines) == len(toy.collections) - 1  # all but ema
+    assert [line.get_label() for line in two.lines if line.get_linestyle() == "--"] == ["validation target"]
     assert len(toy.collections) == 3  # a band each
 
 
@@ -135,6 +136,23 @@ def test_colours_of_many_submissions_are_told_apart():
     looks = style.looks([f"s{i}" for i in range(20)], "s0")
     assert looks["s0"] == ("#000000", "-")
     assert len(set(looks.values())) == 20
+
+
+def test_a_submission_has_one_colour_on_every_page():
+    alone = style.looks(["lawa", "nadamw"], "nadamw")
+    among = style.looks(["other", "ema", "lawa_no_decay", "nadamw_no_decay", "lawa", "nadamw"], "nadamw")
+    assert among["lawa"] == alone["lawa"]
+    assert among["nadamw"] == alone["nadamw"] == ("#000000", "-")
+    assert among["lawa_no_decay"] == (alone["lawa"][0], "--")
+    assert among["nadamw_no_decay"] == ("#000000", "--")
+    assert len(set(among.values())) == 6
+    assert style.looks(["adamw", "adamw_lawa"], "adamw")["adamw_lawa"] == alone["lawa"]
+    # The points of a grid are told apart.
+    grid = style.looks(["nadamw", *(f"lawa, window={n}" for n in (5, 10, 20))], "nadamw")
+    assert len({colour for colour, _ in grid.values()}) == 4
+    # A baseline of other people is black, and nothing else is.
+    foreign = style.looks(["prize", "adamw", "lawa"], "prize")
+    assert [name for name, (colour, _) in foreign.items() if colour == "#000000"] == ["prize"]
 
 
 @pytest.fixture(scope="module")
