@@ -57,6 +57,8 @@ def write(path: Path, found: Results, command: str) -> None:
         "bands": _bands(found, of_runs),
         "runs": runs.rows(found.trials, found.best, of_runs, found.unit),
         "ratios": _ratios(found.ratios),
+        "shares": [f"{share:.0%}" for share in found.leads.columns],
+        "leads": _leads(found),
     }
     template = Environment(loader=PackageLoader("analysis"), autoescape=True).get_template("report.html.j2")
     page = template.render(
@@ -144,6 +146,15 @@ def _ratios(ratios: dict[str, Speedup]) -> list[dict[str, Any]]:
         table[name] = pd.Series(_numbers(table[name]), dtype=object)
     columns = ["submission", "workload", "ratio", "low", "high", "bound", "misses", "baseline_misses"]
     return [dict(zip(columns, row)) for row in table[columns].astype(object).itertuples(index=False)]
+
+
+def _leads(found: Results) -> list[dict[str, Any]]:
+    """Per workload and submission but the baseline the ratios of `lead.table`, in the order of the shares."""
+    return [
+        {"workload": workload, "submission": submission, "ratios": _numbers(ratios)}
+        for (workload, submission), ratios in found.leads.iterrows()
+        if submission != found.baseline
+    ]
 
 
 def _shown(value: float) -> str:

@@ -197,6 +197,8 @@ def test_the_page_in_a_browser(made, browser):
     assert browser.find_element("id", "count").text == "(12 of 12)"
     assert text("#scores tbody tr").startswith("lawa11.00002/2")  # rank, score and targets reached
     assert text("#times tbody tr:last-child") == "ema601 of 2 missed"  # the median on toy, and toy_two
+    assert count("#leads tbody tr") == 4  # two submissions on two workloads
+    assert text("#leads thead") == "SubmissionWorkload30%50%70%90%"
     assert "In some studies by ema (1 of 2)" in text("#charts .card:last-child p")
 
     click("#pick-submission input[value=ema]")
@@ -253,3 +255,15 @@ def test_the_page_needs_no_network(made):
     assert "http" not in own
     assert "<link" not in own
     assert "src=" not in own
+
+
+def test_where_nobody_reached_a_target_nothing_is_compared(tmp_path):
+    for name in ("nadamw", "lawa"):
+        synthetic_logs.write(tmp_path, name, np.linspace(0, 0.2, 10), target=0.3)
+    done = report(f"--runs={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert "neither lawa nor nadamw reached a target: nothing to compare" in done.stderr
+    assert "1.000" not in done.stdout
+    assert not (tmp_path / "report/speedup.png").exists()
+    named = done.stdout.splitlines()[-1].split(": ", 1)[1].removesuffix(" (pictures also as .pdf), report.html")
+    assert all((tmp_path / "report" / name).exists() for name in named.split(", "))
