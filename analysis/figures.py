@@ -95,7 +95,7 @@ def misses(here: pd.DataFrame, short: dict[str, str]) -> str:
 def _title(axis: Axes, title: str, here: pd.DataFrame, short: dict[str, str]) -> None:
     """The panel's title, and below it who missed the target."""
     lines = textwrap.wrap(misses(here, short), 56)
-    axis.set_title(title, pad=7 + 9 * len(lines))
+    axis.set_title(title, pad=7 + 9 * len(lines), fontsize=10 if len(title) < 40 else 8)
     axis.annotate("\n".join(lines), (0.5, 1.0), xycoords="axes fraction", xytext=(0, 2), textcoords="offset points",
                   fontsize=7, color="0.35", ha="center", va="bottom")  # fmt: skip
 

@@ -150,10 +150,11 @@ def _ratios(ratios: dict[str, Speedup]) -> list[dict[str, Any]]:
 
 def _leads(found: Results) -> list[dict[str, Any]]:
     """Per workload and submission but the baseline the ratios of `lead.table`, in the order of the shares."""
+    rows = zip(found.leads.index, found.leads.to_numpy(dtype=float))
     return [
-        {"workload": workload, "submission": submission, "ratios": _numbers(ratios)}
-        for (workload, submission), ratios in found.leads.iterrows()
-        if submission != found.baseline
+        {"workload": name[0], "submission": name[1], "ratios": _numbers(ratios)}
+        for name, ratios in rows
+        if name[1] != found.baseline
     ]
 
 

@@ -41,8 +41,8 @@ def against_shorter(logs: Logs, targets: pd.DataFrame, baseline: str, trials: pd
         axis.errorbar(ends.index, ends["mean"], yerr=spread, fmt="o--", color=colour, markersize=4, linewidth=1,
                       label=ANNEALED.format(baseline))  # fmt: skip
         style.target_line(axis, target["target"])
-        low, high = curves.interesting_range(here[longest], of_runs, target["lower"], target["target"])
-        axis.set_ylim(min(low, ends["min"].min()), max(high, ends["max"].max()))
+        bottom, top = curves.interesting_range(here[longest], of_runs, target["lower"], target["target"])
+        axis.set_ylim(min(bottom, ends["min"].min()), max(top, ends["max"].max()))
         axis.set(title=workload, xlabel="updates", ylabel=panels.describe("best", target).removeprefix("best "))
         axis.set_xlim(left=0)
     style.legend_below(figure, axes)
