@@ -121,6 +121,7 @@ def test_nothing_shares_memory_with_weights_that_are_donated(averager):
         np.asarray(jax.random.key_data(leaf) if leaf.dtype == params["key"].dtype else leaf)
 
 
+@pytest.mark.parametrize("name", ["lawa", "partial", "warmup"])
 def test_it_runs_within_scan_and_vmap(name):
     averager = AVERAGERS[name]
     params = [params_of(step) for step in range(8)]
