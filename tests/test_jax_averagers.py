@@ -107,18 +107,27 @@ def test_a_state_never_changes_its_structure(averager):
 
 
 def test_nothing_shares_memory_with_weights_that_are_donated(averager):
-    """Trap 5 in JAX's form: a train step that donates the weights deletes whatever is the same array."""
-    params = params_of(0)
-    state = averager.init(params)
+    """Trap 5 in JAX's form: a train step that donates the weights overwrites whatever has the same memory."""
+    train_step = jax.jit(overwritten, donate_argnums=0)
+    params, expected = params_of(0), params_of(0)
+    state, undisturbed = averager.init(params), averager.init(expected)
     shown = []
     for step in range(1, 8):
-        state = averager.update(state, params, step)
-        shown += [averager.average(state, params), jax.jit(averager.average)(state, params)]
-        for leaf in jax.tree.leaves(params):
-            leaf.delete()  # as donation does
-        params = params_of(step)
-    for leaf in jax.tree.leaves((state, shown)):
-        np.asarray(jax.random.key_data(leaf) if leaf.dtype == params["key"].dtype else leaf)
+        given, params = params, train_step(params)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given["layer"]))
+        expected = overwritten(expected)
+        state, undisturbed = averager.update(state, params, step), averager.update(undisturbed, expected, step)
+        for average in (averager.average, jax.jit(averager.average)):
+            shown.append((average(state, params), averager.average(undisturbed, expected)))
+    train_step(params)
+    assert_same(state, undisturbed)
+    for mine, other in shown:
+        assert_same(mine, other)
+
+
+def overwritten(params):
+    """Other weights of the same kind."""
+    return jax.tree.map(lambda leaf: leaf * 2 if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf, params)
 
 
 @pytest.mark.parametrize("name", ["lawa", "partial", "warmup"])

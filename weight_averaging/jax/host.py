@@ -62,6 +62,7 @@ def host_lawa(
         return np.array(value, np.int32)
 
     def init(params: Tree) -> HostLAWAState:
+        _refuse_tracers(params)
         check_averaged(params)
         empty = jax.tree.map(
             lambda leaf: _to_host(jnp.zeros_like(leaf, single_type(leaf))) if is_averaged(leaf) else nothing,
@@ -70,6 +71,7 @@ def host_lawa(
         return HostLAWAState((empty,) * window, np.zeros(window, np.int32), number(0), number(0), number(0))
 
     def update(state: HostLAWAState, params: Tree, step: int | Array) -> HostLAWAState:
+        _refuse_tracers((state, params, step))
         check_alike(state.snapshots[0], params)
         check_step(step)
         step = int(step)
@@ -89,6 +91,7 @@ def host_lawa(
         return state.count >= (1 if allow_partial else window)
 
     def average(state: HostLAWAState, params: Tree) -> Tree:
+        _refuse_tracers((state, params))
         check_alike(state.snapshots[0], params)
         if not ready(state):
             return jax.tree.map(jnp.copy, params)
@@ -120,12 +123,12 @@ def choose_lawa(params: Tree, interval: int, window: int, *, placement: str = "a
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params) if is_averaged(leaf)]
     check_averaged(params)
     shards = [(leaf, shard) for leaf in leaves for shard in leaf.addressable_shards]
-    device = shards[0][1].device
+    first, device = shards[0][1].device, _device_of(leaves[0])
     is_host = device.platform == "cpu"
 
     def bytes_of(host: bool) -> int:
         """Of a snapshot: on a device, or in this process' host memory."""
-        mine = [(leaf, s) for leaf, s in shards if s.device == device or (host and not leaf.is_fully_replicated)]
+        mine = [(leaf, s) for leaf, s in shards if s.device == first or (host and not leaf.is_fully_replicated)]
         return sum(shard.data.size * np.dtype(single_type(leaf)).itemsize for leaf, shard in mine)
 
     count = sum(leaf.size for leaf in leaves)
@@ -145,11 +148,16 @@ def choose_lawa(params: Tree, interval: int, window: int, *, placement: str = "a
     return (host_lawa if host and not is_host else lawa)(interval, window, **options)
 
 
+def _refuse_tracers(given: Any) -> None:
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(given)):
+        raise TypeError("a window in host memory cannot be part of jax.jit: call it outside, or use lawa")
+
+
 def _to_host(leaf: Array) -> Any:
     """A copy in host memory, under way on return where that is pinned."""
+    kind = _host_kind(_device_of(leaf))
     if leaf.is_fully_replicated:
         leaf = leaf.addressable_data(0)
-    kind = _host_kind(next(iter(leaf.sharding.device_set)))
     if kind is None:
         return np.array(leaf)
     return jax.device_put(leaf, leaf.sharding.with_memory_kind(kind), may_alias=False)
@@ -161,6 +169,11 @@ def _to_device(value: Any, leaf: Any) -> Array:
         return jax.device_put(value, leaf.sharding if isinstance(leaf, Array) else None)
     copies = [jax.device_put(value, shard.data.sharding) for shard in leaf.addressable_shards]
     return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, copies)
+
+
+def _device_of(leaf: Array) -> jax.Device:
+    """One of this process' devices that have part of an array."""
+    return leaf.addressable_shards[0].device
 
 
 def _host_kind(device: jax.Device) -> str | None:
