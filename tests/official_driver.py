@@ -167,7 +167,7 @@ class JaxRun(Run):
     def restore(self, folder: str) -> None:
         dimensions = self.weights()[0].ndim
         super().restore(folder)
-        assert self.weights()[0].ndim == dimensions + 1, "upstream restores the right shapes now: drop recipe/jax/resuming.py"
+        assert self.weights()[0].ndim == dimensions + 1, "upstream restores well now: drop resuming.py"
 
 
 RUNS = {"pytorch": Run, "jax": JaxRun}

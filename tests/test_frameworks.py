@@ -25,7 +25,9 @@ sys.meta_path.insert(0, Blocked())
 def imports_without(missing: list[str], modules: list[str]) -> None:
     """Import the modules in a process in which the missing ones cannot be."""
     code = BLOCKED + f"import {', '.join(modules)}"
-    result = subprocess.run([sys.executable, "-c", code, ",".join(missing)], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", code, ",".join(missing)], capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
 
 

@@ -4,12 +4,10 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import reference
 from weight_averaging.jax import ema, lawa
 from weight_averaging.torch import EMA, LAWA
 

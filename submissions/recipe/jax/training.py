@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from ...api import PACKAGE, spec
@@ -60,7 +61,8 @@ def compiled_step(workload: Any, optimizer: optax.GradientTransformation, hyperp
         updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
         updates = jax.tree.map(lambda update: -learning_rate * update, updates)
         params = optax.apply_updates(params, updates)
-        return optimizer_state, params, new_model_state, loss, optax.global_norm(gradients)
+        norm = jnp.sqrt(sum(jnp.sum(gradient * gradient) for gradient in jax.tree.leaves(gradients)))
+        return optimizer_state, params, new_model_state, loss, norm
 
     return jax.jit(
         step,
