@@ -286,3 +286,14 @@ def test_bad_hyperparameters_are_named_in_one_line():
         with pytest.raises(ValueError, match=message) as error:
             module.check_hyperparameters(point(**changes), 10_000)
         assert "\n" not in str(error.value)
+
+
+def test_a_model_of_the_other_framework_is_refused_in_one_line():
+    module = torch.nn.Linear(1, 1)
+    for framework, model, message in [
+        ("jax", module, "the submission is in JAX, the model in PyTorch: run it with --framework=jax"),
+        ("pytorch", {"kernel": jnp.ones(1)}, "is in PyTorch, the model is not: run it with --framework=pytorch"),
+    ]:
+        submission = importlib.import_module(f"submissions.{framework}.nadamw.submission")
+        with pytest.raises(ValueError, match=message):
+            submission.init_optimizer_state(Regression(), model, None, point(), None)

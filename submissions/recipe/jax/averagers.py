@@ -23,25 +23,30 @@ AVERAGERS: dict[str, Callable[..., Averager]] = {"lawa": lawa, "ema": ema}
 Weights = tuple[Any, Any]  # parameters and model state
 
 
-class WeightsAverager:
-    """An averager of the parameters, and of the batch-norm statistics where they are averaged, in one tuning trial.
+def averager_of(averaging: Averaging, hyperparameters: Any, step_hint: int) -> tuple[Averager, int, bool]:
+    """An averager, its interval, and whether batch-norm statistics are averaged with the parameters.
 
     ValueError, in one line, for hyperparameters that it cannot be made of.
     """
+    arguments = averaging.arguments(hyperparameters, step_hint)
+    buffers = arguments.pop("buffers")
+    if buffers == "recompute":
+        raise ValueError(
+            f"{BUFFERS}='recompute' is for PyTorch only: use 'average' or 'latest' (batches of changing shapes have no "
+            "place in an optimizer state of fixed ones)"
+        )
+    return AVERAGERS[averaging.name](**arguments), arguments["interval"], buffers == "average"
 
-    def __init__(self, averaging: Averaging, hyperparameters: Any, step_hint: int) -> None:
-        arguments = averaging.arguments(hyperparameters, step_hint)
-        buffers = arguments.pop("buffers")
-        if buffers == "recompute":
-            raise ValueError(
-                f"{BUFFERS}='recompute' is for PyTorch only: use 'average' or 'latest' (batches of changing shapes "
-                "have no place in an optimizer state of fixed ones)"
-            )
-        self._statistics_too = buffers == "average"
-        self._interval = arguments["interval"]
-        self._averager = AVERAGERS[averaging.name](**arguments)
-        self._take = compiled(self._averager.update, overwrites=(0,))
-        self._average = compiled(self._averager.average)
+
+class WeightsAverager:
+    """An averager of a model's parameters, and of its batch-norm statistics where these are averaged."""
+
+    def __init__(self, averager: Averager, interval: int, statistics_too: bool) -> None:
+        self._averager = averager
+        self._interval = interval
+        self._statistics_too = statistics_too
+        self._take = compiled(averager.update, overwrites=(0,))
+        self._average = compiled(averager.average)
         self._empty: Any = None
 
     def init(self, params: Any, model_state: Any) -> tuple[Any, Any]:

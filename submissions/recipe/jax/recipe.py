@@ -8,7 +8,7 @@ import jax
 from absl import logging
 
 from ..base import BaseRecipe
-from .averagers import WeightsAverager
+from .averagers import WeightsAverager, averager_of
 from .optimizers import BaseOptimizer
 from .resuming import shapes, unstacked
 from .training import State, compiled, compiled_step
@@ -38,19 +38,21 @@ class Recipe(BaseRecipe):
     def check_hyperparameters(self, hyperparameters: Any, step_hint: int) -> None:
         super().check_hyperparameters(hyperparameters, step_hint)
         if self.averaging is not None:
-            WeightsAverager(self.averaging, self._own_if_any(hyperparameters), step_hint)
+            averager_of(self.averaging, self._own_if_any(hyperparameters), step_hint)
 
     def init_optimizer_state(
         self, workload: Any, model_params: Any, model_state: Any, hyperparameters: Any, rng: Any
     ) -> tuple[State, Trial]:
         """The state, a pytree that the harness saves and restores, and what goes along with it."""
         del rng
+        if callable(getattr(model_params, "named_parameters", None)):
+            raise ValueError("the submission is in JAX, the model in PyTorch: run it with --framework=jax")
         self.check_hyperparameters(hyperparameters, workload.step_hint)
         hyperparameters = self._own_if_any(hyperparameters)
         optimizer = self.optimizer.build(hyperparameters)
         averager, averaging, raw = None, (), ()
         if self.averaging is not None:
-            averager = WeightsAverager(self.averaging, hyperparameters, workload.step_hint)
+            averager = WeightsAverager(*averager_of(self.averaging, hyperparameters, workload.step_hint))
             averaging, raw = averager.init(model_params, model_state)
         state = State(compiled(optimizer.init)(model_params), averaging, raw)
         step = compiled_step(workload, optimizer, hyperparameters)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from .training import REPLICATED
+from .training import on_every_device
 
 
 def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -29,7 +29,7 @@ def unstacked(tree: Any, expected: dict[str, tuple[int, ...]]) -> Any:
     extra = len(found.get(first, ())) - len(expected[first])
     if extra > 0:
         logging.warning("the restored state has %d leading axes too many, one part for each device: taken off", extra)
-        tree = jax.device_put(jax.tree.map(lambda leaf: leaf[(0,) * extra], tree), REPLICATED)
+        tree = on_every_device(jax.tree.map(lambda leaf: leaf[(0,) * extra], tree))
         found = shapes(tree)
     for name in {**expected, **found}:
         if 0 in found.get(name, ()):  # saved between evaluations, when no raw weights are held

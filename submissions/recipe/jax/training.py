@@ -11,7 +11,6 @@ import optax
 from ...api import PACKAGE, spec
 
 _sharding = importlib.import_module(f"{PACKAGE}.jax_sharding_utils")
-REPLICATED, BY_EXAMPLE = _sharding.get_replicate_sharding(), _sharding.get_batch_dim_sharding()
 
 
 class State(NamedTuple):
@@ -64,14 +63,21 @@ def compiled_step(workload: Any, optimizer: optax.GradientTransformation, hyperp
         norm = jnp.sqrt(sum(jnp.sum(gradient * gradient) for gradient in jax.tree.leaves(gradients)))
         return optimizer_state, params, new_model_state, loss, norm
 
+    whole = _sharding.get_replicate_sharding()
     return jax.jit(
         step,
         donate_argnums=(0, 1, 2),
-        in_shardings=(REPLICATED, REPLICATED, REPLICATED, BY_EXAMPLE, REPLICATED, REPLICATED),
-        out_shardings=REPLICATED,
+        in_shardings=(whole, whole, whole, _sharding.get_batch_dim_sharding(), whole, whole),
+        out_shardings=whole,
     )
 
 
 def compiled(function: Callable[..., Any], overwrites: tuple[int, ...] = ()) -> Callable[..., Any]:
-    """`function`, compiled for arguments and results that are on every device."""
-    return jax.jit(function, donate_argnums=overwrites, in_shardings=REPLICATED, out_shardings=REPLICATED)
+    """`function`, compiled for arguments and results that are whole on every device."""
+    whole = _sharding.get_replicate_sharding()
+    return jax.jit(function, donate_argnums=overwrites, in_shardings=whole, out_shardings=whole)
+
+
+def on_every_device(tree: Any) -> Any:
+    """A tree of arrays, wherever they are, in the place of what the functions here take and give."""
+    return jax.device_put(tree, _sharding.get_replicate_sharding())

@@ -36,6 +36,8 @@ class Recipe(BaseRecipe):
     ) -> dict[str, Any]:
         """Every value has a state_dict: that is what the harness saves, and restores into a fresh state."""
         del model_state, rng
+        if not isinstance(model_params, nn.Module):
+            raise ValueError("the submission is in PyTorch, the model is not: run it with --framework=pytorch")
         self.check_hyperparameters(hyperparameters, workload.step_hint)
         hyperparameters = self._own_if_any(hyperparameters)
         optimizer = self.optimizer.build(model_params, hyperparameters)
