@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from launching.workloads import WORKLOADS, base_name, needs_of
 from miniperf import submission
 from miniperf.errors import UsageError
@@ -26,6 +24,8 @@ FLAX_FORMAT = "FLAX_USE_ORBAX_CHECKPOINTING=false"
 
 def gpus_found(asked: int | None) -> int:
     """How many GPUs to use: those asked for, which must be there, else all. 0 asks for one process on the CPU."""
+    import torch  # not to run a submission in JAX
+
     found = torch.cuda.device_count()
     if asked is None and found == 0:
         raise UsageError("no GPU found: the official harness wants one; --gpus=0 runs on the CPU (mnist, to try out)")
@@ -106,8 +106,11 @@ def check_seed(seed: int | None) -> None:
         raise UsageError(f"--rng_seed={seed}: give one in 1 ... 2**32 - 1; the harness takes 0 for none and draws one")
 
 
-def check_trials(submission_path: str, search_space: str | None, trials: list[Any], workload: str) -> None:
-    """UsageError if the path is unusable, or the submission can tell that it cannot train with one of the trials.
+def check_trials(
+    submission_path: str, search_space: str | None, trials: list[Any], workload: str, framework: str
+) -> None:
+    """UsageError if the path is unusable, the submission is in another framework, or it can tell that it cannot train
+    with one of the trials.
 
     Only submissions that can tell are imported: others may import the harness, which takes ten seconds.
 
@@ -116,7 +119,7 @@ def check_trials(submission_path: str, search_space: str | None, trials: list[An
     """
     if "check_hyperparameters" not in submission.check_path(submission_path).read_text():
         return
-    module = submission.load(submission_path)
+    module = submission.load(submission_path, framework)
     try:
         submission.check_trials(module, trials, WORKLOADS[base_name(workload)].step_hint)
     except UsageError as error:

@@ -1,6 +1,7 @@
 """Run one submission on one workload, all trials of its search space.
 
     python -m scripts.run --submission=lawa --workload=mini_criteo1tb
+    python -m scripts.run --submission=lawa --workload=mini_criteo1tb --framework=jax
     python -m scripts.run --harness=official --submission=lawa --workload=ogbg --data_dir=~/data
     python -m scripts.run --harness=official --engine=docker --submission=lawa --workload=ogbg --dry_run
 
@@ -20,37 +21,35 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from absl import app, flags
 
 from launching import official
 from launching.workloads import base_name
-from miniperf import search, submission_runner, workloads
+from miniperf import frameworks, search, submission_runner, workloads
 from miniperf.errors import UsageError
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("submission", None, "A folder of submissions/pytorch: nadamw, lawa, ema, ...")
+flags.DEFINE_string("submission", None, "A folder of submissions/<framework>: nadamw, lawa, ema, ...")
 flags.DEFINE_enum("harness", "miniperf", ["miniperf", "official"], "Which runner.")
 flags.DEFINE_enum("engine", "local", ["local", "docker", "slurm"], "Where the official harness runs.")
 flags.DEFINE_integer("gpus", None, "GPUs of the official harness; default: all there are.", lower_bound=0)
 flags.DEFINE_boolean("torch_compile", None, "torch.compile; default: wherever the official harness can.")
 flags.DEFINE_string("sbatch_args", "", "Further arguments of sbatch: '--partition=gpu --time=24:00:00'.")
 flags.DEFINE_boolean("dry_run", False, "Print the command of the official harness, look at nothing, start nothing.")
-SUBMISSIONS = Path("submissions/pytorch")
+SUBMISSIONS = Path("submissions")
 
 
 def set_defaults() -> None:
     """Fill in the flags that were not given."""
     official_run = FLAGS.harness == "official"
-    known = sorted(path.parent.name for path in SUBMISSIONS.glob("*/submission.py"))
-    if FLAGS.framework != SUBMISSIONS.name:
-        there = f"the submissions here are for {SUBMISSIONS.name}: {', '.join(known)}"
-        raise UsageError(f"--framework={FLAGS.framework}: {there}")
+    if FLAGS.framework not in frameworks.NAMES:
+        raise UsageError(f"--framework={FLAGS.framework} is unknown; choose from {', '.join(frameworks.NAMES)}")
+    known = sorted(path.parent.name for path in (SUBMISSIONS / FLAGS.framework).glob("*/submission.py"))
     if FLAGS.submission is not None:
         if FLAGS.submission not in known:
             raise UsageError(f"--submission={FLAGS.submission} is unknown; choose from {', '.join(known)}")
-        _default("submission_path", f"{SUBMISSIONS}/{FLAGS.submission}/submission.py")
+        _default("submission_path", f"{SUBMISSIONS}/{FLAGS.framework}/{FLAGS.submission}/submission.py")
         spaces = Path("tuning_search_spaces") / ("" if official_run else "miniperf")
         if FLAGS.tuning_ruleset == "external":
             _default("tuning_search_space", f"{spaces}/{FLAGS.submission}.json")
@@ -62,7 +61,7 @@ def set_defaults() -> None:
     if not FLAGS["num_tuning_trials"].present:
         FLAGS.num_tuning_trials = None
     if FLAGS.workload is not None and not official_run:
-        _default("max_global_steps", workloads.make(FLAGS.workload).step_hint)
+        _default("max_global_steps", workloads.make(FLAGS.workload, FLAGS.framework).step_hint)
 
 
 def _default(name: str, value: object) -> None:
@@ -84,7 +83,7 @@ def run_official() -> None:
             raise UsageError("--tuning_search_space must be given with --tuning_ruleset=external")
         trials = search.load(space, FLAGS.num_tuning_trials)
         _default("num_tuning_trials", len(trials))
-    official.check_trials(FLAGS.submission_path, space, trials, FLAGS.workload)
+    official.check_trials(FLAGS.submission_path, space, trials, FLAGS.workload, FLAGS.framework)
     command, environment = _command()
     if FLAGS.dry_run:
         print(shlex.join(command))
@@ -105,20 +104,23 @@ def _command() -> tuple[list[str], dict[str, str]]:
     data_root = FLAGS.data_dir or "~/data"
     if not FLAGS.dry_run:
         official.check_harness(FLAGS.workload)
-        official.check_data(FLAGS.workload, data_root)
+        official.check_data(FLAGS.workload, data_root, FLAGS.framework)
         _check_experiment()
     command = official.command(
-        FLAGS.workload, FLAGS.submission_path, gpus, data_root, FLAGS.experiment_dir, FLAGS.experiment_name,
+        FLAGS.framework, FLAGS.workload, FLAGS.submission_path, gpus, data_root, FLAGS.experiment_dir,
+        FLAGS.experiment_name,
         {name: getattr(FLAGS, name) for name in official.PASSED_ON if getattr(FLAGS, name) != FLAGS[name].default},
         FLAGS.torch_compile,
     )  # fmt: skip
-    visible = {"CUDA_VISIBLE_DEVICES": ""} if gpus == 0 else {}
-    return command, {"PYTHONPATH": os.getcwd(), **visible}
+    wanted = official.environment(FLAGS.framework, gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return command, {"PYTHONPATH": os.getcwd(), **wanted}
 
 
 def _gpus() -> int:
     if not FLAGS.dry_run:
         return official.gpus_found(FLAGS.gpus)
+    import torch  # not to run a submission in JAX
+
     found = torch.cuda.device_count() if FLAGS.gpus is None else FLAGS.gpus
     if FLAGS.gpus is None and not found:
         print("no GPU found: the command is for one; --gpus=N gives that for N, 0 for the CPU", file=sys.stderr)
@@ -127,13 +129,19 @@ def _gpus() -> int:
 
 
 def _check_experiment() -> None:
-    folder = Path(FLAGS.experiment_dir).expanduser() / FLAGS.experiment_name / f"{FLAGS.workload}_pytorch"
-    if FLAGS.resume_last_run:
-        first, last = FLAGS.hparam_start_index or 0, FLAGS.hparam_end_index or FLAGS.num_tuning_trials or 1
-        for path in official.remove_torn_checkpoints(folder / f"trial_{n + 1}" for n in range(first, last)):
-            print(f"removed {path}: only in part written", file=sys.stderr)
-    elif folder.exists() and not FLAGS.overwrite:  # upstream would ask on stdin
-        raise UsageError(f"{folder} exists: continue it with --resume_last_run, or replace it with --overwrite")
+    name = f"{FLAGS.workload}_{FLAGS.framework}"
+    folder = Path(FLAGS.experiment_dir).expanduser() / FLAGS.experiment_name / name
+    if not FLAGS.resume_last_run:
+        if folder.exists() and not FLAGS.overwrite:  # upstream would ask on stdin
+            raise UsageError(f"{folder} exists: continue it with --resume_last_run, or replace it with --overwrite")
+        return
+    first, last = FLAGS.hparam_start_index or 0, FLAGS.hparam_end_index or FLAGS.num_tuning_trials or 1
+    trials = [folder / f"trial_{number + 1}" for number in range(first, last)]
+    if FLAGS.framework == "jax":
+        official.check_jax_checkpoints(trials)
+        return
+    for path in official.remove_torn_checkpoints(trials):
+        print(f"removed {path}: only in part written", file=sys.stderr)
 
 
 def _same_flags(left_out: Sequence[str]) -> list[str]:
