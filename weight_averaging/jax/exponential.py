@@ -8,8 +8,8 @@ from jax import Array
 
 from weight_averaging.averages import exponential
 from weight_averaging.collection import check_count, decay_from_window, interval_and_window
-from weight_averaging.jax.averager import Averager, check_settings, collect, counter, show
-from weight_averaging.jax.trees import Tree, check_alike, check_averaged, is_averaged, placeholder, single, single_copy
+from weight_averaging.jax.averager import Averager, averager, counter
+from weight_averaging.jax.trees import Tree, check_averaged, is_averaged, placeholder, single, single_copy
 
 
 class EMAState(NamedTuple):
@@ -61,15 +61,15 @@ def ema(
         TypeError: not just one of `decay` and `horizon`.
         ValueError: an argument that cannot be, in one line.
 
-    >>> averager = ema(decay=0.5)
-    >>> state = averager.init({"w": jnp.zeros(1)})
+    >>> avg = ema(decay=0.5)
+    >>> state = avg.init({"w": jnp.zeros(1)})
     >>> for step in (1, 2, 3):
     ...     params = {"w": jnp.full(1, float(step))}
-    ...     state = averager.update(state, params, step)
-    >>> averager.average(state, params)["w"].tolist()
+    ...     state = avg.update(state, params, step)
+    >>> avg.average(state, params)["w"].tolist()
     [2.25]
     """
-    interval, start = check_settings(interval, start)
+    interval, start = check_count("interval", interval), check_count("start", start)
     described = exponential(decay, horizon, warmup, interval, start)
 
     def init(params: Tree) -> EMAState:
@@ -94,19 +94,15 @@ def ema(
         blended = jax.tree.map(blend, params, state.ema)
         return state._replace(ema=blended, snapshot_step=step, count=state.count + 1)
 
-    def update(state: EMAState, params: Tree, step: int | Array) -> EMAState:
-        check_alike(state.ema, params)
-        return collect(state, params, step, interval, start, check_finite, take)
-
-    def ready(state: EMAState) -> Array:
-        return state.count >= 1
-
-    def average(state: EMAState, params: Tree) -> Tree:
-        check_alike(state.ema, params)
-        return show(ready(state), lambda state: state.ema, state, params)
-
     settings = {"decay": decay, "horizon": horizon, "warmup": warmup, "interval": interval, "start": start}
-    return Averager(init, update, average, ready, (("averager", "EMA"), *settings.items()))
+    return averager(
+        {"averager": "EMA", **settings},
+        init=init,
+        take=take,
+        mean=lambda state: state.ema,
+        needed=1,
+        check_finite=check_finite,
+    )
 
 
 def ema_for_run(total_updates: int, *, horizon: float = 0.01, window: int = 20, **options: Any) -> Averager:

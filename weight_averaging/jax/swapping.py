@@ -1,5 +1,6 @@
 """Swapping for loops in which what is evaluated is what is trained on next, as under AlgoPerf's JAX harness."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ def hold(params: Tree) -> Held:
     return Held(jax.tree.map(jnp.copy, params), jnp.zeros((), bool))
 
 
+@partial(jax.jit, static_argnums=0)
 def swap_in(averager: Averager, held: Held, state: Any, params: Tree) -> tuple[Held, Tree]:
     """The average in the place of the parameters, which are kept aside. Nothing if it is there, or none is ready.
 
@@ -36,24 +38,19 @@ def swap_in(averager: Averager, held: Held, state: Any, params: Tree) -> tuple[H
 
     def put(held: Held, state: Any, params: Tree) -> tuple[Held, Tree]:
         average = averager.average(state, params)
-        return Held(jax.tree.map(jnp.copy, params), jnp.ones((), bool)), average
+        return Held(params, jnp.ones((), bool)), average
 
-    return lax.cond(
-        ~held.swapped & averager.ready(state),
-        put,
-        lambda held, state, params: (held, jax.tree.map(jnp.copy, params)),
-        held,
-        state,
-        params,
-    )
+    def leave(held: Held, state: Any, params: Tree) -> tuple[Held, Tree]:
+        return held, params
+
+    return lax.cond(~held.swapped & averager.ready(state), put, leave, held, state, params)
 
 
+@jax.jit
 def swap_out(held: Held, params: Tree) -> tuple[Held, Tree]:
-    """The raw weights, bit for bit, to train on; `params` themselves if they are those already."""
-    return lax.cond(
-        held.swapped,
-        lambda held, params: (held._replace(swapped=jnp.zeros((), bool)), jax.tree.map(jnp.copy, held.raw)),
-        lambda held, params: (held, jax.tree.map(jnp.copy, params)),
-        held,
-        params,
-    )
+    """The raw weights, bit for bit, to train on; the parameters as they are if those are the raw ones already."""
+
+    def put_back(held: Held, params: Tree) -> tuple[Held, Tree]:
+        return held._replace(swapped=jnp.zeros((), bool)), held.raw
+
+    return lax.cond(held.swapped, put_back, lambda held, params: (held, params), held, params)

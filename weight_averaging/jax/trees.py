@@ -50,22 +50,25 @@ def check_averaged(params: Tree) -> None:
         raise ValueError("there is nothing to average: the tree has no floating-point leaf")
 
 
-def check_alike(held: Tree, params: Tree, extra: int = 0) -> None:
+def check_alike(held: Tree, params: Tree, axes: tuple[int, ...] = ()) -> None:
     """A ValueError, in one line, where parameters are not like those that a state was made for.
 
     Args:
-        held: the state's tree.
-        extra: leading axes that its leaves have before those of the parameters.
+        held: the state's tree, whose leaves have these axes before those of the parameters.
     """
-    mine = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(held)}
-    given = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    again = "make a new state by init(params), or load one of this model"
-    if differing := sorted(mine.keys() ^ given.keys()):
-        where = "the parameters" if differing[0] in mine else "the averaging state"
-        raise ValueError(f"{where} lack(s) {differing[0] or 'a leaf'}, one of {len(differing)} differences: {again}")
-    for name, leaf in given.items():
-        shape = jnp.shape(mine[name])
-        if is_averaged(leaf) and shape[extra:] != jnp.shape(leaf):
-            raise ValueError(
-                f"{name or 'the leaf'} is {jnp.shape(leaf)}, in the averaging state {shape[extra:]}: {again}"
-            )
+    if jax.tree.structure(held) != jax.tree.structure(params):
+        mine, given = ({jax.tree_util.keystr(path) for path, _ in leaves_of(tree)} for tree in (held, params))
+        differing = sorted(mine ^ given) or ["its type of container"]
+        there, not_there = "averaging state", "parameters"
+        if differing[0] in given:
+            there, not_there = not_there, there
+        raise ValueError(f"{differing[0] or 'a leaf'} is in the {there} and not in the {not_there}: {_AGAIN}")
+    for (path, leaf), own in zip(leaves_of(params), jax.tree.leaves(held), strict=True):
+        expected = (*axes, *jnp.shape(leaf))
+        if is_averaged(leaf) and jnp.shape(own) != expected:
+            name = jax.tree_util.keystr(path) or "the leaf"
+            raise ValueError(f"{name} is {jnp.shape(own)} in the averaging state and not {expected}: {_AGAIN}")
+
+
+leaves_of = jax.tree_util.tree_leaves_with_path
+_AGAIN = "make a new state by init(params), or load one of this model"

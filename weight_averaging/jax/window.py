@@ -7,15 +7,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from weight_averaging.collection import check_count, interval_and_window
-from weight_averaging.jax.averager import Averager, check_settings, collect, counter, show
-from weight_averaging.jax.trees import (
-    Tree,
-    check_alike,
-    check_averaged,
-    is_averaged,
-    placeholder,
-    single,
-)
+from weight_averaging.jax.averager import Averager, averager, counter
+from weight_averaging.jax.trees import Tree, check_averaged, is_averaged, placeholder, single
 from weight_averaging.pairwise import pairwise_sum
 
 
@@ -59,15 +52,15 @@ def lawa(
     Raises:
         ValueError: an argument that cannot be, in one line.
 
-    >>> averager = lawa(interval=1, window=3)
-    >>> state = averager.init({"w": jnp.zeros(1)})
+    >>> avg = lawa(interval=1, window=3)
+    >>> state = avg.init({"w": jnp.zeros(1)})
     >>> for step in (1, 2, 3, 4):
     ...     params = {"w": jnp.full(1, float(step))}
-    ...     state = averager.update(state, params, step)
-    >>> averager.average(state, params)["w"].tolist()
+    ...     state = avg.update(state, params, step)
+    >>> avg.average(state, params)["w"].tolist()
     [3.0]
     """
-    interval, start = check_settings(interval, start)
+    interval, start = check_count("interval", interval), check_count("start", start)
     window = check_count("window", window)
 
     def init(params: Tree) -> LAWAState:
@@ -95,13 +88,6 @@ def lawa(
         steps = lax.dynamic_update_index_in_dim(state.steps, step, slot, 0)
         return state._replace(snapshots=snapshots, steps=steps, count=state.count + 1)
 
-    def update(state: LAWAState, params: Tree, step: int | Array) -> LAWAState:
-        check_alike(state.snapshots, params, extra=1)
-        return collect(state, params, step, interval, start, check_finite, take)
-
-    def ready(state: LAWAState) -> Array:
-        return state.count >= (1 if allow_partial else window)
-
     def mean(state: LAWAState) -> Tree:
         held = jnp.minimum(state.count, window)
         oldest = jnp.where(state.count < window, 0, state.count % window)
@@ -119,12 +105,16 @@ def lawa(
 
         return jax.tree.map(of, state.snapshots)
 
-    def average(state: LAWAState, params: Tree) -> Tree:
-        check_alike(state.snapshots, params, extra=1)
-        return show(ready(state), mean, state, params)
-
     settings = {"interval": interval, "window": window, "start": start, "allow_partial": allow_partial}
-    return Averager(init, update, average, ready, (("averager", "LAWA"), *settings.items()))
+    return averager(
+        {"averager": "LAWA", **settings},
+        init=init,
+        take=take,
+        mean=mean,
+        needed=1 if allow_partial else window,
+        check_finite=check_finite,
+        axes=(window,),
+    )
 
 
 def lawa_for_run(total_updates: int, *, horizon: float = 0.01, window: int = 20, **options: Any) -> Averager:
