@@ -20,8 +20,8 @@ ROOT = Path.cwd()
 NAMES = ["nadamw", "nadamw_no_decay", "lawa", "lawa_no_decay", "ema", "ema_no_decay"]
 TRAJECTORY = """
 import sys
-from tests.official_driver import trajectory
-print(trajectory(sys.argv[1], "mnist", 4)[1:])
+from tests.official_driver import Run, trajectory
+print(trajectory(Run, sys.argv[1], "mnist", 4)[1:])
 assert bool({"submissions", "weight_averaging", "miniperf"} & set(sys.modules)) == (sys.argv[2] == "original")
 """
 

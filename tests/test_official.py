@@ -44,11 +44,11 @@ def test_a_submission_keeps_the_contract_on_every_workload(workload, submission)
 
 def test_step_hints_and_budgets_are_those_of_the_harness():
     code = """
-from tests.official_driver import make_workload
+from tests.official_driver import Run
 from launching.workloads import WORKLOADS
 for name, needs in WORKLOADS.items():
     if not needs.since:
-        workload = make_workload(name)
+        workload = Run.make_workload(name)
         found, known = (workload.step_hint, workload.max_allowed_runtime_sec), (needs.step_hint, needs.v100_seconds)
         assert found == known, f"{name}: {found}, not {known}"
 print("all equal")

@@ -12,13 +12,14 @@ import math
 import operator
 from collections.abc import Sequence
 from numbers import Integral, Real
+from typing import Any
 
 BUFFERS = ("average", "latest", "recompute")  # what may become of floating-point buffers
 
 
 def is_due(step: int, interval: int, start: int = 1) -> bool:
     """Whether a snapshot is due after update `step` (1, 2, ...): from `start` on, at multiples of `interval`."""
-    return step >= start and step % interval == 0
+    return (step >= start) & (step % interval == 0)  # not `and`: the step may be an array of JAX
 
 
 def missed(last: int, step: int, interval: int, start: int = 1) -> int:
@@ -95,15 +96,19 @@ def exponent_from_horizon(horizon: float) -> float:
     return 2 / check_horizon(horizon) - 2
 
 
-def warmed_up(decay: float, count: int) -> float:
-    """The decay with which a snapshot enters that comes after `count` others: min(decay, (1 + count) / (10 + count)).
+def warmup_weight(decay: float, count: int, maximum: Any = max) -> float:
+    """The weight with which a snapshot enters that comes after `count` others, where the decay begins small.
 
-    The schedule of TensorFlow's ExponentialMovingAverage, which others took over.
+    That decay is min(decay, (1 + count) / (10 + count)), the schedule of TensorFlow's ExponentialMovingAverage, which
+    others took over; one minus it is max(1 - decay, 9 / (10 + count)), which loses nothing to cancellation.
 
-    >>> [round(warmed_up(0.999, count), 3) for count in (1, 10, 100, 100_000)]
+    Args:
+        count: also an array of another framework, with that framework's `maximum`.
+
+    >>> [round(1 - warmup_weight(0.999, count), 3) for count in (1, 10, 100, 100_000)]
     [0.182, 0.55, 0.918, 0.999]
     """
-    return min(decay, (1 + count) / (10 + count))
+    return maximum(1.0 - decay, 9.0 / (10.0 + count))
 
 
 def check_step(step: object, last: int) -> int:

@@ -1,0 +1,98 @@
+"""The averagers of the submissions in JAX, and the average in the place of the raw weights for an evaluation.
+
+The harness trains on with what it evaluated. So `State.raw` holds the raw weights meanwhile. Between evaluations its
+leaves are empty: training holds no weights twice. A new state holds them too, by reference, and so has the shapes of
+every state that is saved after an evaluation.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from weight_averaging.collection import is_due
+from weight_averaging.jax import Averager, ema, lawa
+
+from ..averaging import BUFFERS, Averaging
+from .training import State, compiled
+
+AVERAGERS: dict[str, Callable[..., Averager]] = {"lawa": lawa, "ema": ema}
+Weights = tuple[Any, Any]  # parameters and model state
+
+
+def averager_of(averaging: Averaging, hyperparameters: Any, step_hint: int) -> tuple[Averager, int, bool]:
+    """An averager, its interval, and whether batch-norm statistics are averaged with the parameters.
+
+    ValueError, in one line, for hyperparameters that it cannot be made of.
+    """
+    arguments = averaging.arguments(hyperparameters, step_hint)
+    buffers = arguments.pop("buffers")
+    if buffers == "recompute":
+        raise ValueError(
+            f"{BUFFERS}='recompute' is for PyTorch only: use 'average' or 'latest' (batches of changing shapes have no "
+            "place in an optimizer state of fixed ones)"
+        )
+    return AVERAGERS[averaging.name](**arguments), arguments["interval"], buffers == "average"
+
+
+class WeightsAverager:
+    """An averager of a model's parameters, and of its batch-norm statistics where these are averaged."""
+
+    def __init__(self, averager: Averager, interval: int, statistics_too: bool) -> None:
+        self._averager = averager
+        self._interval = interval
+        self._statistics_too = statistics_too
+        self._take = compiled(averager.update, overwrites=(0,))
+        self._average = compiled(averager.average)
+        self._empty: Any = None
+
+    def init(self, params: Any, model_state: Any) -> tuple[Any, Any]:
+        """`State.averaging` and `State.raw` of a new state."""
+        weights = self._averaged(params, model_state)
+        self._empty = jax.tree.map(lambda leaf: jnp.zeros(0, leaf.dtype), weights)
+        return compiled(self._averager.init)(weights), weights
+
+    def update(self, state: State, params: Any, model_state: Any, step: int) -> State:
+        """After update `step`. Nothing is computed, or waited for, unless a snapshot is due."""
+        if not is_due(step, self._interval):
+            return state
+        return state._replace(averaging=self._take(state.averaging, self._averaged(params, model_state), step))
+
+    def swap_in(self, state: State, params: Any, model_state: Any) -> tuple[State, Any, Any]:
+        """The average in the place of the raw weights, if there is one. Once only: a second time changes nothing."""
+        if _holds(state.raw):
+            return state, params, model_state
+        raw = self._averaged(params, model_state)
+        state = state._replace(raw=raw)
+        if not self.ready(state):
+            logging.log_first_n(logging.WARNING, "no average yet: the raw weights are evaluated", 1)
+            return state, params, model_state
+        average = self._average(state.averaging, raw)
+        return state, average["params"], average["model_state"] if self._statistics_too else model_state
+
+    def swap_out(self, state: State, params: Any, model_state: Any) -> tuple[State, Any, Any]:
+        """The raw weights, bit for bit."""
+        if not _holds(state.raw):
+            return state, params, model_state
+        raw, state = state.raw, state._replace(raw=self._empty)
+        return state, raw["params"], raw["model_state"] if self._statistics_too else model_state
+
+    def ready(self, state: State) -> bool:
+        """Whether an evaluation would see an average."""
+        return bool(self._averager.ready(state.averaging))
+
+    def snapshot_steps(self, state: State) -> list[int]:
+        """The updates whose snapshots are held (a window), or the last one taken in (an EMA)."""
+        steps = getattr(state.averaging, "steps", None)
+        steps = state.averaging.snapshot_step if steps is None else steps
+        return [int(step) for step in np.atleast_1d(steps) if step]
+
+    def _averaged(self, params: Any, model_state: Any) -> dict[str, Any]:
+        return {"params": params, "model_state": model_state if self._statistics_too else None}
+
+
+def _holds(raw: Any) -> bool:
+    return any(leaf.size for leaf in jax.tree.leaves(raw))
