@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from miniperf import spec
+from miniperf.jax_sharding_utils import get_replicate_sharding
 from miniperf.workloads.base import MiniWorkload
 
 
@@ -31,7 +32,9 @@ class JaxWorkload(MiniWorkload):
 
     def init_model_fn(self, rng: Any) -> tuple[Any, Any]:
         batch = next(self._eval_batches("validation", 2))
-        state = jax.jit(lambda: self.model.init(rng, batch["inputs"], 0.0, False))()
+        # On every device, as in the official harness; elsewhere a first update would be compiled apart.
+        init = jax.jit(self.model.init, static_argnums=(2, 3), out_shardings=get_replicate_sharding())
+        state = init(rng, batch["inputs"], 0.0, False)
         params = state.pop("params")
         self._param_shapes = jax.tree.map(lambda leaf: spec.ShapeTuple(leaf.shape), params)
         self._param_types = jax.tree_util.tree_map_with_path(lambda path, _: parameter_type(path), params)
