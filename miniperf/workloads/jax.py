@@ -32,8 +32,11 @@ class JaxWorkload(MiniWorkload):
 
     def init_model_fn(self, rng: Any) -> tuple[Any, Any]:
         batch = next(self._eval_batches("validation", 2))
-        # On every device, as in the official harness; elsewhere a first update would be compiled apart.
-        init = jax.jit(self.model.init, static_argnums=(2, 3), out_shardings=get_replicate_sharding())
+        # On every device, as in the official harness; elsewhere a first update would be compiled apart. Not optimised,
+        # since compiling takes the time here: 1.5 to 2.6 s instead of 3.4 to 5.1.
+        options = {"xla_backend_optimization_level": 0}
+        whole = get_replicate_sharding()
+        init = jax.jit(self.model.init, static_argnums=(2, 3), out_shardings=whole, compiler_options=options)
         state = init(rng, batch["inputs"], 0.0, False)
         params = state.pop("params")
         self._param_shapes = jax.tree.map(lambda leaf: spec.ShapeTuple(leaf.shape), params)
