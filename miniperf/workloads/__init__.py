@@ -21,13 +21,17 @@ WORKLOADS = {
 }
 
 
+def names(framework: str) -> list[str]:
+    """The workloads that there are in a framework."""
+    return [name for name in WORKLOADS if _there(name, framework)]
+
+
 def module_of(name: str, framework: str) -> str:
     """The module that has the workload `name` in a framework. UsageError if there is none."""
     if name not in WORKLOADS:
         raise UsageError(f"--workload={name} is unknown; choose from {', '.join(WORKLOADS)}")
     if not _there(name, framework):
-        others = [other for other in WORKLOADS if _there(other, framework)]
-        raise UsageError(f"--workload={name} has no form in {framework}; these have: {', '.join(others)}")
+        raise UsageError(f"--workload={name} has no form in {framework}; these have: {', '.join(names(framework))}")
     return f"{__name__}.{WORKLOADS[name][0]}.{framework}"
 
 
