@@ -2,19 +2,18 @@
 
 from weight_averaging.jax.averager import Averager
 from weight_averaging.jax.exponential import EMAState, ema, ema_for_run
-from weight_averaging.jax.swapping import Held, hold, swap_in, swap_out
+from weight_averaging.jax.host import HostLAWAState, choose_lawa, host_lawa
 from weight_averaging.jax.window import LAWAState, lawa, lawa_for_run
 
 __all__ = [
     "Averager",
     "EMAState",
-    "Held",
+    "HostLAWAState",
     "LAWAState",
+    "choose_lawa",
     "ema",
     "ema_for_run",
-    "hold",
+    "host_lawa",
     "lawa",
     "lawa_for_run",
-    "swap_in",
-    "swap_out",
 ]
