@@ -86,7 +86,8 @@ def run_official() -> None:
     official.check_trials(FLAGS.submission_path, space, trials, FLAGS.workload, FLAGS.framework)
     command, environment = _command()
     if FLAGS.dry_run:
-        print(shlex.join(command))
+        settings = [f"{name}={value}" for name, value in environment.items() if name != "PYTHONPATH"]
+        print(shlex.join([*settings, *command]))
         return
     sys.stdout.flush()
     os.execvpe(command[0], command, {**os.environ, **environment})

@@ -70,15 +70,13 @@ class WeightsAverager:
         if not self.ready(state):
             logging.log_first_n(logging.WARNING, "no average yet: the raw weights are evaluated", 1)
             return state, params, model_state
-        average = self._average(state.averaging, raw)
-        return state, average["params"], average["model_state"] if self._statistics_too else model_state
+        return state, *self._put(self._average(state.averaging, raw), model_state)
 
     def swap_out(self, state: State, params: Any, model_state: Any) -> tuple[State, Any, Any]:
         """The raw weights, bit for bit."""
         if not _holds(state.raw):
             return state, params, model_state
-        raw, state = state.raw, state._replace(raw=self._empty)
-        return state, raw["params"], raw["model_state"] if self._statistics_too else model_state
+        return state._replace(raw=self._empty), *self._put(state.raw, model_state)
 
     def ready(self, state: State) -> bool:
         """Whether an evaluation would see an average."""
@@ -91,7 +89,14 @@ class WeightsAverager:
         return [int(step) for step in np.atleast_1d(steps) if step]
 
     def _averaged(self, params: Any, model_state: Any) -> dict[str, Any]:
-        return {"params": params, "model_state": model_state if self._statistics_too else None}
+        # The leaves alone: some workloads' models return their state in another container than they were given it in.
+        return {"params": params, "statistics": jax.tree.leaves(model_state) if self._statistics_too else []}
+
+    def _put(self, weights: dict[str, Any], model_state: Any) -> tuple[Any, Any]:
+        """Parameters and model state of what `_averaged` gave."""
+        if self._statistics_too:
+            model_state = jax.tree.unflatten(jax.tree.structure(model_state), weights["statistics"])
+        return weights["params"], model_state
 
 
 def _holds(raw: Any) -> bool:
