@@ -89,7 +89,7 @@ def test_an_optimizer_agrees_with_its_pytorch_twin(name, seed, steps):
 
 
 class Regression:
-    """A linear model behind a batch norm of its own. It returns its state in another container, as some official ones."""
+    """A linear model behind a batch norm. It returns its state in another container, as some official ones do."""
 
     step_hint, loss_type, model_params_types = STEP_HINT, None, None
 
