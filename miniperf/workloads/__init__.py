@@ -1,5 +1,8 @@
-"""The miniature workloads by name, in each a framework: `<folder>/data.py` is what no framework is needed for,
-`<folder>/pytorch.py` the workload in PyTorch. Each is imported only when asked for: it brings its own packages."""
+"""The miniature workloads by name, each in a folder and imported only when asked for: it brings its own packages.
+
+`<folder>/data.py` is what no framework is needed for, `<folder>/pytorch.py` the workload in PyTorch, `<folder>/jax.py`
+in JAX, where there is one.
+"""
 
 import importlib
 import importlib.util
