@@ -2,19 +2,14 @@
 
 from weight_averaging.jax.averager import Averager
 from weight_averaging.jax.exponential import EMAState, ema, ema_for_run
-from weight_averaging.jax.swapping import Held, hold, swap_in, swap_out
 from weight_averaging.jax.window import LAWAState, lawa, lawa_for_run
 
 __all__ = [
     "Averager",
     "EMAState",
-    "Held",
     "LAWAState",
     "ema",
     "ema_for_run",
-    "hold",
     "lawa",
     "lawa_for_run",
-    "swap_in",
-    "swap_out",
 ]
