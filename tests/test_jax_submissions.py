@@ -89,7 +89,7 @@ def test_an_optimizer_agrees_with_its_pytorch_twin(name, seed, steps):
 
 
 class Regression:
-    """A linear model behind a batch norm. It returns its state in another container, as some official ones do."""
+    """A linear model behind a batch norm. It returns statistics in another container and shape, as official ones do."""
 
     step_hint, loss_type, model_params_types = STEP_HINT, None, None
 
@@ -104,7 +104,7 @@ class Regression:
     def model_fn(self, params, batch, model_state, mode, rng, update_batch_norm, dropout_rate=0.1):
         mean = model_state["batch_stats"]["mean"]
         if update_batch_norm:
-            mean = 0.5 * mean + 0.5 * batch["inputs"].mean(0)
+            mean = 0.5 * mean + 0.5 * batch["inputs"].mean(0, keepdims=True)
         return (batch["inputs"] - mean) @ params["kernel"] + params["bias"], FrozenDict({"batch_stats": {"mean": mean}})
 
     def loss_fn(self, label_batch, logits_batch, mask_batch=None, label_smoothing=0.0):
@@ -150,7 +150,7 @@ class Run:
         return np.array(self.params["kernel"])  # a copy: the next update takes the memory
 
     def mean(self):
-        return np.array(self.model_state["batch_stats"]["mean"])
+        return np.array(self.model_state["batch_stats"]["mean"]).reshape(-1)
 
 
 LAWA = {"averaging_interval": 2, "averaging_window": 3}

@@ -89,13 +89,17 @@ class WeightsAverager:
         return [int(step) for step in np.atleast_1d(steps) if step]
 
     def _averaged(self, params: Any, model_state: Any) -> dict[str, Any]:
-        # The leaves alone: some workloads' models return their state in another container than they were given it in.
-        return {"params": params, "statistics": jax.tree.leaves(model_state) if self._statistics_too else []}
+        # Leaves alone, and flat: some official workloads return their statistics in another container than they were
+        # given them in, or from the first update on with axes of length one.
+        leaves = jax.tree.leaves(model_state) if self._statistics_too else []
+        return {"params": params, "statistics": [jnp.ravel(leaf) for leaf in leaves]}
 
     def _put(self, weights: dict[str, Any], model_state: Any) -> tuple[Any, Any]:
         """Parameters and model state of what `_averaged` gave."""
         if self._statistics_too:
-            model_state = jax.tree.unflatten(jax.tree.structure(model_state), weights["statistics"])
+            now, structure = jax.tree.flatten(model_state)
+            leaves = [leaf.reshape(jnp.shape(old)) for leaf, old in zip(weights["statistics"], now, strict=True)]
+            model_state = jax.tree.unflatten(structure, leaves)
         return weights["params"], model_state
 
 
