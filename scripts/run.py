@@ -140,6 +140,8 @@ def _check_experiment() -> None:
     trials = [folder / f"trial_{number + 1}" for number in range(first, last)]
     if FLAGS.framework == "jax":
         official.check_jax_checkpoints(trials)
+        if Path(FLAGS.submission_path).parts[:2] != (SUBMISSIONS.name, "jax"):
+            print(official.RESTORED_IN_JAX, file=sys.stderr)
         return
     for path in official.remove_torn_checkpoints(trials):
         print(f"removed {path}: only in part written", file=sys.stderr)
