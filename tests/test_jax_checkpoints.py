@@ -16,10 +16,15 @@ from tests.small_models import flat, model_of, randomise, saved, value_of
 from tests.test_jax_averagers import assert_same
 from weight_averaging import convert
 from weight_averaging.averages import EMA as EMADescription
-from weight_averaging.jax import ema, lawa
+from weight_averaging.jax import ema, host_lawa, lawa
 from weight_averaging.torch import EMA, LAWA, Averages
 
-AVERAGERS = {"lawa": lawa(1, 3), "partial": lawa(2, 2, allow_partial=True), "ema": ema(0.9, warmup=True)}
+AVERAGERS = {
+    "lawa": lawa(1, 3),
+    "partial": lawa(2, 2, allow_partial=True),
+    "host": host_lawa(1, 2),
+    "ema": ema(0.9, warmup=True),
+}
 
 
 class Net(nn.Module):
@@ -37,16 +42,16 @@ def variables_of(seed: int):
     )
 
 
-def with_orbax(tree, folder):
+def with_orbax(tree, like, folder):
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder / "orbax", tree)
         checkpointer.wait_until_finished()
-        return checkpointer.restore(folder / "orbax", jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))
+        return checkpointer.restore(folder / "orbax", jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
 
 
-def with_flax(tree, folder):
+def with_flax(tree, like, folder):
     checkpoints.save_checkpoint(str(folder / "flax"), tree, 1, overwrite=True)
-    return checkpoints.restore_checkpoint(str(folder / "flax"), jax.tree.map(jnp.zeros_like, tree))
+    return checkpoints.restore_checkpoint(str(folder / "flax"), like)
 
 
 @pytest.mark.parametrize("through", [with_orbax, with_flax])
@@ -65,12 +70,14 @@ def test_a_run_goes_on_from_a_checkpoint_as_if_nothing_had_been(through, name, a
     state, params = go_on(averager.init(variables_of(0)), variables_of(0), 1, at + 1)
     # While the average is evaluated, a loop may have it where the weights were, and those beside.
     whole = {"state": state, "params": averager.average(state, params) if swapped else params, "raw": params}
-    restored = through(whole, tmp_path)
+    fresh = {"state": averager.init(params), "params": params, "raw": params}
+    restored = through(whole, fresh, tmp_path)
     assert_same(whole, restored)
     assert_same(go_on(restored["state"], restored["raw"], at + 1, at + 6), go_on(state, params, at + 1, at + 6))
 
 
 PAIRS = {
+    "host": (host_lawa(1, 2), lambda model: LAWA(model, interval=1, window=2)),
     "lawa": (lawa(1, 3), lambda model: LAWA(model, interval=1, window=3)),
     "partial": (
         lawa(2, 4, 2, allow_partial=True),

@@ -19,10 +19,12 @@ from hypothesis import strategies as st  # noqa: E402
 
 from submissions.recipe import jax as recipes  # noqa: E402
 from submissions.recipe import pytorch as torch_recipes  # noqa: E402
+from submissions.recipe.jax import averagers  # noqa: E402
 from submissions.recipe.jax.nadamw import scale_by_nadam  # noqa: E402
 from submissions.recipe.jax.resuming import shapes, unstacked  # noqa: E402
 from tests import reference  # noqa: E402
 from tests.test_submissions import GOOD, NAMES  # noqa: E402
+from weight_averaging.jax import HostLAWAState, host_lawa  # noqa: E402
 
 STEP_HINT = 100
 
@@ -181,6 +183,21 @@ def test_evaluations_see_the_average_and_change_nothing(name, settings):
                 ):
                     expected = None if average is None else average(snapshots)
                     np.testing.assert_allclose(found, raw if expected is None else expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_window_in_host_memory_gives_the_same_and_is_resumed(monkeypatch):
+    beside = Run("lawa", **LAWA).update(9).prepare()
+    monkeypatch.setitem(averagers.AVERAGERS, "lawa", lambda weights, **arguments: host_lawa(**arguments))
+    run, resumed = Run("lawa", **LAWA).update(7).prepare(), Run("lawa", **LAWA)
+    assert isinstance(run.state[0].averaging, HostLAWAState)
+    state, params, model_state = jax.tree.map(
+        lambda leaf: jnp.asarray(leaf)[None], (run.state[0], run.params, run.model_state)
+    )
+    resumed.state, resumed.params, resumed.model_state, resumed.step = (state, resumed.state[1]), params, model_state, 7
+    for one in (run, resumed):
+        one.update(2).prepare()
+        np.testing.assert_array_equal(one.kernel(), beside.kernel())
+        np.testing.assert_array_equal(one.mean(), beside.mean())
 
 
 def test_batch_statistics_stay_the_latest_where_asked():

@@ -55,11 +55,11 @@ class Average(abc.ABC):
         shown = [f"{name}={value}" for name, value in given.items() if value != defaults[name]]
         return " ".join([type(self).__name__.lower(), *shown])
 
-    def weight(self, number: int, functions: Any = NUMBERS) -> float:
+    def weight(self, number: Any, functions: Any = NUMBERS) -> Any:
         """The weight with which snapshot number 2, 3, ... enters the recursion; the first one starts it.
 
         Args:
-            number: also an array of another library.
+            number: an int, or an array of another library.
             functions: that library (`jax.numpy`): exact to its rounding, with nothing lost to cancellation.
         """
         raise NotImplementedError(f"{self} is a plain mean")
@@ -151,7 +151,7 @@ class EMA(Average):
     def _choose(self, due: list[int], at: int) -> list[int]:
         return due
 
-    def weight(self, number: int, functions: Any = NUMBERS) -> float:
+    def weight(self, number: Any, functions: Any = NUMBERS) -> Any:
         return warmup_weight(self.decay, number - 1, functions.maximum) if self.warmup else 1.0 - self.decay
 
 
@@ -194,7 +194,7 @@ class Power(Average):
     def _choose(self, due: list[int], at: int) -> list[int]:
         return due
 
-    def weight(self, number: int, functions: Any = NUMBERS) -> float:
+    def weight(self, number: Any, functions: Any = NUMBERS) -> Any:
         return -functions.expm1((self.gamma + 1.0) * functions.log1p(-1.0 / number))  # 1 - (1 - 1/k)^(gamma + 1)
 
 

@@ -125,19 +125,18 @@ def from_jax(averager: "Averager", state: Any, params: Any, translate: Callable[
 
     settings = dict(averager.settings)
     translate = translate or _by_path
-    state = jax.device_get(state)
-    count = int(state.count)
-    numbers: list[Any] = [...] if count else []  # of the slots
-    steps = [int(state.snapshot_step)] if count and settings["averager"] == "EMA" else []
-    if settings["averager"] == "LAWA":
-        window = settings["window"]
-        numbers = [number % window for number in range(max(0, count - window), count)]
-        steps = [int(state.steps[number]) for number in numbers]
+    count, window = int(state.count), settings.get("window", 1)
+    slots = [number % window for number in range(max(0, count - window), count)]
+    if settings["averager"] == "EMA":
+        steps, trees = [int(state.snapshot_step)] * len(slots), [state.ema] * len(slots)
+    else:
+        steps = [int(state.steps[slot]) for slot in slots]
+        trees = [_slot(state, slot) for slot in slots]
     like = jax.tree.map(np.asarray, jax.device_get(params))
     dtypes = {name: leaf.dtype.name for name, leaf in translate(like).items() if is_averaged(leaf)}
     values = []
-    for number in numbers:
-        tree = jax.tree.map(lambda leaf, own, at=number: own[at] if is_averaged(leaf) else leaf, like, state[0])
+    for tree in trees:
+        tree = jax.tree.map(lambda leaf, own: np.asarray(own) if is_averaged(leaf) else leaf, like, tree)
         values.append({name: np.asarray(leaf) for name, leaf in translate(tree).items() if name in dtypes})
     return Held(settings, int(state.step), count, steps, values, dtypes)
 
@@ -158,37 +157,35 @@ def to_jax(held: Held, averager: "Averager", params: Any, translate: Callable[[A
     if differing := [key for key, own in settings.items() if held.settings.get(key) != own]:
         key = differing[0]
         raise ValueError(f"the state has {key}={held.settings.get(key)!r}, and the averager {key}={settings[key]!r}")
-    state = averager.init(params)
-    held_by_path = [_paths(translate(values) if translate else values) for values in held.values]
     is_window = settings["averager"] == "LAWA"
-    # In a window the n-th snapshot is at n mod L; one that was cut short by new settings counts from its oldest.
+    # A window that new settings have cut short holds less than it has taken in: it counts from its oldest.
     count = held.count if not is_window or len(held.steps) == settings["window"] else len(held.steps)
-    slots = [number % settings["window"] for number in range(count - len(held.steps), count)] if is_window else [...]
+    state = averager.init(params)
+    state = state._replace(count=state.count + (count - len(held.steps) if is_window else 0))
+    for step, values in zip(held.steps, held.values, strict=True):  # taken in anew, so that everything has its place
+        arrays = {name: np.asarray(leaf) for name, leaf in _by_path(translate(values) if translate else values).items()}
 
-    def filled(path: Any, leaf: Any, own: Any) -> Any:
-        if not is_averaged(leaf):
-            return own
-        array = np.zeros(own.shape, own.dtype)
-        for slot, values in zip(slots, held_by_path):
-            value = values.get(_name(path))
+        def found(path: Any, leaf: Any, arrays: Arrays = arrays) -> Any:
+            if not is_averaged(leaf):
+                return leaf
+            value = arrays.get(_name(path))
             if value is None or value.shape != leaf.shape:
-                has = (
-                    f"is {value.shape} in the state and {leaf.shape} in the model"
-                    if value is not None
-                    else "is missing"
-                )
+                has = "is missing" if value is None else f"is {value.shape} in the state and {leaf.shape} in the model"
                 raise ValueError(f"{_name(path)} {has}: translate has to give a tree like the parameters")
-            array[slot] = value
-        return jax.device_put(array, own.sharding)
+            return jax.device_put(value, leaf.sharding)
 
-    tree = jax.tree_util.tree_map_with_path(filled, params, state[0])
-    place = lambda number, like: jax.device_put(np.asarray(number, np.int32), like.sharding)  # noqa: E731
-    state = state._replace(step=place(held.step, state.step), count=place(count, state.count))
-    if not is_window:
-        return state._replace(ema=tree, snapshot_step=place(held.steps[-1] if held.steps else 0, state.step))
-    steps = np.zeros(settings["window"], np.int32)
-    steps[slots] = held.steps
-    return state._replace(snapshots=tree, steps=place(steps, state.steps))
+        state = averager.update(state, jax.tree_util.tree_map_with_path(found, params), step)
+    # By adding to what is there, the counters stay where they are.
+    return state._replace(step=state.step * 0 + held.step, count=state.count * 0 + count)
+
+
+def _slot(state: Any, slot: int) -> Any:
+    """The snapshot in a slot of a window: a tree of its own in host memory, else part of each array."""
+    import jax
+
+    if type(state).__name__ == "HostLAWAState":
+        return state.snapshots[slot]
+    return jax.tree.map(lambda own: own[slot] if own.ndim else own, state.snapshots)
 
 
 def _cut(vector: np.ndarray, shapes: Mapping[str, list[int]], dtypes: Mapping[str, str]) -> dict[str, np.ndarray]:
@@ -210,10 +207,6 @@ def _by_path(tree: Any) -> dict[str, np.ndarray]:
     import jax
 
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _paths(tree: Any) -> dict[str, np.ndarray]:
-    return {name: np.asarray(leaf) for name, leaf in _by_path(tree).items()}
 
 
 def _name(path: Any) -> str:

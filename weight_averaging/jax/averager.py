@@ -71,13 +71,13 @@ def averager(
 
     @jax.jit
     def collect(state: Any, params: Tree, step: Array) -> Any:
-        due = is_due(step, interval, start) & (step > state.step)
+        due = is_due(step, interval, start) & (step > state.step)  # type: ignore[arg-type]
         state = lax.cond(due, look if check_finite else take, skip, state, params, step)
         return state._replace(step=jnp.maximum(state.step, step))
 
     def update(state: Any, params: Tree, step: int | Array) -> Any:
         check_alike(state[0], params, axes)
-        _check_step(step)
+        check_step(step)
         if isinstance(step, int) and not is_due(step, interval, start):
             return state._replace(step=jnp.maximum(state.step, step))  # outside jit the whole state would be copied
         return collect(state, params, jnp.asarray(step, jnp.int32))
@@ -114,6 +114,6 @@ def counter() -> Array:
     return jnp.zeros((), jnp.int32)
 
 
-def _check_step(step: int | Array) -> None:
+def check_step(step: int | Array) -> None:
     if isinstance(step, bool) or not jax.dtypes.issubdtype(dtype_of(step), jnp.integer) or jnp.shape(step) != ():
         raise TypeError(f"update takes the number of completed updates, a whole number, not {step!r}")

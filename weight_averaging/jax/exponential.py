@@ -26,7 +26,7 @@ class EMAState(NamedTuple):
     ema: Tree
     snapshot_step: Array
     step: Array
-    count: Array
+    count: Array  # type: ignore[assignment]  # the name that such counters have in optax
     refused: Array
 
 
@@ -78,8 +78,7 @@ def ema(
         return EMAState(copies, counter(), counter(), counter(), counter())
 
     def take(state: EMAState, params: Tree, step: Array) -> EMAState:
-        weight = described.weight(state.count + 1, jnp)
-        weight = jnp.asarray(weight, jnp.float32)
+        weight = jnp.asarray(described.weight(state.count + 1, jnp), jnp.float32)
         # The nearer of both ends is where rounding does least, and the other framework begins: torch.lerp.
         from_held = weight < 0.5
         share = jnp.where(from_held, weight, weight - 1)

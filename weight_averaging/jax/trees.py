@@ -21,15 +21,15 @@ def is_averaged(leaf: Any) -> bool:
 
 def single(leaf: Any) -> Array:
     """A leaf in the type that averages have: float32, or complex64."""
-    return jnp.asarray(leaf, _single(leaf))
+    return jnp.asarray(leaf, single_type(leaf))
 
 
 def single_copy(leaf: Any) -> Array:
     """As `single`, in memory of its own: a train step may donate the leaf's."""
-    return jnp.array(leaf, _single(leaf), copy=True)
+    return jnp.array(leaf, single_type(leaf), copy=True)
 
 
-def _single(leaf: Any) -> Any:
+def single_type(leaf: Any) -> Any:
     return jnp.complex64 if jax.dtypes.issubdtype(dtype_of(leaf), jnp.complexfloating) else jnp.float32
 
 
@@ -56,7 +56,8 @@ def check_alike(held: Tree, params: Tree, axes: tuple[int, ...] = ()) -> None:
     Args:
         held: the state's tree, whose leaves have these axes before those of the parameters.
     """
-    if jax.tree.structure(held) != jax.tree.structure(params):
+    structure: Any = jax.tree.structure(held)
+    if structure != jax.tree.structure(params):
         mine, given = ({jax.tree_util.keystr(path) for path, _ in leaves_of(tree)} for tree in (held, params))
         differing = sorted(mine ^ given) or ["its type of container"]
         there, not_there = "averaging state", "parameters"

@@ -27,7 +27,7 @@ class LAWAState(NamedTuple):
     snapshots: Tree
     steps: Array
     step: Array
-    count: Array
+    count: Array  # type: ignore[assignment]  # the name that such counters have in optax
     refused: Array
 
 
@@ -99,9 +99,7 @@ def lawa(
         def of(leaf: Array) -> Array:
             if leaf.ndim == 0:
                 return leaf
-            total = pairwise_sum(snapshot(leaf, number) for number in range(window))
-            # A divisor of each element: by one number for all, XLA would multiply with the reciprocal, one bit off.
-            return total / jnp.where(total == total, held.astype(jnp.float32), 1.0)
+            return divided(pairwise_sum(snapshot(leaf, number) for number in range(window)), held)
 
         return jax.tree.map(of, state.snapshots)
 
@@ -115,6 +113,14 @@ def lawa(
         check_finite=check_finite,
         axes=(window,),
     )
+
+
+def divided(total: Array, count: Array) -> Array:
+    """The quotient to the last bit.
+
+    By one number for all elements XLA would multiply with its reciprocal; a divisor of each element it cannot turn.
+    """
+    return total / jnp.where(total == total, jnp.float32(count), jnp.float32(1))
 
 
 def lawa_for_run(total_updates: int, *, horizon: float = 0.01, window: int = 20, **options: Any) -> Averager:

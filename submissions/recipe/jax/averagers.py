@@ -14,17 +14,16 @@ import numpy as np
 from absl import logging
 
 from weight_averaging.collection import is_due
-from weight_averaging.jax import Averager, ema, lawa
+from weight_averaging.jax import Averager, HostLAWAState, choose_lawa, ema
 
 from ..averaging import BUFFERS, Averaging
-from .training import State, compiled
+from .training import State, compiled, on_every_device
 
-AVERAGERS: dict[str, Callable[..., Averager]] = {"lawa": lawa, "ema": ema}
-Weights = tuple[Any, Any]  # parameters and model state
+AVERAGERS: dict[str, Callable[..., Averager]] = {"lawa": choose_lawa, "ema": lambda weights, **rest: ema(**rest)}
 
 
-def averager_of(averaging: Averaging, hyperparameters: Any, step_hint: int) -> tuple[Averager, int, bool]:
-    """An averager, its interval, and whether batch-norm statistics are averaged with the parameters.
+def settings_of(averaging: Averaging, hyperparameters: Any, step_hint: int) -> tuple[dict[str, Any], bool]:
+    """The arguments of an averager, and whether batch-norm statistics are averaged with the parameters.
 
     ValueError, in one line, for hyperparameters that it cannot be made of.
     """
@@ -35,25 +34,39 @@ def averager_of(averaging: Averaging, hyperparameters: Any, step_hint: int) -> t
             f"{BUFFERS}='recompute' is for PyTorch only: use 'average' or 'latest' (batches of changing shapes have no "
             "place in an optimizer state of fixed ones)"
         )
-    return AVERAGERS[averaging.name](**arguments), arguments["interval"], buffers == "average"
+    return arguments, buffers == "average"
 
 
 class WeightsAverager:
-    """An averager of a model's parameters, and of its batch-norm statistics where these are averaged."""
+    """An averager of a model's parameters, and of its batch-norm statistics where these are averaged.
 
-    def __init__(self, averager: Averager, interval: int, statistics_too: bool) -> None:
-        self._averager = averager
-        self._interval = interval
-        self._statistics_too = statistics_too
-        self._take = compiled(averager.update, overwrites=(0,))
-        self._average = compiled(averager.average)
-        self._empty: Any = None
+    MemoryError, in one line, if a window fits neither the device nor the host.
+    """
+
+    def __init__(
+        self, averaging: Averaging, hyperparameters: Any, step_hint: int, params: Any, model_state: Any
+    ) -> None:
+        arguments, self._statistics_too = settings_of(averaging, hyperparameters, step_hint)
+        self._interval = arguments["interval"]
+        weights = self._averaged(params, model_state)
+        self._averager = AVERAGERS[averaging.name](weights, **arguments)
+        self._empty = jax.tree.map(lambda leaf: jnp.zeros(0, leaf.dtype), weights)
+        self._take, self._average = compiled(self._averager.update, overwrites=(0,)), compiled(self._averager.average)
 
     def init(self, params: Any, model_state: Any) -> tuple[Any, Any]:
         """`State.averaging` and `State.raw` of a new state."""
         weights = self._averaged(params, model_state)
-        self._empty = jax.tree.map(lambda leaf: jnp.zeros(0, leaf.dtype), weights)
-        return compiled(self._averager.init)(weights), weights
+        state = self._averager.init(weights)
+        if isinstance(state, HostLAWAState):
+            self._take, self._average = self._averager.update, self._averager.average
+            return state, weights
+        return on_every_device(state), weights
+
+    def restored(self, state: State) -> State:
+        """A window in host memory again there: the harness restores it onto the devices."""
+        if isinstance(state.averaging, HostLAWAState):
+            return state._replace(averaging=jax.tree.map(np.asarray, state.averaging))
+        return state
 
     def update(self, state: State, params: Any, model_state: Any, step: int) -> State:
         """After update `step`. Nothing is computed, or waited for, unless a snapshot is due."""
