@@ -51,6 +51,7 @@ class WeightsAverager:
         weights = self._averaged(params, model_state)
         self._averager = AVERAGERS[averaging.name](weights, **arguments)
         self._empty = jax.tree.map(lambda leaf: jnp.zeros(0, leaf.dtype), weights)
+        self._told = False
         self._take, self._average = compiled(self._averager.update, overwrites=(0,)), compiled(self._averager.average)
 
     def init(self, params: Any, model_state: Any) -> tuple[Any, Any]:
@@ -81,7 +82,11 @@ class WeightsAverager:
         raw = self._averaged(params, model_state)
         state = state._replace(raw=raw)
         if not self.ready(state):
-            logging.log_first_n(logging.WARNING, "no average yet: the raw weights are evaluated", 1)
+            if not self._told:
+                logging.warning(
+                    "%s is not ready: the raw weights are evaluated until it is", dict(self._averager.settings)
+                )
+            self._told = True
             return state, params, model_state
         return state, *self._put(self._average(state.averaging, raw), model_state)
 
