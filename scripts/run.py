@@ -86,7 +86,8 @@ def run_official() -> None:
     official.check_trials(FLAGS.submission_path, space, trials, FLAGS.workload, FLAGS.framework)
     command, environment = _command()
     if FLAGS.dry_run:
-        print(shlex.join(command))
+        settings = [f"{name}={value}" for name, value in environment.items() if name != "PYTHONPATH"]
+        print(shlex.join([*settings, *command]))
         return
     sys.stdout.flush()
     os.execvpe(command[0], command, {**os.environ, **environment})
@@ -139,6 +140,8 @@ def _check_experiment() -> None:
     trials = [folder / f"trial_{number + 1}" for number in range(first, last)]
     if FLAGS.framework == "jax":
         official.check_jax_checkpoints(trials)
+        if Path(FLAGS.submission_path).parts[:2] != (SUBMISSIONS.name, "jax"):
+            print(official.RESTORED_IN_JAX, file=sys.stderr)
         return
     for path in official.remove_torn_checkpoints(trials):
         print(f"removed {path}: only in part written", file=sys.stderr)

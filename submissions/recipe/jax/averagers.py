@@ -14,17 +14,16 @@ import numpy as np
 from absl import logging
 
 from weight_averaging.collection import is_due
-from weight_averaging.jax import Averager, ema, lawa
+from weight_averaging.jax import Averager, HostLAWAState, choose_lawa, ema
 
 from ..averaging import BUFFERS, Averaging
-from .training import State, compiled
+from .training import State, compiled, on_every_device
 
-AVERAGERS: dict[str, Callable[..., Averager]] = {"lawa": lawa, "ema": ema}
-Weights = tuple[Any, Any]  # parameters and model state
+AVERAGERS: dict[str, Callable[..., Averager]] = {"lawa": choose_lawa, "ema": lambda weights, **rest: ema(**rest)}
 
 
-def averager_of(averaging: Averaging, hyperparameters: Any, step_hint: int) -> tuple[Averager, int, bool]:
-    """An averager, its interval, and whether batch-norm statistics are averaged with the parameters.
+def settings_of(averaging: Averaging, hyperparameters: Any, step_hint: int) -> tuple[dict[str, Any], bool]:
+    """The arguments of an averager, and whether batch-norm statistics are averaged with the parameters.
 
     ValueError, in one line, for hyperparameters that it cannot be made of.
     """
@@ -35,25 +34,40 @@ def averager_of(averaging: Averaging, hyperparameters: Any, step_hint: int) -> t
             f"{BUFFERS}='recompute' is for PyTorch only: use 'average' or 'latest' (batches of changing shapes have no "
             "place in an optimizer state of fixed ones)"
         )
-    return AVERAGERS[averaging.name](**arguments), arguments["interval"], buffers == "average"
+    return arguments, buffers == "average"
 
 
 class WeightsAverager:
-    """An averager of a model's parameters, and of its batch-norm statistics where these are averaged."""
+    """An averager of a model's parameters, and of its batch-norm statistics where these are averaged.
 
-    def __init__(self, averager: Averager, interval: int, statistics_too: bool) -> None:
-        self._averager = averager
-        self._interval = interval
-        self._statistics_too = statistics_too
-        self._take = compiled(averager.update, overwrites=(0,))
-        self._average = compiled(averager.average)
-        self._empty: Any = None
+    MemoryError, in one line, if a window fits neither the device nor the host.
+    """
+
+    def __init__(
+        self, averaging: Averaging, hyperparameters: Any, step_hint: int, params: Any, model_state: Any
+    ) -> None:
+        arguments, self._statistics_too = settings_of(averaging, hyperparameters, step_hint)
+        self._interval = arguments["interval"]
+        weights = self._averaged(params, model_state)
+        self._averager = AVERAGERS[averaging.name](weights, **arguments)
+        self._empty = jax.tree.map(lambda leaf: jnp.zeros(0, leaf.dtype), weights)
+        self._told = False
+        self._take, self._average = compiled(self._averager.update, overwrites=(0,)), compiled(self._averager.average)
 
     def init(self, params: Any, model_state: Any) -> tuple[Any, Any]:
         """`State.averaging` and `State.raw` of a new state."""
         weights = self._averaged(params, model_state)
-        self._empty = jax.tree.map(lambda leaf: jnp.zeros(0, leaf.dtype), weights)
-        return compiled(self._averager.init)(weights), weights
+        state = self._averager.init(weights)
+        if isinstance(state, HostLAWAState):
+            self._take, self._average = self._averager.update, self._averager.average
+            return state, weights
+        return on_every_device(state), weights
+
+    def restored(self, state: State) -> State:
+        """A window in host memory again there: the harness restores it onto the devices."""
+        if isinstance(state.averaging, HostLAWAState):
+            return state._replace(averaging=jax.tree.map(np.asarray, state.averaging))
+        return state
 
     def update(self, state: State, params: Any, model_state: Any, step: int) -> State:
         """After update `step`. Nothing is computed, or waited for, unless a snapshot is due."""
@@ -68,17 +82,19 @@ class WeightsAverager:
         raw = self._averaged(params, model_state)
         state = state._replace(raw=raw)
         if not self.ready(state):
-            logging.log_first_n(logging.WARNING, "no average yet: the raw weights are evaluated", 1)
+            if not self._told:
+                logging.warning(
+                    "%s is not ready: the raw weights are evaluated until it is", dict(self._averager.settings)
+                )
+            self._told = True
             return state, params, model_state
-        average = self._average(state.averaging, raw)
-        return state, average["params"], average["model_state"] if self._statistics_too else model_state
+        return state, *self._put(self._average(state.averaging, raw), model_state)
 
     def swap_out(self, state: State, params: Any, model_state: Any) -> tuple[State, Any, Any]:
         """The raw weights, bit for bit."""
         if not _holds(state.raw):
             return state, params, model_state
-        raw, state = state.raw, state._replace(raw=self._empty)
-        return state, raw["params"], raw["model_state"] if self._statistics_too else model_state
+        return state._replace(raw=self._empty), *self._put(state.raw, model_state)
 
     def ready(self, state: State) -> bool:
         """Whether an evaluation would see an average."""
@@ -91,7 +107,18 @@ class WeightsAverager:
         return [int(step) for step in np.atleast_1d(steps) if step]
 
     def _averaged(self, params: Any, model_state: Any) -> dict[str, Any]:
-        return {"params": params, "model_state": model_state if self._statistics_too else None}
+        # Leaves alone, and flat: some official workloads return their statistics in another container than they were
+        # given them in, or from the first update on with axes of length one.
+        leaves = jax.tree.leaves(model_state) if self._statistics_too else []
+        return {"params": params, "statistics": [jnp.ravel(leaf) for leaf in leaves]}
+
+    def _put(self, weights: dict[str, Any], model_state: Any) -> tuple[Any, Any]:
+        """Parameters and model state of what `_averaged` gave."""
+        if self._statistics_too:
+            now, structure = jax.tree.flatten(model_state)
+            leaves = [leaf.reshape(jnp.shape(old)) for leaf, old in zip(weights["statistics"], now, strict=True)]
+            model_state = jax.tree.unflatten(structure, leaves)
+        return weights["params"], model_state
 
 
 def _holds(raw: Any) -> bool:

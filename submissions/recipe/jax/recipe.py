@@ -8,7 +8,7 @@ import jax
 from absl import logging
 
 from ..base import BaseRecipe
-from .averagers import WeightsAverager, averager_of
+from .averagers import WeightsAverager, settings_of
 from .optimizers import BaseOptimizer
 from .resuming import shapes, unstacked
 from .training import State, compiled, compiled_step
@@ -38,7 +38,7 @@ class Recipe(BaseRecipe):
     def check_hyperparameters(self, hyperparameters: Any, step_hint: int) -> None:
         super().check_hyperparameters(hyperparameters, step_hint)
         if self.averaging is not None:
-            averager_of(self.averaging, self._own_if_any(hyperparameters), step_hint)
+            settings_of(self.averaging, self._own_if_any(hyperparameters), step_hint)
 
     def init_optimizer_state(
         self, workload: Any, model_params: Any, model_state: Any, hyperparameters: Any, rng: Any
@@ -52,7 +52,7 @@ class Recipe(BaseRecipe):
         optimizer = self.optimizer.build(hyperparameters)
         averager, averaging, raw = None, (), ()
         if self.averaging is not None:
-            averager = WeightsAverager(*averager_of(self.averaging, hyperparameters, workload.step_hint))
+            averager = WeightsAverager(self.averaging, hyperparameters, workload.step_hint, model_params, model_state)
             averaging, raw = averager.init(model_params, model_state)
         state = State(compiled(optimizer.init)(model_params), averaging, raw)
         step = compiled_step(workload, optimizer, hyperparameters)
@@ -81,10 +81,10 @@ class Recipe(BaseRecipe):
         del current_params_types, loss_type, eval_results, train_state
         hyperparameters = self._own_if_any(hyperparameters)
         (state, trial), params = optimizer_state, current_param_container
+        averager = trial.averager
         if trial.shapes is not None:
             state, params, model_state = unstacked((state, params, model_state), trial.shapes)
-            trial.shapes = None
-        averager = trial.averager
+            state, trial.shapes = averager.restored(state) if averager is not None else state, None
         if averager is not None:
             state, params, model_state = averager.swap_out(state, params, model_state)
 
