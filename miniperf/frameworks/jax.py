@@ -28,7 +28,7 @@ class Jax:
 
     def begin(self) -> None:
         jax.config.update("jax_platforms", "cpu")
-        if jax.config.values["jax_compilation_cache_dir"] is None:
+        if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
             # A run of a minute would compile for six seconds; its twins and its resumption do so for none. Compiled
             # code is for the processor of this machine.
             jax.config.update("jax_compilation_cache_dir", str(cache.folder() / "jax" / platform.node()))
