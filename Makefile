@@ -3,13 +3,15 @@ TORCH ?= torch==2.13.0
 PYTHON ?= python3.11
 VENV := .venv
 PY := $(VENV)/bin/python
-DEMO := runs/demo
+FRAMEWORK ?= pytorch
+DEMO := runs/demo$(if $(filter-out pytorch,$(FRAMEWORK)),_$(FRAMEWORK))
 SUITE := runs/suite
 
 .PHONY: help demo suite test lint benchmarks clean
 
 help:
 	@echo "make demo        train NadamW, +LAWA and +EMA on two small real tasks (a few minutes), print who was first"
+	@echo "                 make FRAMEWORK=jax demo does so in JAX"
 	@echo "make suite       the same on all seven miniature workloads (7 minutes on two cores)"
 	@echo "make test        run the tests"
 	@echo "make lint        ruff, mypy, hadolint, shellcheck"
@@ -27,9 +29,16 @@ $(VENV)/ready-benchmarks: $(VENV)/ready
 	$(PY) -m pip install --quiet -e .[benchmarks]
 	touch $@
 
-demo: $(VENV)/ready
-	$(PY) -m scripts.suite --experiment_dir=$(DEMO) --workloads=mini_criteo1tb,mini_imagenet_vit
-	$(PY) -m scripts.report --runs=$(DEMO)
+$(VENV)/ready-pytorch: $(VENV)/ready
+	touch $@
+
+$(VENV)/ready-jax: $(VENV)/ready
+	$(PY) -m pip install --quiet -e .[miniperf-jax]
+	touch $@
+
+demo: $(VENV)/ready-$(FRAMEWORK)
+	$(PY) -m scripts.suite --framework=$(FRAMEWORK) --experiment_dir=$(DEMO) --workloads=mini_criteo1tb,mini_imagenet_vit
+	$(PY) -m scripts.report --framework=$(FRAMEWORK) --runs=$(DEMO)
 
 suite: $(VENV)/ready
 	$(PY) -m scripts.suite --experiment_dir=$(SUITE)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 from jraph import GraphsTuple
@@ -83,3 +84,11 @@ _BATCHES: dict[str, Callable[[np.random.RandomState, int], dict[str, Any]]] = {
 def batch(workload: str, seed: list[int], count: int) -> dict[str, Any]:
     """A training batch of `count` examples, as the PyTorch workload's input queue delivers it."""
     return _BATCHES[workload](np.random.RandomState(seed), count)
+
+
+def as_jax(workload: str, batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch as the JAX workload's input queue delivers it: NumPy arrays, images with their channels last."""
+    arrays = jax.tree.map(np.asarray, batch)
+    if workload == "mnist" or workload.startswith("imagenet"):
+        arrays["inputs"] = np.moveaxis(arrays["inputs"], 1, -1)
+    return arrays

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 DATA = sorted(".".join(path.with_suffix("").parts) for path in Path("miniperf/workloads").rglob("data.py"))
 FRAMEWORKS = ["torch", "jax", "flax", "optax"]
 
@@ -82,6 +84,14 @@ def test_a_run_in_pytorch_needs_no_jax(tmp_path):
     result = run_without("jax,jaxlib,flax,optax", *flags, f"--experiment_dir={tmp_path}")
     assert result.returncode == 0, result.stderr[-2000:]
     assert (tmp_path / "x" / "mini_imagenet_vit_pytorch" / "trial_1" / "checkpoint_4").exists()
+
+
+def test_a_run_in_jax_needs_no_torch(tmp_path):
+    pytest.importorskip("flax")
+    flags = ["--workload=mini_imagenet_vit", "--submission_path=submissions/jax/lawa/submission.py", "--framework=jax"]
+    result = run_without("torch", *flags, f"--experiment_dir={tmp_path}")
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert (tmp_path / "x" / "mini_imagenet_vit_jax" / "trial_1" / "checkpoint_4").exists()
 
 
 def test_a_missing_framework_is_one_line(tmp_path):

@@ -1,5 +1,8 @@
-"""The miniature workloads by name, in each a framework: `<folder>/data.py` is what no framework is needed for,
-`<folder>/pytorch.py` the workload in PyTorch. Each is imported only when asked for: it brings its own packages."""
+"""The miniature workloads by name, each in a folder and imported only when asked for: it brings its own packages.
+
+`<folder>/data.py` is what no framework is needed for, `<folder>/pytorch.py` the workload in PyTorch, `<folder>/jax.py`
+in JAX, where there is one.
+"""
 
 import importlib
 import importlib.util
@@ -18,13 +21,17 @@ WORKLOADS = {
 }
 
 
+def names(framework: str) -> list[str]:
+    """The workloads that there are in a framework."""
+    return [name for name in WORKLOADS if _there(name, framework)]
+
+
 def module_of(name: str, framework: str) -> str:
     """The module that has the workload `name` in a framework. UsageError if there is none."""
     if name not in WORKLOADS:
         raise UsageError(f"--workload={name} is unknown; choose from {', '.join(WORKLOADS)}")
     if not _there(name, framework):
-        others = [other for other in WORKLOADS if _there(other, framework)]
-        raise UsageError(f"--workload={name} has no form in {framework}; these have: {', '.join(others)}")
+        raise UsageError(f"--workload={name} has no form in {framework}; these have: {', '.join(names(framework))}")
     return f"{__name__}.{WORKLOADS[name][0]}.{framework}"
 
 

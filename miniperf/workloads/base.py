@@ -59,11 +59,12 @@ class MiniWorkload(spec.Workload):
 
     def evaluate_batch(self, model: Any, batch: dict[str, Any], logits: Any) -> dict[str, Any]:
         """What `metrics` needs to know of one batch."""
-        sums = {**self.metric_sums(batch, logits), "loss": self.summed_loss(batch, logits)}
+        sums = {**self.metric_sums(batch, logits), "loss": self.losses(batch, logits)["summed"]}
         return {name: float(value) for name, value in sums.items()}
 
-    def summed_loss(self, batch: dict[str, Any], logits: Any) -> float:
-        return float(self.loss_fn(batch["targets"], logits, batch["weights"])["summed"])
+    def losses(self, batch: dict[str, Any], logits: Any) -> dict[str, Any]:
+        """What `loss_fn` says of a batch in evaluation."""
+        return self.loss_fn(batch["targets"], logits, batch["weights"])
 
     def metrics(self, parts: list[dict[str, Any]], num_examples: int) -> dict[str, float]:
         """The metrics of a split from what `evaluate_batch` returned for each of its batches."""
