@@ -22,7 +22,8 @@ class BaseOptimizer:
 
     def build(self, model: nn.Module, hyperparameters: Any) -> Optimizer:
         """The optimizer of a model's parameters. The state of one that decays them all has one group, else two."""
-        decayed, others = [], []
+        decayed: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
         for name, parameter in model.named_parameters():
             decays = self.settings.decays(name.rpartition(".")[2], parameter.ndim)
             (decayed if decays else others).append(parameter)
