@@ -71,7 +71,7 @@ else:
 
         target_metric_name: str
         validation_target_value: float
-        test_target_value: float
+        test_target_value: float | None  # None: the workload has no test split
         loss_type: LossType
         eval_batch_size: int
         train_mean: Any

@@ -64,14 +64,16 @@ class ShuffledBatches:
         return self._tokens.read(number * self._length, self._length)
 
 
-def in_order(tokens: Tokens, context: int, size: int, rank: int = 0, ranks: int = 1) -> Iterator[dict[str, np.ndarray]]:
-    """One pass over the split, to evaluate on: each rank every `ranks`-th chunk, in batches of up to `size`.
+def in_order(
+    tokens: Tokens, context: int, size: int, rank: int = 0, ranks: int = 1, count: int | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """One pass over the first `count` chunks of a split, or all, to evaluate on: each rank has every `ranks`-th chunk.
 
     Yields:
         `inputs` and `targets`, each int64 [up to size, context].
     """
     length = context + 1
-    mine = range(rank, len(tokens) // length, ranks)
+    mine = range(rank, len(tokens) // length if count is None else count, ranks)
     for start in range(0, len(mine), size):
         rows = np.stack([tokens.read(n * length, length) for n in mine[start : start + size]]).astype(np.int64)
         yield {"inputs": rows[:, :-1], "targets": rows[:, 1:]}
