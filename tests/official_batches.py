@@ -48,7 +48,7 @@ def _wmt(rng: np.random.RandomState, count: int) -> dict[str, Any]:
 
 def _lm(rng: np.random.RandomState, count: int) -> dict[str, Any]:
     rows = torch.from_numpy(rng.randint(0, 320, (count, 1025 if count < 4 else 33)))  # 4 of the small one
-    return {"inputs": rows[:, :-1].int(), "targets": rows[:, 1:], "weights": None}
+    return {"inputs": rows[:, :-1].int(), "targets": rows[:, 1:].contiguous(), "weights": None}
 
 
 def _ogbg(rng: np.random.RandomState, count: int) -> dict[str, Any]:
