@@ -47,6 +47,12 @@ def process_group() -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def bare(model: nn.Module) -> nn.Module:
+    """The model itself, out of torch.compile and DistributedDataParallel, with the names of its own."""
+    model = getattr(model, "_orig_mod", model)
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
 def in_ranks(model: nn.Module) -> nn.Module:
     """The model in DistributedDataParallel, if there are ranks; all of them must call it together."""
     if not (dist.is_available() and dist.is_initialized()):
