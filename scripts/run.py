@@ -52,7 +52,7 @@ def set_defaults() -> None:
             raise UsageError(f"--submission={FLAGS.submission} is unknown; choose from {', '.join(known)}")
         _default("submission_path", f"{SUBMISSIONS}/{FLAGS.submission}/submission.py")
         if FLAGS.tuning_ruleset == "external":
-            _default("tuning_search_space", str(_search_space(official_run)))
+            _default("tuning_search_space", search.default_path(FLAGS.submission, str(FLAGS.workload), official_run))
     # The official harness takes 0 for "draw one", another one on each rank.
     _default("rng_seed", 1 if official_run else 0)
     if FLAGS.submission is not None:
@@ -62,13 +62,6 @@ def set_defaults() -> None:
         FLAGS.num_tuning_trials = None
     if FLAGS.workload is not None and not official_run:
         _default("max_global_steps", workloads.make(FLAGS.workload).step_hint)
-
-
-def _search_space(official_run: bool) -> Path:
-    """The workload's own, where there is one beside the paper's grids; else one for all workloads."""
-    spaces = Path("tuning_search_spaces")
-    own = spaces / "paper" / str(FLAGS.workload) / f"{FLAGS.submission}.json"
-    return own if own.exists() else spaces / ("" if official_run else "miniperf") / f"{FLAGS.submission}.json"
 
 
 def _default(name: str, value: object) -> None:

@@ -128,6 +128,17 @@ def test_a_sweep_on_this_machine_leaves_finished_jobs_out(tmp_path):
     assert "nothing to do" in run(tmp_path, "--dry_run").stdout
 
 
+def test_under_miniperf_a_job_has_a_rank_for_each_of_its_gpus(tmp_path):
+    flags = ["--dry_run", "--workloads=finewebedu_lm_124m", "--submission=adamw_lawa"]
+    several, one = run(tmp_path, *flags, "--gpus=8").stdout, run(tmp_path, *flags, "--gpus=1").stdout
+    assert "-m torch.distributed.run --standalone --nproc_per_node=8 -m scripts.run --harness=miniperf" in several
+    assert "torch.distributed" not in one
+    assert f"--tuning_search_space={tmp_path}/sweep/adamw_lawa.json" in one
+    result = run(tmp_path, "--dry_run", "--workloads=finewebedu_lm_124m,mini_wmt", "--submission=adamw_lawa")
+    assert result.returncode == 2
+    assert "have search spaces of their own" in result.stderr
+
+
 TWO_AT_A_TIME = """
 import os, sys
 from pathlib import Path
