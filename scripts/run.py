@@ -1,6 +1,8 @@
 """Run one submission on one workload, all trials of its search space.
 
     python -m scripts.run --submission=lawa --workload=mini_criteo1tb
+    torchrun --standalone --nproc_per_node=8 -m scripts.run --submission=adamw_lawa --workload=finewebedu_lm_124m \
+      --data_dir=~/data/fineweb_edu
     python -m scripts.run --harness=official --submission=lawa --workload=ogbg --data_dir=~/data
     python -m scripts.run --harness=official --engine=docker --submission=lawa --workload=ogbg --dry_run
 
@@ -33,7 +35,6 @@ flags.DEFINE_string("submission", None, "A folder of submissions/<framework>: na
 flags.DEFINE_enum("harness", "miniperf", ["miniperf", "official"], "Which runner.")
 flags.DEFINE_enum("engine", "local", ["local", "docker", "slurm"], "Where the official harness runs.")
 flags.DEFINE_integer("gpus", None, "GPUs of the official harness; default: all there are.", lower_bound=0)
-flags.DEFINE_boolean("torch_compile", None, "torch.compile; default: wherever the official harness can.")
 flags.DEFINE_string("sbatch_args", "", "Further arguments of sbatch: '--partition=gpu --time=24:00:00'.")
 flags.DEFINE_boolean("dry_run", False, "Print the command of the official harness, look at nothing, start nothing.")
 SUBMISSIONS = Path("submissions")

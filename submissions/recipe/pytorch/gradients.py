@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-import torch.distributed.nn as dist_nn
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -22,18 +22,20 @@ def backward(
     label_smoothing: float,
     options: Mapping[str, Any],
 ) -> tuple[Tensor, Any]:
-    """Set the gradients of the mean loss over the valid examples of all ranks' batches.
+    """Add the gradients of the mean loss over the valid examples of all ranks' batches.
 
     A workload may say in `micro_batch_size` how many of a rank's examples go through the model at a time; AlgoPerf's
     own do not, their batches go whole. Gradients of parts are added up and exchanged between ranks with the last one.
 
     Args:
+        model: its gradients are None or zero.
         batch: of this rank; where it is divided, tensors [batch, ...] or None by name.
         options: further ones of `model_fn`.
     Returns:
         The loss, a scalar without a gradient, and the new model state.
     """
     parts = list(micro_batches(batch, getattr(workload, "micro_batch_size", None)))
+    ranks = dist.get_world_size() if USE_PYTORCH_DDP else 1
     sums: list[Tensor] = []
     counts: list[Tensor] = []
     for number, part in enumerate(parts):
@@ -54,19 +56,17 @@ def backward(
                 label_smoothing=label_smoothing,
             )
             summed_loss = loss_dict["summed"]
-            n_valid_examples = torch.as_tensor(loss_dict["n_valid_examples"], device=summed_loss.device)
-            if USE_PYTORCH_DDP:
-                # The backward of this all-reduce sums over the ranks, which cancels the mean that DDP takes.
-                summed_loss = dist_nn.all_reduce(summed_loss)
-                n_valid_examples = dist_nn.all_reduce(n_valid_examples)
-            counts.append(n_valid_examples)
-            (summed_loss / counts[0]).backward()
             sums.append(summed_loss.detach())
+            counts.append(torch.as_tensor(loss_dict["n_valid_examples"], device=summed_loss.device))
+            if number == 0:  # how many are valid in all is known only after the last part
+                unit = _of_all_ranks(counts[0])
+            (summed_loss / unit * ranks).backward()  # of the ranks' gradients DDP takes the mean
             del logits, loss_dict, summed_loss  # the graph of one part at a time
-    total = sum(counts[1:], start=counts[0])
-    if len(parts) > 1:  # how many are valid in all is known only now
-        torch._foreach_mul_([p.grad for p in model.parameters() if p.grad is not None], counts[0] / total)
-    return sum(sums[1:], start=sums[0]) / total, model_state
+    total = unit
+    if len(parts) > 1:
+        total = _of_all_ranks(torch.stack(counts).sum())
+        torch._foreach_mul_([p.grad for p in model.parameters() if p.grad is not None], unit / total)
+    return _of_all_ranks(torch.stack(sums).sum()) / total, model_state
 
 
 def micro_batches(batch: Mapping[str, Any], size: int | None) -> Iterator[Mapping[str, Any]]:
@@ -76,6 +76,13 @@ def micro_batches(batch: Mapping[str, Any], size: int | None) -> Iterator[Mappin
         return
     for start in range(0, len(batch["targets"]), size):
         yield {name: value if value is None else value[start : start + size] for name, value in batch.items()}
+
+
+def _of_all_ranks(value: Tensor) -> Tensor:
+    if USE_PYTORCH_DDP:
+        value = value.clone()
+        dist.all_reduce(value)
+    return value
 
 
 def _unsynchronised(model: nn.Module) -> Any:

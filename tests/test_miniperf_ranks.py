@@ -1,0 +1,123 @@
+"""The runner on several ranks of a CPU machine, through torchrun and gloo."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from miniperf import checkpoints, frameworks
+from tests.test_runner import assert_same_end
+from tests.test_token_batches import write
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+
+POINT = {
+    "learning_rate": 0.01, "one_minus_beta1": 0.1, "beta2": 0.95, "epsilon": 1e-8, "warmup_factor": 0.1,
+    "grad_clip": 0.1, "weight_decay": 0.1, "averaging_interval": 2, "averaging_window": 3,
+}  # fmt: skip
+LM = [
+    "tests/small_lm.py",
+    "--workload=finewebedu_lm_124m",
+    "--submission=adamw_lawa",
+    "--save_snapshots_every_n_steps=4",
+]
+FLIGHTS = ["-m", "scripts.run", "--workload=mini_criteo1tb", "--submission=adamw_lawa", "--eval_every_n_steps=3"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    ids = np.random.default_rng(0).integers(0, 50, 3000).tolist()
+    write(tmp_path / "tokens", [ids[:1700], ids[1700:]])
+    (tmp_path / "space.json").write_text(json.dumps([POINT]))
+    return tmp_path
+
+
+def train(
+    ranks: int, folder: Path, name: str, what: list[str], *flags: str, die: str = ""
+) -> subprocess.CompletedProcess:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    command = [
+        sys.executable, *(torchrun if ranks > 1 else []), *what, f"--data_dir={folder / 'tokens'}",
+        f"--tuning_search_space={folder / 'space.json'}", f"--experiment_dir={folder}", f"--experiment_name={name}", *flags,
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {"DIE": die} if die else {}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
+
+
+def trial(folder: Path, name: str, workload: str = "finewebedu_lm_124m") -> Path:
+    return folder / name / f"{workload}_pytorch" / "trial_1"
+
+
+def end(path: Path) -> dict:
+    return checkpoints.load_latest(frameworks.load("pytorch"), path, {})[1]
+
+
+def assert_close_end(one: Path, other: Path) -> None:
+    """Weights, the window of averages and evaluations, up to the order in which gradients and losses are summed."""
+    a, b = end(one), end(other)
+    assert a["global_step"] == b["global_step"]
+    assert a["model_params"].keys() == b["model_params"].keys()  # no `module.`
+    for name, value in a["model_params"].items():
+        torch.testing.assert_close(b["model_params"][name], value, rtol=1e-3, atol=1e-5, msg=name)
+    windows = [state["optimizer_state"]["averager"]["vectors"] for state in (a, b)]
+    assert windows[0].keys() == windows[1].keys()
+    for name, value in windows[0].items():
+        torch.testing.assert_close(windows[1][name], value, rtol=1e-3, atol=1e-5, msg=name)
+    tables = [pd.read_csv(path / "eval_measurements.csv") for path in (one, other)]
+    names = ["global_step", *(name for name in tables[0] if "/" in name)]
+    pd.testing.assert_frame_equal(tables[0][names], tables[1][names], rtol=1e-4)
+
+
+def test_one_two_and_four_ranks_train_the_same_and_rank_0_writes(folder):
+    for ranks in (1, 2, 4):
+        result = train(ranks, folder, f"{ranks}", LM, "--max_global_steps=8", "--continue_after_target")
+        assert result.returncode == 0, result.stderr[-3000:]
+        assert result.stdout.count("step      8") == 1
+        assert result.stdout.count("trial_1: submissions/") == 1
+        path = trial(folder, f"{ranks}")
+        assert sorted(p.name for p in path.glob("checkpoint_*")) == ["checkpoint_4", "checkpoint_8"]
+        assert len(list(path.glob("events.*"))) == 1
+        assert len(list((path / "snapshots").glob("snapshot_*"))) == 2
+        averager = end(path)["optimizer_state"]["averager"]
+        assert len(averager["vectors"]) >= 3  # rank 0 holds the window of all
+    for ranks in (2, 4):
+        assert_close_end(trial(folder, "1"), trial(folder, f"{ranks}"))
+
+
+def test_two_ranks_of_which_either_is_killed_end_bit_for_bit_like_unbroken_ones(folder):
+    flags = ["--max_global_steps=12", "--nosave_intermediate_checkpoints"]
+    assert train(2, folder, "unbroken", LM, *flags).returncode == 0
+    for die, reached in (("1:7", 4), ("0:10", 8)):
+        assert train(2, folder, "killed", LM, *flags, "--resume_last_run", die=die).returncode != 0
+        newest = max(int(path.name.split("_")[1]) for path in trial(folder, "killed").glob("checkpoint_*"))
+        assert newest == reached
+    assert train(2, folder, "killed", LM, *flags, "--resume_last_run").returncode == 0
+    assert_same_end(trial(folder, "unbroken"), trial(folder, "killed"))
+    # Another number of ranks goes on from there too.
+    result = train(1, folder, "killed", LM, "--max_global_steps=14", "--resume_last_run", "--continue_after_target")
+    assert "--resume_last_run" not in result.stderr, result.stderr[-2000:]
+
+
+def test_a_miniature_trains_on_two_ranks_as_on_one(folder):
+    for ranks in (1, 2):
+        result = train(ranks, folder, f"{ranks}", FLIGHTS, "--max_global_steps=9")
+        assert result.returncode == 0, result.stderr[-3000:]
+    assert_close_end(trial(folder, "1", "mini_criteo1tb"), trial(folder, "2", "mini_criteo1tb"))
+
+
+def test_what_the_ranks_cannot_divide_is_said_in_one_line(folder):
+    result = train(2, folder, "x", LM, "--micro_batch_size=3")
+    assert result.returncode != 0
+    line = (
+        "error: --micro_batch_size=3: the batch of 16 sequences does not divide by 2 ranks of whole micro-batches of 3"
+    )
+    assert line in result.stderr.splitlines()
+    result = train(1, folder, "x", FLIGHTS, "--micro_batch_size=3")
+    assert result.stderr.splitlines()[-1] == "error: --micro_batch_size=3: mini_criteo1tb takes its batches whole"
