@@ -154,6 +154,12 @@ else:
             global_step: int = 0,
         ) -> dict[str, float]: ...
 
+        def open(self, data_dir: str) -> None:
+            """Find the data, before anything is asked about it. UsageError if it cannot be used.
+
+            Not part of AlgoPerf's API: its workloads know their numbers of examples by heart."""
+            del data_dir  # a miniature brings its own
+
         def attach_metrics_logger(self, metrics_logger: Any) -> None:
             self.metrics_logger = metrics_logger
 

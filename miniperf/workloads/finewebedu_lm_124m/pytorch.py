@@ -54,9 +54,19 @@ class FinewebeduLm124mWorkload(spec.Workload):
         super().__init__(*args, **kwargs)
         self._tokens: dict[str, Tokens] = {}
 
+    def open(self, data_dir: str) -> None:
+        if not data_dir:
+            raise UsageError("--data_dir must be given: a folder made by scripts.prepare_text (docs/language_model.md)")
+        folder = Path(data_dir).expanduser()
+        self._tokens = {
+            name: Tokens(folder, name, tokenizer.NAME, self.sizes.vocabulary) for name in ("train", "validation")
+        }
+        if self.num_validation_examples == 0:
+            raise UsageError(f"{folder}: the validation split has no chunk of {self.sizes.context + 1} tokens")
+
     def _of_split(self, split: str) -> Tokens:
         if not self._tokens:
-            raise ValueError("the data is known only after _build_input_queue(); call that first")
+            raise ValueError("the data is known only after open(); call that first")
         return self._tokens["train" if split == "eval_train" else split]
 
     @property
@@ -89,17 +99,10 @@ class FinewebeduLm124mWorkload(spec.Workload):
     ) -> "Batches":
         """Batches of this rank, to train on. UsageError if the folder cannot be used, or the batch not be divided."""
         assert split == "train", "evaluations read the splits in order"
-        if not data_dir:
-            raise UsageError("--data_dir must be given: a folder made by scripts.prepare_text (docs/language_model.md)")
+        self.open(data_dir)
         check_division(global_batch_size, RANKS, self.micro_batch_size)
-        folder = Path(data_dir).expanduser()
-        self._tokens = {
-            name: Tokens(folder, name, tokenizer.NAME, self.sizes.vocabulary) for name in ("train", "validation")
-        }
         if RANK == 0:
             check(self._tokens)
-        if self.num_validation_examples == 0:
-            raise UsageError(f"{folder}: the validation split has no chunk of {self.sizes.context + 1} tokens")
         seed = int(data_rng[0])
         return Batches(ShuffledBatches(self._tokens["train"], self.sizes.context, global_batch_size, seed, RANK, RANKS))
 
