@@ -129,8 +129,8 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     absl_logging.set_verbosity(absl_logging.WARNING)
-    if os.environ.get("RANK", "0") == "0":
-        logging.getLogger("weight_averaging").setLevel(logging.INFO)
+    first = os.environ.get("RANK", "0") == "0"  # the others would say the same
+    logging.getLogger("weight_averaging").setLevel(logging.INFO if first else logging.ERROR)
     try:
         run()
     except (UsageError, SnapshotError, MemoryError) as error:  # the last: a window that does not fit
