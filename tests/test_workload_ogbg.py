@@ -9,7 +9,8 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from miniperf import spec
-from miniperf.workloads import ogbg
+from miniperf.workloads.ogbg import data as ogbg
+from miniperf.workloads.ogbg.pytorch import MiniOgbgWorkload
 
 SMALL = {"train": 200, "validation": 50, "test": 30}
 EVAL = spec.ForwardPassMode.EVAL
@@ -20,7 +21,7 @@ def workload(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINIPERF_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(ogbg, "GRAPHS", SMALL)
-        made = ogbg.MiniOgbgWorkload()
+        made = MiniOgbgWorkload()
         made.init_model_fn([0, 0])
         assert made.num_train_examples == 200
         yield made

@@ -11,7 +11,8 @@ from torch import nn
 
 from miniperf import search, spec, submission, workloads
 from miniperf.runner import Settings, train_once
-from miniperf.workloads import librispeech_deepspeech, speech
+from miniperf.workloads.librispeech_deepspeech import pytorch as librispeech_deepspeech
+from miniperf.workloads.speech import data as speech
 
 NAMES = ["mini_librispeech_conformer", "mini_librispeech_deepspeech"]
 TRAIN, EVAL = spec.ForwardPassMode.TRAIN, spec.ForwardPassMode.EVAL

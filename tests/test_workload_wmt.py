@@ -8,9 +8,10 @@ import sacrebleu
 import torch
 
 from miniperf import spec, workloads
-from miniperf.workloads import wmt, wmt_sentences
-from miniperf.workloads.beam_search import beam_search, length_penalty
-from miniperf.workloads.byte_pairs import END_ID, PAD_ID, BytePairs, decode
+from miniperf.workloads.wmt import pytorch as wmt
+from miniperf.workloads.wmt import sentences
+from miniperf.workloads.wmt.beam_search import beam_search, length_penalty
+from miniperf.workloads.wmt.byte_pairs import END_ID, PAD_ID, BytePairs, decode
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_the_most_frequent_pair_is_merged_first():
 
 
 def test_tokenising_and_back_is_the_identity(workload):
-    grammar = wmt_sentences.Grammar(np.random.RandomState(1))
+    grammar = sentences.Grammar(np.random.RandomState(1))
     texts = [text for _ in range(300) for text in grammar.sentence()]
     byte_pairs = BytePairs.learn(texts[:200], sorted(set("▁" + "".join(texts)) - {" "}), 100)
     for text in texts:

@@ -94,7 +94,7 @@ def test_batches_depend_on_the_key_alone(workload):
 
 
 def test_mini_criteo1tb_has_all_flights_that_arrived_and_nothing_known_only_after_departure():
-    from miniperf.workloads import criteo1tb
+    from miniperf.workloads.criteo1tb import data as criteo1tb
 
     workload = workloads.make("mini_criteo1tb")
     targets = torch.cat([split["targets"] for split in workload.splits.values()])
