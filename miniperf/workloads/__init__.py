@@ -11,6 +11,7 @@ from miniperf.errors import UsageError
 WORKLOADS = {
     "mini_criteo1tb": ("criteo1tb", "MiniCriteo1TbWorkload"),
     "mini_fastmri": ("fastmri", "MiniFastMriWorkload"),
+    "mini_finewebedu_lm": ("finewebedu_lm", "MiniFinewebEduLmWorkload"),
     "mini_imagenet_vit": ("imagenet_vit", "MiniImagenetVitWorkload"),
     "mini_librispeech_conformer": ("librispeech_conformer", "MiniLibriSpeechConformerWorkload"),
     "mini_librispeech_deepspeech": ("librispeech_deepspeech", "MiniLibriSpeechDeepSpeechWorkload"),

@@ -114,7 +114,7 @@ def parameter_type(model: nn.Module, name: str) -> spec.ParameterType:
     bias = leaf.startswith("bias")  # an LSTM has several
     if isinstance(owner, nn.Embedding):
         return spec.ParameterType.EMBEDDING
-    if isinstance(owner, nn.LayerNorm):
+    if isinstance(owner, nn.LayerNorm | nn.RMSNorm):
         return spec.ParameterType.LAYER_NORM_BIAS if bias else spec.ParameterType.LAYER_NORM_SCALE
     if isinstance(owner, nn.modules.batchnorm._BatchNorm):
         return spec.ParameterType.BATCH_NORM_BIAS if bias else spec.ParameterType.BATCH_NORM_SCALE
