@@ -11,8 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from miniperf import checkpoints, frameworks
+from miniperf.workloads.finewebedu_lm.model import Decoder, Sizes
+from miniperf.workloads.finewebedu_lm_124m.pytorch import FinewebeduLm124mWorkload
+from scripts import average_checkpoints
 from tests.test_runner import assert_same_end, leaves
 from tests.test_token_batches import write
 
@@ -109,6 +113,23 @@ def test_another_number_of_ranks_goes_on_too(folder):
     result = train(1, folder, "fewer", LM, "--resume_last_run")
     assert result.returncode == 0, result.stderr[-3000:]
     assert_close_end(trial(folder, "1"), trial(folder, "fewer"))
+
+
+def test_snapshots_are_averaged_afterwards_on_the_data_of_the_run(folder, monkeypatch):
+    sizes = Sizes(vocabulary=50, context=16, width=16, layers=2, heads=2, hidden=32)  # of small_lm.py
+    monkeypatch.setattr(FinewebeduLm124mWorkload, "sizes", sizes)
+    snapshots = trial(folder, "2") / "snapshots"
+    flags = ["--workload=finewebedu_lm_124m", "--lawa=window=2,interval=4", f"--experiment_dir={folder / 'offline'}"]
+    average_checkpoints.run(average_checkpoints.parser().parse_args([str(snapshots), *flags, "--validation_only"]))
+    table = pd.read_csv(next((folder / "offline").rglob("eval_measurements.csv")))
+    assert list(table["global_step"]) == [8, 10, 12]
+    states = [load_file(snapshots / f"step_{step:08d}.safetensors") for step in (8, 12)]
+    model = Decoder(sizes)
+    model.load_state_dict({name: (states[0][name] + states[1][name]) / 2 for name in states[0]})
+    workload = FinewebeduLm124mWorkload()
+    workload.open(str(folder / "tokens"))
+    result = workload.eval_model(8, model, None, None, "", None, 12)
+    assert table["validation/loss"].iloc[-1] == pytest.approx(result["validation/loss"], rel=1e-6)
 
 
 def test_a_miniature_trains_on_two_ranks_as_on_one(folder):
