@@ -108,6 +108,33 @@ def test_local_files_of_every_kind_give_the_same_shards(tmp_path, form):
     assert contents(tmp_path / "out") == before
 
 
+def test_a_data_set_is_taken_by_name_configuration_and_split(tmp_path):
+    """In the form of the hub's: a folder whose README says which files a configuration has."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    for name in ("sample", "other"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+    parquet.write_table(pyarrow.table({"text": ["of another configuration"]}), tmp_path / "set" / "other" / "0.parquet")
+    head = "---\nconfigs:\n- config_name: other\n  data_files: [{split: train, path: other/*}]\n"
+    sample = "- config_name: sample-1T\n  data_files: [{split: train, path: sample/*}]\n---\n"
+    (tmp_path / "set" / "README.md").write_text(head + sample)
+    texts = [path.read_text(encoding="utf-8")[:500] for path in speeches()[:30]]
+    for number in range(3):
+        table = pyarrow.table({"text": texts[10 * number : 10 * number + 10], "score": [1.5] * 10})
+        parquet.write_table(table, tmp_path / "set" / "sample" / f"{number}.parquet")
+    arguments = (Settings(held_out=0.2, shard_tokens=10**6), tmp_path / "out", 1, silent)
+    index = prepare(Source(dataset=str(tmp_path / "set"), config="sample-1T"), *arguments)
+    for split, ids in reference(texts, 0.2).items():
+        np.testing.assert_array_equal(tokens_of(tmp_path / "out", split), ids)
+    assert index["settings"]["source"]["config"] == "sample-1T"
+    for source, words in (
+        (Source(dataset=str(tmp_path / "set"), config="sample-2T"), "sample-2T"),
+        (Source(dataset=str(tmp_path / "set"), config="sample-1T", split="valid"), "valid"),
+    ):
+        with pytest.raises(UsageError, match=f"^--dataset=.* cannot be opened: .*{words}") as error:
+            prepare(source, arguments[0], tmp_path / "other", 1, silent)
+        assert "\n" not in str(error.value)
+
+
 def test_a_limit_of_tokens_ends_with_the_document_that_reaches_it(tmp_path):
     texts = [f"document {number} " * 20 for number in range(60)]
     (tmp_path / "all.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
