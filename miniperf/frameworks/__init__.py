@@ -97,7 +97,7 @@ class Framework(Protocol):
 
 
 class OneProcess:
-    """What there is to ranks where there is one."""
+    """What there is to ranks where there is one, and no compiler to be asked for."""
 
     rank = 0
 
@@ -109,6 +109,9 @@ class OneProcess:
 
     def agree(self, value: Value) -> Value:
         return value
+
+    def compiled(self, model: Any) -> Any:
+        raise UsageError("--torch_compile is for --framework=pytorch")
 
 
 def load(name: str) -> Framework:
