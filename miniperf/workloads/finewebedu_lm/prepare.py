@@ -108,6 +108,7 @@ def _prepare(
             more = _add_batch(documents, progress, writers, settings, partial(pool.map, encode))
             progress |= {"stream": documents.state_dict(), "splits": {s: w.flush() for s, w in writers.items()}}
             _write_json(folder / PROGRESS, progress)
+        report(progress["documents"], sum(writer.total for writer in writers.values()), documents.count)
     index = {
         "tokenizer": tokenizer.NAME,
         "vocabulary": tokenizer.VOCABULARY,
@@ -135,13 +136,19 @@ def _add_batch(
     encode_all: Callable[[list[str]], Iterator[np.ndarray]],
 ) -> bool:
     """Whether there are more documents to come."""
+
+    def enough() -> bool:
+        return settings.max_tokens is not None and writers["train"].total >= settings.max_tokens
+
+    if enough():  # and killed before the index was written
+        return False
     texts = list(islice(documents, BATCH))
     progress["documents"] += len(texts)
     texts, read = [text for text in texts if text], len(texts)
     progress["empty"] += read - len(texts)
     end = np.array([tokenizer.END_OF_TEXT], DTYPE)
     for text, tokens in zip(texts, encode_all(texts), strict=True):
-        if settings.max_tokens is not None and writers["train"].total >= settings.max_tokens:
+        if enough():
             return False
         split = "validation" if held_out(text, settings.held_out) else "train"
         writers[split].append(np.concatenate([tokens, end]))

@@ -34,7 +34,7 @@ class FinewebeduLm124mWorkload(spec.Workload):
 
     sizes = PAPER
     batch_size = 512
-    micro_batch_size = 16  # sequences of a rank that go through the model at a time: some 15 GB
+    micro_batch_size = 16  # sequences of a rank that go through the model at a time
     step_hint = 9400
     eval_every_n_steps = 40
     checkpoint_every_n_steps = 400  # a window of 20 makes checkpoints of 12 GB
