@@ -22,7 +22,7 @@ $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet $(TORCH)
-	$(PY) -m pip install --quiet -e .[torch,jax,miniperf,analysis,launching,dev]
+	$(PY) -m pip install --quiet -e .[torch,jax,miniperf,text,analysis,launching,dev]
 	touch $@
 
 $(VENV)/ready-benchmarks: $(VENV)/ready

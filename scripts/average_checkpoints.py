@@ -52,7 +52,7 @@ KINDS: dict[str, tuple[type[Average], str]] = {
     "lawa": (LAWA, "window"), "ema": (EMA, "decay"), "tail": (Tail, "share"), "power": (Power, "gamma"),
 }  # fmt: skip
 WHOLE = ("window", "interval", "start")
-SUBMISSIONS = ("lawa", "ema")  # submissions whose runs are those of nadamw but for the average
+SUBMISSIONS = ("lawa", "ema", "adamw_lawa", "adamw_ema")  # whose runs are those of nadamw or adamw but for the average
 
 
 def parser() -> argparse.ArgumentParser:
@@ -246,10 +246,10 @@ def _trials(
 
 
 def average_of(submission: str, hyperparameters: Any, step_hint: int) -> Average:
-    """What `submission`, lawa or ema, evaluates with these hyperparameters."""
+    """What `submission`, one of SUBMISSIONS, evaluates with these hyperparameters."""
     from submissions.recipe.averaging import ema, lawa
 
-    if submission == "lawa":
+    if submission.endswith("lawa"):
         settings = lawa.settings(hyperparameters, step_hint)
         return LAWA(window=settings["window"], interval=settings["interval"])
     settings = ema.settings(hyperparameters, step_hint)

@@ -2,6 +2,8 @@
 
     python -m scripts.run --submission=lawa --workload=mini_criteo1tb
     python -m scripts.run --submission=lawa --workload=mini_criteo1tb --framework=jax
+    torchrun --standalone --nproc_per_node=8 -m scripts.run --submission=adamw_lawa --workload=finewebedu_lm_124m \
+      --data_dir=~/data/fineweb_edu
     python -m scripts.run --harness=official --submission=lawa --workload=ogbg --data_dir=~/data
     python -m scripts.run --harness=official --engine=docker --submission=lawa --workload=ogbg --dry_run
 
@@ -34,7 +36,6 @@ flags.DEFINE_string("submission", None, "A folder of submissions/<framework>: na
 flags.DEFINE_enum("harness", "miniperf", ["miniperf", "official"], "Which runner.")
 flags.DEFINE_enum("engine", "local", ["local", "docker", "slurm"], "Where the official harness runs.")
 flags.DEFINE_integer("gpus", None, "GPUs of the official harness; default: all there are.", lower_bound=0)
-flags.DEFINE_boolean("torch_compile", None, "torch.compile; default: wherever the official harness can.")
 flags.DEFINE_string("sbatch_args", "", "Further arguments of sbatch: '--partition=gpu --time=24:00:00'.")
 flags.DEFINE_boolean("dry_run", False, "Print the command of the official harness, look at nothing, start nothing.")
 SUBMISSIONS = Path("submissions")
@@ -50,9 +51,8 @@ def set_defaults() -> None:
         if FLAGS.submission not in known:
             raise UsageError(f"--submission={FLAGS.submission} is unknown; choose from {', '.join(known)}")
         _default("submission_path", f"{SUBMISSIONS}/{FLAGS.framework}/{FLAGS.submission}/submission.py")
-        spaces = Path("tuning_search_spaces") / ("" if official_run else "miniperf")
         if FLAGS.tuning_ruleset == "external":
-            _default("tuning_search_space", f"{spaces}/{FLAGS.submission}.json")
+            _default("tuning_search_space", search.default_path(FLAGS.submission, str(FLAGS.workload), official_run))
     # The official harness takes 0 for "draw one", another one on each rank.
     _default("rng_seed", 1 if official_run else 0)
     if FLAGS.submission is not None:

@@ -33,7 +33,7 @@ flags.DEFINE_integer("space_seed", 0, "Of the draw from a dict of ranges.")
 flags.DEFINE_enum("harness", "official", ["miniperf", "official"], "Which runner.")
 flags.DEFINE_enum("engine", "local", ["local", "slurm"], "Where the jobs run.")
 flags.DEFINE_integer("jobs", 1, "Jobs at a time; on Slurm of each workload.", lower_bound=1)
-flags.DEFINE_integer("gpus", 0, "GPUs of a job.", lower_bound=0)
+flags.DEFINE_integer("gpus", 0, "GPUs of a job, each a rank.", lower_bound=0)
 flags.DEFINE_integer("minutes", 24 * 60, "Time limit of a job, after which it is resumed.", lower_bound=1)
 flags.DEFINE_string("sbatch_args", "", "Further arguments of sbatch: '--partition=gpu --cpus-per-task=64'.")
 flags.DEFINE_string("run_flags", "", "Further flags of scripts.run: '--data_dir=/data --max_global_steps=100'.")
@@ -51,8 +51,12 @@ def plan() -> tuple[list[sweep.Job], list[sweep.Cost]]:
         base_name(name) if official_run else workloads.make(name, FLAGS.framework)
         if official_run:
             official.check_batch_size(name, FLAGS.gpus)
-    spaces = Path("tuning_search_spaces") / ("" if official_run else "miniperf")
-    source = FLAGS.tuning_search_space or str(spaces / f"{FLAGS.submission}.json")
+    own = {search.default_path(FLAGS.submission, name, official_run) for name in FLAGS.workloads}
+    if FLAGS.tuning_search_space is None and len(own) > 1:
+        raise UsageError(
+            f"--workloads have search spaces of their own ({', '.join(sorted(own))}): sweep them one by one"
+        )
+    source = FLAGS.tuning_search_space or own.pop()
     trials = search.load(source, FLAGS.num_tuning_trials, FLAGS.space_seed)
     for name in FLAGS.workloads if official_run else []:
         official.check_trials(str(path), source, trials, name, FLAGS.framework)
@@ -60,7 +64,8 @@ def plan() -> tuple[list[sweep.Job], list[sweep.Cost]]:
     space = root / "sweep" / Path(source).name
     points = sweep.expand(source, FLAGS.num_tuning_trials, FLAGS.space_seed, space, write=not FLAGS.dry_run)
     extra = (*([f"--gpus={FLAGS.gpus}"] if official_run else []), *shlex.split(FLAGS.run_flags))
-    common = {"trials": len(points), "space": str(space), "experiment_dir": str(root), "flags": extra}
+    ranks = 1 if official_run else max(1, FLAGS.gpus)
+    common = {"ranks": ranks, "trials": len(points), "space": str(space), "experiment_dir": str(root), "flags": extra}
     jobs, costs = [], []
     for workload in FLAGS.workloads:
         for study in range(1, FLAGS.studies + 1):

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed.nn as dist_nn
 from absl import logging
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -18,6 +17,7 @@ from ...api import spec
 from ..base import BaseRecipe
 from .averagers import averager_of
 from .distributed import DEVICE, USE_PYTORCH_DDP, in_ddp
+from .gradients import backward
 from .optimizers import BaseOptimizer
 from .recent_batches import RecentBatches
 
@@ -82,22 +82,8 @@ class Recipe(BaseRecipe):
         options = {}
         if hasattr(hyperparameters, "dropout_rate"):  # else the model's own default
             options["dropout_rate"] = hyperparameters.dropout_rate
-        logits, model_state = workload.model_fn(
-            model, batch, model_state, spec.ForwardPassMode.TRAIN, rng, update_batch_norm=True, **options
-        )
-        loss_dict = workload.loss_fn(
-            label_batch=batch["targets"],
-            logits_batch=logits,
-            mask_batch=batch.get("weights"),
-            label_smoothing=getattr(hyperparameters, "label_smoothing", 0.0),
-        )
-        summed_loss, n_valid_examples = loss_dict["summed"], loss_dict["n_valid_examples"]
-        if USE_PYTORCH_DDP:
-            # The backward of this all-reduce sums over the ranks, which cancels the mean that DDP takes of gradients.
-            summed_loss = dist_nn.all_reduce(summed_loss)
-            n_valid_examples = dist_nn.all_reduce(n_valid_examples)
-        loss = summed_loss / n_valid_examples
-        loss.backward()
+        smoothing = getattr(hyperparameters, "label_smoothing", 0.0)
+        loss, model_state = backward(workload, model, batch, model_state, rng, smoothing, options)
 
         if hasattr(hyperparameters, "grad_clip"):
             nn.utils.clip_grad_norm_(model.parameters(), max_norm=hyperparameters.grad_clip)
