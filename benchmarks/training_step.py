@@ -7,7 +7,7 @@ which is larger than what averaging takes, falls out. What averaging costs the r
 caches is not in it.
 
 A Transformer of 124 million parameters (12 layers, width 768, like GPT-2 small), where at an interval of 64 one update
-in 64 collects; and on a CPU the submissions lawa and ema on the seven miniature workloads, over whole intervals, in
+in 64 collects; and on a CPU the submissions lawa and ema on the miniature workloads, over whole intervals, in
 processor time of one thread.
 """
 
