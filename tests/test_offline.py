@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import weight_averaging.offline as module
+import weight_averaging.offline.plan as module
 import weight_averaging.torch.blocks as blocks
 from weight_averaging import offline
 from weight_averaging.offline import EMA, LAWA, Plan, Power, SnapshotError, Tail

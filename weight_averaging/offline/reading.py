@@ -26,10 +26,10 @@ from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
 from weight_averaging.names import clean_names
-from weight_averaging.offline import Layout, layout_difference, layout_of
-from weight_averaging.offline_tracks import BLOCK
-from weight_averaging.safetensors_files import LATEST, SafetensorsFile, StoredTensor
-from weight_averaging.sharded_files import ShardedFolder
+from weight_averaging.offline.forms.distributed import ShardedFolder
+from weight_averaging.offline.layouts import Layout, layout_difference, layout_of
+from weight_averaging.offline.safetensors_files import LATEST, SafetensorsFile, StoredTensor
+from weight_averaging.offline.tracks import BLOCK
 
 # Where checkpoints keep the model's state dict; the first is the official harness's.
 MODEL_KEYS = ("model_params", "model_state_dict", "model", "state_dict", "module", "net")

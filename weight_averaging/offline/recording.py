@@ -6,7 +6,7 @@
             optimizer.step()
             writer.update(step, model)
 
-Training waits for one copy of the weights in memory; a thread brings it to disk. `weight_averaging.snapshot_files` and
+Training waits for one copy of the weights in memory; a thread brings it to disk. `weight_averaging.offline.reading` and
 `scripts.average_checkpoints` read the folder.
 """
 
@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from weight_averaging.averages import SnapshotError
 from weight_averaging.collection import check_count, is_due
 from weight_averaging.names import without_wrappers
-from weight_averaging.replacing import replacing
-from weight_averaging.safetensors_files import LATEST, SafetensorsWriter, sha256
+from weight_averaging.offline.replacing import replacing
+from weight_averaging.offline.safetensors_files import LATEST, SafetensorsWriter, sha256
 from weight_averaging.torch.selection import Selection, unwrapped
 
 MANIFEST = "manifest.json"

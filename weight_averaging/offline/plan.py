@@ -1,39 +1,18 @@
-"""Averages of saved weights: a stream of snapshots in, any number of averages out, each snapshot read once.
+"""A plan of averages over saved weights, and one pass over the snapshots it needs. See `weight_averaging.offline`."""
 
-    from weight_averaging import offline
-
-    wanted = [(offline.LAWA(window=20, interval=64), 6400), (offline.EMA(decay=0.9, interval=64), 6400)]
-    plan = offline.Plan(wanted, steps=range(64, 6401, 64))
-    for result in plan.run((step, torch.load(f"step_{step}.pt", weights_only=True)) for step in plan.needed):
-        torch.save(result.state, ...)
-
-LAWA and EMA are, bit for bit, what the online averagers of `weight_averaging.torch` hold at that step: snapshots are
-taken as float32 and the operations come in the same order. Floating-point buffers (batch-norm statistics) are averaged
-like parameters, except for those whose mean means nothing (`weight_averaging.names`); those and integers come from the
-latest snapshot. Where they differ: weights that are not finite are an error here, while a training run goes on without
-them; and a state dict does not tell frozen parameters and other buffers, which only snapshots of
-`weight_averaging.snapshots` record (`latest_of`).
-
-Reading snapshot files: `weight_averaging.snapshot_files`.
-"""
-
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from weight_averaging.averages import EMA, LAWA, Average, Power, SnapshotError, Tail
+from weight_averaging.averages import Average, SnapshotError
 from weight_averaging.filters import Choice, Filter
 from weight_averaging.names import clean_names, not_to_average
-from weight_averaging.offline_tracks import BLOCK, Recursion, Sum, Track, mean, new_vector
-from weight_averaging.safetensors_files import StoredTensor
+from weight_averaging.offline.layouts import Layout, State, layout_difference, layout_of
+from weight_averaging.offline.safetensors_files import StoredTensor
+from weight_averaging.offline.tracks import BLOCK, Recursion, Sum, Track, mean, new_vector
 from weight_averaging.torch.blocks import is_finite
-
-__all__ = ["EMA", "LAWA", "Average", "Plan", "Power", "Result", "SnapshotError", "Tail"]
-
-State = Mapping[str, Tensor | StoredTensor]
-Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
 @dataclass(frozen=True)
@@ -216,7 +195,7 @@ def latest_of(layout: Layout, include: Choice = None, exclude: Choice = None, kn
     Args:
         layout: of the whole model, with clean names.
         include, exclude: as of `weight_averaging.filters.Filter`; functions get a name and (shape, dtype).
-        known: that training left alone, as recorded by `weight_averaging.snapshots`.
+        known: that training left alone, as recorded by `weight_averaging.offline.recording`.
     Raises:
         ValueError: `include` or `exclude` chooses nothing.
     """
@@ -245,23 +224,3 @@ def _whole(tensor: Tensor | StoredTensor) -> Tensor:
 def _peak(spans: list[tuple[int, int]]) -> int:
     """The largest number of closed ranges (first, last) that share a point."""
     return max((sum(a <= first <= b for a, b in spans) for first in {first for first, _ in spans}), default=0)
-
-
-def layout_of(state: State) -> Layout:
-    """Shapes and types by name."""
-    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
-
-
-def layout_difference(first: Layout, other: Layout) -> str:
-    """What makes `other` unlike `first`, in a few words; empty if nothing does."""
-    for name, (shape, dtype) in first.items():
-        if name not in other:
-            return f"it has no {name}"
-        if other[name] != (shape, dtype):
-            return f"{name} is {_shown(*other[name])}, not {_shown(shape, dtype)}"
-    extra = [name for name in other if name not in first]
-    return f"it has {extra[0]} besides" if extra else ""
-
-
-def _shown(shape: tuple[int, ...], dtype: torch.dtype) -> str:
-    return f"{str(dtype).removeprefix('torch.')} {list(shape)}"

@@ -1,6 +1,6 @@
 """The average out of a saved checkpoint, as a state dict of its own.
 
-    python -m weight_averaging.extract checkpoint.pt --out ema.safetensors
+    python -m weight_averaging.offline.extract checkpoint.pt --out ema.safetensors
 
 CHECKPOINT is a file of torch.save with the `state_dict()` of an averager anywhere in it; nothing in it can run code.
 What is written are the averaged tensors under the model's names and in its types, with the rest of the model (frozen
@@ -21,9 +21,9 @@ from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
 from weight_averaging.names import clean_names
-from weight_averaging.replacing import replacing
-from weight_averaging.safetensors_files import SafetensorsWriter
-from weight_averaging.snapshot_files import MODEL_KEYS, load_file
+from weight_averaging.offline.reading import MODEL_KEYS, load_file
+from weight_averaging.offline.replacing import replacing
+from weight_averaging.offline.safetensors_files import SafetensorsWriter
 from weight_averaging.torch.mean import accumulators, pairwise_mean
 
 
@@ -136,7 +136,9 @@ def _memory(tensor: Tensor) -> tuple[int, torch.Size]:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
-        prog="python -m weight_averaging.extract", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m weight_averaging.offline.extract",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
     made.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="file of torch.save")
     made.add_argument("--out", type=Path, required=True, help="file to write: .safetensors or .pt")
