@@ -185,7 +185,7 @@ def test_bad_folders_say_which_file(tmp_path):
         for path in tmp_path.iterdir():
             path.unlink()
 
-    says("holds no snapshot: checkpoint_STEP")
+    says(r"holds no snapshot: \*\.pt, \*\.pth")
     with pytest.raises(SnapshotError, match="is not a folder"):
         Snapshots(tmp_path / "none")
     torch.save(state_of(1), tmp_path / "last.pt")

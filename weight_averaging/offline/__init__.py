@@ -18,10 +18,12 @@ Reading snapshots in files: `Snapshots`; writing averages to files: `weight_aver
 snapshots while a model trains: `weight_averaging.offline.recording`. What each average is: `weight_averaging.averages`.
 """
 
-from weight_averaging.averages import EMA, LAWA, Average, Power, SnapshotError, Tail
-from weight_averaging.offline.plan import Plan, Result, latest_of
+from weight_averaging.averages import EMA, LAWA, Average, Merge, Power, SnapshotError, Tail, Weighted
+from weight_averaging.offline.plan import Plan, Result
 from weight_averaging.offline.reading import Snapshots
+from weight_averaging.offline.unaveraged import latest_of
 
 __all__ = [
-    "EMA", "LAWA", "Average", "Plan", "Power", "Result", "SnapshotError", "Snapshots", "Tail", "latest_of",
+    "EMA", "LAWA", "Average", "Merge", "Plan", "Power", "Result", "SnapshotError", "Snapshots", "Tail", "Weighted",
+    "latest_of",
 ]  # fmt: skip

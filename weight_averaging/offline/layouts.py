@@ -11,6 +11,10 @@ State = Mapping[str, Tensor | StoredTensor]
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
+def whole(tensor: Tensor | StoredTensor) -> Tensor:
+    return tensor.load() if isinstance(tensor, StoredTensor) else tensor
+
+
 def layout_of(state: State) -> Layout:
     """Shapes and types by name."""
     return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
