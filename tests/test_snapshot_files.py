@@ -189,7 +189,9 @@ def test_bad_folders_say_which_file(tmp_path):
     with pytest.raises(SnapshotError, match="is not a folder"):
         Snapshots(tmp_path / "none")
     torch.save(state_of(1), tmp_path / "last.pt")
-    says(r"last\.pt: its step is not known; put it into the name, as in step_1000\.pt")
+    says(r"holds no snapshot but what is left out, as last\.pt is \('last' in its name\): name the files")
+    torch.save(state_of(1), tmp_path / "final.pt")
+    says(r"final\.pt: its step is not known; put it into the name, as in step_1000\.pt")
     for name in ("a_1.pt", "b_1.pt"):
         torch.save(state_of(1), tmp_path / name)
     says(r"a_1\.pt and .*b_1\.pt are both of step 1")
