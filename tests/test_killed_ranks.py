@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from miniperf import checkpoints
-from submissions.recipe.nadamw import NadamW
+from submissions.recipe.pytorch.nadamw import NadamW
 from tests.killing import Lines, die_writing, in_a_process, newest
 from tests.test_runner import leaves
 from weight_averaging.torch import EMA, LAWA, Averager
