@@ -50,11 +50,11 @@ def opened(paths: Sequence[Path], allow: Sequence[str], in_order: bool = False) 
     from weight_averaging.offline import Snapshots
     from weight_averaging.offline.forms import is_checkpoint
 
-    folder = len(paths) == 1 and paths[0].is_dir() and not ((paths[0] / ".metadata").is_file() or in_order)
-    if len(paths) == 1 and not paths[0].exists():
-        raise SnapshotError(f"{paths[0]} is not there")
-    if folder and is_checkpoint(paths[0]) and not any(is_checkpoint(path) for path in paths[0].iterdir()):
-        folder = False
+    if missing := [path for path in paths if not path.exists()]:
+        raise SnapshotError(f"{missing[0]} is not there")
+    folder = len(paths) == 1 and not in_order and paths[0].is_dir()
+    if folder and is_checkpoint(paths[0]):  # one, or the output of a Trainer with several in it
+        folder = any(path.is_dir() and is_checkpoint(path) for path in paths[0].iterdir())
     snapshots = Snapshots(paths[0] if folder else paths, allow, in_order=in_order)
     if snapshots.left_out:
         shown = [f"{path.name} ({reason})" for path, reason in snapshots.left_out.items()]

@@ -41,7 +41,8 @@ def run(args: argparse.Namespace) -> None:
     for line in (*_weights(snapshots), *_averages(snapshots)):
         print(line)
     where = " ".join(map(str, args.paths))
-    print(f"next: weight-averaging average {where} --lawa window={min(len(steps), 20)} --out average.safetensors")
+    out = "average" if snapshots.form.startswith("Hugging Face") else "average.safetensors"
+    print(f"next: weight-averaging average {where} --lawa window={min(len(steps), 20)} --out {out}")
 
 
 def _weights(snapshots: "Snapshots") -> list[str]:
@@ -51,8 +52,8 @@ def _weights(snapshots: "Snapshots") -> list[str]:
     counts: dict[str, list[int]] = {}
     for shape, dtype in snapshots.layout.values():
         counts.setdefault(str(dtype).removeprefix("torch."), []).append(math.prod(shape))
-    types = [f"{kind} {sum(sizes):,} in {len(sizes)} tensors" for kind, sizes in counts.items()]
-    lines = [f"weights: {size(snapshots.nbytes)} each; {', '.join(types)}"]
+    types = [f"{kind} {sum(sizes):,} ({len(sizes)})" for kind, sizes in counts.items()]
+    lines = [f"weights: {size(snapshots.nbytes)} each; elements by type (tensors): {', '.join(types)}"]
     try:
         if latest := sorted(latest_of(snapshots.layout, known=snapshots.latest)):
             shown = ", ".join(latest[:5]) + (", ..." if len(latest) > 5 else "")

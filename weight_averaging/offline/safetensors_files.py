@@ -9,6 +9,7 @@ import ctypes
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +31,7 @@ TYPES = {
 _NAMES = {dtype: name for name, dtype in TYPES.items()}
 # In the metadata of our own snapshots: the names of what averagers leave as training has it, and of what is frozen.
 LATEST, FROZEN = "latest", "frozen"
+_AHEAD = 16 << 20  # bytes that are asked for before they are needed
 _MAX_HEADER = 100 << 20  # as the format's own library has it
 
 
@@ -40,16 +42,26 @@ class _Reader:
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by __del__
         self.buffer = torch.empty(size, dtype=torch.uint8)
         self._view = bytes_of(self.buffer)
+        self._ahead = 0
 
     def fill_buffer(self, count: int, at: int) -> None:
         self.fill(self._view[:count], at)
 
     def fill(self, left: memoryview, at: int) -> None:
+        self._read_ahead(at + len(left))
         self._file.seek(at)
         while left:
             if not (count := self._file.readinto(left)):
                 raise SnapshotError(f"{self._file.name} has become shorter while it was read")
             left = left[count:]
+
+    def _read_ahead(self, done: int) -> None:
+        """Have the system fetch what comes next from the disk while this is worked on."""
+        asked = self._ahead - done  # bytes that have been asked for already
+        if not _AHEAD // 2 <= asked <= _AHEAD and hasattr(os, "posix_fadvise"):
+            start = self._ahead if 0 <= asked <= _AHEAD else done
+            os.posix_fadvise(self._file.fileno(), start, done + _AHEAD - start, os.POSIX_FADV_WILLNEED)
+            self._ahead = done + _AHEAD
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):
