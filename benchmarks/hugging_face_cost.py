@@ -2,9 +2,9 @@
 
     python -m benchmarks.hugging_face_cost
 
-Writes `--count` folders of `--megabytes` of bfloat16 weights each, in two parts with an index, by the safetensors library,
-and takes every action in turns, on one thread. Before each the files are put out of memory (the page cache), so that
-seconds are those of the disk and the machine; where the disk's rate cannot be the limit CPU seconds say more.
+Writes `--count` folders of `--megabytes` of bfloat16 weights each, in two parts with an index, by the safetensors
+library, and takes every action in turns, on one thread. Before each the files are put out of memory (the page cache):
+seconds are those of the disk and the machine. Where the machine is busy with other things CPU seconds say more.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from weight_averaging.offline.writing import average_to_files
 
 WIDTH = 2048
 PIECE = 1 << 20
+BUDGET = 4_000_000_000
 
 
 def write(folder: Path, count: int, size: int) -> None:
@@ -68,7 +69,7 @@ def average(folder: Path, out: Path) -> None:
     snapshots = Snapshots(folder)
     wanted = (LAWA(window=len(snapshots.steps)), snapshots.steps[-1])
     plan = Plan([wanted], snapshots.steps, latest=())
-    average_to_files(snapshots, plan, {wanted: out}, 4_000_000_000)
+    average_to_files(snapshots, plan, {wanted: out}, BUDGET)
     shutil.rmtree(out)
 
 
@@ -93,7 +94,7 @@ def unwritten(folder: Path) -> None:
     """The pass of this library, its result not written."""
     snapshots = Snapshots(folder)
     plan = Plan([(LAWA(window=len(snapshots.steps)), snapshots.steps[-1])], snapshots.steps, latest=())
-    for _ in plan.run(snapshots.pieces(plan.needed)):
+    for _ in plan.run(snapshots.stream(plan.needed)):
         pass
 
 

@@ -271,6 +271,6 @@ def test_snapshots_on_disk_know_what_training_leaves_alone(tmp_path):
     plan = offline.Plan(
         [(averages.LAWA(window=2), 2)], [1, 2], latest=offline.latest_of(snapshots.layout, known=snapshots.latest)
     )
-    (result,) = plan.run(snapshots.pieces(plan.needed))
+    (result,) = plan.run(snapshots.stream(plan.needed))
     expected = expected_of(model, lawa)
     check_same({name: result.state[name] for name in expected}, expected)

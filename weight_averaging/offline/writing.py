@@ -84,6 +84,6 @@ def average_to_files(
 def _told(
     snapshots: Snapshots, steps: list[int], names: list[str], on_read: Callable[[int], object]
 ) -> Iterator[tuple[int, State]]:
-    for step, state in snapshots.pieces(steps, names):
+    for step, state in snapshots.stream(steps, names):
         yield step, state
         on_read(sum(tensor.nbytes for tensor in state.values()))
