@@ -172,6 +172,9 @@ def write(args: argparse.Namespace, snapshots: "Snapshots", wanted: Sequence[tup
         which = f"{snapshots.unit}s {listed(members)}" if len(members) > 1 else f"{snapshots.unit} {members[0]}"
         print(f"{path}: {average} as of {snapshots.unit} {step}, made of {len(members)} snapshots, {which}")
     latest = snapshots.open(snapshots.steps[-1])
+    extra = list(getattr(latest, "extra", ()))
+    if extra and any(path.suffix == ".safetensors" for path in outputs.values()):
+        print(f"left out of safetensors files: {len(extra)} entries of extra state, as {extra[0]}")
     names = snapshots.saved_names(latest)
     if not args.plain_names and any(name != saved for name, saved in names.items()):
         print(f"names are as saved ({next(iter(names.values()))}, ...): --plain-names drops what wrappers add")

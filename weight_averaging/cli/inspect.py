@@ -63,9 +63,8 @@ def _weights(snapshots: "Snapshots") -> list[str]:
     source = snapshots.open(snapshots.steps[-1])
     if isinstance(source, TorchSource) and source.averagers:
         kinds = ", ".join(source.averagers)
-        lines.append(
-            f"an averager's state is in the latest ({kinds}): weight-averaging extract {source.path} --out ..."
-        )
+        found = f"an averager's state is in the latest ({kinds})"
+        lines.append(f"{found}: weight-averaging extract {source.path} --out average.safetensors")
     return lines
 
 

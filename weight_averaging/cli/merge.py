@@ -66,7 +66,7 @@ def _weights(flags: Sequence[str], paths: Sequence[Path]) -> dict[Path, float]:
             raise SnapshotError(f"--weights: expected NAME=NUMBER, not {item!r}") from None
         same = [path for path in paths if name in (str(path), path.name, path.stem)]
         if not equals or len(same) > 1 or (paths and not same):
-            raise SnapshotError(f"--weights: {name or item!r} is {len(same) or 'none'} of the checkpoints named")
+            raise SnapshotError(f"--weights: {name or item} is {len(same) or 'none'} of the checkpoints named")
         path = same[0] if same else Path(name)
         if path in found:
             raise SnapshotError(f"--weights: {name} is there twice")
