@@ -21,7 +21,7 @@ from miniperf.frameworks.pytorch import FRAMEWORK
 from miniperf.logs import MetricsLogger, meta_data, write_json
 from weight_averaging.averages import Average, SnapshotError
 from weight_averaging.offline import Plan, latest_of
-from weight_averaging.snapshot_files import Snapshots
+from weight_averaging.offline.reading import Snapshots
 
 
 class Source:
@@ -115,7 +115,7 @@ def evaluate(
     rng = random_utils.key_from_seed(source.rng_seed)
     data = source.data_dir
     with tqdm(total=len(logs), unit="evaluation", disable=None) as bar:
-        for result in plan.run(snapshots.pieces(plan.needed)):
+        for result in plan.run(snapshots.stream(plan.needed)):
             try:
                 model.load_state_dict(result.state)
             except RuntimeError as error:

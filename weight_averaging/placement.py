@@ -49,7 +49,7 @@ def on_host(
         if need > free:
             raise MemoryError(
                 f"{holds} is {size(need)} in host memory, where {size(free)} are free: take fewer snapshots, or save "
-                "them to disk and average afterwards (weight_averaging.snapshots, weight_averaging.offline)"
+                "them to disk and average afterwards (weight_averaging.offline.recording, weight_averaging.offline)"
             )
     where = "pinned host memory" if pinned else "host memory"
     logger.info("%s is %s, in %s", holds, size(need), where if is_host else f"the memory of {device}")

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from miniperf.frameworks import OneProcess, Value
 from miniperf.pytorch_utils import bare, process_group, pytorch_setup
-from weight_averaging.snapshots import SnapshotWriter
+from weight_averaging.offline.recording import SnapshotWriter
 
 _DDP, RANK, DEVICE, RANKS = pytorch_setup()
 
