@@ -20,7 +20,7 @@ from miniperf.errors import UsageError
 from miniperf.logs import MetricsLogger, meta_data, write_json
 from weight_averaging.averages import Average, SnapshotError
 from weight_averaging.offline import Plan, latest_of
-from weight_averaging.snapshot_files import Snapshots
+from weight_averaging.offline.reading import Snapshots
 
 
 class Source:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from miniperf.errors import UsageError, storage_errors
-from weight_averaging.replacing import replacing
-from weight_averaging.snapshots import SnapshotWriter
+from weight_averaging.offline.recording import SnapshotWriter
+from weight_averaging.offline.replacing import replacing
 
 KEPT = 2  # if not all are: should the newest turn out to be damaged, there is another
 CONTENTS = {

@@ -44,9 +44,9 @@ from tqdm import tqdm
 
 from weight_averaging.averages import EMA, LAWA, Average, Power, SnapshotError, Tail
 from weight_averaging.offline import Plan, latest_of
-from weight_averaging.offline_files import average_to_files, groups, memory
-from weight_averaging.snapshot_files import Snapshots
-from weight_averaging.snapshots import verify
+from weight_averaging.offline.reading import Snapshots
+from weight_averaging.offline.recording import verify
+from weight_averaging.offline.writing import average_to_files, groups, memory
 
 KINDS: dict[str, tuple[type[Average], str]] = {
     "lawa": (LAWA, "window"), "ema": (EMA, "decay"), "tail": (Tail, "share"), "power": (Power, "gamma"),

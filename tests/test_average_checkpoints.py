@@ -11,9 +11,9 @@ from torch import nn
 from analysis import logs
 from scripts import average_checkpoints as script
 from weight_averaging.offline import EMA, LAWA, Plan
-from weight_averaging.offline_files import average_to_files
-from weight_averaging.safetensors_files import SafetensorsFile
-from weight_averaging.snapshot_files import Snapshots
+from weight_averaging.offline.reading import Snapshots
+from weight_averaging.offline.safetensors_files import SafetensorsFile
+from weight_averaging.offline.writing import average_to_files
 
 
 def states(count: int = 8) -> dict[int, dict[str, torch.Tensor]]:

@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.small_models import feed, randomise, saved, scalar_model
-from weight_averaging import averages, extract, offline
+from weight_averaging import averages, offline
 from weight_averaging.averages import SnapshotError
-from weight_averaging.snapshot_files import Snapshots
-from weight_averaging.snapshots import SnapshotWriter
+from weight_averaging.offline import extract
+from weight_averaging.offline.reading import Snapshots
+from weight_averaging.offline.recording import SnapshotWriter
 from weight_averaging.torch import EMA, LAWA, Averages
 
 MAKERS = {
@@ -204,7 +205,14 @@ def test_extract_as_a_command(make, suffix, tmp_path):
     checkpoint = {"model": model.state_dict(), "optimizer_state": {"averager": averager.state_dict()}, "step": 3}
     torch.save(checkpoint, tmp_path / "checkpoint.pt")
     out = tmp_path / f"average{suffix}"
-    command = [sys.executable, "-m", "weight_averaging.extract", str(tmp_path / "checkpoint.pt"), "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "weight_averaging.offline.extract",
+        str(tmp_path / "checkpoint.pt"),
+        "--out",
+        str(out),
+    ]
     if make is MAKERS["grid"]:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         assert result.returncode == 2

@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from weight_averaging import offline, snapshot_files
+from weight_averaging import offline
 from weight_averaging.averages import SnapshotError
-from weight_averaging.safetensors_files import SafetensorsFile, SafetensorsWriter
-from weight_averaging.snapshot_files import Snapshots
+from weight_averaging.offline import plan as plan_module
+from weight_averaging.offline import reading
+from weight_averaging.offline.reading import Snapshots
+from weight_averaging.offline.safetensors_files import SafetensorsFile, SafetensorsWriter
 from weight_averaging.torch import EMA, recompute_batch_norm
 
 
@@ -183,7 +185,7 @@ def test_bad_folders_say_which_file(tmp_path):
         for path in tmp_path.iterdir():
             path.unlink()
 
-    says("holds no snapshot: checkpoint_STEP")
+    says(r"holds no snapshot: \*\.pt, \*\.pth")
     with pytest.raises(SnapshotError, match="is not a folder"):
         Snapshots(tmp_path / "none")
     torch.save(state_of(1), tmp_path / "last.pt")
@@ -238,8 +240,8 @@ def test_unpadded_headers_are_read(tmp_path):
 
 @pytest.mark.parametrize("block", [7, 64, 1 << 18])
 def test_reading_piece_by_piece_changes_no_bit(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(offline, "BLOCK", block)
-    monkeypatch.setattr(snapshot_files, "BLOCK", block)
+    monkeypatch.setattr(plan_module, "BLOCK", block)
+    monkeypatch.setattr(reading, "BLOCK", block)
     for step in range(1, 6):
         torch.manual_seed(step)
         state = {

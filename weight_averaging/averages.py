@@ -1,12 +1,13 @@
-"""Averages over saved snapshots, as descriptions: which snapshots each is made of, with which weights. Pure Python.
+"""What an average is: which snapshots it is made of, with which weights. Pure Python, for averages online and offline.
 
 An interval is in updates and counts from the start of training, as online: the average takes the snapshots of every
 multiple of it. Without one it takes every snapshot there is.
 """
 
 import abc
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
@@ -28,7 +29,8 @@ class Average(abc.ABC):
 
     interval: int | None = None
     start: int = 1
-    is_mean: ClassVar[bool] = False
+    is_mean: ClassVar[bool] = False  # all weights equal
+    is_recursive: ClassVar[bool] = False  # average <- average + weight(k) * (snapshot k - average)
 
     def __post_init__(self) -> None:
         if self.interval is not None:
@@ -39,12 +41,22 @@ class Average(abc.ABC):
         own, common = fields(self)[2:], fields(self)[:2]  # interval and start last
         given = {field.name: getattr(self, field.name) for field in (*own, *common)}
         defaults = {field.name: field.default for field in fields(self)}
-        shown = [f"{name}={value}" for name, value in given.items() if value != defaults[name]]
+        shown = [f"{name}={_shown(value)}" for name, value in given.items() if value != defaults[name]]
         return " ".join([type(self).__name__.lower(), *shown])
+
+    def coefficients(self, count: int) -> list[float]:
+        """The weights of `count` members in the average, oldest first. They sum to 1."""
+        if self.is_mean:
+            return [1.0 / count] * count
+        left, result = 1.0, []
+        for number in range(count, 1, -1):
+            result.append(left * self.weight(number))
+            left *= 1.0 - self.weight(number)
+        return [left, *reversed(result)]
 
     def weight(self, number: int) -> float:
         """The weight with which snapshot number 2, 3, ... enters the recursion; the first one starts it."""
-        raise NotImplementedError(f"{self} is a plain mean")
+        raise NotImplementedError(f"{self} is no recursion")
 
     def members(self, steps: Sequence[int], at: int) -> list[int]:
         """The steps of the snapshots that the average as of update `at` is made of, oldest first.
@@ -123,6 +135,7 @@ class EMA(Average):
 
     decay: float
     warmup: bool = False
+    is_recursive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -158,6 +171,72 @@ class Tail(Average):
         return f"a snapshot of the last {self.share:g} of the updates"
 
 
+def _cosine(x: float) -> float:
+    return (1.0 + math.cos(math.pi * x)) / 2.0
+
+
+# Decays of the learning rate, from 1 at x = 0 to 0 at x = 1.
+SHAPES: dict[str, Callable[[float], float]] = {
+    "linear": lambda x: 1.0 - x,
+    "cosine": _cosine,
+    "1-sqrt": lambda x: 1.0 - math.sqrt(x),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge(Tail):
+    """The snapshots of the last `share` of the updates so far, merged so as to stand for a decay of the learning rate.
+
+    Tian et al., "WSM: Decay-Free Learning Rate Schedule via Checkpoint Merging" (arXiv 2507.17634): at a constant
+    learning rate, the sum of c_j theta_j over snapshots j = 0, ..., n-1 is theta_0 plus the updates between snapshots
+    j-1 and j, weighted by w_j = c_j + ... + c_{n-1}. So c_j = w_j - w_{j+1} with w_j = s(j / n) for a decay s, which is
+    1 at j = 0 and 0 at j = n. `linear` is the plain mean, that is, `Tail`.
+
+    Args:
+        shape: s, one of `linear`, `cosine` and `1-sqrt`; snapshots count as equally far apart.
+        share: as of `Tail`.
+    """
+
+    shape: str
+    is_mean: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shape not in SHAPES:
+            raise ValueError(f"shape must be one of {', '.join(SHAPES)}, not {self.shape!r}")
+
+    def coefficients(self, count: int) -> list[float]:
+        decay = [SHAPES[self.shape](j / count) for j in range(count + 1)]
+        return [one - after for one, after in itertools.pairwise(decay)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighted(Average):
+    """The latest snapshots with given weights, oldest first; there are as many as weights.
+
+    Args:
+        weights: finite, none of them 0, with the sum 1; negative ones extrapolate.
+    """
+
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bad := [w for w in self.weights if not (isinstance(w, int | float) and math.isfinite(w) and w)]:
+            raise ValueError(f"weights must be finite numbers other than 0, not {bad[0]!r}")
+        if not abs(math.fsum(self.weights) - 1.0) <= 1e-6:
+            raise ValueError(f"weights must have the sum 1, not {math.fsum(self.weights):.6g}")
+
+    def coefficients(self, count: int) -> list[float]:
+        return list(self.weights)
+
+    def _choose(self, due: list[int], at: int) -> list[int]:
+        return due[-len(self.weights) :] if len(due) >= len(self.weights) else []
+
+    def _needs(self) -> str:
+        return f"{len(self.weights)} snapshots"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Power(Average):
     """An EMA whose length grows with training (Karras et al. 2024, "EDM2", arXiv 2312.02696, section 3.1).
@@ -167,6 +246,7 @@ class Power(Average):
     """
 
     gamma: float
+    is_recursive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -183,6 +263,10 @@ class Power(Average):
 def _divisors(number: int) -> set[int]:
     small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
     return {*small, *(number // d for d in small)}
+
+
+def _shown(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _some(steps: Sequence[int]) -> str:

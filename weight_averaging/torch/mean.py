@@ -42,10 +42,15 @@ def add(sums: Sequence[Tensor], index: int, vector: Tensor) -> None:
 
 def mean_of(sums: Sequence[Tensor], count: int) -> Tensor:
     """The mean of the `count` vectors taken in, in the memory of `sums[0]`."""
+    return sum_of(sums, count).div_(count)
+
+
+def sum_of(sums: Sequence[Tensor], count: int) -> Tensor:
+    """The sum of the `count` vectors taken in, in the memory of `sums[0]`."""
     leaves = -(-count // LEAF)
     last = leaves.bit_count() - 1 if count % LEAF == 0 else (leaves - 1).bit_count()
     _merge(sums, last, until=0)
-    return sums[0].div_(count)
+    return sums[0]
 
 
 def pairwise_mean(vectors: Sequence[Tensor], sums: Sequence[Tensor]) -> Tensor:

@@ -40,7 +40,7 @@ def choose(placement: str, device: torch.device, need: int, holds: str) -> torch
         if need > free:
             raise MemoryError(
                 f"{holds} is {size(need)} in host memory, where {size(free)} are free: take fewer snapshots, or save "
-                "them to disk and average afterwards (weight_averaging.snapshots, weight_averaging.offline)"
+                "them to disk and average afterwards (weight_averaging.offline.recording, weight_averaging.offline)"
             )
     pinned = "pinned host memory" if device.type == "cuda" else "host memory"
     logger.info("%s is %s, in %s", holds, size(need), pinned if on_host else f"the memory of {device}")

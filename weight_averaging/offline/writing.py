@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from weight_averaging.averages import Average, SnapshotError
-from weight_averaging.offline import Layout, Plan, State
-from weight_averaging.replacing import replacing
-from weight_averaging.safetensors_files import SafetensorsWriter
-from weight_averaging.snapshot_files import Snapshots
+from weight_averaging.offline.layouts import Layout, State
+from weight_averaging.offline.plan import Plan
+from weight_averaging.offline.reading import Snapshots
+from weight_averaging.offline.replacing import replacing
+from weight_averaging.offline.safetensors_files import SafetensorsWriter
 
 
 def groups(layout: Layout, models: int, budget: int) -> list[list[str]]:

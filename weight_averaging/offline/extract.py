@@ -1,6 +1,6 @@
 """The average out of a saved checkpoint, as a state dict of its own.
 
-    python -m weight_averaging.extract checkpoint.pt --out ema.safetensors
+    python -m weight_averaging.offline.extract checkpoint.pt --out ema.safetensors
 
 CHECKPOINT is a file of torch.save with the `state_dict()` of an averager anywhere in it; nothing in it can run code.
 What is written are the averaged tensors under the model's names and in its types, with the rest of the model (frozen
@@ -12,7 +12,7 @@ Of an `Averages` state, --average says which one: one of the lines that are prin
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
 from weight_averaging.names import clean_names
-from weight_averaging.replacing import replacing
-from weight_averaging.safetensors_files import SafetensorsWriter
-from weight_averaging.snapshot_files import MODEL_KEYS, load_file
+from weight_averaging.offline.forms.averager_state import averager_states
+from weight_averaging.offline.forms.pickles import load_file
+from weight_averaging.offline.forms.trainers import MODEL_KEYS
+from weight_averaging.offline.replacing import replacing
+from weight_averaging.offline.safetensors_files import SafetensorsWriter
 from weight_averaging.torch.mean import accumulators, pairwise_mean
 
 
@@ -96,19 +98,6 @@ def _mean(vectors: list[Tensor]) -> Tensor:
     return pairwise_mean(vectors, [torch.empty_like(vectors[0]) for _ in range(accumulators(len(vectors)))])
 
 
-def _find(contents: Any, depth: int = 4) -> Iterator[Mapping[str, Any]]:
-    """The states of averagers anywhere in a checkpoint."""
-    if isinstance(contents, Mapping):
-        if {"averager", "tracks", "names"} <= contents.keys():
-            yield contents
-        elif depth:
-            for value in contents.values():
-                yield from _find(value, depth - 1)
-    elif isinstance(contents, list | tuple) and depth:
-        for value in contents:
-            yield from _find(value, depth - 1)
-
-
 def extract(path: Path, average: str | None = None) -> dict[str, Tensor]:
     """The average in a checkpoint, with the rest of the model where the checkpoint has it.
 
@@ -116,7 +105,7 @@ def extract(path: Path, average: str | None = None) -> dict[str, Tensor]:
         SnapshotError: the file is damaged, would run code, or holds no state of an averager, or several.
     """
     contents = load_file(path)
-    states = list(_find(contents))
+    states = list(averager_states(contents))
     if len(states) != 1:
         found = f"{len(states)} of them" if states else "none"
         raise SnapshotError(f"{path} should hold the state_dict() of one averager, and holds {found}")
@@ -136,7 +125,9 @@ def _memory(tensor: Tensor) -> tuple[int, torch.Size]:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
-        prog="python -m weight_averaging.extract", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m weight_averaging.offline.extract",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
     made.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="file of torch.save")
     made.add_argument("--out", type=Path, required=True, help="file to write: .safetensors or .pt")

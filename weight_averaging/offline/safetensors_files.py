@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
-from weight_averaging.replacing import replacing
+from weight_averaging.offline.replacing import replacing
 
 Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
@@ -28,7 +28,8 @@ TYPES = {
     "U32": torch.uint32, "U64": torch.uint64, "C64": torch.complex64,
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in TYPES.items()}
-LATEST = "latest"  # in the metadata of our own snapshots: the names of what averagers leave as training has it
+# In the metadata of our own snapshots: the names of what averagers leave as training has it, and of what is frozen.
+LATEST, FROZEN = "latest", "frozen"
 _MAX_HEADER = 100 << 20  # as the format's own library has it
 
 
@@ -38,7 +39,7 @@ class _Reader:
     def __init__(self, path: Path, size: int) -> None:
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by __del__
         self.buffer = torch.empty(size, dtype=torch.uint8)
-        self._view = _bytes_of(self.buffer)
+        self._view = bytes_of(self.buffer)
 
     def fill_buffer(self, count: int, at: int) -> None:
         self.fill(self._view[:count], at)
@@ -84,11 +85,14 @@ class StoredTensor:
     def load(self) -> Tensor:
         """The whole tensor, in memory of its own."""
         data = torch.empty(self.nbytes, dtype=torch.uint8)
-        self._reader.fill(_bytes_of(data), self._begin)
+        self._reader.fill(bytes_of(data), self._begin)
         return data.view(self.dtype).view(self.shape)
 
 
-def _bytes_of(data: Tensor) -> memoryview:
+def bytes_of(data: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU, which must outlive it."""
+    if not data.numel():
+        return memoryview(b"")
     return memoryview((ctypes.c_char * data.nbytes).from_address(data.data_ptr())).cast("B")
 
 

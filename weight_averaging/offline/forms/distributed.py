@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
+from weight_averaging.offline.forms.source import Source
+from weight_averaging.offline.forms.trainers import MODEL_KEYS
 
 # What the folder's `.metadata`, a pickle, may be made of; everything else is refused.
 _METADATA = "torch.distributed.checkpoint.metadata"
@@ -34,17 +36,18 @@ class _Restricted(pickle.Unpickler):
         raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
 
 
-class ShardedFolder:
+class ShardedFolder(Source):
     """The model in a checkpoint folder.
 
-    Args:
-        model_keys: the entries of a checkpoint under which its model may be.
     Raises:
-        SnapshotError: the folder is damaged, its metadata would run code, or there is no model in it.
+        SnapshotError: the folder is damaged, its metadata would run code, there is no model in it, or an averager had
+            its average in the model when it was written.
     """
 
-    def __init__(self, path: Path, model_keys: tuple[str, ...]) -> None:
-        self._path = path
+    form = "folder of torch.distributed.checkpoint"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
         try:
             with open(path / ".metadata", "rb") as file:
                 metadata = _Restricted(file).load()
@@ -58,8 +61,11 @@ class ShardedFolder:
             raise SnapshotError(f"{path / '.metadata'} is damaged: {error}") from None
         except (EOFError, AttributeError, ImportError, TypeError, ValueError) as error:
             raise SnapshotError(f"{path / '.metadata'} is damaged: {error}") from None
+        known = set(places.values())  # raw weights aside are a list, in the state of an averager
+        if any(place[-2:] == ("raw", 0) and (*place[:-2], "averager") in known for place in known):
+            raise SnapshotError(f"{path} was written while an averager had its average in the model: swap it out first")
         tops = {place[0] for place in places.values()}
-        top = next((key for key in model_keys if key in tops), None)
+        top = next((key for key in MODEL_KEYS if key in tops), None)
         # From the name in the model to that in the checkpoint, where nested dicts are joined by dots.
         self._keys = {
             ".".join(map(str, place[1:] if top is not None else place)): key
@@ -83,10 +89,10 @@ class ShardedFolder:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that there is no process group
-                dcp.load(target, storage_reader=dcp.FileSystemReader(self._path))
+                dcp.load(target, storage_reader=dcp.FileSystemReader(self.path))
         except (Exception, CheckpointException) as error:  # which is no Exception
             causes = error.failures.values() if isinstance(error, CheckpointException) else [(error,)]
             cause = next(iter(causes))[0]
             line = " ".join(str(cause).split())[:120] or type(cause).__name__
-            raise SnapshotError(f"{self._path} is damaged or truncated: {line}") from None
+            raise SnapshotError(f"{self.path} is damaged or truncated: {line}") from None
         return {name: target[self._keys[name]] for name in names}

@@ -1,46 +1,25 @@
-"""Averages of saved weights: a stream of snapshots in, any number of averages out, each snapshot read once.
+"""A plan of averages over saved weights, and one pass over the snapshots it needs. See `weight_averaging.offline`."""
 
-    from weight_averaging import offline
-
-    wanted = [(offline.LAWA(window=20, interval=64), 6400), (offline.EMA(decay=0.9, interval=64), 6400)]
-    plan = offline.Plan(wanted, steps=range(64, 6401, 64))
-    for result in plan.run((step, torch.load(f"step_{step}.pt", weights_only=True)) for step in plan.needed):
-        torch.save(result.state, ...)
-
-LAWA and EMA are, bit for bit, what the online averagers of `weight_averaging.torch` hold at that step: snapshots are
-taken as float32 and the operations come in the same order. Floating-point buffers (batch-norm statistics) are averaged
-like parameters, except for those whose mean means nothing (`weight_averaging.names`); those and integers come from the
-latest snapshot. Where they differ: weights that are not finite are an error here, while a training run goes on without
-them; and a state dict does not tell frozen parameters and other buffers, which only snapshots of
-`weight_averaging.snapshots` record (`latest_of`).
-
-Reading snapshot files: `weight_averaging.snapshot_files`.
-"""
-
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from weight_averaging.averages import EMA, LAWA, Average, Power, SnapshotError, Tail
-from weight_averaging.filters import Choice, Filter
-from weight_averaging.names import clean_names, not_to_average
-from weight_averaging.offline_tracks import BLOCK, Recursion, Sum, Track, mean, new_vector
-from weight_averaging.safetensors_files import StoredTensor
+from weight_averaging.averages import Average, SnapshotError
+from weight_averaging.names import clean_names
+from weight_averaging.offline.layouts import Layout, State, layout_difference, layout_of, whole
+from weight_averaging.offline.safetensors_files import StoredTensor
+from weight_averaging.offline.tracks import BLOCK, Recursion, Sum, Track, mean, new_vector
+from weight_averaging.offline.unaveraged import Unchanging, latest_of
 from weight_averaging.torch.blocks import is_finite
-
-__all__ = ["EMA", "LAWA", "Average", "Plan", "Power", "Result", "SnapshotError", "Tail"]
-
-State = Mapping[str, Tensor | StoredTensor]
-Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
 @dataclass(frozen=True)
 class Result:
     """The weights of `average` as of update `step`: tensors of the snapshots' shapes and types, owned by the caller.
 
-    Names are without `module.` and `_orig_mod.`.
+    Names are those of the latest snapshot.
     """
 
     average: Average
@@ -56,8 +35,10 @@ class Plan:
         steps: the updates of all snapshots there are.
         float32: results keep float32 where the snapshots have another floating-point type.
         latest: names of floating-point tensors that are not averaged but taken from the latest snapshot, from
-            `latest_of`; names are then taken as they come. None: those that `weight_averaging.names.not_to_average`
-            knows, in a stream of whole models, whose names are freed from what wrappers add.
+            `latest_of`; snapshots must then all have the same names. None: those that
+            `weight_averaging.names.not_to_average` knows, in a stream of whole models, where one snapshot's names may
+            have what wrappers add (`module.`, `_orig_mod.`) and another's not.
+        frozen: those of `latest` that training had frozen: a warning tells if they change all the same.
     Raises:
         SnapshotError: an average needs a snapshot that is not among `steps`.
 
@@ -74,12 +55,15 @@ class Plan:
         *,
         float32: bool = False,
         latest: Collection[str] | None = None,
+        frozen: Collection[str] = (),
     ) -> None:
         self.float32 = float32
         self._asked_latest = latest
+        self._unchanging = Unchanging(frozen)
         steps = sorted(steps)
         self._due: dict[int, list[tuple[Average, int]]] = {}  # by the latest snapshot up to the wanted step
         sums: list[Sum] = []
+        others: list[Track] = []  # weighted sums, and recursions
         recursions: dict[Average, Recursion] = {}
         self._tracks: dict[tuple[Average, int], Track] = {}
         needed: set[int] = set()
@@ -91,10 +75,14 @@ class Plan:
             if average.is_mean:
                 sums.append(Sum(members, last))
                 self._tracks[average, step] = sums[-1]
+            elif not average.is_recursive:
+                others.append(Sum(members, last, average.coefficients(len(members))))
+                self._tracks[average, step] = others[-1]
             else:
                 track = recursions.setdefault(average, Recursion())
                 track.extend(members, [average.weight(k) for k in range(1, len(members) + 1)], last)
                 self._tracks[average, step] = track
+        others += recursions.values()
         self.needed = sorted(needed)
         spans = [(track.first, track.last) for track in sums for _ in range(track.count)]
         held = {step: max((t.last for t in sums if step in t.members), default=0) for step in self.needed}
@@ -102,9 +90,9 @@ class Plan:
         running, queued = _peak(spans), _peak(list(self._held_until.items()))
         # Sums take a snapshot in while it is in the cache; what is held must be read again for every mean.
         self._queued = 2 * queued < running
-        self._running: list[Track] = [*recursions.values(), *([] if self._queued else sums)]
+        self._running: list[Track] = [*others, *([] if self._queued else sums)]
         self.peak = (queued if self._queued else running) + _peak(
-            [(track.first, track.last) for track in recursions.values()]
+            [(track.first, track.last) for track in others for _ in range(track.count)]
         )
 
     def run(self, stream: Iterable[tuple[int, State]]) -> Iterator[Result]:
@@ -114,13 +102,14 @@ class Plan:
 
         Raises:
             SnapshotError: snapshots with other names, shapes or types than the first, or weights that are not finite,
-                or a snapshot that is needed does not come.
+                or a snapshot that is needed does not come, or quantised weights that change.
         """
         held: dict[int, dict[str, Tensor]] = {}
         expected = iter(self.needed)
         wanted = next(expected, None)
         self._layout: Layout | None = None
         self._constant: dict[str, Tensor] = {}
+        self._unchanging.begin()
         for track in self._tracks.values():
             track.values.clear()
             track.results = sum(other is track for other in self._tracks.values())
@@ -129,17 +118,20 @@ class Plan:
                 continue
             if step > wanted:
                 raise SnapshotError(f"the snapshot of step {wanted} did not come before that of step {step}")
+            names = list(state)
             if self._asked_latest is None:
-                state = dict(zip(clean_names(list(state)), state.values()))
+                state = dict(zip(clean_names(names), state.values()))
             self._check_layout(step, state)
             self._take(step, state, held)
             for average, at in self._due.get(step, ()):
-                yield Result(average, at, self._finish(self._tracks[average, at], step, state, held))
+                averaged = self._finish(self._tracks[average, at], step, state, held)
+                yield Result(average, at, dict(zip(names, averaged.values())))
             for old in [s for s in held if self._held_until[s] <= step]:
                 del held[old]
             wanted = next(expected, None)
         if wanted is not None:
             raise SnapshotError(f"the snapshot of step {wanted} is needed and did not come")
+        self._unchanging.end()
 
     def _check_layout(self, step: int, state: State) -> None:
         layout = layout_of(state)
@@ -156,9 +148,10 @@ class Plan:
             held[step] = {}
         for name, tensor in state.items():
             if not self._is_averaged(name, tensor):
+                self._unchanging.see(step, name, tensor, name in self._latest)
                 continue
             if name in self._constant:
-                if not torch.equal(self._constant[name], _whole(tensor)):
+                if not torch.equal(self._constant[name], whole(tensor)):
                     raise SnapshotError(f"step {step}: {name} is not finite, and not constant either")
                 continue
             flat = _flat(tensor)
@@ -170,7 +163,7 @@ class Plan:
                 piece = flat.piece(start, stop) if isinstance(flat, StoredTensor) else flat[start:stop]
                 values = piece.to(torch.float32)
                 if not is_finite(values):
-                    self._make_constant(step, name, _whole(tensor))
+                    self._make_constant(step, name, whole(tensor))
                     break
                 if copy is not None:
                     copy[start:stop].copy_(values)
@@ -195,9 +188,9 @@ class Plan:
         final = track.results == 0
         for name, tensor in state.items():
             if name in self._constant or not self._is_averaged(name, tensor):
-                result[name] = _whole(tensor).clone()
+                result[name] = whole(tensor).clone()
                 continue
-            if isinstance(track, Sum) and self._queued:
+            if isinstance(track, Sum) and track not in self._running:
                 value = mean([held[member][name] for member in track.members])
             else:
                 value = track.value(name, final)
@@ -210,27 +203,9 @@ class Plan:
         return result
 
 
-def latest_of(layout: Layout, include: Choice = None, exclude: Choice = None, known: Collection[str] = ()) -> set[str]:
-    """The floating-point tensors that averages leave alone, to be taken from the latest snapshot.
-
-    Args:
-        layout: of the whole model, with clean names.
-        include, exclude: as of `weight_averaging.filters.Filter`; functions get a name and (shape, dtype).
-        known: that training left alone, as recorded by `weight_averaging.snapshots`.
-    Raises:
-        ValueError: `include` or `exclude` chooses nothing.
-    """
-    wanted, unwanted = Filter("include", include), Filter("exclude", exclude)
-    for chosen in (wanted, unwanted):
-        chosen.check(list(layout))
-    by_name = not_to_average({name: dtype in (torch.int8, torch.uint8) for name, (_, dtype) in layout.items()})
-    left = {name for name in layout if (name in by_name or name in known) and not wanted(name, layout[name])}
-    return left | {name for name in layout if unwanted(name, layout[name])}
-
-
 def _flat(tensor: Tensor | StoredTensor) -> Tensor | StoredTensor:
     if tensor.dtype.is_complex:  # as pairs of real numbers
-        return torch.view_as_real(_whole(tensor).detach().resolve_conj()).reshape(-1)
+        return torch.view_as_real(whole(tensor).detach().resolve_conj()).reshape(-1)
     return tensor if isinstance(tensor, StoredTensor) else tensor.detach().reshape(-1)
 
 
@@ -238,30 +213,6 @@ def _device(tensor: Tensor | StoredTensor) -> torch.device:
     return torch.device("cpu") if isinstance(tensor, StoredTensor) else tensor.device
 
 
-def _whole(tensor: Tensor | StoredTensor) -> Tensor:
-    return tensor.load() if isinstance(tensor, StoredTensor) else tensor
-
-
 def _peak(spans: list[tuple[int, int]]) -> int:
     """The largest number of closed ranges (first, last) that share a point."""
     return max((sum(a <= first <= b for a, b in spans) for first in {first for first, _ in spans}), default=0)
-
-
-def layout_of(state: State) -> Layout:
-    """Shapes and types by name."""
-    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
-
-
-def layout_difference(first: Layout, other: Layout) -> str:
-    """What makes `other` unlike `first`, in a few words; empty if nothing does."""
-    for name, (shape, dtype) in first.items():
-        if name not in other:
-            return f"it has no {name}"
-        if other[name] != (shape, dtype):
-            return f"{name} is {_shown(*other[name])}, not {_shown(shape, dtype)}"
-    extra = [name for name in other if name not in first]
-    return f"it has {extra[0]} besides" if extra else ""
-
-
-def _shown(shape: tuple[int, ...], dtype: torch.dtype) -> str:
-    return f"{str(dtype).removeprefix('torch.')} {list(shape)}"

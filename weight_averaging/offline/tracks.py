@@ -5,7 +5,7 @@ import abc
 import torch
 from torch import Tensor
 
-from weight_averaging.torch.mean import accumulators, add, mean_of, pairwise_mean
+from weight_averaging.torch.mean import accumulators, add, mean_of, pairwise_mean, sum_of
 
 # float32 elements that are worked on at a time: 1 MiB stays in a core's cache while every average takes it in.
 BLOCK = 1 << 18
@@ -40,11 +40,12 @@ class Track(abc.ABC):
 
 
 class Sum(Track):
-    """The sum of the members, oldest first, in the order in which LAWA adds them."""
+    """The sum of the members, oldest first, in the order in which LAWA adds them; None for weights is their mean."""
 
-    def __init__(self, members: list[int], last: int) -> None:
+    def __init__(self, members: list[int], last: int, weights: list[float] | None = None) -> None:
         super().__init__()
         self.members = members
+        self._weights = weights
         self._index = {step: index for index, step in enumerate(members)}
         self.first, self.last = members[0], last
         self.count = accumulators(len(members))
@@ -53,10 +54,12 @@ class Sum(Track):
         return step in self._index
 
     def take(self, step: int, targets: list[Tensor], values: Tensor) -> None:
-        add(targets, self._index[step], values)
+        index = self._index[step]
+        add(targets, index, values if self._weights is None else values * self._weights[index])
 
     def value(self, name: str, final: bool) -> Tensor:
-        return mean_of(self.values[name], len(self.members))
+        count = len(self.members)
+        return mean_of(self.values[name], count) if self._weights is None else sum_of(self.values[name], count)
 
 
 class Recursion(Track):

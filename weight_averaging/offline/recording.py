@@ -6,8 +6,8 @@
             optimizer.step()
             writer.update(step, model)
 
-Training waits for one copy of the weights in memory; a thread brings it to disk. `weight_averaging.snapshot_files` and
-`scripts.average_checkpoints` read the folder.
+Training waits for one copy of the weights in memory; a thread brings it to disk. `weight_averaging.offline.Snapshots` and
+the command `weight-averaging average` read the folder.
 """
 
 import json
@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from weight_averaging.averages import SnapshotError
 from weight_averaging.collection import check_count, is_due
 from weight_averaging.names import without_wrappers
-from weight_averaging.replacing import replacing
-from weight_averaging.safetensors_files import LATEST, SafetensorsWriter, sha256
+from weight_averaging.offline.replacing import replacing
+from weight_averaging.offline.safetensors_files import FROZEN, LATEST, SafetensorsWriter, sha256
+from weight_averaging.torch.selection import FROZEN as FROZEN_PARAMETERS
 from weight_averaging.torch.selection import Selection, unwrapped
 
 MANIFEST = "manifest.json"
@@ -73,7 +74,7 @@ class SnapshotWriter:
                     raise SnapshotError(f"{self.folder} holds snapshots with {name}={there[name]!r}, not {value!r}")
             self._manifest = there
         # One snapshot waits at most: memory stays at two, and a slow disk slows training rather than filling memory.
-        self._queue: queue.Queue[tuple[int, dict[str, Tensor], list[str]] | None] = queue.Queue(maxsize=1)
+        self._queue: queue.Queue[tuple[int, dict[str, Tensor], dict[str, str]] | None] = queue.Queue(maxsize=1)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="snapshots", daemon=True)
         self._thread.start()
@@ -104,8 +105,10 @@ class SnapshotWriter:
             for name, tensor in state.items()
             if isinstance(tensor, Tensor)
         }
-        left_out = Selection(buffers=True).of(model).left_out.values()
-        self._queue.put((step, copies, [name for names in left_out for name in names if name in copies]))
+        left_out = Selection(buffers=True).of(model).left_out
+        latest = [name for names in left_out.values() for name in names if name in copies]
+        frozen = [name for name in left_out.get(FROZEN_PARAMETERS, ()) if name in copies]
+        self._queue.put((step, copies, {LATEST: json.dumps(latest), FROZEN: json.dumps(frozen)}))
         return True
 
     def flush(self) -> None:
@@ -147,12 +150,11 @@ class SnapshotWriter:
                 self._queue.task_done()
         self._queue.task_done()
 
-    def _write(self, step: int, state: dict[str, Tensor], latest: list[str]) -> None:
+    def _write(self, step: int, state: dict[str, Tensor], about: dict[str, str]) -> None:
         path = self.folder / _name(step)
         layout = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
         # Names are those of the model, and what averagers leave as training has it is recorded.
-        about = {"step": str(step), LATEST: json.dumps(latest)}
-        with SafetensorsWriter(path, layout, about) as file:
+        with SafetensorsWriter(path, layout, {"step": str(step), **about}) as file:
             for name, tensor in state.items():
                 file.write(name, tensor)
         entry = {"step": step, "file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
