@@ -26,17 +26,17 @@ def learning_curves(
 ) -> Figure:
     """One panel per workload: the validation metric, a line per submission, the target dashed.
 
-    Lines are means over studies (the best trial of each), bands go from the lowest to the highest. A dot marks the mean
-    of the steps (or seconds) to target; a submission of which a study missed the target gets a cross at its end
-    instead, and is named above the panel. Of many ranked submissions the first are coloured, the others grey, and all
-    are named by their rank.
+    Lines are means over studies (the best trial of each), bands go from the lowest to the highest. A bar across the
+    target marks the mean of the steps (or seconds) to it; a submission of which a study missed the target has none, and
+    is named above the panel. Of many ranked submissions the first are coloured, the others grey, and all are named by
+    their rank.
 
     Args:
         logs, targets, best: of `logs.read`, `targets.resolve` and `to_target.studies`.
         unit: of the horizontal axis.
         ranked: the submissions, the best first; None where ranks mean nothing: all are coloured.
     """
-    looks = style.looks(best["submission"], baseline) if ranked is None else style.by_rank(ranked, baseline)
+    looks = style.looks(ranked or best["submission"], baseline)
     coloured = list(looks) if ranked is None else style.leaders(ranked, baseline)
     many = len(coloured) < len(looks)
     ranks = {name: str(rank) for rank, name in enumerate(ranked or [], start=1)} if many else {}
@@ -61,11 +61,11 @@ def learning_curves(
                       linewidth=1.5 if name in coloured else 0.8)  # fmt: skip
             if len(runs) > 1 and not many:
                 axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-            marker, size = ("o", 6) if mine["reached"].all() else ("X", 7)
-            end = (mine[unit].mean() / scale, target["target"]) if marker == "o" else (x[-1], mean[-1])
-            axis.plot(*end, marker, color=colour, markersize=size if name in coloured else size - 3,
-                      markeredgecolor="white", zorder=5 if name in coloured else 2)  # fmt: skip
-        axis.axhline(target["target"], color="0.35", linestyle=(0, (4, 3)), linewidth=1, zorder=1)
+            if mine["reached"].all():
+                place = (mine[unit].mean() / scale, target["target"])
+                axis.plot(*place, "|", color=colour, markersize=14, markeredgewidth=2.2 if name in coloured else 1,
+                          zorder=5 if name in coloured else 2)  # fmt: skip
+        style.target_line(axis, target["target"])
         axis.set_ylim(*curves.interesting_range(here, of_runs, target["lower"], target["target"]))
         axis.set_xlim(left=0)
         axis.set(xlabel=label, ylabel=f"validation {target['metric'].replace('mean_average_precision', 'mAP')}")
@@ -95,7 +95,7 @@ def misses(here: pd.DataFrame, short: dict[str, str]) -> str:
 def _title(axis: Axes, title: str, here: pd.DataFrame, short: dict[str, str]) -> None:
     """The panel's title, and below it who missed the target."""
     lines = textwrap.wrap(misses(here, short), 56)
-    axis.set_title(title, pad=7 + 9 * len(lines))
+    axis.set_title(title, pad=7 + 9 * len(lines), fontsize=10 if len(title) < 40 else 8)
     axis.annotate("\n".join(lines), (0.5, 1.0), xycoords="axes fraction", xytext=(0, 2), textcoords="offset points",
                   fontsize=7, color="0.35", ha="center", va="bottom")  # fmt: skip
 
@@ -103,7 +103,7 @@ def _title(axis: Axes, title: str, here: pd.DataFrame, short: dict[str, str]) ->
 def performance_profiles(profile: pd.DataFrame, scores: pd.Series, baseline: str, unit: Unit) -> Figure:
     """rho(tau) of every submission, the best first in the legend with its score."""
     ranked = list(scores.index)
-    looks, coloured = style.by_rank(ranked, baseline), style.leaders(ranked, baseline)
+    looks, coloured = style.looks(ranked, baseline), style.leaders(ranked, baseline)
     what = "time" if unit == "seconds" else "steps"
     legend = 1.2 + 0.07 * max(map(len, ranked))  # inches
     figure, (axis,) = style.panels(1, size=(4.2 + legend, max(3.6, 0.22 * len(scores))))

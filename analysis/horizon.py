@@ -57,7 +57,7 @@ def measure(logs: Logs, targets: pd.DataFrame, until: float) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Optimum:
-    """Where the parabola in log x is best, and its 95 % interval; an end of the range of x is no bound."""
+    """Where the parabola in log x is best, and its 95 % interval (NaN: none); an end of the range of x is no bound."""
 
     best: float
     low: float
@@ -70,19 +70,23 @@ def optimum(rows: pd.DataFrame, x: str, y: str, lower: bool) -> Optimum | None:
     """Least squares of y on log x and its square, with a level of its own for each seed: runs of one seed share their
     training. Of runs with a horizon up to `FITTED_UP_TO`.
 
-    The interval is the 2.5 to 97.5 % range over bootstrap samples of seeds and, within them, of runs; a parabola with
-    no optimum inside the range of x counts with the better end. Runs without a value (misses) are left out.
+    The interval is the 2.5 to 97.5 % range over bootstrap samples of seeds and, within them, of runs, NaN of a single
+    seed; a parabola with no optimum inside the range of x counts with the better end. A value of x at which a seed
+    missed is left out whole: the seeds that did not are the lucky ones.
 
     Returns:
         None where there are fewer than four values of x.
     """
-    points = rows[[x, y, "study"]].replace(np.inf, np.nan).dropna()
+    points = rows[[x, y, "study"]].dropna()
+    points = points[np.isfinite(points.groupby(x)[y].transform("max"))]
     points = points[(points[x] > 0) & (rows.loc[points.index, "horizon"] <= FITTED_UP_TO)]
     if points[x].nunique() < 4:
         return None
     ends = (points[x].min(), points[x].max())
     groups = [(np.log(mine[x].to_numpy()), mine[y].to_numpy()) for _, mine in points.groupby("study")]
     curve = _fit(groups)
+    if len(groups) == 1:
+        return Optimum(_vertex(curve, ends, lower), np.nan, np.nan, ends, curve)
     random = np.random.default_rng(0)
     drawn = []
     for _ in range(RESAMPLES):

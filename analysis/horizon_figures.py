@@ -110,13 +110,14 @@ def _optimum(here: pd.DataFrame, baseline: str, target: pd.Series, y: str, in_up
     row = {
         "measure": panels.describe(y, target),
         "best horizon": "-" if found is None else f"{found.best:.1%}",
-        "95 %": "-" if found is None else f"{found.low:.1%} to {found.high:.1%}",
+        "95 %": "-" if found is None or np.isnan(found.low) else f"{found.low:.1%} to {found.high:.1%}",
         "fitted over": "-" if found is None else f"{found.ends[0]:.1%} to {found.ends[1]:.1%}",
     }
     if in_updates:
         length = horizon.schedule_length(here["hparams"].iloc[0], target["step_hint"])
-        ends = [] if found is None else [f"{share * length:.0f}" for share in (found.best, found.low, found.high)]
-        row["in updates"] = "{} ({} to {})".format(*ends) if ends else "-"
+        row["in updates"] = "-" if found is None else f"{found.best * length:.0f}"
+        if found is not None and not np.isnan(found.low):
+            row["in updates"] += f" ({found.low * length:.0f} to {found.high * length:.0f})"
     row["best of the grid"] = " ".join(f"{tables.number(v, _form(y))} at {x:.1%}" for x, v in best.items()) or "-"
     if y != "gain":  # the baseline's own is zero
         raw = here.loc[here["horizon"].isna(), y]
@@ -157,7 +158,7 @@ def leads(logs: Logs, targets: pd.DataFrame, baseline: str) -> Figure:
     style.log_ticks(axis, percent=True)
     axis.set_ylim(top=1.5)  # far longer horizons only lose
     axis.set(
-        title=f"geometric mean over {len(targets)} workloads",
+        title=f"geometric mean over {len(targets)} workloads" if len(targets) > 1 else str(targets.index[0]),
         xlabel="horizon: share of training averaged over",
         ylabel=f"updates / {baseline}'s, to what it\nhas by a share of its training",
     )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from analysis import curves, tables
+from analysis import curves
 from analysis.curves import Unit
 from analysis.logs import Logs
 
@@ -47,14 +47,6 @@ def table(
             for name, mean in means.items():
                 result[workload, name, share] = _first(mean, level) / own if np.isfinite(level) else np.nan
     return pd.Series(result, index=pd.MultiIndex.from_tuples(result, names=[None] * 3), dtype=float).unstack()
-
-
-def format_table(leads: pd.DataFrame, baseline: str) -> str:
-    """Text of the table of `table`, without the baseline's own rows of ones."""
-    shown = leads[leads.index.get_level_values(1) != baseline]
-    cells = shown.map(lambda ratio: tables.number(ratio, ".2f"))
-    cells.columns = pd.Index([f"{share:.0%} of training" for share in cells.columns])
-    return tables.markdown(cells.rename_axis(["workload", "submission"]).reset_index())
 
 
 def _mean(runs: list[pd.DataFrame], unit: Unit, sign: float) -> tuple[np.ndarray, np.ndarray]:

@@ -57,6 +57,8 @@ def write(path: Path, found: Results, command: str) -> None:
         "bands": _bands(found, of_runs),
         "runs": runs.rows(found.trials, found.best, of_runs, found.unit),
         "ratios": _ratios(found.ratios),
+        "shares": [f"{share:.0%}" for share in found.leads.columns],
+        "leads": _leads(found),
     }
     template = Environment(loader=PackageLoader("analysis"), autoescape=True).get_template("report.html.j2")
     page = template.render(
@@ -80,7 +82,7 @@ def _packed(text: str) -> str:
 def _submissions(found: Results) -> list[dict[str, Any]]:
     """The submissions, the best first."""
     spent = hours.shown(hours.gpu_hours(found.best, found.targets, found.targets.attrs["gpus"]))
-    looks = style.by_rank(list(found.scores.index), found.baseline)
+    looks = style.looks(list(found.scores.index), found.baseline)
     workloads = base(found.targets).index
     rows = []
     for name, score in zip(map(str, found.scores.index), found.scores):
@@ -144,6 +146,16 @@ def _ratios(ratios: dict[str, Speedup]) -> list[dict[str, Any]]:
         table[name] = pd.Series(_numbers(table[name]), dtype=object)
     columns = ["submission", "workload", "ratio", "low", "high", "bound", "misses", "baseline_misses"]
     return [dict(zip(columns, row)) for row in table[columns].astype(object).itertuples(index=False)]
+
+
+def _leads(found: Results) -> list[dict[str, Any]]:
+    """Per workload and submission but the baseline the ratios of `lead.table`, in the order of the shares."""
+    rows = zip(found.leads.index, found.leads.to_numpy(dtype=float))
+    return [
+        {"workload": name[0], "submission": name[1], "ratios": _numbers(ratios)}
+        for name, ratios in rows
+        if name[1] != found.baseline
+    ]
 
 
 def _shown(value: float) -> str:

@@ -51,12 +51,13 @@ def against(
             axis.plot(x[missed], np.full(missed.sum(), 0.97), MISS, color=colour, markersize=6,
                       transform=axis.get_xaxis_transform())  # fmt: skip
         if y == "best":
-            axis.axhline(target["target"], color="0.35", linestyle=(0, (4, 3)), linewidth=1, zorder=1)
+            style.target_line(axis, target["target"])
+        title = str(workload)
         if parabola:
-            _parabola(axis, here, y, better_is_lower(target, y))
+            title += _parabola(axis, here, y, better_is_lower(target, y))
         if len(here["x"].dropna()) and (here["x"].dropna() > 0).all():
             style.log_ticks(axis, percent=percent)
-        axis.set(title=workload, xlabel=label.replace("_", " "), ylabel=describe(y, target))
+        axis.set(title=title, xlabel=label.replace("_", " "), ylabel=describe(y, target))
     style.legend_below(figure, axes)
     return figure
 
@@ -75,16 +76,16 @@ def describe(y: str, target: pd.Series) -> str:
     }[y]
 
 
-def _parabola(axis: Axes, rows: pd.DataFrame, y: str, lower: bool) -> None:
-    """The fit of `horizon.optimum` over all runs, its optimum and, shaded, the interval of that. Runs that missed the
-    target have no steps or seconds and are left out: where many did, the fit flatters."""
+def _parabola(axis: Axes, rows: pd.DataFrame, y: str, lower: bool) -> str:
+    """The fit of `horizon.optimum`, its optimum and, shaded, the interval of that. Words on it for the title."""
     found = horizon.optimum(rows, "x", y, lower)
     if found is None:
-        return
+        return ""
     x = np.geomspace(*found.ends, 100)
     axis.plot(x, np.polyval(found.curve, np.log(x)), color="0.5", linewidth=1, zorder=1, label="parabola, all runs")
-    if found.ends[0] < found.best < found.ends[1]:
-        axis.axvspan(found.low, found.high, color="0.5", alpha=0.12, linewidth=0, zorder=0)
-        axis.axvline(found.best, color="0.5", linewidth=0.8, linestyle=":", zorder=1)
-        axis.annotate(f"{100 * found.best:.2g} %", (found.best, 0.02), xycoords=("data", "axes fraction"),
-                      xytext=(3, 0), textcoords="offset points", fontsize=7.5, color="0.35")  # fmt: skip
+    if not found.ends[0] < found.best < found.ends[1]:
+        return ""
+    if np.isfinite(found.low):
+        axis.axvspan(found.low, found.high, color="0.5", alpha=0.12, linewidth=0, zorder=0, label="its 95 % interval")
+    axis.axvline(found.best, color="0.5", linewidth=0.8, linestyle=":", zorder=1, label="its optimum")
+    return f", best {100 * found.best:.2g} %"

@@ -20,10 +20,13 @@ def speedups(results: dict[str, Speedup], baseline: str, unit: Unit = "seconds")
     rows = speedup.rows(results).replace({"workload": {"all": ALL}})
     what = "time" if unit == "seconds" else "steps"
     label = f"{what} to target relative to {baseline} (hollow: bounded by misses)"
-    workloads = [*sorted(set(rows["workload"]) - {ALL}), ALL]
+    workloads = sorted(set(rows["workload"]) - {ALL})
+    if len(workloads) > 1:
+        workloads.append(ALL)
+    rows = rows[rows["workload"].isin(workloads)]
     many = len(results) > style.MANY
     if not many:
-        looks = style.looks([*results, baseline], baseline)
+        looks = style.looks([baseline, *results], baseline)
         figure, (axis,) = style.panels(1, size=(6.0, (0.16 + 0.13 * len(results)) * len(workloads) + 0.4))
         offsets = np.linspace(-0.25, 0.25, len(results)) if len(results) > 1 else [0.0]
         for offset, name in zip(offsets, results):
@@ -31,8 +34,10 @@ def speedups(results: dict[str, Speedup], baseline: str, unit: Unit = "seconds")
             colour, marker = looks[name][0], style.MARKERS[looks[name][1]]
             axis.plot([], [], marker, color=colour, markersize=5, label=name)
             _draw(axis, mine, mine["workload"].map(workloads.index) + offset, colour, marker)
-        axis.axhline(len(workloads) - 1.5, color="0.8", linewidth=0.8)
+        if ALL in workloads:
+            axis.axhline(len(workloads) - 1.5, color="0.8", linewidth=0.8)
         _finish(axis, rows, workloads)
+        axis.lines[-1].set_label(baseline)
         axis.set_xlabel(label)
         style.legend_below(figure, [axis])
         return figure

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis import curves, meta, pace, score, speedup, targets, to_target, what_if
+from analysis import curves, lead, meta, pace, score, speedup, targets, to_target, what_if
 from analysis.errors import UsageError
 from analysis.logs import Logs, summary_of_skipped
 from analysis.speedup import Speedup
@@ -31,6 +31,7 @@ class Results:
         unit: of times, scores and all figures: seconds for official logs, whose evaluations come by wall time,
             steps for miniature ones.
         ratios: per other submission its `Speedup` over the baseline in `unit`.
+        leads: of `lead.table`; no rows where there are no ratios.
         notes: lines on what was left out, kept, missing or strange.
     """
 
@@ -45,6 +46,7 @@ class Results:
     baseline: str
     unit: curves.Unit
     ratios: dict[str, Speedup]
+    leads: pd.DataFrame
     notes: list[str]
 
 
@@ -87,9 +89,8 @@ def of(
     chosen, more = _baseline(list(scores.index), baseline)
     others = [name for name in scores.index if name != chosen]
     ratios = speedup.compare(best, measured, others, chosen, unit)
-    notes += more + [
-        f"{name} has no workload in common with {chosen}: no ratio" for name in others if name not in ratios
-    ]
+    scored = best[best["workload"].isin(targets.base(measured).index)]
+    notes += more + [_no_ratio(scored, name, chosen) for name in others if name not in ratios]
     notes += _missing(best, measured)
     if (line := to_target.unequal(trials)) is not None:
         notes.append(f"{line}; medians are over the studies there are")
@@ -105,8 +106,21 @@ def of(
         baseline=chosen,
         unit=unit,
         ratios=ratios,
+        leads=_leads(logs, best, measured, chosen, unit) if ratios else pd.DataFrame(),
         notes=notes,
     )
+
+
+def _no_ratio(best: pd.DataFrame, name: str, baseline: str) -> str:
+    both = [set(best.loc[best["submission"] == one, "workload"]) for one in (name, baseline)]
+    if both[0] & both[1]:
+        return f"neither {name} nor {baseline} reached a target: nothing to compare"
+    return f"{name} has no workload in common with {baseline}: no ratio"
+
+
+def _leads(logs: Logs, best: pd.DataFrame, measured: pd.DataFrame, baseline: str, unit: curves.Unit) -> pd.DataFrame:
+    """Of the trial that counts in each study."""
+    return lead.table(logs.select(logs.runs["folder"].isin(best["folder"])), measured, baseline, unit)
 
 
 def title(found: Results) -> str:

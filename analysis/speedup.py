@@ -53,7 +53,8 @@ def compare(
         unit: "seconds" or "steps".
 
     Returns:
-        By name, without submissions that have no workload in common with the baseline, or none of whose runs count.
+        By name, without submissions that have no workload in common with the baseline, or none of whose runs count, and
+        without those of which, as of the baseline, no run reached a target: their ratio would be that of two budgets.
     """
     budget = censoring.budgets(best, targets, unit)
     rows = censoring.times(best, budget, unit)
@@ -64,7 +65,8 @@ def compare(
         if both[0] & both[1]:
             here = rows[rows["workload"].isin(both[0] | both[1])]
             ours, theirs = (here[here["submission"] == one] for one in (name, baseline))
-            found[name] = _pair(ours, theirs, official(best, budget, name, baseline, unit))
+            if not (ours["missed"].all() and theirs["missed"].all()):
+                found[name] = _pair(ours, theirs, official(best, budget, name, baseline, unit))
     return found
 
 

@@ -3,7 +3,7 @@
 A study says which submissions train on which workloads with which seeds and hyperparameters:
 
     title: Steps to the validation target
-    paper: Fig. 1 and 2, Table 1
+    paper: Fig. 1 and 2, Table 1         # optional: what of the paper it repeats
     question: How much sooner does averaging reach the target?
     submissions: [nadamw, lawa, ema]     # folders of submissions/pytorch; the first is the baseline
     workloads: all                       # or a list of names
@@ -36,21 +36,18 @@ KINDS: dict[str, dict[str, Any]] = {
     "hours": {},  # table: hours to train the suite to target
     "best": {"which": "best"},  # table: best validation metric, or the final one
     "sweep": {"x": None, "y": "best"},  # y (best, steps, seconds) against the hyperparameter x
+    "shorter": {},  # the long run and its averages as curves, against the ends of runs with shorter schedules
     # The next three look at the first share `until` of each run's schedule. y may also be gain: how much better the
     # best value is than that of the baseline's run of the same seed and hyperparameters.
     # y against the share of training that the average covers (with a parabola), or against the updates; `line`: a line
     # for each window or decay (part), or for each value of another hyperparameter
     "horizon": {"y": "steps", "until": 1.0, "line": "part", "x": "share"},
     "heatmap": {"y": "steps", "until": 1.0},  # y over interval and window or decay
-    "optima": {
-        "y": "steps",
-        "until": 1.0,
-        "line": "part",
-    },  # table: the best share for each workload, with its interval
+    # table: the best share for each workload, with its interval
+    "optima": {"y": "steps", "until": 1.0, "line": "part"},
     "data": {"until": 0.5},  # CSV: a row per run, what it reached in all and by that share
-    "leads": {
-        "show": "figure"
-    },  # (or table) the lead on the baseline along the way against the share, over all workloads
+    # (or table) the lead on the baseline along the way against the share, over all workloads
+    "leads": {"show": "figure"},
 }
 _Y = ("best", "steps", "seconds")
 _CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
@@ -64,8 +61,8 @@ _CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("optima", "y"): (*_Y, "gain"),
     ("leads", "show"): ("figure", "table"),
 }
-_NEEDED = ("title", "paper", "question", "submissions", "workloads", "seeds", "search_spaces", "figures")
-_OPTIONAL = ("grid", "trials", "offline")
+_NEEDED = ("title", "question", "submissions", "workloads", "seeds", "search_spaces", "figures")
+_OPTIONAL = ("paper", "grid", "trials", "offline")
 _AVERAGED = ("lawa", "ema")  # whose runs are the baseline's but for the average
 
 
@@ -161,7 +158,7 @@ def _checked(name: str, content: Any) -> Study:
     if unknown := [str(field) for field in content if field not in (*_NEEDED, *_OPTIONAL)]:
         raise UsageError(f"unknown field {', '.join(unknown)}; there are {', '.join((*_NEEDED, *_OPTIONAL))}")
     for field in ("title", "paper", "question", "search_spaces"):
-        if not isinstance(content[field], str):
+        if not isinstance(content.get(field, ""), str):
             raise UsageError(f"{field} must be text, not {content[field]!r}")
     submissions = _names("submissions", content["submissions"])
     workloads = None if content["workloads"] == "all" else _names("workloads", content["workloads"], " or `all`")
@@ -181,7 +178,7 @@ def _checked(name: str, content: Any) -> Study:
     return Study(
         name=name,
         title=content["title"],
-        paper=content["paper"],
+        paper=content.get("paper", ""),
         question=content["question"],
         submissions=submissions,
         workloads=workloads,

@@ -8,7 +8,19 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import figures, horizon, horizon_figures, hours, panels, ratio_figures, speedup, style, tables, to_target
+from analysis import (
+    figures,
+    horizon,
+    horizon_figures,
+    hours,
+    panels,
+    ratio_figures,
+    schedule_figures,
+    speedup,
+    style,
+    tables,
+    to_target,
+)
 from analysis.curves import Unit
 from analysis.errors import UsageError
 from analysis.logs import Logs
@@ -113,6 +125,10 @@ def _sweep(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame
     return panels.against(rows, study.baseline, targets, y, x, "base")
 
 
+def _shorter(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame) -> Figure:
+    return schedule_figures.against_shorter(logs, targets, study.baseline, trials)
+
+
 def _on_measured(
     make: Callable[..., Figure | str],
 ) -> Callable[[Study, Logs, pd.DataFrame, pd.DataFrame, Any], Figure | str]:
@@ -141,6 +157,7 @@ _DRAW: dict[str, Callable[..., Figure | str | pd.DataFrame]] = {
     "hours": _hours,
     "best": _best,
     "sweep": _sweep,
+    "shorter": _shorter,
     "horizon": _on_measured(horizon_figures.against_horizon),
     "heatmap": _on_measured(horizon_figures.heatmap),
     "optima": _on_measured(horizon_figures.optima),

@@ -18,6 +18,9 @@ COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0
 LINES = ("-", "--", ":", "-.")
 GREY = "#B8B8B8"  # where there are too many lines to tell apart
 MANY = 8
+PLAIN = "plain"  # the latest weights
+AVERAGES = {PLAIN: COLOURS[0], "lawa": COLOURS[6], "ema": COLOURS[4]}
+_PLAIN_PARTS = {"nadamw", "adamw", "no", "decay"}
 MARKERS = dict(zip(LINES, "os^v"))  # where there are points and no lines
 
 logging.getLogger("fontTools").setLevel(logging.WARNING)  # else absl shows every glyph of a PDF
@@ -42,31 +45,52 @@ plt.rcParams.update(
 
 
 def looks(names: Iterable[str], baseline: str | None = None) -> dict[str, tuple[str, str]]:
-    """Colour and line style of each submission: the baseline black, then colours, then other line styles."""
-    # Numbers in names by their size.
-    ordered = sorted(
-        set(names),
+    """Colour and line style of each submission, the baseline first.
+
+    A submission of this repository has the same colour on every page, by what it averages, and a line style by the rest
+    of its name; the baseline is black. The others take the colours that are left, then other line styles: by name, or,
+    if they are many, the first colours for the first of `names`.
+    """
+    given = list(dict.fromkeys(names))
+    names = _by_name(given, baseline) if len(given) <= MANY else given
+    bases = [name.split(",")[0] for name in names]
+    # Points of a grid ("lawa, window=5") are told apart by the colours of others.
+    own = {name: method for name, base in zip(names, bases) if bases.count(base) == 1 and (method := _method(base))}
+    if baseline is not None and baseline not in own:
+        own = {name: method for name, method in own.items() if method != PLAIN}
+    rests = sorted({_rest(name) for name in own}, key=lambda rest: (len(rest), rest))
+    found = {name: (AVERAGES[method], LINES[rests.index(_rest(name)) % len(LINES)]) for name, method in own.items()}
+    if baseline in names and baseline not in own:
+        found[baseline] = (COLOURS[0], LINES[0])
+    taken = {colour for name, (colour, _) in found.items() if name in names[:MANY]}
+    left = [colour for colour in COLOURS[1:] if colour not in taken]
+    others = [name for name in names if name not in found]
+    found |= {name: (left[i % len(left)], LINES[i // len(left) % len(LINES)]) for i, name in enumerate(others)}
+    return {name: found[name] for name in names}
+
+
+def _by_name(names: Iterable[str], baseline: str | None) -> list[str]:
+    """The baseline, then the others by name, numbers in names by their size."""
+    return sorted(
+        names,
         key=lambda name: (name != baseline, [(float(part), "") if re.fullmatch(r"\d+(\.\d+)?", part) else (0.0, part)
                                              for part in re.split(r"(\d+(?:\.\d+)?)", name)]),
     )  # fmt: skip
-    first = 0 if baseline in ordered else 1
-    return {
-        name: (COLOURS[i % len(COLOURS)], LINES[i // len(COLOURS) % len(LINES)])
-        for i, name in enumerate(ordered, start=first)
-    }
 
 
-def by_rank(ranked: Sequence[str], baseline: str) -> dict[str, tuple[str, str]]:
-    """As `looks`, with the first colours for the first names."""
-    others = [name for name in ranked if name != baseline]
-    return {
-        name: (COLOURS[i % len(COLOURS)], LINES[i // len(COLOURS) % len(LINES)])
-        for i, name in enumerate([baseline, *others])
-    }
+def _method(base: str) -> str | None:
+    """What a submission of this repository averages, by its name; None for others."""
+    parts = set(base.split("_"))
+    averages = [name for name in AVERAGES if name in parts]
+    return averages[0] if averages else PLAIN if parts <= _PLAIN_PARTS else None
+
+
+def _rest(name: str) -> tuple[str, ...]:
+    return tuple(part for part in name.split(",")[0].split("_") if part not in (*AVERAGES, "nadamw"))
 
 
 def leaders(ranked: Sequence[str], baseline: str) -> list[str]:
-    """The names to draw in colour: all, or of more than `MANY` the baseline and the first ones, with a colour each."""
+    """The names to draw in colour: all, or of more than `MANY` the baseline and the first ones."""
     if len(ranked) <= MANY:
         return list(ranked)
     others = [name for name in ranked if name != baseline]
@@ -92,6 +116,11 @@ def log_ticks(axis: Axes, percent: bool = False) -> None:
     axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 50 * low else (1.0, 3.0)))
     axis.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.3g} %" if percent else f"{x:.3g}")
     axis.xaxis.set_minor_locator(NullLocator())
+
+
+def target_line(axis: Axes, target: float) -> None:
+    """The dashed line of a validation target, in the legend."""
+    axis.axhline(target, color="0.35", linestyle=(0, (4, 3)), linewidth=1, zorder=1, label="validation target")
 
 
 def legend_below(figure: Figure, axes: Iterable[Axes], order: Iterable[str] = ()) -> None:

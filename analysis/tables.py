@@ -116,6 +116,14 @@ def format_speedups(results: dict[str, Speedup], baseline: str, unit: str = "tim
     return markdown(shown)
 
 
+def format_leads(leads: pd.DataFrame, baseline: str) -> str:
+    """Text of the table of `lead.table`, without the baseline's own rows of ones."""
+    shown = leads[leads.index.get_level_values(1) != baseline]
+    cells = shown.map(lambda ratio: number(ratio, ".2f"))
+    cells.columns = pd.Index([f"{share:.0%} of training" for share in cells.columns])
+    return markdown(cells.rename_axis(["workload", "submission"]).reset_index())
+
+
 def _spread(mean: float, std: float) -> str:
     if np.isnan(mean):
         return "-"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import device, machine, medians
-from submissions.recipe.nadamw import NadamW
+from submissions.recipe.pytorch.nadamw import NadamW
 
 SHAPES = {"few large tensors (4 x 25e6)": [25_000_000] * 4, "many small tensors (600 x 4e4)": [40_000] * 600}
 

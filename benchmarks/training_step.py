@@ -22,7 +22,7 @@ from torch import nn
 
 from benchmarks.timing import device, machine, synchronize
 from miniperf import random_utils, submission, workloads
-from submissions.recipe.nadamw import NadamW
+from submissions.recipe.pytorch.nadamw import NadamW
 from weight_averaging.torch import EMA, LAWA, Averager
 
 TURN = 64

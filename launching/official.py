@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from launching.workloads import WORKLOADS, base_name
 from miniperf import submission
 from miniperf.errors import UsageError
@@ -24,6 +22,8 @@ PASSED_ON = (
 
 def gpus_found(asked: int | None) -> int:
     """How many GPUs to use: those asked for, which must be there, else all. 0 asks for one process on the CPU."""
+    import torch  # not to run a submission in JAX
+
     found = torch.cuda.device_count()
     if asked is None and found == 0:
         raise UsageError("no GPU found: the official harness wants one; --gpus=0 runs on the CPU (mnist, to try out)")

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from miniperf import random_utils
 from miniperf.errors import UsageError
+from miniperf.frameworks.pytorch import FRAMEWORK
 from miniperf.logs import MetricsLogger, meta_data, write_json
 from weight_averaging.averages import Average, SnapshotError
 from weight_averaging.offline import Plan, latest_of
@@ -159,7 +160,7 @@ class _Log:
         folder = self._point.folder
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "hparams.json", self._point.hyperparameters)
-        write_json(folder / "meta_data_0.json", meta_data(workload, self._source.rng_seed))
+        write_json(folder / "meta_data_0.json", meta_data(workload, self._source.rng_seed, FRAMEWORK.versions()))
         flags = {"workload": workload_name, "framework": "pytorch", "snapshots": str(snapshots.folder)}
         write_json(folder / "flags_0.json", {**flags, "average": str(self._point.average)})
         self._logger = MetricsLogger(folder, max(self._done, default=0))

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,20 +23,25 @@ class Events:
         self._writer: Any = None
         # Not before a run starts: beside an installed TensorFlow, as under the official harness, it takes ten seconds.
         try:
-            from torch.utils.tensorboard import SummaryWriter
-            from torch.utils.tensorboard.summary import hparams as hparams_summaries
+            from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+            from tensorboard.summary.writer.event_file_writer import EventFileWriter
         except ImportError:  # the csv files have all numbers too
             logger.warning("no events for TensorBoard, which is not installed: pip install tensorboard")
             return
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
-        experiment, start, self._end = hparams_summaries(*_of_hparams_tab(folder))
+        self._event = Event
+        self._writer = EventFileWriter(str(folder))
+        self._add(step + 1, file_version="brain.Event:2")
+        self._add(step + 1, session_log=SessionLog(status=SessionLog.START))  # from this step on all comes again
+        experiment, start, self._end = _hparams_summaries(*_of_hparams_tab(folder))
         for summary in (experiment, start):
-            self._add(summary)
+            self._add(None, summary=summary)
 
     def scalars(self, values: Mapping[str, float], completed: int) -> None:
         if self._writer is not None:
+            from tensorboard.compat.proto.summary_pb2 import Summary
+
             for name, value in values.items():
-                self._writer.add_scalar(name, value, completed)
+                self._add(completed, summary=Summary(value=[Summary.Value(tag=name, simple_value=value)]))
 
     def flush(self) -> None:
         """What came so far is in the file, even if the run is killed now."""
@@ -45,16 +51,43 @@ class Events:
     def close(self) -> None:
         """Mark the run as complete."""
         if self._writer is not None:
-            self._add(self._end)
+            self._add(None, summary=self._end)
             self._writer.close()
 
-    def _add(self, summary: Any) -> None:
-        assert self._writer is not None
-        assert self._writer.file_writer is not None
-        self._writer.file_writer.add_summary(summary)
+    def _add(self, step: int | None, **what: Any) -> None:
+        self._writer.add_event(self._event(wall_time=time.time(), step=step, **what))
 
 
-def _of_hparams_tab(folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
+def _hparams_summaries(values: dict[str, Any], metrics: list[str]) -> list[Any]:
+    """What the HParams tab reads: of the experiment, and of the start and the end of its one session."""
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+    from tensorboard.plugins.hparams import api_pb2, metadata
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
+
+    kinds = {bool: api_pb2.DATA_TYPE_BOOL, str: api_pb2.DATA_TYPE_STRING}
+    experiment, start = api_pb2.Experiment(), SessionStartInfo()
+    for name, value in values.items():
+        experiment.hparam_infos.add(name=name, type=kinds.get(type(value), api_pb2.DATA_TYPE_FLOAT64))
+        field = {bool: "bool_value", str: "string_value"}.get(type(value), "number_value")
+        setattr(start.hparams[name], field, value)
+    for name in metrics:
+        experiment.metric_infos.add(name=api_pb2.MetricName(tag=name))
+    contents = {
+        metadata.EXPERIMENT_TAG: HParamsPluginData(experiment=experiment),
+        metadata.SESSION_START_INFO_TAG: HParamsPluginData(session_start_info=start),
+        metadata.SESSION_END_INFO_TAG: HParamsPluginData(
+            session_end_info=SessionEndInfo(status=api_pb2.STATUS_SUCCESS)
+        ),
+    }
+    summaries = []
+    for tag, content in contents.items():
+        content.version = metadata.PLUGIN_DATA_VERSION
+        plugin = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME, content=content.SerializeToString())
+        summaries.append(Summary(value=[Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin))]))
+    return summaries
+
+
+def _of_hparams_tab(folder: Path) -> tuple[dict[str, Any], list[str]]:
     """Hyperparameters and seed of the run, and the names of its metrics, whose values are those of the scalars."""
     meta = max(folder.glob("meta_data_*.json"), key=lambda path: int(re.sub(r"\D", "", path.name)), default=None)
     about = json.loads(meta.read_text()) if meta is not None else {}
@@ -65,4 +98,4 @@ def _of_hparams_tab(folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
     }
     metric = about.get("workload", {}).get("target_metric_name")
     splits = ("validation", "test") if metric is not None else ()
-    return {**values, "seed": about.get("rng_seed", 0)}, {f"{split}/{metric}": 0.0 for split in splits}
+    return {**values, "seed": about.get("rng_seed", 0)}, [f"{split}/{metric}" for split in splits]

@@ -1,24 +1,27 @@
 """A trial's log files, with the names and columns of the official harness."""
 
 import json
+import math
 import os
 import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from miniperf.errors import UsageError
 from miniperf.events import Events
 
 
-def experiment_folder(experiment_dir: str, name: str, workload: str, overwrite: bool, resume: bool) -> Path:
-    """`<experiment_dir>/<name>/<workload>_pytorch`, created; UsageError if it exists and no flag says what to do."""
-    folder = Path(experiment_dir).expanduser() / name / f"{workload}_pytorch"
+def experiment_folder(
+    experiment_dir: str, name: str, workload: str, framework: str, overwrite: bool, resume: bool
+) -> Path:
+    """`<experiment_dir>/<name>/<workload>_<framework>`, created. UsageError if it exists and no flag says so."""
+    folder = Path(experiment_dir).expanduser() / name / f"{workload}_{framework}"
     if folder.exists() and not resume:
         if not overwrite:
             raise UsageError(f"{folder} exists: continue it with --resume_last_run, or replace it with --overwrite")
@@ -54,15 +57,15 @@ def _write_atomically(path: Path, text: str) -> None:
         raise
 
 
-def meta_data(workload: Any, rng_seed: int) -> dict[str, Any]:
-    """Where and with what a run was made."""
+def meta_data(workload: Any, rng_seed: int, versions: dict[str, str]) -> dict[str, Any]:
+    """Where and with what a run was made; `versions` are the framework's."""
     numbers = ("step_hint", "batch_size", "validation_target_value", "test_target_value", "target_metric_name")
     git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return {
         "workload": {
             "class_name": type(workload).__name__,
             **{name: getattr(workload, name) for name in numbers},
-            "num_parameters": sum(torch.Size(shape.shape_tuple).numel() for shape in workload.param_shapes.values()),
+            "num_parameters": _elements(workload.param_shapes),
         },
         "rng_seed": rng_seed,
         "command": " ".join([Path(sys.executable).name, *sys.argv]),
@@ -70,10 +73,17 @@ def meta_data(workload: Any, rng_seed: int) -> dict[str, Any]:
         "system_software_info": {
             "os_platform": platform.platform(),
             "python_version": platform.python_version(),
-            "torch_version": torch.__version__,
+            **versions,
             "git_commit": git.stdout.strip() or None,
         },
     }
+
+
+def _elements(shapes: Any) -> int:
+    """Of all parameters, from a dictionary of shapes, in JAX a nested one."""
+    if isinstance(shapes, Mapping):
+        return sum(map(_elements, shapes.values()))
+    return math.prod(shapes.shape_tuple)
 
 
 def _cpu_name() -> str:

@@ -1,8 +1,10 @@
 """Random keys as the official harness makes them for PyTorch: pairs of 31-bit integers drawn by numpy.
 
-The draws are those of `algoperf/random_utils.py`, so that one seed gives one run under either runner.
+The draws are those of `algoperf/random_utils.py`, so that one seed gives one run under either runner. Beside the keys
+numpy's and Python's global generators are seeded and kept in checkpoints, for whatever draws from them.
 """
 
+import random
 from typing import Any
 
 import numpy as np
@@ -28,3 +30,25 @@ def fold_in(key: Any, data: int) -> list[int]:
 
 def key_from_seed(seed: int) -> np.ndarray:
     return split(seed)[0]
+
+
+def seed_globals(seed: int) -> None:
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def global_state() -> dict[str, Any]:
+    """The state of both generators, in lists, numbers and strings."""
+    state = np.random.get_state(legacy=False)
+    version, words, gauss = random.getstate()
+    numpy = {"key": state["state"]["key"].tolist(), "pos": int(state["state"]["pos"])}
+    numpy |= {"has_gauss": int(state["has_gauss"]), "gauss": float(state["gauss"])}
+    return {"numpy": numpy, "python": [version, list(words), gauss]}
+
+
+def set_global_state(state: dict[str, Any]) -> None:
+    numpy = state["numpy"]
+    key = np.asarray(numpy["key"], np.uint32)
+    np.random.set_state(("MT19937", key, numpy["pos"], numpy["has_gauss"], numpy["gauss"]))
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))

@@ -15,11 +15,10 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-from tqdm import tqdm
-
-from miniperf import checkpoints, random_utils, spec
+from miniperf import checkpoints, frameworks, random_utils, spec
 from miniperf.errors import UsageError
 from miniperf.logs import MetricsLogger, meta_data, write_json
+from miniperf.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,7 @@ class Settings:
     submission_path: str
     rng_seed: int
     batch_size: int
+    framework: str = "pytorch"
     data_dir: str = ""
     max_global_steps: int | None = None
     eval_every_n_steps: int | None = None  # None: by time, as officially
@@ -68,14 +68,18 @@ def train_once(
     Returns:
         (step, metrics) of every evaluation.
     """
+    framework = frameworks.load(settings.framework)
     rng, _ = random_utils.split(random_utils.key_from_seed(settings.rng_seed))
     data_rng, opt_init_rng, model_init_rng, rng = random_utils.split(rng, 4)
 
     # Whatever draws from the global generators depends on the seed too.
-    checkpoints.seed_everything(settings.rng_seed)
+    framework.seed(settings.rng_seed)
+    random_utils.seed_globals(settings.rng_seed)
     queue = CountedQueue(workload._build_input_queue(data_rng, "train", settings.data_dir, settings.batch_size))
-    model, model_state = workload.init_model_fn(model_init_rng)
-    optimizer_state = submission.init_optimizer_state(workload, model, model_state, hyperparameters, opt_init_rng)
+    model, model_state = workload.init_model_fn(framework.key(model_init_rng))
+    optimizer_state = submission.init_optimizer_state(
+        workload, model, model_state, hyperparameters, framework.key(opt_init_rng)
+    )
     train_state: dict[str, Any] = {
         "validation_goal_reached": False,
         "test_goal_reached": False,
@@ -92,26 +96,28 @@ def train_once(
 
     origin: dict[str, Any] = {"workload": settings.workload_name, "submission_path": settings.submission_path}
     origin |= {"rng_seed": settings.rng_seed}
-    saved = checkpoints.load_latest(folder, origin)
+    saved = checkpoints.load_latest(framework, folder, origin)
     if saved is not None:
         path, contents = saved
         try:
-            model.load_state_dict(contents["model_params"])
-            for key, value in optimizer_state.items():
-                value.load_state_dict(contents["optimizer_state"][key])
+            model, optimizer_state, model_state = framework.restore(contents, model, optimizer_state, model_state)
         except (KeyError, RuntimeError, ValueError) as error:
             line = " ".join(str(error).split())[:200]
             raise UsageError(f"{path} does not fit this submission and model: {line}") from None
-        model_state, train_state = contents["model_state"], contents["train_state"]
-        eval_results, global_step = list(contents["eval_results"]), contents["global_step"]
+        train_state = contents["train_state"]
+        eval_results = [(step, result) for step, result in contents["eval_results"]]
+        global_step = contents["global_step"]
         preemption_count = contents["preemption_count"] + 1
         if _finished(train_state, settings):
             return eval_results
         for _ in range(contents["batches_drawn"]):
             next(queue)
-        checkpoints.set_random_state(contents["random_state"])
+        framework.set_random_state(contents["random_state"]["framework"])
+        random_utils.set_global_state(contents["random_state"])
 
-    write_json(folder / f"meta_data_{preemption_count}.json", meta_data(workload, settings.rng_seed))
+    write_json(
+        folder / f"meta_data_{preemption_count}.json", meta_data(workload, settings.rng_seed, framework.versions())
+    )
     write_json(folder / f"flags_{preemption_count}.json", flags)
     logger = MetricsLogger(folder, global_step)
     workload.attach_metrics_logger(logger)
@@ -123,9 +129,7 @@ def train_once(
 
     about: dict[str, Any] = {"workload": settings.workload_name, "submission": settings.submission_path}
     about |= {"rng_seed": settings.rng_seed, "hyperparameters": hyperparameters and hyperparameters._asdict()}
-    snapshots = checkpoints.snapshot_writer(
-        folder, model, settings.save_snapshots_every_n_steps, settings.max_global_steps, about
-    )
+    snapshots = _snapshot_writer(framework, folder, model, settings, about)
 
     def save() -> None:
         if snapshots is not None:
@@ -133,26 +137,23 @@ def train_once(
         if not settings.save_checkpoints:
             return
         contents = {
-            "model_params": model.state_dict(),
-            "optimizer_state": {key: value.state_dict() for key, value in optimizer_state.items()},
-            "model_state": model_state,
+            **framework.state(model, optimizer_state, model_state),
             "train_state": train_state,
             "eval_results": tuple(eval_results),
             "global_step": global_step,
             "preemption_count": preemption_count,
             "batches_drawn": queue.drawn,
-            "random_state": checkpoints.random_state(),
+            "random_state": {"framework": framework.random_state(), **random_utils.global_state()},
             **origin,
         }
-        checkpoints.save(folder, global_step, contents, settings.save_intermediate_checkpoints)
+        checkpoints.save(framework, folder, global_step, contents, settings.save_intermediate_checkpoints)
 
-    progress = Progress(workload, settings, global_step, eval_results)
+    progress = Progress(workload, settings.workload_name, settings.max_global_steps, global_step, eval_results)
     start_time = time.time()
     train_state["last_step_end_time"] = start_time
     while train_state["is_time_remaining"] and not _finished(train_state, settings):
-        data_select_rng, update_rng, prepare_rng, eval_rng = random_utils.split(
-            random_utils.fold_in(rng, global_step), 4
-        )
+        keys = random_utils.split(random_utils.fold_in(rng, global_step), 4)
+        data_select_rng, update_rng, prepare_rng, eval_rng = map(framework.key, keys)
         batch = submission.data_selection(
             workload, queue, optimizer_state, model, model_state, hyperparameters, global_step, data_select_rng
         )
@@ -179,9 +180,10 @@ def train_once(
         global_step += 1
         if global_step == settings.max_global_steps:
             train_state["training_complete"] = True
+        framework.wait(model)
         step_end_time = time.time()
         train_state["accumulated_submission_time"] += step_end_time - train_state["last_step_end_time"]
-        progress.after_update(global_step, logger, optimizer_state)
+        progress.after_update(global_step, logger.latest, framework.learning_rate(optimizer_state))
         if snapshots is not None:
             snapshots.update(global_step, model)  # raw weights: an update leaves them in the model
 
@@ -197,6 +199,7 @@ def train_once(
                     global_step=global_step,
                     rng=prepare_rng,
                 )
+                framework.wait(model)
                 train_state["accumulated_submission_time"] += time.time() - prepare_start_time
             train_state["is_time_remaining"] = train_state["accumulated_submission_time"] < allowed_seconds
             if train_state["is_time_remaining"]:
@@ -249,41 +252,14 @@ def _finished(train_state: dict[str, Any], settings: Settings) -> bool:
     )
 
 
-class Progress:
-    """A bar with loss, learning rate, last validation metric and time left; lines where there is no terminal."""
-
-    def __init__(self, workload: Any, settings: Settings, step: int, eval_results: list[Any]) -> None:
-        self._metric = f"validation/{workload.target_metric_name}"
-        self._target = workload.validation_target_value
-        self._bar = tqdm(
-            total=settings.max_global_steps,
-            initial=step,
-            unit="step",
-            disable=None,
-            dynamic_ncols=True,
-            mininterval=0.5,
-            desc=settings.workload_name,
-        )
-        self._validation = eval_results[-1][1][self._metric] if eval_results else None
-
-    def after_update(self, step: int, logger: MetricsLogger, optimizer_state: dict[str, Any]) -> None:
-        if not self._bar.disable and step % 20 == 0:
-            fields = [f"loss {logger.latest['loss']:.4f}"] if "loss" in logger.latest else []
-            optimizer = optimizer_state.get("optimizer") if isinstance(optimizer_state, dict) else None
-            groups = getattr(optimizer, "param_groups", None)
-            if groups:
-                fields.append(f"lr {groups[0]['lr']:.2e}")
-            if self._validation is not None:
-                fields.append(f"{self._metric} {self._validation:.4f} (target {self._target:g})")
-            self._bar.set_postfix_str(", ".join(fields), refresh=False)
-        self._bar.update()
-
-    def after_evaluation(self, step: int, result: dict[str, float]) -> None:
-        self._validation = result[self._metric]
-        if self._bar.disable:
-            seconds = result["score"]
-            value = f"{self._metric} {self._validation:.5f}  (target {self._target:g})"
-            print(f"step {step:>6} {seconds:8.1f} s  {value}", flush=True)
-
-    def close(self) -> None:
-        self._bar.close()
+def _snapshot_writer(
+    framework: frameworks.Framework, folder: Path, model: Any, settings: Settings, about: dict[str, Any]
+) -> Any:
+    """A writer of snapshots for averaging afterwards, into `snapshots/`, if they are asked for; tells their size."""
+    interval, steps = settings.save_snapshots_every_n_steps, settings.max_global_steps
+    if interval is None:
+        return None
+    writer = framework.snapshot_writer(folder / "snapshots", interval, about)
+    use = writer.disk_use(model, steps or interval) / 1e6
+    print(f"{writer.folder}: {use:.1f} MB {'in all' if steps else 'each'}, every {interval} updates", flush=True)
+    return writer

@@ -10,8 +10,6 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-
 if not TYPE_CHECKING and "algoperf.spec" in sys.modules:
     from algoperf.spec import ForwardPassMode, LossType, ParameterType, ShapeTuple, TrainingCompleteError, Workload
 else:
@@ -114,31 +112,31 @@ else:
             cache: bool | None = None,
             repeat_final_dataset: bool | None = None,
             num_batches: int | None = None,
-        ) -> Iterator[dict[str, Tensor]]: ...
+        ) -> Iterator[dict[str, Any]]: ...
 
         @abc.abstractmethod
-        def init_model_fn(self, rng: Any) -> tuple[nn.Module, Any]: ...
+        def init_model_fn(self, rng: Any) -> tuple[Any, Any]: ...
 
         @abc.abstractmethod
         def model_fn(
             self,
-            params: nn.Module,
-            augmented_and_preprocessed_input_batch: dict[str, Tensor],
+            params: Any,
+            augmented_and_preprocessed_input_batch: dict[str, Any],
             model_state: Any,
             mode: ForwardPassMode,
             rng: Any,
             update_batch_norm: bool,
             dropout_rate: float = 0.0,
-        ) -> tuple[Tensor, Any]: ...
+        ) -> tuple[Any, Any]: ...
 
         @abc.abstractmethod
         def loss_fn(
             self,
-            label_batch: Tensor,
-            logits_batch: Tensor,
-            mask_batch: Tensor | None = None,
+            label_batch: Any,
+            logits_batch: Any,
+            mask_batch: Any = None,
             label_smoothing: float = 0.0,
-        ) -> dict[str, Tensor]: ...
+        ) -> dict[str, Any]: ...
 
         @abc.abstractmethod
         def is_output_params(self, param_key: str) -> bool: ...
@@ -149,7 +147,7 @@ else:
             split: str,
             num_examples: int,
             global_batch_size: int,
-            params: nn.Module,
+            params: Any,
             model_state: Any,
             rng: Any,
             data_dir: str,
@@ -174,7 +172,7 @@ else:
         def eval_model(
             self,
             global_batch_size: int,
-            params: nn.Module,
+            params: Any,
             model_state: Any,
             rng: Any,
             data_dir: str,

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from miniperf import frameworks
 from miniperf.errors import UsageError
 
 FUNCTIONS = ("init_optimizer_state", "update_params", "data_selection", "get_batch_size")
@@ -24,8 +25,8 @@ def check_path(path: str) -> Path:
     return parts
 
 
-def load(path: str) -> ModuleType:
-    """The submission module. UsageError if the path is unusable or a function is missing."""
+def load(path: str, framework: str = "pytorch") -> ModuleType:
+    """The submission module. UsageError for an unusable path, a missing function, or another framework."""
     parts = check_path(path)
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -33,7 +34,19 @@ def load(path: str) -> ModuleType:
     missing = [name for name in FUNCTIONS if not callable(getattr(module, name, None))]
     if missing:
         raise UsageError(f"{path} lacks the function {', '.join(missing)}; a submission exports {', '.join(FUNCTIONS)}")
+    for other in frameworks.NAMES:
+        if other != framework and _uses(module, other) and not _uses(module, framework):
+            remedy = f"it is a submission in {other}; run it with --framework={other}"
+            raise UsageError(f"--submission_path={path} does not fit --framework={framework}: {remedy}")
     return module
+
+
+def _uses(module: ModuleType, framework: str) -> bool:
+    """Whether the modules that its functions are from have imported something of a framework by name."""
+    homes = {module.__name__, *(getattr(module, name).__module__ for name in FUNCTIONS)}
+    values = [value for home in homes if home in sys.modules for value in vars(sys.modules[home]).values()]
+    names = {getattr(value, "__name__" if isinstance(value, ModuleType) else "__module__", None) for value in values}
+    return any(str(name).split(".")[0] in frameworks.PACKAGES[framework] for name in names)
 
 
 def batch_size(module: ModuleType, workload_name: str, workload: Any) -> int:

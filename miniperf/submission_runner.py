@@ -10,11 +10,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-import torch
 from absl import app, flags
 from absl import logging as absl_logging
 
-from miniperf import search, submission, workloads
+from miniperf import frameworks, search, submission, workloads
 from miniperf.errors import UsageError, storage_errors
 from miniperf.logs import experiment_folder, hyperparameters_of
 from miniperf.runner import Settings, train_once
@@ -23,7 +22,7 @@ from weight_averaging.averages import SnapshotError
 FLAGS = flags.FLAGS
 
 flags.DEFINE_string("workload", None, f"The workload: {', '.join(workloads.WORKLOADS)}.")
-flags.DEFINE_string("framework", "pytorch", "Framework of the submission: pytorch.")
+flags.DEFINE_string("framework", "pytorch", f"Framework of the submission: {' or '.join(frameworks.NAMES)}.")
 flags.DEFINE_string("submission_path", None, "Python file of the submission, relative to the working directory.")
 flags.DEFINE_enum("tuning_ruleset", "external", ["external", "self"], "Tuning ruleset.")
 flags.DEFINE_string("tuning_search_space", None, "JSON file of the search space (external tuning).")
@@ -57,10 +56,9 @@ def run() -> None:
     for name in ("workload", "submission_path", "experiment_dir", "experiment_name"):
         if getattr(FLAGS, name) is None:
             raise UsageError(f"--{name} must be given")
-    if FLAGS.framework != "pytorch":
-        raise UsageError(f"--framework={FLAGS.framework}: miniperf's workloads are in pytorch")
-    workload = workloads.make(FLAGS.workload)
-    module = submission.load(FLAGS.submission_path)
+    frameworks.load(FLAGS.framework).begin()
+    workload = workloads.make(FLAGS.workload, FLAGS.framework)
+    module = submission.load(FLAGS.submission_path, FLAGS.framework)
     if FLAGS.tuning_ruleset == "self":
         if FLAGS.tuning_search_space is not None:
             raise UsageError("--tuning_search_space cannot be given with --tuning_ruleset=self")
@@ -70,14 +68,14 @@ def run() -> None:
     else:
         trials = search.load(FLAGS.tuning_search_space, FLAGS.num_tuning_trials, FLAGS.rng_seed or 0)
         submission.check_trials(module, trials, workload.step_hint)
-    experiment = experiment_folder(
-        FLAGS.experiment_dir, FLAGS.experiment_name, FLAGS.workload, FLAGS.overwrite, FLAGS.resume_last_run
-    )
+    names = (FLAGS.experiment_dir, FLAGS.experiment_name, FLAGS.workload, FLAGS.framework)
+    experiment = experiment_folder(*names, FLAGS.overwrite, FLAGS.resume_last_run)
     settings = Settings(
         workload_name=FLAGS.workload,
         submission_path=FLAGS.submission_path,
         rng_seed=FLAGS.rng_seed if FLAGS.rng_seed is not None else int.from_bytes(os.urandom(3), "little"),
         batch_size=submission.batch_size(module, FLAGS.workload, workload),
+        framework=FLAGS.framework,
         data_dir=FLAGS.data_dir,
         max_global_steps=FLAGS.max_global_steps,
         eval_every_n_steps=FLAGS.eval_every_n_steps,
@@ -90,8 +88,6 @@ def run() -> None:
     chosen = list(enumerate(trials, start=1))[FLAGS.hparam_start_index : FLAGS.hparam_end_index]
     if not chosen:
         raise UsageError(f"--hparam_start_index and --hparam_end_index leave none of the {len(trials)} trials")
-    # One thread: the operations are too small to split, and results must not depend on the number of cores.
-    torch.set_num_threads(1)
     for number, hyperparameters in chosen:
         folder = experiment / f"trial_{number}"
         with storage_errors(folder):

@@ -247,7 +247,7 @@ def _trials(
 
 def average_of(submission: str, hyperparameters: Any, step_hint: int) -> Average:
     """What `submission`, lawa or ema, evaluates with these hyperparameters."""
-    from submissions.recipe import ema, lawa
+    from submissions.recipe.averaging import ema, lawa
 
     if submission == "lawa":
         settings = lawa.settings(hyperparameters, step_hint)

@@ -19,7 +19,6 @@ from analysis import (
     figures,
     files,
     hours,
-    lead,
     logs,
     page,
     ratio_figures,
@@ -89,12 +88,10 @@ def _text(found: Results) -> str:
     if found.ratios:
         ratios = tables.format_speedups(found.ratios, found.baseline, {"seconds": "time"}.get(found.unit, found.unit))
         parts += ["Over all workloads, misses counted as censored (docs/analysis.md):", ratios]
-        picked = found.logs.select(found.logs.runs["folder"].isin(found.best["folder"]))
-        leads = lead.table(picked, found.targets, found.baseline, found.unit)
         what = {"seconds": "Seconds", "steps": "Updates"}[found.unit]
         parts += [
             f"{what} to what {found.baseline} reaches by a share of its training, over {found.baseline}'s own:",
-            lead.format_table(leads, found.baseline),
+            tables.format_leads(found.leads, found.baseline),
         ]
     return "\n\n".join(parts)
 

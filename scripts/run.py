@@ -20,37 +20,35 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from absl import app, flags
 
 from launching import official
 from launching.workloads import base_name
-from miniperf import search, submission_runner, workloads
+from miniperf import frameworks, search, submission_runner, workloads
 from miniperf.errors import UsageError
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("submission", None, "A folder of submissions/pytorch: nadamw, lawa, ema, ...")
+flags.DEFINE_string("submission", None, "A folder of submissions/<framework>: nadamw, lawa, ema, ...")
 flags.DEFINE_enum("harness", "miniperf", ["miniperf", "official"], "Which runner.")
 flags.DEFINE_enum("engine", "local", ["local", "docker", "slurm"], "Where the official harness runs.")
 flags.DEFINE_integer("gpus", None, "GPUs of the official harness; default: all there are.", lower_bound=0)
 flags.DEFINE_boolean("torch_compile", None, "torch.compile; default: wherever the official harness can.")
 flags.DEFINE_string("sbatch_args", "", "Further arguments of sbatch: '--partition=gpu --time=24:00:00'.")
 flags.DEFINE_boolean("dry_run", False, "Print the command of the official harness, look at nothing, start nothing.")
-SUBMISSIONS = Path("submissions/pytorch")
+SUBMISSIONS = Path("submissions")
 
 
 def set_defaults() -> None:
     """Fill in the flags that were not given."""
     official_run = FLAGS.harness == "official"
-    known = sorted(path.parent.name for path in SUBMISSIONS.glob("*/submission.py"))
-    if FLAGS.framework != SUBMISSIONS.name:
-        there = f"the submissions here are for {SUBMISSIONS.name}: {', '.join(known)}"
-        raise UsageError(f"--framework={FLAGS.framework}: {there}")
+    if FLAGS.framework not in frameworks.NAMES:
+        raise UsageError(f"--framework={FLAGS.framework} is unknown; choose from {', '.join(frameworks.NAMES)}")
+    known = sorted(path.parent.name for path in (SUBMISSIONS / FLAGS.framework).glob("*/submission.py"))
     if FLAGS.submission is not None:
         if FLAGS.submission not in known:
             raise UsageError(f"--submission={FLAGS.submission} is unknown; choose from {', '.join(known)}")
-        _default("submission_path", f"{SUBMISSIONS}/{FLAGS.submission}/submission.py")
+        _default("submission_path", f"{SUBMISSIONS}/{FLAGS.framework}/{FLAGS.submission}/submission.py")
         spaces = Path("tuning_search_spaces") / ("" if official_run else "miniperf")
         if FLAGS.tuning_ruleset == "external":
             _default("tuning_search_space", f"{spaces}/{FLAGS.submission}.json")
@@ -62,7 +60,7 @@ def set_defaults() -> None:
     if not FLAGS["num_tuning_trials"].present:
         FLAGS.num_tuning_trials = None
     if FLAGS.workload is not None and not official_run:
-        _default("max_global_steps", workloads.make(FLAGS.workload).step_hint)
+        _default("max_global_steps", workloads.make(FLAGS.workload, FLAGS.framework).step_hint)
 
 
 def _default(name: str, value: object) -> None:
@@ -119,6 +117,8 @@ def _command() -> tuple[list[str], dict[str, str]]:
 def _gpus() -> int:
     if not FLAGS.dry_run:
         return official.gpus_found(FLAGS.gpus)
+    import torch  # not to run a submission in JAX
+
     found = torch.cuda.device_count() if FLAGS.gpus is None else FLAGS.gpus
     if FLAGS.gpus is None and not found:
         print("no GPU found: the command is for one; --gpus=N gives that for N, 0 for the CPU", file=sys.stderr)

@@ -2,15 +2,16 @@
 
     python -m scripts.suite --submissions=nadamw,lawa,ema --workloads=mini_criteo1tb --seeds=3
     python -m scripts.suite --study=studies/lawa_horizon.yaml --experiment_dir=runs/horizon
+    python -m scripts.suite --study=studies/no_decay.yaml --workloads=mini_ogbg --seeds=1 --experiment_dir=runs/quick
 
 Every run is a process of its own with one thread, in <experiment_dir>/<submission>/study_<seed>. Calling the command
 again skips the finished runs and continues the others, so that it can be stopped at any moment.
 
 Of a submission's search space each workload takes one trial: the one whose learning rate is best for the baseline,
 as recorded in <search_spaces>/tuned_trials.json (docs/results/calibration.md tells how it was found). A study, one of
-the paper's experiments in studies/, brings its own submissions, workloads, seeds and grid of hyperparameters. Where it
-says `offline: true`, the baseline's runs keep snapshots, and the other submissions are averages of these, evaluated on
-the validation set alone.
+the paper's experiments in studies/, brings its own submissions and grid of hyperparameters, and the workloads and seeds
+unless --workloads and --seeds say otherwise. Where it says `offline: true`, the baseline's runs keep snapshots, and the
+other submissions are averages of these, evaluated on the validation set alone.
 """
 
 import itertools
@@ -20,6 +21,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +33,7 @@ from tqdm import tqdm
 
 from analysis import studies
 from analysis.errors import UsageError as StudyError
-from miniperf import workloads
+from miniperf import submission, workloads
 from miniperf.errors import UsageError
 from scripts.average_checkpoints import average_of
 from weight_averaging.averages import SnapshotError
@@ -39,15 +41,20 @@ from weight_averaging.averages import SnapshotError
 FLAGS = flags.FLAGS
 SUBMISSIONS = Path("submissions/pytorch")
 
-flags.DEFINE_string("study", None, "YAML file of an experiment, which sets what the next four flags do.")
+flags.DEFINE_string("study", None, "YAML file of an experiment: submissions, search spaces, workloads, seeds.")
 flags.DEFINE_list("submissions", ["nadamw", "lawa", "ema"], "Folders of submissions/pytorch.")
-flags.DEFINE_list("workloads", sorted(workloads.WORKLOADS), "Workloads.")
-flags.DEFINE_integer("seeds", 1, "Runs of each, with the seeds 0, 1, ...", lower_bound=1)
+flags.DEFINE_list("workloads", None, "Workloads; default: all, or those of the study.")
+flags.DEFINE_integer(
+    "seeds", None, "Runs of each, with the seeds 0, 1, ...; default: 1, or as in the study.", lower_bound=1
+)
 flags.DEFINE_string(
     "search_spaces", "tuning_search_spaces/miniperf", "Folder with a <submission>.json each and tuned_trials.json."
 )
 flags.DEFINE_string("experiment_dir", "runs/suite", "Root folder of the runs.")
-flags.DEFINE_integer("evaluations", 40, "Evaluations in a run, evenly spaced.", lower_bound=1)
+flags.DEFINE_integer(
+    "evaluations", None, "Evaluations in a run, evenly spaced; default: 40, of short runs one every 10 updates.",
+    lower_bound=1,
+)  # fmt: skip
 flags.DEFINE_integer("max_global_steps", None, "Updates in a run; default: the workload's step_hint.", lower_bound=1)
 flags.DEFINE_integer("jobs", os.cpu_count(), "Runs at a time.", lower_bound=1)
 
@@ -139,10 +146,15 @@ def jobs() -> list[Job]:
         StudyError: an unusable study.
     """
     study = studies.load(FLAGS.study) if FLAGS.study is not None else None
-    names, chosen, seeds, spaces = FLAGS.submissions, FLAGS.workloads, FLAGS.seeds, Path(FLAGS.search_spaces)
+    names, spaces = FLAGS.submissions, Path(FLAGS.search_spaces)
+    chosen, seeds = FLAGS.workloads or sorted(workloads.WORKLOADS), FLAGS.seeds or 1
     if study is not None:
-        names, seeds, spaces = study.submissions, study.seeds, study.search_spaces
-        chosen = study.workloads or sorted(workloads.WORKLOADS)
+        for name in ("submissions", "search_spaces"):
+            if FLAGS[name].present:
+                raise UsageError(f"--{name} cannot be given with --study: {FLAGS.study} says which")
+        names, spaces = study.submissions, study.search_spaces
+        chosen = FLAGS.workloads or study.workloads or sorted(workloads.WORKLOADS)
+        seeds = FLAGS.seeds or study.seeds
     for name in names:
         if not (SUBMISSIONS / name / "submission.py").is_file():
             known = sorted(path.parent.name for path in SUBMISSIONS.glob("*/submission.py"))
@@ -164,13 +176,15 @@ def jobs() -> list[Job]:
             trials = {name: study.trials(name, tuned[workload]) for name in names}
             files = {name: _search_space(study, name) for name in names}
             points = {name: study.search_space(name) for name in names}
+            for name in names:
+                _check_points(study, name, points[name], steps[workload])
         here = []
         for name in names if study is None or not study.offline else [study.baseline]:
             for trial in trials[name]:
                 # Once its schedule is over, a run learns nothing more.
                 share = points[name][trial - 1].get("schedule_fraction", 1.0) if name in points else 1.0
                 length = max(1, round(share * steps[workload]))
-                every = max(1, length // FLAGS.evaluations)
+                every = max(1, length // FLAGS.evaluations if FLAGS.evaluations else max(length // 40, 10))
                 here.append(Job(name, workload, seed, files[name], [trial], length, every))
         if study is not None and study.offline:
             hint = workloads.make(workload).step_hint
@@ -203,6 +217,16 @@ def _averages(
             every, steps = source.evaluate_every, source.steps
             result.append(Job(name, source.workload, source.seed, search_space, ready, steps, every, source=source))
     return result
+
+
+def _check_points(study: studies.Study, name: str, points: list[dict[str, Any]], step_hint: int) -> None:
+    """A UsageError in one line if the submission cannot train with one of the points of its grid."""
+    check = submission.load(str(SUBMISSIONS / name / "submission.py")).check_hyperparameters
+    for point in points:
+        try:
+            check(namedtuple("Hyperparameters", point)(**point), step_hint)
+        except ValueError as error:
+            raise UsageError(f"study {study.name}: grid of {name}: {error}") from None
 
 
 def _search_space(study: studies.Study, name: str) -> Path:
@@ -258,9 +282,15 @@ def main(argv: Sequence[str]) -> None:
     except (UsageError, StudyError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"stopped; the same command goes on from the last checkpoints in {FLAGS.experiment_dir}", file=sys.stderr)
+        sys.exit(130)
     if failed:
         print(failed[0].log.read_text()[-2000:], file=sys.stderr)
         sys.exit(1)
+    compare = f"python -m scripts.report --runs={FLAGS.experiment_dir}"
+    compare += f" --study={FLAGS.study}" if FLAGS.study is not None else ""
+    print(f"all runs are in {FLAGS.experiment_dir}; compare them: {compare}")
 
 
 if __name__ == "__main__":

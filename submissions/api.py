@@ -1,9 +1,8 @@
-"""The one place that knows which AlgoPerf API a submission runs under.
+"""The one place that knows which AlgoPerf API a submission runs under. It needs no framework by itself.
 
-`spec` and `pytorch_setup` are those of the harness that is running: the official `algoperf` package or miniperf, this
-repository's stand-in with the same names. A harness imports its API before it imports a submission, so the loaded
-modules tell; where neither is loaded (a notebook, a test), whichever is installed serves, the stand-in first because
-it imports in no time.
+`spec` is that of the harness that is running: the official `algoperf` package or miniperf, this repository's stand-in
+with the same names. A harness imports its API before it imports a submission, so the loaded modules tell; where neither
+is loaded (a notebook, a test), whichever is installed serves, the stand-in first because it imports in no time.
 """
 
 import importlib
@@ -20,6 +19,5 @@ def _package() -> str:
 
 PACKAGE = _package()
 spec = importlib.import_module(f"{PACKAGE}.spec")
-pytorch_setup = importlib.import_module(f"{PACKAGE}.pytorch_utils").pytorch_setup
 
-__all__ = ["PACKAGE", "pytorch_setup", "spec"]
+__all__ = ["PACKAGE", "spec"]

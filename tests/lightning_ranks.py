@@ -1,4 +1,4 @@
-"""Two processes under Lightning, over gloo; started by test_lightning.py: python -m tests.lightning_ranks FOLDER STRATEGY ..."""
+"""Two processes under Lightning, over gloo; test_lightning.py runs `-m tests.lightning_ranks FOLDER STRATEGY ...`."""
 
 import sys
 import warnings

@@ -15,7 +15,7 @@ from submissions.recipe.batch_sizes import BATCH_SIZES
 
 def register(name: str) -> None:
     module_name, class_name = WORKLOADS[name]
-    module = importlib.import_module(f"miniperf.workloads.{module_name}")
+    module = importlib.import_module(f"miniperf.workloads.{module_name}.pytorch")
     workload = getattr(module, class_name)
     workload.eval_period_time_sec = 0  # evaluate after every update
     # The runner appends the framework and looks the name up below its own package.

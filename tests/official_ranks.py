@@ -74,7 +74,7 @@ def check() -> None:
     # That this would be noticed: without the second wrapping the ranks drift apart.
     drifting = Run("lawa", "mnist", rank)
     drifting.restore(folder)
-    with mock.patch("submissions.recipe.recipe.in_ddp", lambda model, device: model):
+    with mock.patch("submissions.recipe.pytorch.recipe.in_ddp", lambda model, device: model):
         first, second = train(drifting, 5)[0]
     assert first != second
     if rank == 0:

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from analysis import lead
+from analysis import lead, tables
 from analysis.logs import Logs
 
 
@@ -30,7 +30,7 @@ def test_the_lead_is_measured_at_the_baselines_own_levels():
     assert ratios[0.4] == pytest.approx(20 / 40)  # 6 is reached at 20 rather than at 40
     assert ratios[0.9] == pytest.approx(60 / 90)
     assert pd.isna(ratios[1.0])  # 0 is never reached
-    text = lead.format_table(result, "nadamw")
+    text = tables.format_leads(result, "nadamw")
     assert "| w        | lawa       | 0.50" in text
     assert "nadamw" not in text
 

@@ -87,11 +87,12 @@ def test_learning_curves_mark_targets_and_misses(tmp_path):
     found = results.of(read(tmp_path))
     figure = figures.learning_curves(found.logs, found.targets, found.best, "nadamw", "steps")
     toy, two = figure.axes
-    dots = {line.get_xdata()[0] for line in toy.lines if line.get_marker() == "o"}
-    assert dots == {95.0, 55.0, 60.0}
+    bars = {line.get_xdata()[0] for line in toy.lines if line.get_marker() == "|"}
+    assert bars == {95.0, 55.0, 60.0}
     assert two.get_title() == "toy_two, target 0.3"
     assert [text.get_text() for text in two.texts] == ["in some studies: ema 1/2"]
-    assert sum(line.get_marker() == "X" for line in two.lines) == 1
+    assert sum(line.get_marker() == "|" for line in two.lines) == len(toy.collections) - 1  # all but ema
+    assert [line.get_label() for line in two.lines if line.get_linestyle() == "--"] == ["validation target"]
     assert len(toy.collections) == 3  # a band each
 
 
@@ -137,6 +138,23 @@ def test_colours_of_many_submissions_are_told_apart():
     assert len(set(looks.values())) == 20
 
 
+def test_a_submission_has_one_colour_on_every_page():
+    alone = style.looks(["lawa", "nadamw"], "nadamw")
+    among = style.looks(["other", "ema", "lawa_no_decay", "nadamw_no_decay", "lawa", "nadamw"], "nadamw")
+    assert among["lawa"] == alone["lawa"]
+    assert among["nadamw"] == alone["nadamw"] == ("#000000", "-")
+    assert among["lawa_no_decay"] == (alone["lawa"][0], "--")
+    assert among["nadamw_no_decay"] == ("#000000", "--")
+    assert len(set(among.values())) == 6
+    assert style.looks(["adamw", "adamw_lawa"], "adamw")["adamw_lawa"] == alone["lawa"]
+    # The points of a grid are told apart.
+    grid = style.looks(["nadamw", *(f"lawa, window={n}" for n in (5, 10, 20))], "nadamw")
+    assert len({colour for colour, _ in grid.values()}) == 4
+    # A baseline of other people is black, and nothing else is.
+    foreign = style.looks(["prize", "adamw", "lawa"], "prize")
+    assert [name for name, (colour, _) in foreign.items() if colour == "#000000"] == ["prize"]
+
+
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     webdriver = pytest.importorskip("selenium.webdriver")
@@ -179,6 +197,8 @@ def test_the_page_in_a_browser(made, browser):
     assert browser.find_element("id", "count").text == "(12 of 12)"
     assert text("#scores tbody tr").startswith("lawa11.00002/2")  # rank, score and targets reached
     assert text("#times tbody tr:last-child") == "ema601 of 2 missed"  # the median on toy, and toy_two
+    assert count("#leads tbody tr") == 4  # two submissions on two workloads
+    assert text("#leads thead") == "SubmissionWorkload30%50%70%90%"
     assert "In some studies by ema (1 of 2)" in text("#charts .card:last-child p")
 
     click("#pick-submission input[value=ema]")
@@ -235,3 +255,15 @@ def test_the_page_needs_no_network(made):
     assert "http" not in own
     assert "<link" not in own
     assert "src=" not in own
+
+
+def test_where_nobody_reached_a_target_nothing_is_compared(tmp_path):
+    for name in ("nadamw", "lawa"):
+        synthetic_logs.write(tmp_path, name, np.linspace(0, 0.2, 10), target=0.3)
+    done = report(f"--runs={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert "neither lawa nor nadamw reached a target: nothing to compare" in done.stderr
+    assert "1.000" not in done.stdout
+    assert not (tmp_path / "report/speedup.png").exists()
+    named = done.stdout.splitlines()[-1].split(": ", 1)[1].removesuffix(" (pictures also as .pdf), report.html")
+    assert all((tmp_path / "report" / name).exists() for name in named.split(", "))

@@ -125,11 +125,34 @@ def test_the_parabola_finds_the_best_horizon(tmp_path):
     rows = horizon.measure(selected, measured, 1.0)
     figure = horizon_figures.against_horizon(rows, "nadamw", measured, "steps", "part", "share")
     axis = figure.axes[0]
-    shown = [text.get_text() for text in axis.texts]
-    assert len(shown) == 1
-    assert 3 <= float(shown[0].removesuffix(" %")) <= 8  # made to be best at 5 %
+    workload, shown = axis.get_title().split(", best ")
+    assert workload == "toy"
+    assert 3 <= float(shown.removesuffix(" %")) <= 8  # made to be best at 5 %
     labels = {line.get_label() for line in axis.lines}
-    assert {"nadamw", "lawa, window=5", "lawa, window=20"} <= labels
+    assert {"nadamw", "lawa, window=5", "lawa, window=20", "parabola, all runs", "its optimum"} <= labels
+
+
+def test_no_optimum_without_runs_behind_it():
+    horizons = (0.01, 0.02, 0.04, 0.08, 0.16)
+    rows = pd.DataFrame(
+        [
+            {"study": seed, "horizon": h, "steps": 100 + 10 * np.log(h / 0.04) ** 2 + seed}
+            for seed in range(3)
+            for h in horizons
+        ]
+    )
+    found = horizon.optimum(rows, "horizon", "steps", lower=True)
+    assert found.best == pytest.approx(0.04)
+    assert found.low <= found.best <= found.high
+    alone = horizon.optimum(rows[rows["study"] == 0], "horizon", "steps", lower=True)
+    assert alone.best == pytest.approx(0.04)
+    assert np.isnan(alone.low)
+    assert np.isnan(alone.high)
+    # A seed that missed at one horizon takes that horizon out; one that always missed takes all.
+    missed = rows.assign(steps=rows["steps"].where((rows["study"] != 1) | (rows["horizon"] != 0.01), np.inf))
+    assert horizon.optimum(missed, "horizon", "steps", lower=True).ends == (0.02, 0.16)
+    missed = rows.assign(steps=rows["steps"].where(rows["study"] != 1, np.inf))
+    assert horizon.optimum(missed, "horizon", "steps", lower=True) is None
 
 
 def test_offline_points_know_the_run_that_they_average():

@@ -24,7 +24,7 @@ def run_cli(*arguments: str, cwd: str | None = None) -> subprocess.CompletedProc
             ["--workload=mini_imagnet"],
             "--workload=mini_imagnet is unknown; choose from mini_criteo1tb, mini_fastmri",
         ),
-        (["--submission=lawaa"], "--submission=lawaa is unknown; choose from ema,"),
+        (["--submission=lawaa"], "--submission=lawaa is unknown; choose from adamw,"),
         (["--submission_path=nowhere.py"], "--submission_path=nowhere.py does not exist below"),
         (["--num_tuning_trials=0"], "--num_tuning_trials must be >= 1, not 0"),
     ],

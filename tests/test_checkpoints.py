@@ -15,6 +15,7 @@ import torch
 
 from miniperf import checkpoints
 from miniperf.errors import UsageError
+from miniperf.frameworks.pytorch import FRAMEWORK as PYTORCH
 from tests.test_runner import assert_same_end, leaves, settings_of, train, trial
 
 SMALL = {name: {} for name in checkpoints.CONTENTS} | {"model_params": {"w": torch.arange(64.0)}, "global_step": 5}
@@ -38,14 +39,14 @@ def checkpoints_in(folder: Path) -> list[str]:
 
 def test_no_flipped_bit_and_no_truncation_goes_unnoticed(tmp_path):
     """Each is found, or it is in a byte that means nothing and what is loaded is the same."""
-    checkpoints.save(tmp_path, 5, SMALL, keep_all=False)
+    checkpoints.save(PYTORCH, tmp_path, 5, SMALL, keep_all=False)
     path = tmp_path / "checkpoint_5"
     whole, numbers = path.read_bytes(), random.Random(0)
 
     def is_found(contents: bytes) -> bool:
         path.write_bytes(contents)
         try:
-            loaded = checkpoints.load_latest(tmp_path, {})[1]
+            loaded = checkpoints.load_latest(PYTORCH, tmp_path, {})[1]
         except UsageError as error:
             said = str(error)
             return said.startswith(f"{path} is damaged (") and "\n" not in said
@@ -158,11 +159,11 @@ def save_without_rights(folder: Path) -> None:
     os.chdir(folder)
     if os.geteuid() == 0:  # whom permissions do not bind
         os.setuid(65534)
-    checkpoints.save(Path("."), 10, SMALL, keep_all=False)
+    checkpoints.save(PYTORCH, Path("."), 10, SMALL, keep_all=False)
 
 
 def test_a_read_only_folder_is_told(tmp_path):
-    checkpoints.save(tmp_path, 5, SMALL, keep_all=False)
+    checkpoints.save(PYTORCH, tmp_path, 5, SMALL, keep_all=False)
     os.chmod(tmp_path, 0o555)
     said = error_of(save_without_rights, tmp_path)
     os.chmod(tmp_path, 0o755)
@@ -188,9 +189,9 @@ def test_a_full_and_a_read_only_disk(tmp_path, unbroken, small_disk):
     said = error_of(train, folder, hyperparameters, settings())
     assert said.startswith(f"{folder / 'checkpoint_10'}: No space left on device; make room there")
     assert checkpoints_in(folder) == ["checkpoint_1", "checkpoint_5"]
-    assert checkpoints.load_latest(folder, {})[0].name == "checkpoint_5"
+    assert checkpoints.load_latest(PYTORCH, folder, {})[0].name == "checkpoint_5"
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    said = error_of(checkpoints.save, folder, 10, SMALL, False)
+    said = error_of(checkpoints.save, PYTORCH, folder, 10, SMALL, False)
     assert said.startswith(f"{folder / 'checkpoint_10'}: Read-only file system; make it writable")
     assert checkpoints_in(folder) == ["checkpoint_1", "checkpoint_5"]
     subprocess.run(["mount", "-o", "remount,rw,size=10m", small_disk], check=True)

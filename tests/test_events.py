@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import api_pb2, metadata
 
 from miniperf import checkpoints, submission, workloads
+from miniperf.frameworks.pytorch import FRAMEWORK as PYTORCH
 from miniperf.logs import MetricsLogger, write_json
 from miniperf.runner import train_once
 from tests.test_runner import settings_of, train, trial
@@ -94,7 +95,7 @@ def test_a_resumed_run_has_every_point_once(tmp_path, monkeypatch):
         train_once(workloads.make(settings.workload_name), module, hyperparameters, settings, folder, {})
     logged[-1]._events.flush()  # the points after the checkpoint reach the disk, the worst case
     assert set(points(read(folder), "loss")) == set(range(1, 14))
-    assert checkpoints.load_latest(folder, {})[1]["global_step"] == 10
+    assert checkpoints.load_latest(PYTORCH, folder, {})[1]["global_step"] == 10
     # TensorBoard reads files in the order of their names, which begin with the second.
     first = next(folder.glob("events.out.*"))
     os.rename(first, first.with_name("events.out.tfevents.0000000001.first"))
@@ -115,7 +116,7 @@ def test_a_run_begun_again_drops_what_a_killed_one_left(tmp_path):
 
 
 def test_without_tensorboard_the_tables_are_written_and_a_line_says_so(tmp_path, monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
     logger = MetricsLogger(tmp_path, 0)
     logger.append_scalar_metrics({"validation/accuracy": 0.5}, 10, is_eval=True)
     logger.finish()

@@ -21,7 +21,8 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from miniperf import checkpoints
-from submissions.recipe.nadamw import NadamW
+from miniperf.frameworks.pytorch import FRAMEWORK as PYTORCH
+from submissions.recipe.pytorch.nadamw import NadamW
 from tests.killing import Lines, die_writing, in_a_process, newest
 from tests.test_runner import leaves
 from weight_averaging.torch import EMA, LAWA, Averager
@@ -64,7 +65,7 @@ def train(rank: int, name: str, folder: Path, store: Path, begun: Any) -> None:
     state: dict[str, Any] = {"optimizer": NadamW(model.parameters(), lr=1e-2, betas=(0.9, 0.99))}
     state["averager"] = averager_of(name, model)
     rows: list[tuple[int, float]] = []
-    saved = checkpoints.load_latest(folder, {})
+    saved = checkpoints.load_latest(PYTORCH, folder, {})
     if saved is not None:
         bare.load_state_dict(saved[1]["model_params"])
         for key, value in state.items():
@@ -90,7 +91,7 @@ def train(rank: int, name: str, folder: Path, store: Path, begun: Any) -> None:
                     "eval_results": rows,
                     "global_step": step,
                 }
-                checkpoints.save(folder, step, contents, keep_all=False)
+                checkpoints.save(PYTORCH, folder, step, contents, keep_all=False)
     state["averager"].swap_in()
     end = {"average": {key: value.clone() for key, value in bare.state_dict().items()}, "rows": rows}
     state["averager"].swap_out()

@@ -232,7 +232,7 @@ def test_a_slurm_job_is_requeued_and_resumes():
         (["--workload=nope"], "unknown to the official harness"),
         (["--workload=ogbg", "--gpus=0", "--rng_seed=0"], "takes 0 for none"),
         (["--workload=ogbg", "--gpus=1000"], "--gpus=1000: only"),
-        (["--workload=ogbg", "--framework=jax"], "--framework=jax: the submissions here are for pytorch: ema, "),
+        (["--workload=ogbg", "--framework=jaxx"], "--framework=jaxx is unknown; choose from pytorch, jax"),
         (["--workload=ogbg", "--submission_path=no/such.py"], "--submission_path=no/such.py does not exist"),
         (["--workload=ogbg", "--num_tuning_trials=0"], "--num_tuning_trials must be >= 1, not 0"),
         (["--workload=ogbg", "--tuning_search_space=no/such.json"], "--tuning_search_space=no/such.json: No such file"),

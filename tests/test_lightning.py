@@ -92,7 +92,9 @@ class Recorder(Callback):
 def trainer_of(folder, *callbacks, **settings) -> pl.Trainer:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     plain = {} if any(isinstance(c, ModelCheckpoint) for c in callbacks) else {"enable_checkpointing": False}
-    return pl.Trainer(default_root_dir=folder, callbacks=list(callbacks), **{**quiet, "max_epochs": 2, **plain, **settings})
+    return pl.Trainer(
+        default_root_dir=folder, callbacks=list(callbacks), **{**quiet, "max_epochs": 2, **plain, **settings}
+    )
 
 
 lawa = partial(LAWA, interval=2, window=3)

@@ -9,6 +9,7 @@ import torch
 
 from miniperf import checkpoints, search, submission, workloads
 from miniperf.errors import UsageError
+from miniperf.frameworks.pytorch import FRAMEWORK as PYTORCH
 from miniperf.runner import Settings, train_once
 
 HYPERPARAMETERS = {
@@ -61,7 +62,7 @@ def leaves(value: object, path: str = "") -> dict[str, object]:
 
 def assert_same_end(one: Path, other: Path) -> None:
     """Equal weights, optimizer, averager, generators and evaluations, bit for bit."""
-    a, b = (checkpoints.load_latest(folder, {})[1] for folder in (one, other))
+    a, b = (checkpoints.load_latest(PYTORCH, folder, {})[1] for folder in (one, other))
     for name in ("model_params", "optimizer_state", "random_state", "global_step", "batches_drawn"):
         left, right = leaves(a[name]), leaves(b[name])
         assert left.keys() == right.keys()
@@ -102,7 +103,7 @@ def test_evaluating_changes_nothing_but_what_is_evaluated(tmp_path):
     """Raw weights at the end are the same whether the average was swapped in nine times or never."""
     train(tmp_path / "often", trial(tmp_path, "lawa"), settings_of("lawa", every=6))
     train(tmp_path / "never", trial(tmp_path, "nadamw"), settings_of("nadamw", every=60))
-    often, never = (checkpoints.load_latest(tmp_path / name, {})[1] for name in ("often", "never"))
+    often, never = (checkpoints.load_latest(PYTORCH, tmp_path / name, {})[1] for name in ("often", "never"))
     raw = often["optimizer_state"]["averager"]["raw"]
     for left, right in zip(raw, never["model_params"].values(), strict=True):
         assert torch.equal(left, right)
@@ -140,5 +141,5 @@ def test_nan_weights_are_told_and_the_last_good_average_is_kept(tmp_path, monkey
     said = [r.getMessage() for r in caplog.records if "not finite" in r.getMessage()]
     told = "step 9: weights are not finite and are not collected (position); the average stays that of step 6"
     assert said[0] == told
-    state = checkpoints.load_latest(tmp_path / "t", {})[1]
+    state = checkpoints.load_latest(PYTORCH, tmp_path / "t", {})[1]
     assert all(torch.isfinite(value).all() for value in state["model_params"].values())

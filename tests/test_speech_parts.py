@@ -5,20 +5,22 @@ import pytest
 import torch
 from torch import nn
 
-from miniperf.workloads import speech, speech_synthesis
+from miniperf.workloads.speech import data as speech
+from miniperf.workloads.speech import pytorch as speech_pytorch
+from miniperf.workloads.speech import synthesis
 
 
 def test_vowels_have_their_formants(monkeypatch):
-    monkeypatch.setattr(speech_synthesis, "FORMANT_JITTER", 0.0)
-    monkeypatch.setattr(speech_synthesis, "SNR_DB", (60.0, 60.0))
-    speaker = speech_synthesis.Speaker(tract=1.0, pitch=100.0, rate=1.0)
-    frequency = np.fft.rfftfreq(1024, 1 / speech_synthesis.SAMPLE_RATE)
+    monkeypatch.setattr(synthesis, "FORMANT_JITTER", 0.0)
+    monkeypatch.setattr(synthesis, "SNR_DB", (60.0, 60.0))
+    speaker = synthesis.Speaker(tract=1.0, pitch=100.0, rate=1.0)
+    frequency = np.fft.rfftfreq(1024, 1 / synthesis.SAMPLE_RATE)
     for vowel in "aeiou":
-        waveform = speech_synthesis.synthesise(8 * vowel, speaker, np.random.RandomState(0))
+        waveform = synthesis.synthesise(8 * vowel, speaker, np.random.RandomState(0))
         assert np.mean(waveform**2) == pytest.approx(1.0, rel=1e-3)
         frames = np.lib.stride_tricks.sliding_window_view(waveform[1000:-1000], 1024)[::256]
         power = (np.abs(np.fft.rfft(frames * np.hanning(1024))) ** 2).mean(axis=0)
-        _, second, third = speech_synthesis.PHONES[vowel].formants
+        _, second, third = synthesis.PHONES[vowel].formants
         for formant, valley in ((second, (second + third) / 2), (third, (second + third) / 2)):
             near, between = (power[np.abs(frequency - centre) < 110].mean() for centre in (formant, valley))
             assert near > 1.5 * between, f"{vowel} has no formant at {formant} Hz"
@@ -27,7 +29,7 @@ def test_vowels_have_their_formants(monkeypatch):
 def test_a_tone_lights_the_mel_bin_of_its_frequency():
     low, high = (2595 * np.log10(1 + edge / 700) for edge in (speech.LOWEST, speech.HIGHEST))
     centres = 700 * (10 ** (np.linspace(low, high, speech.BINS + 2)[1:-1] / 2595) - 1)
-    seconds = np.arange(4000) / speech_synthesis.SAMPLE_RATE
+    seconds = np.arange(4000) / synthesis.SAMPLE_RATE
     for bin_index, centre in enumerate(centres):
         spectrum = speech.log_mel(np.sin(2 * np.pi * centre * seconds))
         assert spectrum.shape == (1 + (4000 - speech.WINDOW) // speech.HOP, speech.BINS)
@@ -35,7 +37,7 @@ def test_a_tone_lights_the_mel_bin_of_its_frequency():
 
 
 def test_the_mel_filters_leave_no_gap():
-    frequency = np.fft.rfftfreq(speech.WINDOW, 1 / speech_synthesis.SAMPLE_RATE)
+    frequency = np.fft.rfftfreq(speech.WINDOW, 1 / synthesis.SAMPLE_RATE)
     inside = (frequency > speech.LOWEST) & (frequency < speech.HIGHEST)
     filters = speech.mel_filters()
     assert (filters.sum(axis=0)[inside] > 0).all()
@@ -76,21 +78,21 @@ def check_texts(data):
 
 
 def test_every_letter_is_in_the_lexicon_and_has_a_sound():
-    assert {letter for word in speech_synthesis.WORDS for letter in word} == set(speech.SYMBOLS[2:])
-    assert set(speech_synthesis.PHONES) == set(speech.SYMBOLS[1:])
-    assert len(set(speech_synthesis.WORDS)) == len(speech_synthesis.WORDS)
+    assert {letter for word in synthesis.WORDS for letter in word} == set(speech.SYMBOLS[2:])
+    assert set(synthesis.PHONES) == set(speech.SYMBOLS[1:])
+    assert len(set(synthesis.WORDS)) == len(synthesis.WORDS)
 
 
 def test_spec_augment_masks_what_it_says():
     torch.manual_seed(0)
     features = torch.ones(200, 80, speech.BINS)
     paddings = (torch.arange(80) >= torch.arange(40, 80).repeat(5)[:, None]).float()
-    kept = speech.spec_augment(features, paddings) > 0
+    kept = speech_pytorch.spec_augment(features, paddings) > 0
     masked_bins, masked_frames = ~kept.any(dim=1), ~kept.any(dim=2)
     assert torch.equal(kept, ~(masked_bins[:, None, :] | masked_frames[:, :, None]))
-    assert 1 <= masked_bins.sum(dim=1).max() <= speech.FREQUENCY_MASKS * speech.MAX_MASKED_BINS
+    assert 1 <= masked_bins.sum(dim=1).max() <= speech_pytorch.FREQUENCY_MASKS * speech_pytorch.MAX_MASKED_BINS
     assert masked_bins.any(dim=0).all()  # every bin at times
-    most = speech.TIME_MASKS * (speech.MAX_MASKED_SHARE * (1 - paddings).sum(dim=1)).round()
+    most = speech_pytorch.TIME_MASKS * (speech_pytorch.MAX_MASKED_SHARE * (1 - paddings).sum(dim=1)).round()
     assert (masked_frames.sum(dim=1) <= most).all()
     assert masked_frames.any()
     assert not (masked_frames & (paddings > 0)).any()
@@ -98,7 +100,7 @@ def test_spec_augment_masks_what_it_says():
 
 def test_masked_batch_norm_is_torchs_where_nothing_is_padded():
     torch.manual_seed(0)
-    masked, plain = speech.MaskedBatchNorm(6), nn.BatchNorm1d(6, momentum=0.04)
+    masked, plain = speech_pytorch.MaskedBatchNorm(6), nn.BatchNorm1d(6, momentum=0.04)
     for _ in range(3):
         x = 3 * torch.randn(4, 9, 6) + 1
         torch.testing.assert_close(masked(x, torch.zeros(4, 9)), plain(x.transpose(1, 2)).transpose(1, 2))
@@ -113,7 +115,7 @@ def test_masked_batch_norm_is_torchs_where_nothing_is_padded():
 def test_masked_batch_norm_sees_valid_frames_only():
     torch.manual_seed(0)
     x, paddings = torch.randn(2, 5, 3), torch.tensor([[0.0, 0, 0, 1, 1], [0, 0, 0, 0, 1]])
-    one, other = speech.MaskedBatchNorm(3), speech.MaskedBatchNorm(3)
+    one, other = speech_pytorch.MaskedBatchNorm(3), speech_pytorch.MaskedBatchNorm(3)
     result = one(x, paddings)
     x[0, 3:], x[1, 4:] = 100.0, float("nan")
     assert torch.equal(other(x, paddings), result)
@@ -142,8 +144,8 @@ def test_word_errors(reference, transcript, errors):
 
 def test_greedy_decoding_collapses_repeats_and_drops_blanks():
     paths = ["-bb-e-ee-", "hhe-l-llo", "a  -  b--"]
-    logits = torch.stack([torch.eye(28)[[speech.SYMBOLS.index(symbol) for symbol in path]] for path in paths])
-    paddings = torch.zeros(3, 9)
+    logits = np.stack([np.eye(28)[[speech.SYMBOLS.index(symbol) for symbol in path]] for path in paths])
+    paddings = np.zeros((3, 9))
     assert speech.greedy_decode(logits, paddings) == ["bee", "hello", "a  b"]
     paddings[:, 4:] = 1
     assert speech.greedy_decode(logits, paddings) == ["b", "he", "a "]

@@ -16,11 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from submissions.recipe import schedules
 from submissions.recipe.batch_sizes import get_batch_size
-from submissions.recipe.nadamw import NadamW
-from submissions.recipe.schedules import warmup_constant, warmup_cosine
+from submissions.recipe.optimizers import matrices
+from submissions.recipe.pytorch import adamw, nadamw
+from submissions.recipe.pytorch.nadamw import NadamW
+from submissions.recipe.pytorch.schedules import warmup_constant, warmup_cosine
 
-NAMES = ["nadamw", "nadamw_no_decay", "lawa", "lawa_no_decay", "ema", "ema_no_decay"]
+NAMES = [
+    f"{name}{decay}"
+    for name in ("nadamw", "lawa", "ema", "adamw", "adamw_lawa", "adamw_ema")
+    for decay in ("", "_no_decay")
+]
 
 
 def reference_nadamw(parameter, gradients, lr, b1, b2, decay, eps=1e-8):
@@ -125,6 +132,70 @@ def rates_of(schedule, hyperparameters) -> list[float]:
     return rates
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([(schedules.warmup_cosine, warmup_cosine), (schedules.warmup_constant, warmup_constant)]),
+    st.floats(0.0, 0.9),
+    st.floats(0.0, 1.0),
+    st.floats(0.05, 1.0),
+)
+def test_the_schedule_as_a_function_is_that_of_pytorch(pair, warmup, final, fraction):
+    function, scheduler = pair
+    hyperparameters = SimpleNamespace(warmup_factor=warmup, final_lr_factor=final, schedule_fraction=fraction)
+    factors = [2.0 * function(step, 100, hyperparameters) for step in range(110)]
+    assert rates_of(scheduler, hyperparameters) == pytest.approx(factors, abs=1e-9)
+
+
+class Sample(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.norm, self.lstm = nn.Embedding(5, 4), nn.LayerNorm(4), nn.LSTM(4, 3)
+        self.conv, self.attention = nn.Conv2d(2, 3, 3), nn.MultiheadAttention(4, 2)
+        self.place = nn.Parameter(torch.ones(2, 4))
+
+
+POINT = {"learning_rate": 1e-2, "one_minus_beta1": 0.1, "beta2": 0.95, "weight_decay": 0.5}
+
+
+def test_adamw_decays_neither_the_scales_of_norms_nor_biases():
+    model = Sample()
+    model.unused = nn.Parameter(torch.ones(3))  # a scale without a gradient
+    optimizer = adamw.build(model, SimpleNamespace(**POINT))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)  # what moves now is decay alone
+    optimizer.step()
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {
+        "embedding.weight", "lstm.weight_ih_l0", "lstm.weight_hh_l0", "conv.weight", "attention.in_proj_weight",
+        "attention.out_proj.weight", "place",
+    }  # fmt: skip
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
+    assert len(nadamw.build(model, SimpleNamespace(**POINT)).param_groups) == 1
+    assert not matrices("bias", 2)  # flax's, of attention: [heads, width of a head]
+
+
+@pytest.mark.parametrize("epsilon", [None, 1e-3])
+def test_adamw_follows_its_equations(epsilon):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    theta = {name: p.detach().double() for name, p in model.named_parameters()}
+    m, v = ({name: torch.zeros_like(x) for name, x in theta.items()} for _ in range(2))
+    given_epsilon = {} if epsilon is None else {"epsilon": epsilon}
+    optimizer = adamw.build(model, SimpleNamespace(**POINT, **given_epsilon))
+    for t in range(1, 6):
+        for name, p in model.named_parameters():
+            p.grad = torch.randn_like(p) * 1e-2
+            g = p.grad.double()
+            m[name] = 0.9 * m[name] + 0.1 * g
+            v[name] = 0.95 * v[name] + 0.05 * g * g
+            step = (m[name] / (1 - 0.9**t)) / ((v[name] / (1 - 0.95**t)).sqrt() + (epsilon or 1e-8))
+            theta[name] = theta[name] * (1 - 1e-2 * 0.5 * (name == "weight")) - 1e-2 * step
+        optimizer.step()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.detach().double(), theta[name], rtol=1e-5, atol=1e-6)
+
+
 def test_batch_sizes_are_for_official_workloads_only():
     assert get_batch_size("criteo1tb") == 262_144
     with pytest.raises(ValueError, match="no batch size for the workload 'mini_criteo1tb'"):
@@ -153,6 +224,10 @@ GOOD = {"learning_rate": 1e-3, "one_minus_beta1": 0.1, "beta2": 0.99, "weight_de
         ("nadamw", {"averaging_horizon": 0.1}, "takes no hyperparameter averaging_horizon"),
         ("nadamw", {"learning_rate": "1e-3"}, "learning_rate must be a number > 0, not '1e-3'"),
         ("nadamw", {"warmup_factor": 1.0}, r"warmup_factor must be a number in \[0, 1\)"),
+        ("nadamw", {"epsilon": 1e-8}, "takes no hyperparameter epsilon"),
+        ("adamw", {"epsilon": 0}, "epsilon must be a number > 0"),
+        ("adamw", {"beta2": None}, "the hyperparameter beta2 is missing"),
+        ("adamw_ema", {"averaging_interval": 3, "averaging_window": 2}, "or averaging_interval and averaging_decay"),
         ("lawa", {}, "give either averaging_horizon and averaging_window, or averaging_interval and averaging_window"),
         ("lawa", {"averaging_horizon": 0.1, "averaging_window": 2, "averaging_interval": 3}, "this has averaging_"),
         ("lawa", {"averaging_interval": 0, "averaging_window": 2}, "averaging_interval must be a whole number >= 1"),

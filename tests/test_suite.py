@@ -39,7 +39,9 @@ def test_a_stopped_suite_goes_on_and_repeats_nothing(tmp_path):
         assert process.poll() is None, process.stderr.read().decode()
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    process.wait(60)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.decode().splitlines()[-1] == f"stopped; the same command goes on from the last checkpoints in {broken}"
     subprocess.run(command(broken, *QUICK), check=True, capture_output=True)
     after = metrics(broken)
     assert after.keys() == whole.keys()
@@ -53,15 +55,17 @@ def test_a_stopped_suite_goes_on_and_repeats_nothing(tmp_path):
 
 def test_a_study_runs_its_grid_at_the_tuned_trial(tmp_path):
     study = {
-        "title": "t", "paper": "p", "question": "q", "submissions": ["nadamw", "lawa"], "seeds": 1,
-        "workloads": ["mini_imagenet_vit"],
+        "title": "t", "question": "q", "submissions": ["nadamw", "lawa"], "seeds": 5,
+        "workloads": "all",
         "search_spaces": "tuning_search_spaces/miniperf", "grid": {"lawa": {"averaging_window": [2, 3]}},
         "figures": [{"name": "f", "kind": "best"}],
     }  # fmt: skip
     path = tmp_path / "grid.yaml"
     path.write_text(yaml.safe_dump(study))
-    arguments = [f"--study={path}", "--max_global_steps=20", "--evaluations=2"]
-    subprocess.run(command(tmp_path / "runs", *arguments), check=True, capture_output=True)
+    arguments = [f"--study={path}", "--max_global_steps=20", "--workloads=mini_imagenet_vit", "--seeds=1"]
+    done = subprocess.run(command(tmp_path / "runs", *arguments), check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1].endswith(f"scripts.report --runs={tmp_path / 'runs'} --study={path}")
+    assert {len(table) for table in metrics(tmp_path / "runs").values()} == {3}  # after updates 1, 10 and 20
     found = [json.loads(p.read_text()) for p in sorted((tmp_path / "runs/lawa").rglob("hparams.json"))]
     tuned = json.loads(Path("tuning_search_spaces/miniperf/tuned_trials.json").read_text())["mini_imagenet_vit"]
     points = json.loads(Path("tuning_search_spaces/miniperf/lawa.json").read_text())
@@ -111,6 +115,7 @@ def test_an_offline_study_is_what_training_would_have_given(tmp_path):
         (["--workloads=mini_wnt"], "--workload=mini_wnt is unknown; choose from mini_criteo1tb"),
         (["--study=studies/nothing.yaml"], "--study=studies/nothing.yaml: No such file"),
         (["--study=setup.cfg"], "setup.cfg"),
+        (["--study=studies/no_decay.yaml", "--submissions=ema"], "--submissions cannot be given with --study"),
         (["--search_spaces=nowhere"], "--search_spaces=nowhere: cannot read tuned_trials.json"),
     ],
 )
@@ -120,3 +125,20 @@ def test_bad_input_is_named_before_anything_runs(tmp_path, arguments, message):
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_misspelled_hyperparameter_of_a_grid_is_named_before_anything_runs(tmp_path):
+    study = {
+        "title": "t", "question": "q", "submissions": ["nadamw", "lawa"], "seeds": 1,
+        "workloads": ["mini_imagenet_vit"], "search_spaces": "tuning_search_spaces/miniperf",
+        "grid": {"lawa": {"averaging_windw": [2]}},
+        "figures": [{"name": "f", "kind": "best"}], "offline": True,
+    }  # fmt: skip
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump(study))
+    result = subprocess.run(command(tmp_path / "runs", f"--study={path}"), capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: study grid: grid of lawa: ")
+    assert "averaging_windw" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not list((tmp_path / "runs").rglob("trial_*"))

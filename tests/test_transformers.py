@@ -64,9 +64,7 @@ def trainer_of(folder, *callbacks, model=None, **settings) -> Seen:
         "disable_tqdm": True, "use_cpu": True, "dataloader_pin_memory": False, **settings,
     }  # fmt: skip
     arguments = TrainingArguments(str(folder), **given)
-    trainer = Seen(
-        model or tiny(), arguments, train_dataset=data(), eval_dataset=data(), callbacks=list(callbacks)
-    )
+    trainer = Seen(model or tiny(), arguments, train_dataset=data(), eval_dataset=data(), callbacks=list(callbacks))
     trainer.evaluated = []
     return trainer
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from miniperf.workloads import wmt_sentences
+from miniperf.workloads.wmt import sentences
 
 
 @pytest.mark.parametrize(
@@ -21,34 +21,34 @@ from miniperf.workloads import wmt_sentences
     ],
 )
 def test_the_clock(hour, minute, english, german):
-    assert wmt_sentences.clock(hour, minute) == (english, german)
+    assert sentences.clock(hour, minute) == (english, german)
 
 
 def test_numbers():
-    assert wmt_sentences.cardinal(1234) == (
+    assert sentences.cardinal(1234) == (
         "one thousand two hundred and thirty-four",
         "eintausendzweihundertvierunddreißig",
     )
-    assert wmt_sentences.year(1984) == ("nineteen eighty-four", "neunzehnhundertvierundachtzig")
-    assert wmt_sentences.year(2005) == ("two thousand and five", "zweitausendfünf")
-    assert wmt_sentences.ordinal(3) == ("third", "dritte")
-    assert wmt_sentences.ordinal(21) == ("twenty-first", "einundzwanzigste")
-    assert wmt_sentences.money(1250) == ("twelve euro fifty cents", "zwölf Euro und fünfzig Cent")
+    assert sentences.year(1984) == ("nineteen eighty-four", "neunzehnhundertvierundachtzig")
+    assert sentences.year(2005) == ("two thousand and five", "zweitausendfünf")
+    assert sentences.ordinal(3) == ("third", "dritte")
+    assert sentences.ordinal(21) == ("twenty-first", "einundzwanzigste")
+    assert sentences.money(1250) == ("twelve euro fifty cents", "zwölf Euro und fünfzig Cent")
 
 
 def test_the_three_orders_of_a_german_clause():
-    train = wmt_sentences.Clause("", "", "der Zug", "fährt", "um drei Uhr", "von Gleis zwei", "ab")
+    train = sentences.Clause("", "", "der Zug", "fährt", "um drei Uhr", "von Gleis zwei", "ab")
     assert train.main() == "der Zug fährt um drei Uhr von Gleis zwei ab"
     assert train.inverted() == "um drei Uhr fährt der Zug von Gleis zwei ab"
     assert train.subordinate() == "der Zug um drei Uhr von Gleis zwei abfährt"
-    past = wmt_sentences.Clause("", "", "er", "hat", "am Montag", "zwei Bücher", "gekauft")
+    past = sentences.Clause("", "", "er", "hat", "am Montag", "zwei Bücher", "gekauft")
     assert past.main() == "er hat am Montag zwei Bücher gekauft"
     assert past.inverted() == "am Montag hat er zwei Bücher gekauft"
     assert past.subordinate() == "er am Montag zwei Bücher gekauft hat"
 
 
 def test_some_sentences_checked_by_hand_and_rules_that_hold_for_all():
-    grammar = wmt_sentences.Grammar(np.random.RandomState(5))
+    grammar = sentences.Grammar(np.random.RandomState(5))
     pairs = dict(grammar.sentence() for _ in range(3000))
     checked = {
         "two friends picked up nine cheap books on thursday the thirty-first of december": (

@@ -23,6 +23,7 @@ The methods and the recommended settings are those of Ajroldi, Orvieto and Geipi
 Weights?", ICML 2025 (arXiv 2502.06761); `suggest` has them as a function.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from weight_averaging.collection import suggest
@@ -39,7 +40,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        import weight_averaging.torch
+        module = import_module(".torch", __name__)
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
@@ -47,4 +48,4 @@ def __getattr__(name: str) -> Any:
             f"weight_averaging.{name} averages torch modules, and torch is not installed here; for JAX there is "
             "weight_averaging.jax"
         ) from None
-    return getattr(weight_averaging.torch, name)
+    return getattr(module, name)

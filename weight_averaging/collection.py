@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 
+BUFFERS = ("average", "latest", "recompute")  # what may become of floating-point buffers
+
 
 def is_due(step: int, interval: int, start: int = 1) -> bool:
     """Whether a snapshot is due after update `step` (1, 2, ...): from `start` on, at multiples of `interval`."""

@@ -1,6 +1,8 @@
-"""The miniature workloads by name. Each is imported only when asked for, since each brings its own data packages."""
+"""The miniature workloads by name, in each a framework: `<folder>/data.py` is what no framework is needed for,
+`<folder>/pytorch.py` the workload in PyTorch. Each is imported only when asked for: it brings its own packages."""
 
 import importlib
+import importlib.util
 
 from miniperf import spec
 from miniperf.errors import UsageError
@@ -16,9 +18,20 @@ WORKLOADS = {
 }
 
 
-def make(name: str) -> spec.Workload:
-    """The workload `name`, its data not yet loaded. UsageError for an unknown name."""
+def module_of(name: str, framework: str) -> str:
+    """The module that has the workload `name` in a framework. UsageError if there is none."""
     if name not in WORKLOADS:
         raise UsageError(f"--workload={name} is unknown; choose from {', '.join(WORKLOADS)}")
-    module, cls = WORKLOADS[name]
-    return getattr(importlib.import_module(f"{__name__}.{module}"), cls)()
+    if not _there(name, framework):
+        others = [other for other in WORKLOADS if _there(other, framework)]
+        raise UsageError(f"--workload={name} has no form in {framework}; these have: {', '.join(others)}")
+    return f"{__name__}.{WORKLOADS[name][0]}.{framework}"
+
+
+def make(name: str, framework: str = "pytorch") -> spec.Workload:
+    """The workload `name`, its data not yet loaded. UsageError if there is none in this framework."""
+    return getattr(importlib.import_module(module_of(name, framework)), WORKLOADS[name][1])()
+
+
+def _there(name: str, framework: str) -> bool:
+    return importlib.util.find_spec(f"{__name__}.{WORKLOADS[name][0]}.{framework}") is not None

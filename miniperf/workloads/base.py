@@ -1,20 +1,17 @@
-"""What the miniature workloads share: splits held in memory, reproducible batches, masked evaluation."""
+"""What the miniature workloads share in any framework: splits held in memory, reproducible batches, evaluation."""
 
 import abc
-import contextlib
 import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from miniperf import random_utils, spec
 
-# The examples of one split: tensors by name, each with one row an example. Without further ado the names are those of
+# The examples of one split: arrays by name, each with one row an example. Without further ado the names are those of
 # the batch, `inputs` and `targets`; what has no fixed size is padded here and cut to size in `collate`.
-Split = dict[str, Tensor]
+Split = dict[str, np.ndarray]
 
 
 def size(split: Split) -> int:
@@ -23,7 +20,11 @@ def size(split: Split) -> int:
 
 
 class MiniWorkload(spec.Workload):
-    """A `spec.Workload` whose data fits in memory. Subclasses give the data, the model, the loss and the metric."""
+    """A `spec.Workload` whose data fits in memory.
+
+    One subclass, in `data.py`, gives the data, its targets and metrics; another, for each framework, how batches become
+    its arrays (`place`). A workload is both, and gives the model and the loss.
+    """
 
     batch_size: int  # of training: a miniature carries its own, since submissions know only the official workloads
     higher_is_better = True
@@ -38,38 +39,41 @@ class MiniWorkload(spec.Workload):
         super().__init__(*args, **kwargs)
         self._splits: dict[str, Split] | None = None
 
-    # What a subclass provides.
+    # What a subclass in data.py provides, in numpy.
 
     @abc.abstractmethod
     def load_splits(self) -> dict[str, Split]:
         """The splits `train`, `validation` and `test`."""
-
-    @abc.abstractmethod
-    def build_model(self) -> nn.Module:
-        """A freshly initialised model; torch's generator is seeded."""
 
     def collate(self, rows: Split, rng: np.random.RandomState | None) -> dict[str, Any]:
         """A batch from rows of a split and their `weights` [batch], 0 for padding. In training `rng` is given, for
         random augmentation. By default the rows are the batch."""
         return rows
 
-    def forward(self, model: nn.Module, batch: dict[str, Any], dropout_rate: float) -> Any:
-        """The logits. By default the model takes the inputs and the dropout rate."""
-        return model(batch["inputs"], dropout_rate)
-
-    def metric_sums(self, batch: dict[str, Any], logits: Any) -> dict[str, Tensor]:
-        """Metrics summed over the examples of a batch with weight 1; evaluation divides by their number.
+    def metric_sums(self, batch: dict[str, Any], logits: Any) -> dict[str, Any]:
+        """Metrics beside the loss, summed over the examples of a batch with weight 1; evaluation divides by their
+        number. Batch and logits are a framework's arrays, on the CPU: numpy takes them.
 
         A metric that is no mean over examples (BLEU, WER, mAP) overrides `evaluate_batch` and `metrics` instead."""
-        raise NotImplementedError(f"{type(self).__name__} gives neither metric_sums nor evaluate_batch and metrics")
+        return {}
 
-    def evaluate_batch(self, model: nn.Module, batch: dict[str, Any], logits: Any) -> dict[str, Any]:
+    def evaluate_batch(self, model: Any, batch: dict[str, Any], logits: Any) -> dict[str, Any]:
         """What `metrics` needs to know of one batch."""
-        return {name: float(value) for name, value in self.metric_sums(batch, logits).items()}
+        sums = {**self.metric_sums(batch, logits), "loss": self.summed_loss(batch, logits)}
+        return {name: float(value) for name, value in sums.items()}
+
+    def summed_loss(self, batch: dict[str, Any], logits: Any) -> float:
+        return float(self.loss_fn(batch["targets"], logits, batch["weights"])["summed"])
 
     def metrics(self, parts: list[dict[str, Any]], num_examples: int) -> dict[str, float]:
         """The metrics of a split from what `evaluate_batch` returned for each of its batches."""
         return {name: sum(part[name] for part in parts) / num_examples for name in parts[0]}
+
+    # What a subclass for a framework provides.
+
+    @abc.abstractmethod
+    def place(self, batch: Any) -> Any:
+        """A batch of arrays as the framework's, to train on."""
 
     # The API.
 
@@ -125,16 +129,16 @@ class MiniWorkload(spec.Workload):
         data = self.splits["train"]
         if batch_size > size(data):
             raise ValueError(f"batch size {batch_size} exceeds the {size(data)} training examples")
-        weights = torch.ones(batch_size)
+        weights = np.ones(batch_size, np.float32)
         epoch_key = random_utils.split(data_rng)[0]
         while True:
             epoch_key, order_key = random_utils.split(epoch_key)
             rng = np.random.RandomState(order_key)
-            order = torch.from_numpy(rng.permutation(size(data)))
-            for indices in order.split(batch_size):
-                if len(indices) == batch_size:
-                    rows = {name: tensor[indices] for name, tensor in data.items()}
-                    yield self.collate({**rows, "weights": weights}, rng)
+            order = rng.permutation(size(data))
+            for start in range(0, size(data) - batch_size + 1, batch_size):
+                indices = order[start : start + batch_size]
+                rows = {name: column[indices] for name, column in data.items()}
+                yield self.place(self.collate({**rows, "weights": weights}, rng))
 
     def _eval_batches(self, split: str, batch_size: int) -> Iterator[dict[str, Any]]:
         """The split in order, over and over; the last batch is padded with examples of weight 0."""
@@ -144,44 +148,16 @@ class MiniWorkload(spec.Workload):
             for start in range(0, count, batch_size):
                 stop = min(start + batch_size, count)
                 padding = batch_size - (stop - start) if count > batch_size else 0
-                rows = {name: tensor[start:stop] for name, tensor in data.items()}
-                rows["weights"] = torch.ones(stop - start)
-                yield self.collate({name: _pad(tensor, padding) for name, tensor in rows.items()}, None)
-
-    def init_model_fn(self, rng: Any) -> tuple[nn.Module, None]:
-        torch.manual_seed(int(rng[0]))
-        model = self.build_model()
-        self._param_shapes = {name: spec.ShapeTuple(tuple(p.shape)) for name, p in model.named_parameters()}
-        self._param_types = {name: parameter_type(model, name) for name, _ in model.named_parameters()}
-        return model, None
-
-    def model_fn(
-        self,
-        params: nn.Module,
-        augmented_and_preprocessed_input_batch: dict[str, Any],
-        model_state: Any,
-        mode: spec.ForwardPassMode,
-        rng: Any,
-        update_batch_norm: bool,
-        dropout_rate: float = 0.0,
-    ) -> tuple[Any, None]:
-        del model_state
-        if mode == spec.ForwardPassMode.EVAL:
-            params.eval()
-            with torch.no_grad():
-                return self.forward(params, augmented_and_preprocessed_input_batch, 0.0), None
-        params.train()
-        # Dropout drawn from the step's own key: a resumed run repeats the unbroken one whatever was drawn before.
-        torch.manual_seed(int(rng[0]))
-        with contextlib.nullcontext() if update_batch_norm else batch_norm_frozen(params):
-            return self.forward(params, augmented_and_preprocessed_input_batch, dropout_rate), None
+                rows = {name: column[start:stop] for name, column in data.items()}
+                rows["weights"] = np.ones(stop - start, np.float32)
+                yield self.place(self.collate({name: _pad(column, padding) for name, column in rows.items()}, None))
 
     def _eval_model_on_split(
         self,
         split: str,
         num_examples: int,
         global_batch_size: int,
-        params: nn.Module,
+        params: Any,
         model_state: Any,
         rng: Any,
         data_dir: str,
@@ -194,53 +170,9 @@ class MiniWorkload(spec.Workload):
         for _ in range(math.ceil(num_examples / global_batch_size)):
             batch = next(self._eval_iters[split])
             logits, _ = self.model_fn(params, batch, model_state, spec.ForwardPassMode.EVAL, rng, False)
-            with torch.no_grad():
-                parts.append(self.evaluate_batch(params, batch, logits))
+            parts.append(self.evaluate_batch(params, batch, logits))
         return self.metrics(parts, num_examples)
 
 
-def summed(per_example: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-    """The dictionary that `loss_fn` returns, from losses and a mask of 0 and 1, both [batch, ...]."""
-    if mask is None:
-        count = torch.tensor(float(per_example.numel()), device=per_example.device)
-    else:
-        # where, not a product: a padded example may well have an infinite loss.
-        per_example = torch.where(mask > 0, per_example * mask, 0.0)
-        count = mask.sum()
-    return {"summed": per_example.sum(), "n_valid_examples": count, "per_example": per_example}
-
-
-@contextlib.contextmanager
-def batch_norm_frozen(model: nn.Module) -> Iterator[None]:
-    """Batch norm normalises by the batch, but its running statistics stay: their momentum is 0."""
-    layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.momentum = 0.0
-    try:
-        yield
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-
-
-def _pad(tensor: Tensor, rows: int) -> Tensor:
-    return torch.cat([tensor, tensor.new_zeros((rows, *tensor.shape[1:]))]) if rows else tensor
-
-
-def parameter_type(model: nn.Module, name: str) -> spec.ParameterType:
-    """The AlgoPerf type of a parameter, from the module that owns it."""
-    path, _, leaf = name.rpartition(".")
-    owner = model.get_submodule(path)
-    bias = leaf.startswith("bias")  # an LSTM has several
-    if isinstance(owner, nn.Embedding):
-        return spec.ParameterType.EMBEDDING
-    if isinstance(owner, nn.LayerNorm):
-        return spec.ParameterType.LAYER_NORM_BIAS if bias else spec.ParameterType.LAYER_NORM_SCALE
-    if isinstance(owner, nn.modules.batchnorm._BatchNorm):
-        return spec.ParameterType.BATCH_NORM_BIAS if bias else spec.ParameterType.BATCH_NORM_SCALE
-    if isinstance(owner, nn.modules.conv._ConvNd) and not bias:
-        return spec.ParameterType.CONV_WEIGHT
-    if "qkv" in name:
-        return spec.ParameterType.ATTENTION_BIAS if bias else spec.ParameterType.ATTENTION_QKV
-    return spec.ParameterType.BIAS if bias else spec.ParameterType.WEIGHT
+def _pad(column: np.ndarray, rows: int) -> np.ndarray:
+    return np.concatenate([column, np.zeros((rows, *column.shape[1:]), column.dtype)]) if rows else column

@@ -1,7 +1,3 @@
-"""What the submissions share: NadamW, learning-rate schedules, averaging from hyperparameters, the update step."""
-
-from .averaging import ema, lawa
-from .recipe import Recipe
-from .schedules import warmup_constant, warmup_cosine
-
-__all__ = ["Recipe", "ema", "lawa", "warmup_constant", "warmup_cosine"]
+"""What the submissions share. Here what no framework is needed for: hyperparameters and what each may be, batch sizes,
+schedules as functions of the step, what is averaged. In `pytorch/` and `jax/` what is built of it: the update step,
+optimizers, averagers."""

@@ -1,15 +1,11 @@
-"""From AlgoPerf hyperparameters to an averager."""
+"""From AlgoPerf hyperparameters to the settings of an average."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch.distributed as dist
-from torch import nn
-
+from weight_averaging.collection import BUFFERS as ALL_BUFFERS
 from weight_averaging.collection import check_count, check_decay, check_horizon, decay_from_window, interval_and_window
-from weight_averaging.torch import EMA, LAWA, Averager
-from weight_averaging.torch.collector import BUFFERS as ALL_BUFFERS
 
 HORIZON = ("averaging_horizon", "averaging_window")
 NAMES = {*HORIZON, "averaging_interval", "averaging_decay"}
@@ -19,24 +15,23 @@ DEFAULT_BUFFERS = "average"
 
 @dataclass(frozen=True)
 class Averaging:
-    """An averager and how its arguments follow from the hyperparameters and the workload's `step_hint`.
+    """What is averaged, and how its settings follow from the hyperparameters and the workload's `step_hint`.
 
-    `settings` raises a ValueError in one line for anything else than one full set of hyperparameters.
+    Attributes:
+        name: "lawa" or "ema", of which each framework has an averager.
+        settings: interval, and window or decay. Raises a ValueError in one line for anything else than one full set of
+            hyperparameters.
     """
 
-    averager: Callable[..., Averager]
+    name: str
     settings: Callable[[Any, int], dict[str, Any]]
 
     def arguments(self, hyperparameters: Any, step_hint: int) -> dict[str, Any]:
+        """The settings, and what becomes of `buffers`. ValueError as `settings`."""
         buffers = getattr(hyperparameters, BUFFERS, DEFAULT_BUFFERS)
         if buffers not in ALL_BUFFERS:
             raise ValueError(f"{BUFFERS} must be one of {', '.join(ALL_BUFFERS)}, not {buffers!r}")
         return {**self.settings(hyperparameters, step_hint), "buffers": buffers}
-
-    def build(self, model: nn.Module, hyperparameters: Any, step_hint: int) -> Averager:
-        """The averager of this rank: replicas share one window, held by the rank whose state the harness saves."""
-        group = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
-        return self.averager(model, **self.arguments(hyperparameters, step_hint), process_group=group)
 
 
 def _lawa_settings(hyperparameters: Any, step_hint: int) -> dict[str, Any]:
@@ -55,8 +50,8 @@ def _ema_settings(hyperparameters: Any, step_hint: int) -> dict[str, Any]:
     return {"interval": interval, "decay": decay_from_window(window)}
 
 
-lawa = Averaging(LAWA, _lawa_settings)  # averaging_window and one of averaging_horizon, averaging_interval
-ema = Averaging(EMA, _ema_settings)  # averaging_horizon and _window, or averaging_interval and _decay
+lawa = Averaging("lawa", _lawa_settings)  # averaging_window and one of averaging_horizon, averaging_interval
+ema = Averaging("ema", _ema_settings)  # averaging_horizon and _window, or averaging_interval and _decay
 
 
 def _given(hyperparameters: Any, explicit: tuple[str, str]) -> dict[str, Any]:

@@ -1,36 +1,34 @@
-"""Learning-rate schedules over `step_hint` updates, from torch.optim.lr_scheduler."""
+"""Learning-rate schedules as functions of the step: the factor of the top learning rate. Pure Python.
 
+A step is the number of updates before the one that takes this rate: 0, 1, 2, ...
+"""
+
+import math
 from typing import Any
 
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
-
-def warmup_cosine(optimizer: Optimizer, hyperparameters: Any, step_hint: int) -> LRScheduler:
-    """Linear warmup over `warmup_factor * step_hint` updates, then a cosine down to `final_lr_factor` (default 0)
-    times the top learning rate at `step_hint`, and constant after that. With `schedule_fraction` all of this happens
-    in that share of `step_hint`."""
-    step_hint = max(1, round(getattr(hyperparameters, "schedule_fraction", 1.0) * step_hint))
-    top = optimizer.param_groups[0]["lr"]
+def warmup_cosine(step: int, step_hint: int, hyperparameters: Any) -> float:
+    """Linear warmup over `warmup_factor * step_hint` updates, then a cosine down to `final_lr_factor` (default 0) at
+    `step_hint`, and constant after that. With `schedule_fraction` all of this happens in that share of `step_hint`."""
+    step_hint, warmup_steps = lengths(step_hint, hyperparameters)
+    if step < warmup_steps:
+        return _warmup(step, warmup_steps)
     final = getattr(hyperparameters, "final_lr_factor", 0.0)
-    warmup_steps = int(hyperparameters.warmup_factor * step_hint)
-    cosine = CosineAnnealingLR(optimizer, T_max=step_hint - warmup_steps, eta_min=final * top)
-    # Left to itself the cosine would climb again in a run that outlasts its step_hint.
-    constant = ConstantLR(optimizer, factor=final, total_iters=2**62)
-    return _in_turn(optimizer, warmup_steps, [cosine, constant], [step_hint])
+    share = min(1.0, (step - warmup_steps) / (step_hint - warmup_steps))
+    return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * share))
 
 
-def warmup_constant(optimizer: Optimizer, hyperparameters: Any, step_hint: int) -> LRScheduler:
-    """Linear warmup over `warmup_factor * step_hint` updates, then the top learning rate throughout ("no decay")."""
-    constant = ConstantLR(optimizer, factor=1.0, total_iters=0)
-    return _in_turn(optimizer, int(hyperparameters.warmup_factor * step_hint), [constant], [])
+def warmup_constant(step: int, step_hint: int, hyperparameters: Any) -> float:
+    """Linear warmup over `warmup_factor * step_hint` updates, then 1 throughout ("no decay")."""
+    return _warmup(step, int(hyperparameters.warmup_factor * step_hint))
 
 
-def _in_turn(
-    optimizer: Optimizer, warmup_steps: int, schedules: list[LRScheduler], milestones: list[int]
-) -> LRScheduler:
-    if warmup_steps > 0:
-        # From (almost) zero: LinearLR refuses a start of zero.
-        warmup = LinearLR(optimizer, start_factor=1e-10, end_factor=1.0, total_iters=warmup_steps)
-        schedules, milestones = [warmup, *schedules], [warmup_steps, *milestones]
-    return SequentialLR(optimizer, schedules, milestones)
+def lengths(step_hint: int, hyperparameters: Any) -> tuple[int, int]:
+    """The updates of a schedule that ends, in all and of warmup."""
+    total = max(1, round(getattr(hyperparameters, "schedule_fraction", 1.0) * step_hint))
+    return total, int(hyperparameters.warmup_factor * total)
+
+
+def _warmup(step: int, warmup_steps: int) -> float:
+    # From (almost) zero: torch's LinearLR refuses a start of zero.
+    return 1.0 if step >= warmup_steps else 1e-10 + (1.0 - 1e-10) * step / warmup_steps

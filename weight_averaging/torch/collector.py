@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from weight_averaging.collection import check_count, is_due, missed
+from weight_averaging.collection import BUFFERS, check_count, is_due, missed
 from weight_averaging.filters import Choice
 from weight_averaging.torch.blocks import finite, squares
 from weight_averaging.torch.changes import Change
@@ -20,8 +20,6 @@ from weight_averaging.torch.tracks import Track
 from weight_averaging.torch.weights import LiveWeights
 
 logger = logging.getLogger("weight_averaging")
-
-BUFFERS = ("average", "latest", "recompute")
 
 
 class Collector(abc.ABC):

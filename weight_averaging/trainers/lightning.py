@@ -24,8 +24,9 @@ class WeightAveraging(Callback):
         WeightAveraging(lambda module: LAWA(module, interval=64, window=20))
 
     An update is a batch after which an optimizer has stepped: with gradient accumulation one in so many batches, with
-    several optimizers one for all that stepped in the batch, with GradScaler none where it skipped the step. (Lightning's
-    `global_step` counts skipped steps too, and those of every optimizer.)
+    several optimizers one for all that stepped in the batch, with GradScaler none where it skipped the step, unless
+    the optimizer is a fused one, which skips on the device where nobody is told. (Lightning's `global_step` counts
+    skipped steps, and those of every optimizer.)
 
     The averager's state is part of every full checkpoint, whose `state_dict` has the raw weights; `fit(ckpt_path=...)`
     goes on bit for bit, `test(ckpt_path=...)` tests the average of that checkpoint. One without a state (of weights
@@ -59,7 +60,9 @@ class WeightAveraging(Callback):
         """Begin a run: nothing is loaded yet."""
         self._loaded, self._has_state, self._begun = None, False, False
         if (strategy := type(trainer.strategy).__name__) in _REFUSED:
-            raise ValueError(f"WeightAveraging cannot see the weights under {strategy}: use ModelParallelStrategy (FSDP2)")
+            raise ValueError(
+                f"WeightAveraging cannot see the weights under {strategy}: use ModelParallelStrategy (FSDP2)"
+            )
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the averager, or load its state, where the weights are now."""

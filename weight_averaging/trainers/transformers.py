@@ -1,4 +1,4 @@
-"""Weight averaging in Hugging Face's Trainer: `pip install weight-averaging[transformers]`. How to: docs/trainers.md."""
+"""Weight averaging in Hugging Face's Trainer (the extra `transformers`). How to use it: docs/trainers.md."""
 
 import contextlib
 import functools
@@ -32,7 +32,7 @@ class WeightAveraging(TrainerCallback):
     folder that it resumes from: `attach` adds this one and puts `averaged()` around the Trainer's `evaluation_loop`.
 
     An update is an optimizer step: one in `gradient_accumulation_steps` batches, none where GradScaler skipped it (the
-    Trainer's `global_step` counts those too). A `checkpoint-N` has the raw weights and, beside them, the averager's
+    Trainer's `global_step` counts those; fused optimizers, the default, skip on the device where nobody is told). A `checkpoint-N` has the raw weights and, beside them, the averager's
     state; `train(resume_from_checkpoint=...)` goes on bit for bit. With `load_best_model_at_end` the best checkpoint is
     the one whose average was best, and after training both the raw weights and the average are those of it.
 
@@ -113,9 +113,7 @@ class WeightAveraging(TrainerCallback):
         if not self.averager.step:
             self.averager.step = state.global_step
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """One update more, if the step was not skipped."""
         assert self._trainer is not None
         assert self.averager is not None
@@ -135,7 +133,9 @@ class WeightAveraging(TrainerCallback):
             with replacing(folder / f"{STATE}.pt") as stream:
                 torch.save(saved, stream)
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Take the average of the best checkpoint, whose weights the Trainer has just loaded, if it has."""
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             folder = Path(state.best_model_checkpoint)

@@ -1,8 +1,8 @@
 """NadamW with warmup and cosine decay, evaluated at an exponential average of snapshots (EMA)."""
 
-from ...recipe import Recipe, ema, warmup_cosine
+from ...recipe.pytorch import Recipe, ema, nadamw, warmup_cosine
 
-recipe = Recipe(schedule=warmup_cosine, averaging=ema)
+recipe = Recipe(optimizer=nadamw, schedule=warmup_cosine, averaging=ema)
 
 init_optimizer_state = recipe.init_optimizer_state
 update_params = recipe.update_params

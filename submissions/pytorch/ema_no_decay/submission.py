@@ -1,8 +1,8 @@
 """NadamW at a constant learning rate after warmup, evaluated at an exponential average of snapshots (EMA)."""
 
-from ...recipe import Recipe, ema, warmup_constant
+from ...recipe.pytorch import Recipe, ema, nadamw, warmup_constant
 
-recipe = Recipe(schedule=warmup_constant, averaging=ema)
+recipe = Recipe(optimizer=nadamw, schedule=warmup_constant, averaging=ema)
 
 init_optimizer_state = recipe.init_optimizer_state
 update_params = recipe.update_params

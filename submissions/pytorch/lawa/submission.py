@@ -1,8 +1,8 @@
 """NadamW with warmup and cosine decay, evaluated at the mean of the latest snapshots (LAWA)."""
 
-from ...recipe import Recipe, lawa, warmup_cosine
+from ...recipe.pytorch import Recipe, lawa, nadamw, warmup_cosine
 
-recipe = Recipe(schedule=warmup_cosine, averaging=lawa)
+recipe = Recipe(optimizer=nadamw, schedule=warmup_cosine, averaging=lawa)
 
 init_optimizer_state = recipe.init_optimizer_state
 update_params = recipe.update_params

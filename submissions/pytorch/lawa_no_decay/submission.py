@@ -1,8 +1,8 @@
 """NadamW at a constant learning rate after warmup, evaluated at the mean of the latest snapshots (LAWA)."""
 
-from ...recipe import Recipe, lawa, warmup_constant
+from ...recipe.pytorch import Recipe, lawa, nadamw, warmup_constant
 
-recipe = Recipe(schedule=warmup_constant, averaging=lawa)
+recipe = Recipe(optimizer=nadamw, schedule=warmup_constant, averaging=lawa)
 
 init_optimizer_state = recipe.init_optimizer_state
 update_params = recipe.update_params

@@ -1,8 +1,8 @@
 """NadamW with warmup and cosine decay: the baseline."""
 
-from ...recipe import Recipe, warmup_cosine
+from ...recipe.pytorch import Recipe, nadamw, warmup_cosine
 
-recipe = Recipe(schedule=warmup_cosine)
+recipe = Recipe(optimizer=nadamw, schedule=warmup_cosine)
 
 init_optimizer_state = recipe.init_optimizer_state
 update_params = recipe.update_params

@@ -1,8 +1,8 @@
 """NadamW at a constant learning rate after warmup: the baseline without decay."""
 
-from ...recipe import Recipe, warmup_constant
+from ...recipe.pytorch import Recipe, nadamw, warmup_constant
 
-recipe = Recipe(schedule=warmup_constant)
+recipe = Recipe(optimizer=nadamw, schedule=warmup_constant)
 
 init_optimizer_state = recipe.init_optimizer_state
 update_params = recipe.update_params

@@ -1,10 +1,16 @@
-"""DistributedDataParallel where the harness lost it."""
+"""DistributedDataParallel: how the harness has set it up, and where it lost it."""
+
+import importlib
 
 import torch
 import torch.distributed as dist
 from absl import logging
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from ...api import PACKAGE
+
+USE_PYTORCH_DDP, _, DEVICE, _ = importlib.import_module(f"{PACKAGE}.pytorch_utils").pytorch_setup()
 
 
 def in_ddp(model: nn.Module, device: torch.device) -> nn.Module:

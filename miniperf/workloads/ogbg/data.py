@@ -11,20 +11,16 @@ from typing import Any, NamedTuple
 
 import networkx as nx
 import numpy as np
-import torch
-import torch.nn.functional as F
 from sklearn.metrics import average_precision_score
-from torch import Tensor, nn
 
 from miniperf import spec
 from miniperf.cache import cached
-from miniperf.workloads.base import MiniWorkload, Split, summed
+from miniperf.workloads.base import MiniWorkload, Split
 
 MIN_NODES, MAX_NODES, MAX_EDGES = 6, 24, 60
 NODE_TYPES, EDGE_TYPES = 4, 3
 GRAPHS = {"train": 4000, "validation": 500, "test": 500}
 MISSING_SHARE = 0.2
-WIDTH, ROUNDS = 48, 3
 
 
 def _grid(nodes: int, rng: np.random.RandomState) -> nx.Graph:
@@ -148,89 +144,34 @@ def generate() -> dict[str, np.ndarray]:
 
 
 class Graphs(NamedTuple):
-    """Several graphs as one. Each undirected edge is there in both directions."""
+    """Several graphs as one, in numpy or a framework. Each undirected edge is there in both directions."""
 
-    nodes: Tensor  # [nodes], types
-    edges: Tensor  # [edges], types
-    senders: Tensor  # [edges], node indices
-    receivers: Tensor  # [edges]
-    graph_of_node: Tensor  # [nodes]
-    graph_of_edge: Tensor  # [edges]
+    nodes: Any  # [nodes], types
+    edges: Any  # [edges], types
+    senders: Any  # [edges], node indices
+    receivers: Any  # [edges]
+    graph_of_node: Any  # [nodes]
+    graph_of_edge: Any  # [edges]
     num_graphs: int
 
 
 def join(rows: Split) -> Graphs:
     """The graphs of some rows, without their padding."""
     num_nodes, num_edges = rows["num_nodes"], rows["num_edges"]
-    real_node = torch.arange(rows["node_types"].shape[1]) < num_nodes[:, None]
-    real_edge = torch.arange(rows["edge_types"].shape[1]) < num_edges[:, None]
+    real_node = np.arange(rows["node_types"].shape[1]) < num_nodes[:, None]
+    real_edge = np.arange(rows["edge_types"].shape[1]) < num_edges[:, None]
     first_node = num_nodes.cumsum(0) - num_nodes
-    tails, heads = (rows["ends"] + first_node[:, None, None])[real_edge].unbind(dim=1)
-    graphs = torch.arange(len(num_nodes))
+    tails, heads = (rows["ends"] + first_node[:, None, None])[real_edge].T
+    graphs = np.arange(len(num_nodes))
     return Graphs(
         nodes=rows["node_types"][real_node],
-        edges=rows["edge_types"][real_edge].repeat(2),
-        senders=torch.cat([tails, heads]),
-        receivers=torch.cat([heads, tails]),
-        graph_of_node=graphs.repeat_interleave(num_nodes),
-        graph_of_edge=graphs.repeat_interleave(num_edges).repeat(2),
+        edges=np.tile(rows["edge_types"][real_edge], 2),
+        senders=np.concatenate([tails, heads]),
+        receivers=np.concatenate([heads, tails]),
+        graph_of_node=graphs.repeat(num_nodes),
+        graph_of_edge=np.tile(graphs.repeat(num_edges), 2),
         num_graphs=len(num_nodes),
     )
-
-
-def segment_sum(values: Tensor, segments: Tensor, count: int) -> Tensor:
-    """[count, width]: row i is the sum of the values [n, width] whose segment [n] is i."""
-    return values.new_zeros(count, values.shape[1]).index_add_(0, segments, values)
-
-
-class Update(nn.Module):
-    """Dense layer, layer norm, ReLU and dropout, on several inputs side by side."""
-
-    def __init__(self, inputs: int) -> None:
-        super().__init__()
-        self.dense, self.norm = nn.Linear(inputs * WIDTH, WIDTH), nn.LayerNorm(WIDTH)
-
-    def forward(self, inputs: list[Tensor], dropout_rate: float) -> Tensor:
-        hidden = F.relu(self.norm(self.dense(torch.cat(inputs, dim=1))))
-        return F.dropout(hidden, dropout_rate, self.training)
-
-
-class Round(nn.Module):
-    """A graph network block (Battaglia et al. 2018, arXiv 1806.01261, Algorithm 1) in which a node sees the sum of the
-    edges that leave it beside that of the edges that reach it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.edge, self.node, self.whole = Update(4), Update(4), Update(3)
-
-    def forward(
-        self, graphs: Graphs, nodes: Tensor, edges: Tensor, wholes: Tensor, dropout_rate: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        sent, received = nodes.index_select(0, graphs.senders), nodes.index_select(0, graphs.receivers)
-        edges = self.edge([edges, sent, received, wholes.index_select(0, graphs.graph_of_edge)], dropout_rate)
-        leaving, reaching = (segment_sum(edges, ends, len(nodes)) for ends in (graphs.senders, graphs.receivers))
-        nodes = self.node([nodes, leaving, reaching, wholes.index_select(0, graphs.graph_of_node)], dropout_rate)
-        node_sum = segment_sum(nodes, graphs.graph_of_node, graphs.num_graphs)
-        edge_sum = segment_sum(edges, graphs.graph_of_edge, graphs.num_graphs)
-        return nodes, edges, self.whole([node_sum, edge_sum, wholes], dropout_rate)
-
-
-class GNN(nn.Module):
-    """Embedded types, rounds of messages, and the answers read off the state of the whole graph."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.node_embedding, self.edge_embedding = nn.Embedding(NODE_TYPES, WIDTH), nn.Embedding(EDGE_TYPES, WIDTH)
-        self.rounds = nn.ModuleList(Round() for _ in range(ROUNDS))
-        self.decoder = nn.Linear(WIDTH, len(TASKS))
-
-    def forward(self, graphs: Graphs, dropout_rate: float) -> Tensor:
-        """Returns logits [graphs, tasks]."""
-        nodes, edges = self.node_embedding(graphs.nodes), self.edge_embedding(graphs.edges)
-        wholes = nodes.new_zeros(graphs.num_graphs, WIDTH)
-        for layer in self.rounds:
-            nodes, edges, wholes = layer(graphs, nodes, edges, wholes, dropout_rate)
-        return self.decoder(wholes)
 
 
 def mean_average_precision(targets: np.ndarray, scores: np.ndarray, known: np.ndarray) -> float:
@@ -251,7 +192,7 @@ def mean_average_precision(targets: np.ndarray, scores: np.ndarray, known: np.nd
     return float(np.mean(values)) if values else float("nan")
 
 
-class MiniOgbgWorkload(MiniWorkload):
+class OgbgData(MiniWorkload):
     batch_size = 8
     step_hint = 4000
     target_metric_name = "mean_average_precision"
@@ -262,32 +203,19 @@ class MiniOgbgWorkload(MiniWorkload):
 
     def load_splits(self) -> dict[str, Split]:
         columns = cached("ogbg_1", generate)
-        parts = {name: torch.from_numpy(column).split(list(GRAPHS.values())) for name, column in columns.items()}
+        bounds = np.cumsum(list(GRAPHS.values()))[:-1]
+        parts = {name: np.split(column, bounds) for name, column in columns.items()}
         return {split: {name: part[i] for name, part in parts.items()} for i, split in enumerate(GRAPHS)}
-
-    def build_model(self) -> nn.Module:
-        return GNN()
 
     def collate(self, rows: Split, rng: np.random.RandomState | None) -> dict[str, Any]:
         """`weights` become those of the labels, [batch, tasks]: 0 where the label is missing or the graph padding."""
-        known = ~rows["targets"].isnan() & (rows["weights"][:, None] > 0)
-        return {"inputs": join(rows), "targets": rows["targets"].nan_to_num(0.0), "weights": known.float()}
+        known = ~np.isnan(rows["targets"]) & (rows["weights"][:, None] > 0)
+        targets = np.nan_to_num(rows["targets"], nan=0.0)
+        return {"inputs": join(rows), "targets": targets, "weights": known.astype(np.float32)}
 
-    def is_output_params(self, param_key: str) -> bool:
-        return param_key.startswith("decoder.")
-
-    def loss_fn(
-        self, label_batch: Tensor, logits_batch: Tensor, mask_batch: Tensor | None = None, label_smoothing: float = 0.0
-    ) -> dict[str, Tensor]:
-        """Summed over the labels of weight 1, whose number is `n_valid_examples`."""
-        # Smoothed towards 1 / tasks, as officially.
-        targets = label_batch * (1 - label_smoothing) + label_smoothing / label_batch.shape[1]
-        return summed(F.binary_cross_entropy_with_logits(logits_batch, targets, reduction="none"), mask_batch)
-
-    def evaluate_batch(self, model: nn.Module, batch: dict[str, Any], logits: Any) -> dict[str, Any]:
-        loss = float(self.loss_fn(batch["targets"], logits, batch["weights"])["summed"])
-        arrays = {name: batch[name].numpy() for name in ("targets", "weights")}
-        return {**arrays, "logits": logits.numpy(), "loss": loss}
+    def evaluate_batch(self, model: Any, batch: dict[str, Any], logits: Any) -> dict[str, Any]:
+        arrays = {name: np.asarray(batch[name]) for name in ("targets", "weights")}
+        return {**arrays, "logits": np.asarray(logits), "loss": self.summed_loss(batch, logits)}
 
     def metrics(self, parts: list[dict[str, Any]], num_examples: int) -> dict[str, float]:
         targets, logits, weights = (np.concatenate([p[k] for p in parts]) for k in ("targets", "logits", "weights"))

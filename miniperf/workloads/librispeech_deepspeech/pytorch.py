@@ -1,10 +1,12 @@
-"""mini_librispeech_deepspeech: small bidirectional LSTMs that transcribe synthesised utterances, trained with CTC."""
+"""mini_librispeech_deepspeech in PyTorch: small bidirectional LSTMs, trained with CTC."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from miniperf.workloads.speech import SYMBOLS, MaskedBatchNorm, MiniSpeechWorkload, Subsampling
+from miniperf.workloads.librispeech_deepspeech.data import DeepSpeechData
+from miniperf.workloads.speech.data import SYMBOLS
+from miniperf.workloads.speech.pytorch import MaskedBatchNorm, SpeechWorkload, Subsampling
 
 CHANNELS, WIDTH, LSTM_LAYERS = 16, 64, 2
 
@@ -67,10 +69,6 @@ class DeepSpeech(nn.Module):
         return self.output(self.norm(x)), paddings
 
 
-class MiniLibriSpeechDeepSpeechWorkload(MiniSpeechWorkload):
-    step_hint = 2400
-    validation_target_value = 0.16390
-    test_target_value = 0.18708
-
+class MiniLibriSpeechDeepSpeechWorkload(DeepSpeechData, SpeechWorkload):
     def build_model(self) -> nn.Module:
         return DeepSpeech()

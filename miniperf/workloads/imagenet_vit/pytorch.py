@@ -1,23 +1,14 @@
-"""mini_imagenet_vit: a small Vision Transformer on handwritten digits.
+"""mini_imagenet_vit in PyTorch: a small Vision Transformer."""
 
-Data: the 1,797 scans of 8 x 8 pixels that ship with scikit-learn (UCI's optical recognition of handwritten digits),
-shifted at random by up to a pixel in training, as ImageNet's images are cropped at random.
-"""
-
-from typing import Any
-
-import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from miniperf import spec
-from miniperf.workloads.base import MiniWorkload, Split, summed
+from miniperf.workloads.imagenet_vit.data import CLASSES, SIDE, ImagenetVitData
+from miniperf.workloads.pytorch import PyTorchWorkload, summed
 
-SIDE, PATCH, CLASSES = 8, 2, 10
+PATCH = 2
 WIDTH, DEPTH, HEADS = 64, 2, 4
-TRAIN_EXAMPLES, VALIDATION_EXAMPLES = 797, 500
 
 
 class Block(nn.Module):
@@ -59,32 +50,9 @@ class ViT(nn.Module):
         return self.head(self.norm(x).mean(dim=1))
 
 
-class MiniImagenetVitWorkload(MiniWorkload):
-    batch_size = 64
-    step_hint = 3000
-    target_metric_name = "accuracy"
-    validation_target_value = 0.960
-    test_target_value = 0.972
-    loss_type = spec.LossType.SOFTMAX_CROSS_ENTROPY
-
-    def load_splits(self) -> dict[str, Split]:
-        digits = load_digits()
-        order = np.random.RandomState(0).permutation(len(digits.target))
-        inputs = torch.from_numpy((digits.images[order] / 8.0 - 1.0).astype(np.float32))
-        targets = torch.from_numpy(digits.target[order].astype(np.int64))
-        sizes = [TRAIN_EXAMPLES, VALIDATION_EXAMPLES, len(order) - TRAIN_EXAMPLES - VALIDATION_EXAMPLES]
-        parts = zip(("train", "validation", "test"), inputs.split(sizes), targets.split(sizes), strict=True)
-        return {name: {"inputs": x, "targets": y} for name, x, y in parts}
-
+class MiniImagenetVitWorkload(ImagenetVitData, PyTorchWorkload):
     def build_model(self) -> nn.Module:
         return ViT()
-
-    def collate(self, rows: Split, rng: np.random.RandomState | None) -> dict[str, Any]:
-        if rng is None:
-            return rows
-        padded = F.pad(rows["inputs"], (1, 1, 1, 1), value=-1.0)
-        down, right = rng.randint(0, 3, size=2)
-        return {**rows, "inputs": padded[:, down : down + SIDE, right : right + SIDE]}
 
     def is_output_params(self, param_key: str) -> bool:
         return param_key.startswith("head.")
@@ -94,7 +62,3 @@ class MiniImagenetVitWorkload(MiniWorkload):
     ) -> dict[str, Tensor]:
         losses = F.cross_entropy(logits_batch, label_batch, reduction="none", label_smoothing=label_smoothing)
         return summed(losses, mask_batch)
-
-    def metric_sums(self, batch: dict[str, Any], logits: Any) -> dict[str, Tensor]:
-        correct = (logits.argmax(dim=1) == batch["targets"]) * batch["weights"]
-        return {"accuracy": correct.sum(), "loss": self.loss_fn(batch["targets"], logits, batch["weights"])["summed"]}

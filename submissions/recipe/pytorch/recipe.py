@@ -1,4 +1,4 @@
-"""The functions of an AlgoPerf submission, for NadamW with a schedule and, maybe, an averager."""
+"""The functions of an AlgoPerf submission in PyTorch: an optimizer, a schedule and, maybe, an averager."""
 
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping
@@ -15,22 +15,22 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from weight_averaging.torch import Averager, recompute_batch_norm
 
-from ..api import pytorch_setup, spec
-from .averaging import BUFFERS, Averaging
-from .averaging import NAMES as AVERAGING_NAMES
-from .batch_sizes import get_batch_size
-from .distributed import in_ddp
-from .hyperparameters import check
-from .nadamw import NadamW
+from ...api import spec
+from ..averaging import BUFFERS, Averaging
+from ..averaging import NAMES as AVERAGING_NAMES
+from ..batch_sizes import get_batch_size
+from ..hyperparameters import check
+from .averagers import averager_of
+from .distributed import DEVICE, USE_PYTORCH_DDP, in_ddp
+from .optimizers import BaseOptimizer
 from .recent_batches import RecentBatches
 
-USE_PYTORCH_DDP, _, DEVICE, _ = pytorch_setup()
 RECOMPUTE_BATCHES = 10  # training batches that renew batch-norm statistics where averaging_buffers is "recompute"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """NadamW, `schedule`, and the average of the weights at evaluations (None: the raw weights).
+    """`optimizer`, `schedule`, and the average of the weights at evaluations (None: the raw weights).
 
     The methods are the functions that AlgoPerf asks of a submission; a submission module re-exports them.
 
@@ -38,6 +38,7 @@ class Recipe:
         point: hyperparameters by name, of a submission under self-tuning, where the harness gives none.
     """
 
+    optimizer: BaseOptimizer
     schedule: Callable[[Optimizer, Any, int], LRScheduler]
     averaging: Averaging | None = None
     point: Mapping[str, Any] | None = None
@@ -48,7 +49,9 @@ class Recipe:
         Not part of AlgoPerf's API: miniperf calls it for all trials of a search space before the first one starts.
         """
         hyperparameters = self._own_if_any(hyperparameters)
-        check(hyperparameters, {*AVERAGING_NAMES, BUFFERS} if self.averaging else set())
+        settings = self.optimizer.settings
+        also_known = {*AVERAGING_NAMES, BUFFERS} if self.averaging else set()
+        check(hyperparameters, settings.required, settings.optional, also_known)
         if self.averaging is not None:
             self.averaging.arguments(hyperparameters, step_hint)
 
@@ -59,16 +62,11 @@ class Recipe:
         del model_state, rng
         self.check_hyperparameters(hyperparameters, workload.step_hint)
         hyperparameters = self._own_if_any(hyperparameters)
-        optimizer = NadamW(
-            model_params.parameters(),
-            lr=hyperparameters.learning_rate,
-            betas=(1.0 - hyperparameters.one_minus_beta1, hyperparameters.beta2),
-            weight_decay=hyperparameters.weight_decay,
-        )
+        optimizer = self.optimizer.build(model_params, hyperparameters)
         scheduler = self.schedule(optimizer, hyperparameters, workload.step_hint)
         state: dict[str, Any] = {"optimizer": optimizer, "scheduler": scheduler}
         if self.averaging is not None:
-            state["averager"] = self.averaging.build(model_params, hyperparameters, workload.step_hint)
+            state["averager"] = averager_of(self.averaging, model_params, hyperparameters, workload.step_hint)
             if state["averager"].buffers == "recompute":
                 state["recent_batches"] = RecentBatches(RECOMPUTE_BATCHES)
         return state

@@ -1,4 +1,4 @@
-"""mini_librispeech_conformer: a small Conformer that transcribes synthesised utterances, trained with CTC."""
+"""mini_librispeech_conformer in PyTorch: a small Conformer, trained with CTC."""
 
 import math
 
@@ -6,14 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from miniperf.workloads.speech import (
-    MAX_FRAMES,
-    SYMBOLS,
-    MaskedBatchNorm,
-    MiniSpeechWorkload,
-    Subsampling,
-    output_lengths,
-)
+from miniperf.workloads.librispeech_conformer.data import ConformerData
+from miniperf.workloads.speech.data import MAX_FRAMES, SYMBOLS, output_lengths
+from miniperf.workloads.speech.pytorch import MaskedBatchNorm, SpeechWorkload, Subsampling
 
 CHANNELS, WIDTH, DEPTH, HEADS, KERNEL = 16, 48, 2, 4, 5
 
@@ -109,10 +104,6 @@ def sinusoids(length: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
-class MiniLibriSpeechConformerWorkload(MiniSpeechWorkload):
-    step_hint = 1600
-    validation_target_value = 0.28799
-    test_target_value = 0.30759
-
+class MiniLibriSpeechConformerWorkload(ConformerData, SpeechWorkload):
     def build_model(self) -> nn.Module:
         return Conformer()

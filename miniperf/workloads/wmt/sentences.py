@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 from num2words import num2words
 
-from miniperf.workloads.wmt_lexicon import (
+from miniperf.workloads.wmt.lexicon import (
     ADJECTIVES,
     ARTICLES,
     AUXILIARIES,

@@ -1,57 +1,19 @@
-"""mini_wmt: English to German with an encoder-decoder Transformer, scored by BLEU after a beam search.
-
-Data: pairs drawn from a grammar of both languages (`wmt_sentences`), their numbers, dates and sums worded by the
-package `num2words`. As in news translation the word order differs, German writes compounds, words have a long tail, a
-translator's choice between synonyms cannot be foreseen, and the sentences held out are new. The message catalogues
-that ship with packages are translations by people, but too few and too diverse to learn from: Django 5.2 has some 800
-messages with 3,400 German words, of which 29 % occur once only.
-"""
+"""mini_wmt in PyTorch: an encoder-decoder Transformer that translates by a beam search."""
 
 import math
 from typing import Any
 
-import numpy as np
-import sacrebleu
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from miniperf import spec
-from miniperf.cache import cached
-from miniperf.workloads.base import MiniWorkload, Split, summed
-from miniperf.workloads.beam_search import beam_search
-from miniperf.workloads.byte_pairs import END_ID, PAD_ID, WORD_START, BytePairs, decode
-from miniperf.workloads.wmt_sentences import Grammar
+from miniperf.workloads.pytorch import PyTorchWorkload, summed
+from miniperf.workloads.wmt.beam_search import beam_search
+from miniperf.workloads.wmt.byte_pairs import PAD_ID, decode
+from miniperf.workloads.wmt.data import WmtData
 
-TRAIN_EXAMPLES, HELD_OUT_EXAMPLES = 4000, 100  # for validation and again for test: each is translated at evaluations
-MERGES = 700
 WIDTH, HEADS, ENCODER_LAYERS, DECODER_LAYERS = 64, 4, 2, 1
 MASKED = -1e9  # finite: a padded example has no source at all
-
-
-def generate() -> dict[str, np.ndarray]:
-    """The splits' `inputs` and `targets`, [examples, length] padded with 0, and the `pieces` of the vocabulary."""
-    grammar = Grammar(np.random.RandomState(0))
-    sizes = {"validation": HELD_OUT_EXAMPLES, "test": HELD_OUT_EXAMPLES, "train": TRAIN_EXAMPLES}
-    pairs: dict[str, str] = {}  # by the English side, which is in one split only
-    while len(pairs) < sum(sizes.values()):
-        english, german = grammar.sentence()
-        pairs.setdefault(english, german)
-    texts = list(pairs.items())
-    alphabet = sorted({WORD_START}.union(*(set("".join(pair).replace(" ", "")) for pair in texts)))
-    train = texts[-TRAIN_EXAMPLES:]
-    byte_pairs = BytePairs.learn((text for pair in train for text in pair), alphabet, MERGES)
-    arrays = {"pieces": np.array(byte_pairs.pieces)}
-    for side, name in enumerate(("inputs", "targets")):
-        rows = [[*byte_pairs.encode(pair[side]), END_ID] for pair in texts]
-        table = np.full((len(rows), max(map(len, rows))), PAD_ID, dtype=np.int16)
-        for line, row in zip(table, rows, strict=True):
-            line[: len(row)] = row
-        start = 0
-        for split, count in sizes.items():
-            arrays[f"{split}_{name}"] = table[start : start + count]
-            start += count
-    return arrays
 
 
 class Attention(nn.Module):
@@ -187,31 +149,12 @@ class Hypotheses:
             self.sources = [source[:, sentences] for source in self.sources]
 
 
-class MiniWmtWorkload(MiniWorkload):
-    batch_size = 8
-    step_hint = 2000
-    target_metric_name = "bleu"
-    validation_target_value = 66.05
-    test_target_value = 64.76
-    eval_batch_size = 128
-    max_eval_train_examples = 50  # decoding is what an evaluation costs
-    loss_type = spec.LossType.SOFTMAX_CROSS_ENTROPY
+class MiniWmtWorkload(WmtData, PyTorchWorkload):
     beam_size = 4
-
-    def load_splits(self) -> dict[str, Split]:
-        arrays = cached("wmt_1", generate)
-        self.pieces: list[str] = arrays["pieces"].tolist()
-        names = ("train", "validation", "test")
-        return {s: {n: torch.from_numpy(arrays[f"{s}_{n}"]) for n in ("inputs", "targets")} for s in names}
 
     def build_model(self) -> nn.Module:
         _ = self.splits  # the vocabulary comes with the data
         return Transformer(len(self.pieces))
-
-    def collate(self, rows: Split, rng: np.random.RandomState | None) -> dict[str, Any]:
-        """Cut to the longest sentences; the `weights` become [batch, target length], 0 for padding."""
-        cut = {name: rows[name][:, (rows[name] != PAD_ID).any(dim=0)].long() for name in ("inputs", "targets")}
-        return {**cut, "weights": rows["weights"].unsqueeze(1) * (cut["targets"] != PAD_ID)}
 
     def forward(self, model: nn.Module, batch: dict[str, Any], dropout_rate: float) -> Tensor:
         return model(batch["inputs"], batch["targets"], dropout_rate)
@@ -238,20 +181,9 @@ class MiniWmtWorkload(MiniWorkload):
         inputs, targets, weights = batch["inputs"], batch["targets"], batch["weights"]
         real = weights.any(dim=1)
         return {
-            "loss": float(self.loss_fn(targets, logits, weights)["summed"]),
+            "loss": self.summed_loss(batch, logits),
             "correct": float(((logits.argmax(dim=2) == targets) * weights).sum()),
             "tokens": float(weights.sum()),
             "translations": self.translate(model, inputs[real]),  # type: ignore[arg-type]
             "references": [decode(row, self.pieces) for row in targets[real].tolist()],
-        }
-
-    def metrics(self, parts: list[dict[str, Any]], num_examples: int) -> dict[str, float]:
-        tokens = sum(part["tokens"] for part in parts)
-        translations, references = (
-            [text for part in parts for text in part[name]] for name in ("translations", "references")
-        )
-        return {
-            "loss": sum(part["loss"] for part in parts) / tokens,
-            "accuracy": sum(part["correct"] for part in parts) / tokens,
-            "bleu": sacrebleu.corpus_bleu(translations, [references]).score,
         }

@@ -1,0 +1,49 @@
+"""The paper's Fig. 12: is the average of a long run, at any moment, as good as a run annealed by that moment?"""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis import curves, horizon, panels, style
+from analysis.logs import Logs
+
+ANNEALED = "{}, annealed by then"
+
+
+def against_shorter(logs: Logs, targets: pd.DataFrame, baseline: str, trials: pd.DataFrame) -> Figure:
+    """One panel per workload: the validation metric along the runs of the longest schedule, the baseline's and their
+    averages (mean over seeds, band from the lowest to the highest), and the last value of the baseline's runs of each
+    shorter schedule at the update where that ends.
+
+    Args:
+        logs, targets: of `study_figures.select` and `targets.resolve`.
+        baseline: the submission whose runs are shortened.
+        trials: of `to_target.trials`, with the column base.
+    """
+    lengths = [
+        horizon.schedule_length(h, targets["step_hint"][w]) for h, w in zip(trials["hparams"], trials["workload"])
+    ]
+    trials = trials.assign(length=lengths)
+    longest = trials["length"] == trials.groupby("workload")["length"].transform("max")
+    looks = style.looks(trials["base"], baseline)
+    colour = next(c for c in style.COLOURS if c not in {own for own, _ in looks.values()})
+    of_runs = curves.by_folder(logs, targets)
+    figure, axes = style.panels(len(targets))
+    for axis, (workload, target) in zip(axes, targets.iterrows()):
+        here = trials[trials["workload"] == workload]
+        for name, (own, line) in looks.items():
+            mine = here[longest & (here["base"] == name)]
+            x, mean, low, high = curves.band([of_runs[folder] for folder in mine["folder"]], "steps")
+            axis.plot(x, mean, color=own, linestyle=line, label=name, linewidth=1 if name == baseline else 1.5)
+            if len(mine) > 1:
+                axis.fill_between(x, low, high, color=own, alpha=0.15, linewidth=0)
+        ends = here[here["base"] == baseline].groupby("length")["final"].agg(["mean", "min", "max"])
+        spread = [ends["mean"] - ends["min"], ends["max"] - ends["mean"]]
+        axis.errorbar(ends.index, ends["mean"], yerr=spread, fmt="o--", color=colour, markersize=4, linewidth=1,
+                      label=ANNEALED.format(baseline))  # fmt: skip
+        style.target_line(axis, target["target"])
+        bottom, top = curves.interesting_range(here[longest], of_runs, target["lower"], target["target"])
+        axis.set_ylim(min(bottom, ends["min"].min()), max(top, ends["max"].max()))
+        axis.set(title=workload, xlabel="updates", ylabel=panels.describe("best", target).removeprefix("best "))
+        axis.set_xlim(left=0)
+    style.legend_below(figure, axes)
+    return figure

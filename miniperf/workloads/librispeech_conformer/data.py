@@ -1,0 +1,9 @@
+"""mini_librispeech_conformer: the utterances of `workloads.speech`; its schedule and its targets."""
+
+from miniperf.workloads.speech.data import SpeechData
+
+
+class ConformerData(SpeechData):
+    step_hint = 1600
+    validation_target_value = 0.28799
+    test_target_value = 0.30759

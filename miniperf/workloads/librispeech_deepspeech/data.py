@@ -1,0 +1,9 @@
+"""mini_librispeech_deepspeech: the utterances of `workloads.speech`; its schedule and its targets."""
+
+from miniperf.workloads.speech.data import SpeechData
+
+
+class DeepSpeechData(SpeechData):
+    step_hint = 2400
+    validation_target_value = 0.16390
+    test_target_value = 0.18708
