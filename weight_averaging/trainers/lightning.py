@@ -225,7 +225,8 @@ class AveragedCheckpoint(ModelCheckpoint):
         super().__init__(**{**options, "save_weights_only": True})
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        averaging = next((callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)), None)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        averaging = next((callback for callback in callbacks if isinstance(callback, WeightAveraging)), None)
         if averaging is None:
             raise RuntimeError("AveragedCheckpoint needs a WeightAveraging among the callbacks")
         with averaging.averaged():

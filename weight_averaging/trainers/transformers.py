@@ -64,7 +64,7 @@ class WeightAveraging(TrainerCallback):
         for name in ("evaluation_loop", "prediction_loop"):  # the latter in releases before 5
             if hasattr(trainer, name):
                 setattr(trainer, name, self._around(getattr(trainer, name)))
-        trainer.train = self._noting(trainer.train)
+        setattr(trainer, "train", self._noting(trainer.train))  # noqa: B010
         return self
 
     def _around(self, loop: Callable[..., Any]) -> Callable[..., Any]:
@@ -122,7 +122,7 @@ class WeightAveraging(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put the averager's state into the checkpoint that was just written."""
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         assert self.averager is not None
         saved = self.averager.state_dict()
         if not folder.is_dir():
