@@ -139,3 +139,15 @@ def test_it_works_beside_one_framework_alone(tmp_path, wheel, framework, program
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip() == weight_averaging.__version__
+
+
+@pytest.mark.heavy
+def test_it_works_where_a_stranger_installs_it(tmp_path, wheel):
+    """From the index, with the torch that the tests run with; docs/release.md has the session."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = str(tmp_path / "venv" / "bin" / "python")
+    torch = f"torch=={importlib.metadata.version('torch').split('+')[0]}"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", torch, str(wheel)], check=True, cwd=tmp_path)
+    done = subprocess.run([python, "-c", WITH_TORCH], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() == weight_averaging.__version__

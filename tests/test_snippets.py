@@ -27,7 +27,9 @@ def run(program: str, folder: Path, *launcher: str) -> str:
     (folder / "program.py").write_text(program)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launcher, "program.py"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
 
@@ -63,3 +65,15 @@ def test_trainers(tmp_path):
     run("\n".join(block for _, block in blocks("trainers.md")), tmp_path)
     assert (tmp_path / "averaged" / "model.safetensors").is_file()
     assert (tmp_path / "run" / "checkpoint-16" / "weight_averaging.pt").is_file()
+
+
+def test_examples(tmp_path):
+    pytest.importorskip("sklearn")
+    images = run((ROOT / "examples" / "images.py").read_text().replace("default=1500", "default=300"), tmp_path)
+    rows = [list(map(float, line.split()[1:])) for line in images.splitlines()[1:]]
+    assert len(rows) == 10
+    assert all(error < 0.1 for error in rows[-1])
+    finetuned = run((ROOT / "examples" / "finetune.py").read_text(), tmp_path)
+    before, *after = [float(line.split()[-1 if "before" not in line else 2]) for line in finetuned.splitlines()]
+    assert len(after) == 5
+    assert max(after) < 0.3 < before
