@@ -60,4 +60,4 @@ with tempfile.TemporaryDirectory() as name:
     files = ((step, torch.load(folder / f"step_{step}.pt", weights_only=True)) for step in plan.needed)
     for result in plan.run(files):  # every file is read once, whatever the number of averages
         model.load_state_dict(result.state)
-        print(f"{str(result.average):<24} {errors():.3f}")
+        print(f"{result.average!s:<24} {errors():.3f}")

@@ -26,10 +26,8 @@ def blocks(page: str) -> list[tuple[str, str]]:
 def run(program: str, folder: Path, *launcher: str) -> str:
     (folder / "program.py").write_text(program)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, "program.py"]
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    command, pipes = [sys.executable, *launcher, "program.py"], {"capture_output": True, "text": True}
+    done = subprocess.run(command, cwd=folder, env=environment, **pipes, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
 

@@ -32,9 +32,10 @@ class WeightAveraging(TrainerCallback):
     folder that it resumes from: `attach` adds this one and puts `averaged()` around the Trainer's `evaluation_loop`.
 
     An update is an optimizer step: one in `gradient_accumulation_steps` batches, none where GradScaler skipped it (the
-    Trainer's `global_step` counts those; fused optimizers, the default, skip on the device where nobody is told). A `checkpoint-N` has the raw weights and, beside them, the averager's
-    state; `train(resume_from_checkpoint=...)` goes on bit for bit. With `load_best_model_at_end` the best checkpoint is
-    the one whose average was best, and after training both the raw weights and the average are those of it.
+    Trainer's `global_step` counts those; fused optimizers, the default, skip on the device where nobody is told). A
+    `checkpoint-N` has the raw weights and, beside them, the averager's state; `train(resume_from_checkpoint=...)` goes
+    on bit for bit. With `load_best_model_at_end` the best checkpoint is the one whose average was best, and after
+    training both the raw weights and the average are those of it.
 
     Args:
         make: called with the model at the beginning of training, where training has it; returns any averager of
