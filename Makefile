@@ -22,7 +22,7 @@ $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet $(TORCH)
-	$(PY) -m pip install --quiet -e .[torch,jax,miniperf,text,analysis,launching,dev]
+	$(PY) -m pip install --quiet -e .[torch,jax,miniperf,text,analysis,launching,trainers,dev] $(TORCH)  # that torch stays
 	touch $@
 
 $(VENV)/ready-benchmarks: $(VENV)/ready
@@ -59,6 +59,7 @@ benchmarks: $(VENV)/ready-benchmarks
 	$(PY) -m benchmarks.nadamw_step
 	$(PY) -m benchmarks.training_step
 	$(PY) -m benchmarks.growth
+	$(PY) -m benchmarks.trainers
 
 clean:
 	rm -rf $(VENV)

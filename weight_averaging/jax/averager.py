@@ -83,7 +83,7 @@ def averager(
         return collect(state, params, jnp.asarray(step, jnp.int32))
 
     def ready(state: Any) -> Array:
-        return state.count >= needed
+        return jnp.asarray(state.count >= needed)
 
     def averaged(state: Any, params: Tree) -> Tree:
         return jax.tree.map(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from weight_averaging.collection import check_count, interval_and_window
+from weight_averaging.collection import WINDOW, check_count, interval_and_window, suggested_horizon
 from weight_averaging.jax.averager import Averager, averager, counter
 from weight_averaging.jax.trees import Tree, check_averaged, is_averaged, placeholder, single
 from weight_averaging.pairwise import pairwise_sum
@@ -123,18 +123,19 @@ def divided(total: Array, count: Array) -> Array:
     return total / jnp.where(total == total, jnp.float32(count), jnp.float32(1))
 
 
-def lawa_for_run(total_updates: int, *, horizon: float = 0.01, window: int = 20, **options: Any) -> Averager:
+def lawa_for_run(total_updates: int, *, horizon: float | None = None, window: int = WINDOW, **options: Any) -> Averager:
     """The LAWA that covers a share of a run whose length is known.
 
     Args:
         total_updates: of the run, T.
-        horizon: the share of it that the window covers, in (0, 1]. 1 % is the paper's advice (Fig. 3) for runs of
-            10,000 to 200,000 updates; of runs of some thousand, 2 to 8 % is better (docs/results/horizon).
+        horizon: the share of it that the window covers, in (0, 1]; None: `collection.suggested_horizon`, 1 % of a run
+            of 10,000 updates or more and 4 % of a shorter one.
         window: snapshots that cover it, at most: interval = horizon * T / window.
         options: further arguments of `lawa`.
 
     >>> dict(lawa_for_run(120_000).settings)["interval"]
     60
     """
-    interval, window = interval_and_window(horizon, window, check_count("total_updates", total_updates))
+    share = suggested_horizon(total_updates) if horizon is None else horizon
+    interval, window = interval_and_window(share, window, check_count("total_updates", total_updates))
     return lawa(interval, window, **options)

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from weight_averaging.averages import exponential
-from weight_averaging.collection import check_count, decay_from_window, interval_and_window
+from weight_averaging.collection import WINDOW, check_count, decay_from_window, interval_and_window, suggested_horizon
 from weight_averaging.filters import Choice
 from weight_averaging.torch.averager import Averager
 from weight_averaging.torch.blocks import Block
@@ -90,10 +90,11 @@ class EMA(Averager):
 
     @classmethod
     def for_run(
-        cls, model: nn.Module, total_updates: int, *, horizon: float = 0.01, window: int = 20, **options: Any
+        cls, model: nn.Module, total_updates: int, *, horizon: float | None = None, window: int = WINDOW, **options: Any
     ) -> "EMA":
         """The EMA as old on average as `LAWA.for_run` of the same arguments."""
-        interval, length = interval_and_window(horizon, window, check_count("total_updates", total_updates))
+        share = suggested_horizon(total_updates) if horizon is None else horizon
+        interval, length = interval_and_window(share, window, check_count("total_updates", total_updates))
         return cls(model, interval=interval, decay=decay_from_window(length), **options)
 
     @property

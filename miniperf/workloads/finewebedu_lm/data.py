@@ -87,7 +87,8 @@ class MiniFinewebEduLmData(MiniWorkload):
     def evaluate_batch(self, model: Any, batch: dict[str, Any], logits: Any) -> dict[str, Any]:
         weights = np.asarray(batch["weights"])
         count = (self.piece_bytes[np.asarray(batch["targets"])] * weights).sum()
-        return {"loss": self.summed_loss(batch, logits), "tokens": float(weights.sum()), "bytes": float(count)}
+        loss = float(self.losses(batch, logits)["summed"])
+        return {"loss": loss, "tokens": float(weights.sum()), "bytes": float(count)}
 
     def metrics(self, parts: list[dict[str, Any]], num_examples: int) -> dict[str, float]:
         """`loss` in nats per token; `bits_per_byte`, which does not depend on how the text is cut into tokens."""
