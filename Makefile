@@ -60,6 +60,7 @@ benchmarks: $(VENV)/ready-benchmarks
 	$(PY) -m benchmarks.training_step
 	$(PY) -m benchmarks.growth
 	$(PY) -m benchmarks.trainers
+	$(PY) -m benchmarks.jax_averaging_cost
 
 clean:
 	rm -rf $(VENV)

@@ -18,12 +18,13 @@ import optax
 
 from miniperf import cache
 from miniperf.errors import UsageError
+from miniperf.frameworks import OneProcess
 
 SAVED = ("model_params", "optimizer_state", "model_state")
 CONTENTS = "contents"  # the entry of the archive that holds all but the arrays
 
 
-class Jax:
+class Jax(OneProcess):
     name = "jax"
 
     def begin(self) -> None:
