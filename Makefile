@@ -10,7 +10,7 @@ SUITE := runs/suite
 
 help:
 	@echo "make demo        train NadamW, +LAWA and +EMA on two small real tasks (a few minutes), print who was first"
-	@echo "make suite       the same on all seven miniature workloads (7 minutes on two cores)"
+	@echo "make suite       the same on all eight miniature workloads (under ten minutes on two cores)"
 	@echo "make test        run the tests"
 	@echo "make lint        ruff, mypy, hadolint, shellcheck"
 	@echo "make benchmarks  cost of averaging beside other libraries and the memory-traffic limit"

@@ -234,6 +234,15 @@ def test_a_workload_of_the_study_without_runs_is_named(tmp_path):
         study_figures.select(logs.read(tmp_path / "runs"), study)
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_average_of_an_offline_study_has_its_run(path):
+    study = studies.load(path)
+    for name in study.submissions[1:] if study.offline else ():
+        for trial, point in enumerate(study.search_space(name), start=1):
+            source = study.search_space(study.baseline)[study.source(name, trial) - 1]
+            assert source == {key: value for key, value in point.items() if not key.startswith("averaging_")}
+
+
 GOOD = {
     "title": "t", "paper": "Fig. 0", "question": "?", "submissions": ["nadamw", "lawa"], "workloads": "all", "seeds": 1,
     "search_spaces": "tuning_search_spaces/miniperf", "figures": [{"name": "f", "kind": "curves"}],
@@ -262,6 +271,10 @@ def _load(folder, **changes):
         (
             {"offline": True, "submissions": ["nadamw", "lawa_no_decay"]},
             "offline: lawa_no_decay is no average of nadamw's runs; only lawa and ema can be",
+        ),
+        (
+            {"offline": True, "submissions": ["adamw", "lawa"]},
+            "offline: lawa is no average of adamw's runs; only adamw_lawa and adamw_ema can be",
         ),
         (
             {"figures": [{"name": "f", "kind": "heatmap", "until": 2}]},

@@ -65,8 +65,8 @@ class MiniFinewebEduLmData(MiniWorkload):
     target_share = 0.34  # as 3200 of 9400 updates in arXiv 2502.06761, Table 4
     target_metric_name = "loss"
     higher_is_better = False
-    validation_target_value = 0.0  # not calibrated yet
-    test_target_value = 0.0
+    validation_target_value = 3.580
+    test_target_value = 3.580
     eval_batch_size = 250
     max_eval_train_examples = 100
     loss_type = spec.LossType.SOFTMAX_CROSS_ENTROPY
