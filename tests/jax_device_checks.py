@@ -8,24 +8,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from weight_averaging.jax import EMAState, LAWAState, ema, host_lawa, lawa
 
-MESH = Mesh(np.array(jax.devices()).reshape(2, 2), ("a", "b"))
+MESHES = {
+    kind: Mesh(np.array(jax.devices()).reshape(2, 2), ("a", "b"), axis_types=(kind,) * 2)
+    for kind in (AxisType.Auto, AxisType.Explicit)
+}
+MESH = MESHES[AxisType.Auto]
 SPECS = {"w": P("a", "b"), "v": P("b"), "rows": P(("a", "b")), "replicated": P(), "seen": P()}
 SHAPES = {"w": (4, 8), "v": (8,), "rows": (8, 3), "replicated": (5,)}
 AVERAGERS = {"lawa": lawa(2, 3, allow_partial=True), "ema": ema(0.99, warmup=True)}
 COMMUNICATION = re.compile(r"= (.+?) (all-\w+|reduce-scatter|collective-\w+)(?:-start)?\(")
 
 
-def params_of(seed: int, sharded: bool = True) -> dict:
+def params_of(seed: int, sharded: bool = True, mesh: Mesh = MESH) -> dict:
     rng = np.random.default_rng(seed)
     params = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in SHAPES.items()}
     params["v"] = params["v"].astype(jnp.bfloat16)
     params["seen"] = jnp.int32(seed)
-    return {n: jax.device_put(leaf, NamedSharding(MESH, SPECS[n])) for n, leaf in params.items()} if sharded else params
+    return {n: jax.device_put(leaf, NamedSharding(mesh, SPECS[n])) for n, leaf in params.items()} if sharded else params
 
 
 def placed(tree, leading: int = 0) -> None:
@@ -67,6 +71,21 @@ def check_sharded(name: str) -> None:
             refused = averager.update(state, spoilt, 10)
             assert int(refused.refused) == 1
             same(refused._replace(refused=state.refused, step=state.step), state)
+
+
+def check_explicit(name: str) -> None:
+    """On a mesh whose shardings are part of the types."""
+    averager = AVERAGERS[name]
+    params = lambda step: params_of(step, mesh=MESHES[AxisType.Explicit])  # noqa: E731
+    state, expected = averager.init(params(0)), averager.init(params_of(0))
+    for step in (1, 2, 3, 4):
+        state = jax.jit(averager.update, donate_argnums=0)(state, params(step), step)
+        expected = averager.update(expected, params_of(step), step)
+    average = averager.average(state, params(4))
+    same(state, expected)
+    same(average, averager.average(expected, params_of(4)))
+    for name, leaf in average.items():
+        assert leaf.sharding.is_equivalent_to(NamedSharding(MESHES[AxisType.Explicit], SPECS[name]), leaf.ndim), name
 
 
 def check_communication(name: str) -> None:
@@ -129,6 +148,7 @@ if __name__ == "__main__":
     assert len(jax.devices()) == 4
     for given in AVERAGERS:
         check_sharded(given)
+        check_explicit(given)
         check_communication(given)
         check_orbax(given)
     check_host()

@@ -1,5 +1,7 @@
 """LAWA and EMA in JAX: under jit with donation, in scan and vmap, on odd leaves, swapped, and misused."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,6 +125,28 @@ def test_nothing_shares_memory_with_weights_that_are_donated(averager):
     assert_same(state, undisturbed)
     for mine, other in shown:
         assert_same(mine, other)
+
+
+@pytest.mark.parametrize("make", [lawa, ema], ids=["lawa", "ema"])
+def test_a_train_step_has_no_copy_for_the_sake_of_the_average(make):
+    """In donated memory; read in the compiled step, beside that of a step without an average."""
+    averager = make(interval=64, window=3) if make is lawa else make(decay=0.9, interval=64)
+    inputs = jnp.ones((2, 1237))
+
+    def train_step(run, step):
+        params, averaging = run
+        loss = lambda params: jnp.sum(jnp.tanh(inputs @ params["w"]) ** 2)  # noqa: E731
+        params = jax.tree.map(lambda leaf, slope: leaf - 0.1 * slope, params, jax.grad(loss)(params))
+        return params, averager.update(averaging, params, step) if averaging else None
+
+    params = {"w": jnp.ones((1237, 3))}
+    copies = []
+    for averaging in (None, averager.init(params)):
+        compiled = jax.jit(train_step, donate_argnums=0).lower((params, averaging), jnp.int32(1)).compile()
+        copies.append(len(re.findall(r"= f32\[[^ ]*1237[^ ]* copy(?:-start)?\(", compiled.as_text())))
+    assert copies[0] == copies[1]
+    not_donated = jax.jit(train_step).lower((params, averager.init(params)), jnp.int32(1)).compile().as_text()
+    assert re.search(r"= f32\[[^ ]*1237[^ ]* copy(?:-start)?\(", not_donated)  # the text does tell
 
 
 def overwritten(params):

@@ -85,7 +85,7 @@ def lawa(
             params,
             state.snapshots,
         )
-        steps = lax.dynamic_update_index_in_dim(state.steps, step, slot, 0)
+        steps = jnp.where(jnp.arange(window) == slot, step, state.steps)
         return state._replace(snapshots=snapshots, steps=steps, count=state.count + 1)
 
     def mean(state: LAWAState) -> Tree:
