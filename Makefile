@@ -59,6 +59,7 @@ benchmarks: $(VENV)/ready-benchmarks
 	$(PY) -m benchmarks.nadamw_step
 	$(PY) -m benchmarks.training_step
 	$(PY) -m benchmarks.growth
+	$(PY) -m benchmarks.jax_averaging_cost
 
 clean:
 	rm -rf $(VENV)

@@ -39,9 +39,13 @@ def placeholder() -> Array:
 
 
 def all_finite(params: Tree) -> Array:
-    """Whether no averaged leaf has a NaN or, in float32, an infinity: bool[]."""
-    flags = [jnp.isfinite(single(leaf)).all() for leaf in jax.tree.leaves(params) if is_averaged(leaf)]
-    return jnp.stack(flags).all()
+    """Whether no averaged leaf has a NaN or, in float32, an infinity: bool[].
+
+    Told by the sums, which on a CPU take a third of the time of `isfinite` of each element. Finite weights whose sum
+    overflows, beyond 1e30, count as infinite too.
+    """
+    sums = [jnp.isfinite(jnp.sum(single(leaf))) for leaf in jax.tree.leaves(params) if is_averaged(leaf)]
+    return jnp.stack(sums).all()
 
 
 def check_averaged(params: Tree) -> None:

@@ -48,7 +48,7 @@ def lawa(
         start: the first update whose weights may be collected.
         allow_partial: be ready from the first snapshot on, with the mean over those held.
         check_finite: refuse weights with a NaN or an infinity, for one more read of the weights at each snapshot. Of
-            sharded parameters the devices agree on it, one flag each; without it an update has no communication.
+            sharded parameters the devices agree on it, by a number a leaf; without it an update has no communication.
     Raises:
         ValueError: an argument that cannot be, in one line.
 
