@@ -257,7 +257,7 @@ class Power(Average):
         return due
 
     def weight(self, number: int) -> float:
-        return 1.0 - (1.0 - 1.0 / number) ** (self.gamma + 1.0)
+        return 1.0 - float((1.0 - 1.0 / number) ** (self.gamma + 1.0))
 
 
 def _divisors(number: int) -> set[int]:
