@@ -34,11 +34,11 @@ BUDGET = 4_000_000_000
 def write(folder: Path, count: int, size: int) -> None:
     """`count` checkpoints of about `size` bytes."""
     rows = max(1, size // 2 // 8 // WIDTH)
+    weight = torch.randn(rows, WIDTH).to(torch.bfloat16)
     for step in range(1, count + 1):
         checkpoint = folder / f"checkpoint-{step}"
         checkpoint.mkdir()
-        torch.manual_seed(step)
-        state = {f"layers.{i}.weight": torch.randn(rows, WIDTH).to(torch.bfloat16) for i in range(8)}
+        state = {f"layers.{i}.weight": weight * step for i in range(8)}
         names = list(state)
         files = {"model-00001-of-00002.safetensors": names[:4], "model-00002-of-00002.safetensors": names[4:]}
         for file, own in files.items():
@@ -124,6 +124,7 @@ def main() -> None:
                 start, cpu = time.perf_counter(), time.process_time()
                 action()
                 seconds[key].append((time.perf_counter() - start, time.process_time() - cpu))
+                print(f"{key}: {seconds[key][-1]}", flush=True)
         total = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
     print(f"{machine()}; {arguments.count} checkpoints, {total / 1e9:.2f} GB, median of {arguments.rounds}\n")
     print("| action | s | ratio to reading | GB/s | CPU s |\n|---|---|---|---|---|")

@@ -108,7 +108,7 @@ def evaluate(
     model, model_state = workload.init_model_fn(random_utils.key_from_seed(source.rng_seed))
     if latest is None:
         latest = latest_of(snapshots.layout, known=snapshots.latest)
-    plan = Plan(logs, snapshots.steps, latest=latest)
+    plan = Plan(logs, snapshots.steps, latest=latest, frozen=snapshots.frozen)
     opened = dict.fromkeys(log for same in logs.values() for log in same)
     for log in opened:
         log.begin(workload, workload_name, snapshots)

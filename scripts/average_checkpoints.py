@@ -27,7 +27,7 @@ import torch
 
 from weight_averaging.averages import EMA, LAWA, Average, SnapshotError
 from weight_averaging.cli import average as command
-from weight_averaging.cli.common import not_averaged
+from weight_averaging.cli.common import listed, not_averaged
 from weight_averaging.offline import Snapshots
 
 SUBMISSIONS = ("lawa", "ema", "adamw_lawa", "adamw_ema")  # whose runs are those of nadamw or adamw but for the average
@@ -94,6 +94,9 @@ def evaluate(args: argparse.Namespace, snapshots: Snapshots, averages: list[Aver
         )
     latest = not_averaged(args, snapshots)
     averaged_logs.evaluate(workload, args.workload, snapshots, source, points, args.validation_only, latest)
+    for point in points:
+        print(f"{point.folder}: {point.average}, evaluated at {snapshots.unit}s {listed(point.steps)}")
+    print(f"next: python -m scripts.report --runs={args.experiment_dir}")
 
 
 def _trials(

@@ -18,6 +18,8 @@ from tests.small_models import model_of, randomise
 from weight_averaging import cli
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline import Snapshots
+from weight_averaging.offline.forms.source import Source
+from weight_averaging.offline.order import place
 
 
 def state_of(seed: int) -> dict[str, torch.Tensor]:
@@ -372,3 +374,39 @@ def test_classes_are_allowed_by_name_and_functions_never(tmp_path):
     ):  # fmt: skip
         with pytest.raises(SnapshotError, match=says):
             Snapshots(tmp_path, [name])
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "epoch", "expected"),
+    [
+        ("checkpoint_300", 300, None, (300, None)),
+        ("anything.pt", 7, 2, (7, 2)),
+        ("epoch7_step_200.pt", None, 7, (200, 7)),
+        ("model-step=1200-loss=0.31.pt", None, None, (1200, None)),
+        ("iter_64_of_run_2.pth", None, None, (64, None)),
+        ("model-000100.safetensors", None, None, (100, None)),
+        ("checkpoint_3_1000.pt", None, None, (1000, None)),
+        ("epoch_12.pt", None, None, (None, 12)),
+        ("12epoch.pth", None, None, (None, 12)),
+        ("checkpoint-4.pth.tar", None, 4, (None, 4)),
+        ("checkpoint-5.pth.tar", None, 4, (5, 4)),
+        ("model.pt", None, 4, (None, 4)),
+        ("model.pt", None, None, (None, None)),
+        ("checkpoint-500", None, None, (500, None)),
+    ],
+)
+def test_the_place_in_a_run_comes_from_the_file_or_its_name(tmp_path, name, step, epoch, expected):
+    class Read(Source):
+        def read(self, names):
+            raise NotImplementedError
+
+    source = Read(tmp_path / name)
+    source.step, source.epoch = step, epoch
+    assert place(source) == expected
+
+
+def test_epochs_count_where_one_has_no_step(tmp_path):
+    for name, contents in (("step_100.pt", {"epoch": 1}), ("epoch_2.pt", {})):
+        torch.save({"model": state_of(1), **contents}, tmp_path / name)
+    snapshots = Snapshots(tmp_path)
+    assert (snapshots.unit, snapshots.steps) == ("epoch", [1, 2])

@@ -44,12 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse and run; a fault is one line on stderr and the exit status 2, Ctrl-C one line and 130."""
     args = parser().parse_args(argv)
     try:
-        import torch
-    except ImportError:
-        print("error: checkpoints are read with torch: pip install 'weight-averaging[torch]'", file=sys.stderr)
-        sys.exit(2)
-    torch.set_num_threads(1)  # the work is bound by memory
-    try:
+        _check_torch()
         args.run(args)
     except (SnapshotError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -57,3 +52,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("\nstopped: nothing was written, and the same command starts anew", file=sys.stderr)
         sys.exit(130)
+
+
+def _check_torch() -> None:
+    try:
+        import torch
+    except ImportError:
+        raise SnapshotError("checkpoints are read with torch: pip install 'weight-averaging[torch]'") from None
+    torch.set_num_threads(1)  # the work is bound by memory

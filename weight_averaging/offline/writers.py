@@ -38,6 +38,11 @@ def is_folder_for(path: Path, source: Source) -> bool:
     return isinstance(source, HuggingFaceSource) and ending(path) not in (".safetensors", *_TORCH)
 
 
+def _is_like(path: Path, source: Source) -> bool:
+    """Whether both are files of torch.save with the same suffix."""
+    return isinstance(source, TorchSource) and ending(path) == ending(source.path)
+
+
 def writer_for(path: Path, source: Source, layout: Layout, about: Mapping[str, str], float32: bool) -> Writer:
     """What writes an average to `path`.
 
@@ -52,12 +57,11 @@ def writer_for(path: Path, source: Source, layout: Layout, about: Mapping[str, s
         about: strings about the average, for safetensors.
         float32: whether floating-point tensors are written as float32 whatever they were.
     """
-    suffix = ending(path)
     about = {"format": "pt", **about}  # without which transformers would not read it
     if is_folder_for(path, source):
         assert isinstance(source, HuggingFaceSource)
         return _FolderWriter(path, source, layout, about, float32)
-    if isinstance(source, TorchSource) and ending(source.path) == suffix:
+    if isinstance(source, TorchSource) and _is_like(path, source):
         return _TorchWriter(path, source.filled)
     return state_dict_writer(path, layout, about)
 
@@ -76,7 +80,7 @@ def check_path(path: Path, source: Source) -> None:
     if is_folder_for(path, source):
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise SnapshotError(f"{path} is there already: name a new folder")
-    elif ending(path) == ".ckpt" and ending(source.path) != ".ckpt":
+    elif ending(path) == ".ckpt" and not _is_like(path, source):
         raise SnapshotError(f"{path}: a .ckpt is made of .ckpt files, not of a {source.form}: name a .safetensors")
     elif ending(path) not in (".safetensors", *_TORCH):
         raise SnapshotError(f"{path}: the name must end in .safetensors or .pt")
@@ -86,7 +90,7 @@ def loading(path: Path, source: Source) -> str:
     """What loads an average at `path`."""
     if isinstance(source, HuggingFaceSource) and is_folder_for(path, source):
         return source.loading.format(path=path)
-    if isinstance(source, TorchSource) and ending(source.path) == ending(path):
+    if isinstance(source, TorchSource) and _is_like(path, source):
         return source.loading.format(path=path)
     return state_dict_loading(path)
 
