@@ -89,7 +89,7 @@ class ShardedFolder(Source):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that there is no process group
-                dcp.load(target, storage_reader=dcp.FileSystemReader(self.path))  # type: ignore[attr-defined]
+                dcp.load(target, storage_reader=dcp.FileSystemReader(self.path))
         except (Exception, CheckpointException) as error:  # which is no Exception
             causes = error.failures.values() if isinstance(error, CheckpointException) else [(error,)]
             cause = next(iter(causes))[0]
