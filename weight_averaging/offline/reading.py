@@ -148,8 +148,9 @@ class Snapshots:
     def stream(self, steps: Iterable[int], names: list[str] | None = None) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """(step, weights) of each of these steps, one at a time; the system is asked for the next one beforehand."""
         steps = list(steps)
+        whole = names is None or len(names) == len(self.layout)  # of a few tensors the system would fetch too much
         for step, after in zip(steps, [*steps[1:], None]):
-            with fetching([] if after is None else [self.paths[after]]):
+            with fetching([self.paths[after]] if whole and after is not None else []):
                 yield step, self.state(step, names)
 
 
