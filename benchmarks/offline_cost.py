@@ -60,7 +60,7 @@ def average(folder: Path, wanted: list[tuple[Average, int]]) -> None:
     snapshots = Snapshots(folder)
     plan = Plan(wanted, snapshots.steps)
     for names in groups(snapshots.layout, plan.peak, BUDGET):
-        for _ in plan.run(snapshots.pieces(plan.needed, names)):
+        for _ in plan.run(snapshots.stream(plan.needed, names)):
             pass
 
 

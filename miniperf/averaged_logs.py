@@ -112,7 +112,7 @@ def evaluate(
         log.begin(workload, workload_name, snapshots)
     rng = random_utils.key_from_seed(source.rng_seed)
     with tqdm(total=len(logs), unit="evaluation", disable=None) as bar:
-        for result in plan.run(snapshots.pieces(plan.needed)):
+        for result in plan.run(snapshots.stream(plan.needed)):
             try:
                 model.load_state_dict(result.state)
             except RuntimeError as error:

@@ -1,18 +1,6 @@
-"""The average out of a saved checkpoint, as a state dict of its own.
+"""The average out of a saved checkpoint, as a state dict of its own: `weight-averaging extract`."""
 
-    python -m weight_averaging.offline.extract checkpoint.pt --out ema.safetensors
-
-CHECKPOINT is a file of torch.save with the `state_dict()` of an averager anywhere in it; nothing in it can run code.
-What is written are the averaged tensors under the model's names and in its types, with the rest of the model (frozen
-parameters, other buffers) where the checkpoint has the model's state dict beside. Load the file with
-`model.load_state_dict(safetensors.torch.load_file("ema.safetensors"))`, or `torch.load` for a .pt.
-
-Of an `Averages` state, --average says which one: one of the lines that are printed without it.
-"""
-
-import argparse
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +9,9 @@ from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
 from weight_averaging.names import clean_names
-from weight_averaging.offline.forms.averager_state import averager_states
+from weight_averaging.offline.forms.averager_state import averager_states, same_memory
 from weight_averaging.offline.forms.pickles import load_file
 from weight_averaging.offline.forms.trainers import MODEL_KEYS
-from weight_averaging.offline.replacing import replacing
-from weight_averaging.offline.safetensors_files import SafetensorsWriter
 from weight_averaging.torch.mean import accumulators, pairwise_mean
 
 
@@ -98,13 +84,17 @@ def _mean(vectors: list[Tensor]) -> Tensor:
     return pairwise_mean(vectors, [torch.empty_like(vectors[0]) for _ in range(accumulators(len(vectors)))])
 
 
-def extract(path: Path, average: str | None = None) -> dict[str, Tensor]:
+def extract(path: Path, average: str | None = None, allow: Collection[str] = ()) -> dict[str, Tensor]:
     """The average in a checkpoint, with the rest of the model where the checkpoint has it.
 
+    Args:
+        path: a file of torch.save with the `state_dict()` of an averager anywhere in it.
+        average: which one of an Averages, as its description prints.
+        allow: classes that the file may be made of, by their full names.
     Raises:
         SnapshotError: the file is damaged, would run code, or holds no state of an averager, or several.
     """
-    contents = load_file(path)
+    contents = load_file(path, allow)
     states = list(averager_states(contents))
     if len(states) != 1:
         found = f"{len(states)} of them" if states else "none"
@@ -112,49 +102,9 @@ def extract(path: Path, average: str | None = None) -> dict[str, Tensor]:
     result = average_of_state(states[0], average)
     model: Mapping[str, Any] = next((contents[key] for key in MODEL_KEYS if isinstance(contents.get(key), Mapping)), {})
     tensors = {name: value for name, value in model.items() if isinstance(value, Tensor)}
-    rest = dict(zip(clean_names(list(tensors)), tensors.values()))
-    if not result.keys() <= rest.keys():
-        return result
-    tied = {_memory(rest[name]): name for name in result}
-    return {name: result[tied[_memory(value)]] if _memory(value) in tied else value for name, value in rest.items()}
-
-
-def _memory(tensor: Tensor) -> tuple[int, torch.Size]:
-    return tensor.data_ptr(), tensor.shape
-
-
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m weight_averaging.offline.extract",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
-    made.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="file of torch.save")
-    made.add_argument("--out", type=Path, required=True, help="file to write: .safetensors or .pt")
-    made.add_argument("--average", help="which average of an Averages state")
-    return made
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parser().parse_args(argv)
-    try:
-        if args.out.suffix not in (".safetensors", ".pt", ".pth"):
-            raise SnapshotError(f"--out={args.out}: the name must end in .safetensors or .pt")
-        result = extract(args.checkpoint, args.average)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        if args.out.suffix == ".safetensors":
-            layout = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in result.items()}
-            with SafetensorsWriter(args.out, layout) as file:
-                for name, tensor in result.items():
-                    file.write(name, tensor)
-        else:
-            with replacing(args.out) as stream:
-                torch.save(result, stream)
-    except (SnapshotError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(f"{args.out}: {len(result)} tensors, {sum(tensor.numel() for tensor in result.values()):,} elements")
-
-
-if __name__ == "__main__":
-    main()
+    for names in (list(tensors), clean_names(list(tensors))):  # `module.` may be a real one
+        rest = dict(zip(names, tensors.values()))
+        if result.keys() <= rest.keys():
+            tied = {name: next((own for own in result if same_memory(rest[own], rest[name])), None) for name in rest}
+            return {name: value if (own := tied[name]) is None else result[own] for name, value in rest.items()}
+    return result

@@ -1,18 +1,12 @@
-"""What a snapshot is made of: its tensors in memory or still in their file, and their shapes and types by name."""
+"""What a snapshot is made of: its tensors, and their shapes and types by name."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from weight_averaging.offline.safetensors_files import StoredTensor
-
-State = Mapping[str, Tensor | StoredTensor]
+State = Mapping[str, Tensor]
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
-
-
-def whole(tensor: Tensor | StoredTensor) -> Tensor:
-    return tensor.load() if isinstance(tensor, StoredTensor) else tensor
 
 
 def layout_of(state: State) -> Layout:

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from weight_averaging.averages import Average, SnapshotError
 from weight_averaging.names import clean_names
-from weight_averaging.offline.layouts import Layout, State, layout_difference, layout_of, whole
-from weight_averaging.offline.safetensors_files import StoredTensor
+from weight_averaging.offline.layouts import Layout, State, layout_difference, layout_of
 from weight_averaging.offline.tracks import BLOCK, Recursion, Sum, Track, mean, new_vector
 from weight_averaging.offline.unaveraged import Unchanging, latest_of
 from weight_averaging.torch.blocks import is_finite
@@ -151,26 +150,25 @@ class Plan:
                 self._unchanging.see(step, name, tensor, name in self._latest)
                 continue
             if name in self._constant:
-                if not torch.equal(self._constant[name], whole(tensor)):
+                if not torch.equal(self._constant[name], tensor):
                     raise SnapshotError(f"step {step}: {name} is not finite, and not constant either")
                 continue
             flat = _flat(tensor)
-            size, device = flat.numel(), _device(flat)
+            size, device = flat.numel(), flat.device
             targets = [track.targets(name, size, device) for track in active]
             copy = held[step].setdefault(name, new_vector(size, device)) if hold else None
             for start in range(0, size, BLOCK):
                 stop = min(start + BLOCK, size)
-                piece = flat.piece(start, stop) if isinstance(flat, StoredTensor) else flat[start:stop]
-                values = piece.to(torch.float32)
+                values = flat[start:stop].to(torch.float32)
                 if not is_finite(values):
-                    self._make_constant(step, name, whole(tensor))
+                    self._make_constant(step, name, tensor)
                     break
                 if copy is not None:
                     copy[start:stop].copy_(values)
                 for track, target in zip(active, targets):
                     track.take(step, [vector[start:stop] for vector in target], values)
 
-    def _is_averaged(self, name: str, tensor: Tensor | StoredTensor) -> bool:
+    def _is_averaged(self, name: str, tensor: Tensor) -> bool:
         return name not in self._latest and (tensor.dtype.is_floating_point or tensor.dtype.is_complex)
 
     def _make_constant(self, step: int, name: str, tensor: Tensor) -> None:
@@ -188,7 +186,7 @@ class Plan:
         final = track.results == 0
         for name, tensor in state.items():
             if name in self._constant or not self._is_averaged(name, tensor):
-                result[name] = whole(tensor).clone()
+                result[name] = tensor.clone()
                 continue
             if isinstance(track, Sum) and track not in self._running:
                 value = mean([held[member][name] for member in track.members])
@@ -203,14 +201,10 @@ class Plan:
         return result
 
 
-def _flat(tensor: Tensor | StoredTensor) -> Tensor | StoredTensor:
-    if tensor.dtype.is_complex:  # as pairs of real numbers
-        return torch.view_as_real(whole(tensor).detach().resolve_conj()).reshape(-1)
-    return tensor if isinstance(tensor, StoredTensor) else tensor.detach().reshape(-1)
-
-
-def _device(tensor: Tensor | StoredTensor) -> torch.device:
-    return torch.device("cpu") if isinstance(tensor, StoredTensor) else tensor.device
+def _flat(tensor: Tensor) -> Tensor:
+    """A view where that is possible; complex numbers as pairs of real ones."""
+    tensor = tensor.detach()
+    return (torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor).reshape(-1)
 
 
 def _peak(spans: list[tuple[int, int]]) -> int:

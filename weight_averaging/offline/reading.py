@@ -8,7 +8,7 @@ saves right after an evaluation) holds the average as its weights; the raw ones 
 wherever in the checkpoint that is, and those are what comes out here.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -16,13 +16,12 @@ from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
 from weight_averaging.names import clean_names
+from weight_averaging.offline.fetching import fetching
 from weight_averaging.offline.forms import WANTED, is_checkpoint, open_checkpoint
 from weight_averaging.offline.forms.hugging_face import is_folder
 from weight_averaging.offline.forms.source import Source
 from weight_averaging.offline.layouts import Layout, layout_difference
 from weight_averaging.offline.order import is_aside, numbered, place
-from weight_averaging.offline.safetensors_files import StoredTensor
-from weight_averaging.offline.tracks import BLOCK
 
 
 class Snapshots:
@@ -146,20 +145,12 @@ class Snapshots:
             raise SnapshotError(f"{source.path} has changed: {lacking[0]} is not in it any more")
         return {name: originals[name] for name in chosen}
 
-    def pieces(
-        self, steps: Iterable[int], names: list[str] | None = None
-    ) -> Iterator[tuple[int, Mapping[str, Tensor | StoredTensor]]]:
-        """As `stream`, with the weights of safetensors files to be read piece by piece, which `offline.Plan` does."""
-        for step in steps:
-            source = self.open(step)
-            originals = self._originals(source, names)
-            tensors = source.pieces(list(originals.values()), BLOCK)
-            yield step, {name: tensors[original] for name, original in originals.items()}
-
     def stream(self, steps: Iterable[int], names: list[str] | None = None) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """(step, weights) of each of these steps, one at a time."""
-        for step in steps:
-            yield step, self.state(step, names)
+        """(step, weights) of each of these steps, one at a time; the system is asked for the next one beforehand."""
+        steps = list(steps)
+        for step, after in zip(steps, [*steps[1:], None]):
+            with fetching([] if after is None else [self.paths[after]]):
+                yield step, self.state(step, names)
 
 
 def _names(source: Source) -> list[str]:

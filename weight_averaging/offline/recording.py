@@ -6,8 +6,8 @@
             optimizer.step()
             writer.update(step, model)
 
-Training waits for one copy of the weights in memory; a thread brings it to disk. `weight_averaging.offline.Snapshots` and
-the command `weight-averaging average` read the folder.
+Training waits for one copy of the weights in memory; a thread brings it to disk. `weight_averaging.offline.Snapshots`
+and the command `weight-averaging average` read the folder.
 """
 
 import json

@@ -1,4 +1,6 @@
-"""Files in the safetensors format, mapped or read piece by piece, and written tensor by tensor. Needs torch only.
+"""Files in the safetensors format, mapped, and written tensor by tensor. Needs torch only.
+
+The format's own library maps files at the same cost (docs/results/cost.md) and writes them only as a whole.
 
 The format: eight bytes with the length of a JSON header, the header (type, shape and byte range of each tensor), then
 the tensors' bytes. https://github.com/huggingface/safetensors
@@ -31,69 +33,6 @@ _NAMES = {dtype: name for name, dtype in TYPES.items()}
 # In the metadata of our own snapshots: the names of what averagers leave as training has it, and of what is frozen.
 LATEST, FROZEN = "latest", "frozen"
 _MAX_HEADER = 100 << 20  # as the format's own library has it
-
-
-class _Reader:
-    """An open file and a small buffer for pieces of it. SnapshotError if it is shorter than it was."""
-
-    def __init__(self, path: Path, size: int) -> None:
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by __del__
-        self.buffer = torch.empty(size, dtype=torch.uint8)
-        self._view = bytes_of(self.buffer)
-
-    def fill_buffer(self, count: int, at: int) -> None:
-        self.fill(self._view[:count], at)
-
-    def fill(self, left: memoryview, at: int) -> None:
-        self._file.seek(at)
-        while left:
-            if not (count := self._file.readinto(left)):
-                raise SnapshotError(f"{self._file.name} has become shorter while it was read")
-            left = left[count:]
-
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            self._file.close()
-
-
-class StoredTensor:
-    """A tensor in a file, read piece by piece.
-
-    Reading into one small buffer costs a third of using a mapped file, whose every page is a fault.
-
-    Attributes:
-        shape, dtype, nbytes: as of the tensor.
-    """
-
-    def __init__(self, reader: _Reader, begin: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        self.shape = torch.Size(shape)
-        self.dtype = dtype
-        self.nbytes = math.prod(shape) * dtype.itemsize
-        self._reader = reader
-        self._begin = begin
-
-    def numel(self) -> int:
-        return self.shape.numel()
-
-    def piece(self, start: int, stop: int) -> Tensor:
-        """Elements start to stop, flat. Its memory is that of the next piece of any tensor of this file."""
-        size = self.dtype.itemsize
-        count = (stop - start) * size
-        self._reader.fill_buffer(count, self._begin + start * size)
-        return self._reader.buffer[:count].view(self.dtype)
-
-    def load(self) -> Tensor:
-        """The whole tensor, in memory of its own."""
-        data = torch.empty(self.nbytes, dtype=torch.uint8)
-        self._reader.fill(bytes_of(data), self._begin)
-        return data.view(self.dtype).view(self.shape)
-
-
-def bytes_of(data: Tensor) -> memoryview:
-    """The memory of a contiguous tensor on the CPU, which must outlive it."""
-    if not data.numel():
-        return memoryview(b"")
-    return memoryview((ctypes.c_char * data.nbytes).from_address(data.data_ptr())).cast("B")
 
 
 class SafetensorsFile:
@@ -146,15 +85,6 @@ class SafetensorsFile:
                 piece = piece.clone()
             tensors[name] = piece.view(dtype).view(shape)
         return tensors
-
-    def stored(self, names: list[str], piece: int) -> dict[str, StoredTensor]:
-        """The tensors of these names, to be read in pieces of up to `piece` elements."""
-        chosen = {name: self._ranges[name] for name in names}
-        largest = max(
-            (min(piece, math.prod(shape)) * dtype.itemsize for dtype, shape, _, _ in chosen.values()), default=0
-        )
-        reader = _Reader(self.path, largest)
-        return {name: StoredTensor(reader, begin, shape, dtype) for name, (dtype, shape, begin, _) in chosen.items()}
 
 
 class SafetensorsWriter:
@@ -220,3 +150,10 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def bytes_of(data: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU, which must outlive it."""
+    if not data.numel():
+        return memoryview(b"")
+    return memoryview((ctypes.c_char * data.nbytes).from_address(data.data_ptr())).cast("B")

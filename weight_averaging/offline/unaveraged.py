@@ -10,8 +10,8 @@ from torch import Tensor
 from weight_averaging.averages import SnapshotError
 from weight_averaging.filters import Choice, Filter
 from weight_averaging.names import not_to_average
-from weight_averaging.offline.layouts import Layout, whole
-from weight_averaging.offline.safetensors_files import StoredTensor, bytes_of
+from weight_averaging.offline.layouts import Layout
+from weight_averaging.offline.safetensors_files import bytes_of
 
 logger = logging.getLogger("weight_averaging")
 
@@ -75,7 +75,7 @@ class Unchanging:
         self._seen: dict[str, int] = {}
         self._changed: list[str] = []
 
-    def see(self, step: int, name: str, tensor: Tensor | StoredTensor, chosen: bool) -> None:
+    def see(self, step: int, name: str, tensor: Tensor, chosen: bool) -> None:
         """Take note of a tensor that is not averaged; `chosen` if that is for another reason than its type.
 
         Raises:
@@ -86,7 +86,7 @@ class Unchanging:
                 self._changed.append(name)
             return
         could_be_weights = not chosen and len(tensor.shape) >= 2 and tensor.dtype != torch.bool
-        if could_be_weights and self._differs(name, whole(tensor)):
+        if could_be_weights and self._differs(name, tensor):
             kind = str(tensor.dtype).removeprefix("torch.")
             raise SnapshotError(
                 f"step {step}: {name} is {kind} and changes along the snapshots: " + _QUANTISED.format(_module(name))
@@ -108,9 +108,6 @@ class Unchanging:
         return self._seen.setdefault(name, checksum) != checksum
 
 
-def _middle(tensor: Tensor | StoredTensor) -> Tensor:
+def _middle(tensor: Tensor) -> Tensor:
     start = max(0, (tensor.numel() - _PROBE) // 2)
-    stop = min(tensor.numel(), start + _PROBE)
-    if isinstance(tensor, StoredTensor):
-        return tensor.piece(start, stop)
-    return tensor.detach().reshape(-1)[start:stop]
+    return tensor.detach().reshape(-1)[start : start + _PROBE]

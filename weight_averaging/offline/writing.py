@@ -1,18 +1,16 @@
-"""Averages from a folder of snapshots to files, with memory bounded: models larger than memory go tensor by tensor."""
+"""Averages from snapshots to files, with memory bounded: models larger than memory go tensor by tensor."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from weight_averaging.averages import Average, SnapshotError
+from weight_averaging.averages import Average
 from weight_averaging.offline.layouts import Layout, State
 from weight_averaging.offline.plan import Plan
 from weight_averaging.offline.reading import Snapshots
-from weight_averaging.offline.replacing import replacing
-from weight_averaging.offline.safetensors_files import SafetensorsWriter
+from weight_averaging.offline.writers import Writer, writer_for
 
 
 def groups(layout: Layout, models: int, budget: int) -> list[list[str]]:
@@ -22,8 +20,8 @@ def groups(layout: Layout, models: int, budget: int) -> list[list[str]]:
     """
     result: list[list[str]] = []
     left = 0
-    for name, (shape, dtype) in layout.items():
-        size = torch.Size(shape).numel() * (4 * models + dtype.itemsize)
+    for name, kind in layout.items():
+        size = _size(kind, models)
         if not result or size > left:
             result.append([])
             left = budget
@@ -34,8 +32,12 @@ def groups(layout: Layout, models: int, budget: int) -> list[list[str]]:
 
 def memory(layout: Layout, models: int, names: list[list[str]]) -> int:
     """Bytes that the largest group takes."""
-    sizes = {name: torch.Size(shape).numel() * (4 * models + dtype.itemsize) for name, (shape, dtype) in layout.items()}
-    return max(sum(sizes[name] for name in group) for group in names)
+    return max(sum(_size(layout[name], models) for name in group) for group in names)
+
+
+def _size(kind: tuple[tuple[int, ...], torch.dtype], models: int) -> int:
+    shape, dtype = kind
+    return torch.Size(shape).numel() * ((8 if dtype.is_complex else 4) * models + dtype.itemsize)
 
 
 def average_to_files(
@@ -44,61 +46,44 @@ def average_to_files(
     outputs: Mapping[tuple[Average, int], Path],
     budget: int,
     on_read: Callable[[int], object] = lambda count: None,
+    plain_names: bool = False,
 ) -> None:
-    """Write each wanted average to its file: `.safetensors`, tensor by tensor, or `.pt`, held in memory till the end.
+    """Write each wanted average to its file, or folder: see `writers.writer_for`.
 
     Every snapshot's bytes are read once; its file is opened once per group of tensors.
 
     Args:
         plan: of `outputs`' averages over the snapshots.
-        budget: bytes of memory to stay within, beside what `.pt` files hold.
+        budget: bytes of memory to stay within, beside what files of torch.save hold.
         on_read: told the number of bytes whenever some have been read.
+        plain_names: names are those of the model without wrappers, instead of those of the latest snapshot.
     """
-    layout = {
-        name: (shape, torch.float32 if plan.float32 and dtype.is_floating_point else dtype)
-        for name, (shape, dtype) in snapshots.layout.items()
-    }
     with contextlib.ExitStack() as stack:
-        writers = {key: _writer(path, key, layout) for key, path in outputs.items()}
-        for writer in writers.values():
+        writers: dict[tuple[Average, int], tuple[Writer, dict[str, str]]] = {}
+        for (average, step), path in outputs.items():
+            source = snapshots.open(snapshots.latest_up_to(step))
+            names = snapshots.saved_names(source)
+            if plain_names:
+                names = {name: name for name in names}
+            layout = {
+                saved: (shape, torch.float32 if plan.float32 and dtype.is_floating_point else dtype)
+                for saved, (shape, dtype) in ((names[name], kind) for name, kind in snapshots.layout.items())
+            }
+            about = {"average": str(average), snapshots.unit: str(step)}
+            about["members"] = ",".join(map(str, average.members(snapshots.steps, step)))
+            writers[average, step] = writer_for(path, source, layout, about, plan.float32), names
+        for writer, _ in writers.values():
             stack.enter_context(writer)
-        for names in groups(snapshots.layout, plan.peak, budget):
-            for result in plan.run(_told(snapshots, plan.needed, names, on_read)):
+        for group in groups(snapshots.layout, plan.peak, budget):
+            for result in plan.run(_told(snapshots, plan.needed, group, on_read)):
+                writer, names = writers[result.average, result.step]
                 for name, tensor in result.state.items():
-                    writers[result.average, result.step].write(name, tensor)
+                    writer.write(names[name], tensor)
 
 
 def _told(
     snapshots: Snapshots, steps: list[int], names: list[str], on_read: Callable[[int], object]
 ) -> Iterator[tuple[int, State]]:
-    for step, state in snapshots.pieces(steps, names):
+    for step, state in snapshots.stream(steps, names):
         yield step, state
         on_read(sum(tensor.nbytes for tensor in state.values()))
-
-
-def _writer(path: Path, key: tuple[Average, int], layout: Layout) -> "SafetensorsWriter | _TorchWriter":
-    average, step = key
-    if path.suffix == ".safetensors":
-        return SafetensorsWriter(path, layout, {"average": str(average), "step": str(step)})
-    if path.suffix in (".pt", ".pth"):
-        return _TorchWriter(path)
-    raise SnapshotError(f"{path}: the name must end in .safetensors or .pt")
-
-
-class _TorchWriter:
-    """A file of torch.save, written when all tensors are there."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._state: dict[str, Tensor] = {}
-
-    def write(self, name: str, tensor: Tensor) -> None:
-        self._state[name] = tensor
-
-    def __enter__(self) -> "_TorchWriter":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is None:
-            with replacing(self._path) as file:
-                torch.save(self._state, file)

@@ -8,7 +8,7 @@ that `model.safetensors.index.json` names tensor by tensor; `pytorch_model.bin` 
 import contextlib
 import json
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from weight_averaging.offline.forms.safetensors_file import SafetensorsSource
 from weight_averaging.offline.forms.source import Source
 from weight_averaging.offline.forms.torch_file import TorchSource
 from weight_averaging.offline.layouts import Layout
-from weight_averaging.offline.safetensors_files import SafetensorsFile, StoredTensor
+from weight_averaging.offline.safetensors_files import SafetensorsFile
 
 _STEMS = ("model", "pytorch_model", "adapter_model", "diffusion_pytorch_model")
 _INDEX = ".index.json"
@@ -85,12 +85,6 @@ class HuggingFaceSource(Source):
         found = {}
         for part, own in self._by_part(names):
             found.update(part.read(own))
-        return {name: found[name] for name in names}
-
-    def pieces(self, names: list[str], size: int) -> Mapping[str, Tensor | StoredTensor]:
-        found: dict[str, Tensor | StoredTensor] = {}
-        for part, own in self._by_part(names):
-            found.update(part.pieces(own, size))
         return {name: found[name] for name in names}
 
     def _by_part(self, names: list[str]) -> Iterator[tuple[Source, list[str]]]:

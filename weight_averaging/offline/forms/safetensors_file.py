@@ -2,14 +2,13 @@
 
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.forms.source import Source
-from weight_averaging.offline.safetensors_files import FROZEN, LATEST, SafetensorsFile, StoredTensor
+from weight_averaging.offline.safetensors_files import FROZEN, LATEST, SafetensorsFile
 
 _PART = re.compile(r"\d+-of-\d+")
 
@@ -35,6 +34,3 @@ class SafetensorsSource(Source):
 
     def read(self, names: list[str]) -> dict[str, Tensor]:
         return self._file.read(names)
-
-    def pieces(self, names: list[str], size: int) -> Mapping[str, Tensor | StoredTensor]:
-        return self._file.stored(names, size)

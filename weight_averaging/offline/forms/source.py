@@ -1,13 +1,11 @@
 """What every form of checkpoint has to offer."""
 
 import abc
-from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from weight_averaging.offline.layouts import Layout
-from weight_averaging.offline.safetensors_files import StoredTensor
 
 
 class Source(abc.ABC):
@@ -36,7 +34,3 @@ class Source(abc.ABC):
     @abc.abstractmethod
     def read(self, names: list[str]) -> dict[str, Tensor]:
         """The tensors of these names; their bytes are read when they are used, where that is possible."""
-
-    def pieces(self, names: list[str], size: int) -> Mapping[str, Tensor | StoredTensor]:
-        """The same, to be read in pieces of up to `size` elements where that is possible."""
-        return self.read(names)

@@ -26,6 +26,7 @@ _TRAINING = {
 
 class TorchSource(Source):
     """Attributes:
+        extra: entries of the state dict that are extra state, and not averaged.
         averagers: kinds of the averagers whose states are in the file.
     Raises:
         SnapshotError: it is damaged, would run code, or holds no state dict, or one that cannot be averaged.
@@ -37,7 +38,7 @@ class TorchSource(Source):
         self._key, saved = _find_model(path, self._contents)
         about_it = about(path, self._contents, self._key)
         self.form, self.step, self.epoch, self.loading = about_it
-        self._entries = dict(saved)
+        self.extra = {name: value for name, value in saved.items() if _is_extra(name)}
         self._state = {name: value for name, value in saved.items() if not _is_extra(name)}
         _check(path, self._state)
         self.averagers = [str(state["averager"]) for state in averager_states(self._contents)]
@@ -52,8 +53,7 @@ class TorchSource(Source):
 
         Extra state (`_extra_state`) stays as it is in the file.
         """
-        extra = {name: value for name, value in self._entries.items() if _is_extra(name)}
-        weights = {**state, **extra}
+        weights = {**state, **self.extra}
         if self._key is None:
             return weights
         rest = {key: _without_tensors(value) for key, value in self._contents.items() if key not in _TRAINING}
