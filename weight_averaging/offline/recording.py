@@ -82,7 +82,8 @@ class SnapshotWriter:
     def disk_use(self, model: nn.Module, steps: int) -> int:
         """Bytes that the snapshots of a run of `steps` updates take."""
         count = sum(1 for step in range(self.interval, steps + 1, self.interval) if self._keep(step))
-        return count * sum(tensor.numel() * self._type(tensor).itemsize for tensor in model.state_dict().values())
+        each: int = sum(tensor.numel() * self._type(tensor).itemsize for tensor in model.state_dict().values())
+        return count * each
 
     def update(self, step: int, model: nn.Module) -> bool:
         """Tell that `step` optimizer updates are complete; copies the weights where a snapshot is due.
@@ -167,7 +168,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a folder of snapshots. SnapshotError if there is none or it cannot be read."""
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
+        manifest: dict[str, Any] = json.loads(path.read_text())
         if manifest["format"] != FORMAT:
             raise SnapshotError(f"{path} has format {manifest['format']!r}; this version reads {FORMAT}")
         _ = [(entry["bytes"], entry["sha256"]) for entry in manifest["snapshots"]]
