@@ -20,7 +20,7 @@ $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet $(TORCH)
-	$(PY) -m pip install --quiet -e .[miniperf,analysis,launching,trainers,dev] $(TORCH)  # the torch named above stays
+	$(PY) -m pip install --quiet -e .[torch,jax,miniperf,analysis,launching,trainers,dev] $(TORCH)  # the one named above stays
 	touch $@
 
 $(VENV)/ready-benchmarks: $(VENV)/ready

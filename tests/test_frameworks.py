@@ -42,6 +42,24 @@ def test_the_recipe_itself_needs_no_framework():
     imports_without(FRAMEWORKS, ["submissions.api", *modules])
 
 
+LIBRARY = [".".join(path.with_suffix("").parts) for path in sorted(Path("weight_averaging").rglob("*.py"))]
+OF_JAX = [name for name in LIBRARY if name.startswith("weight_averaging.jax")]
+OF_TRAINERS = [name for name in LIBRARY if name.startswith("weight_averaging.trainers")]
+OF_NONE = [
+    f"weight_averaging.{name}" for name in ("averages", "collection", "filters", "names", "pairwise", "placement")
+]
+
+
+def test_each_framework_is_enough_for_its_part_of_the_library():
+    others = [name for name in LIBRARY if name not in {*OF_JAX, *OF_TRAINERS}]
+    imports_without(["jax", "flax", "optax", "orbax"], others)
+    imports_without(["torch", "flax", "optax", "orbax"], [*OF_JAX, *OF_NONE, "weight_averaging.convert"])
+
+
+def test_definitions_need_neither_framework_nor_numpy():
+    imports_without([*FRAMEWORKS, "numpy"], ["weight_averaging", *OF_NONE])
+
+
 RUN = """
 from miniperf import submission_runner
 from absl import app

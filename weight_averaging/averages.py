@@ -9,9 +9,22 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
-from weight_averaging.collection import check_count, check_decay, check_horizon, is_due, warmed_up
+from weight_averaging.collection import (
+    check_count,
+    check_decay,
+    check_horizon,
+    exponent_from_horizon,
+    is_due,
+    warmup_weight,
+)
+
+# The functions of which weights are made, under the names that array libraries give them.
+NUMBERS = SimpleNamespace(
+    maximum=max, expm1=math.expm1, log1p=lambda value: math.log1p(value) if value > -1 else -math.inf
+)
 
 
 class SnapshotError(ValueError):
@@ -54,8 +67,13 @@ class Average(abc.ABC):
             left *= 1.0 - self.weight(number)
         return [left, *reversed(result)]
 
-    def weight(self, number: int) -> float:
-        """The weight with which snapshot number 2, 3, ... enters the recursion; the first one starts it."""
+    def weight(self, number: Any, functions: Any = NUMBERS) -> Any:
+        """The weight with which snapshot number 2, 3, ... enters the recursion; the first one starts it.
+
+        Args:
+            number: an int, or an array of another library.
+            functions: that library (`jax.numpy`): exact to its rounding, with nothing lost to cancellation.
+        """
         raise NotImplementedError(f"{self} is no recursion")
 
     def members(self, steps: Sequence[int], at: int) -> list[int]:
@@ -130,7 +148,7 @@ class LAWA(Average):
 class EMA(Average):
     """ema <- decay * ema + (1 - decay) * snapshot, from the first snapshot on (as above, Algorithm 2).
 
-    With `warmup` the decay begins small: `collection.warmed_up`.
+    With `warmup` the decay begins small: `collection.warmup_weight`.
     """
 
     decay: float
@@ -146,8 +164,8 @@ class EMA(Average):
     def _choose(self, due: list[int], at: int) -> list[int]:
         return due
 
-    def weight(self, number: int) -> float:
-        return 1.0 - (warmed_up(self.decay, number - 1) if self.warmup else self.decay)
+    def weight(self, number: Any, functions: Any = NUMBERS) -> Any:
+        return warmup_weight(self.decay, number - 1, functions.maximum) if self.warmup else 1.0 - self.decay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,8 +274,22 @@ class Power(Average):
     def _choose(self, due: list[int], at: int) -> list[int]:
         return due
 
-    def weight(self, number: int) -> float:
-        return 1.0 - math.pow(1.0 - 1.0 / number, self.gamma + 1.0)
+    def weight(self, number: Any, functions: Any = NUMBERS) -> Any:
+        return -functions.expm1((self.gamma + 1.0) * functions.log1p(-1.0 / number))  # 1 - (1 - 1/k)^(gamma + 1)
+
+
+def exponential(
+    decay: float | None, horizon: float | None = None, warmup: bool = False, interval: int | None = None, start: int = 1
+) -> EMA | Power:
+    """The exponential average of either a decay or a horizon (the share of the updates so far that it covers)."""
+    if (decay is None) == (horizon is None):
+        raise TypeError(f"EMA takes either a decay or a horizon, not decay={decay!r} and horizon={horizon!r}")
+    if horizon is not None:
+        if warmup:
+            raise TypeError("EMA with a horizon grows from the start: warmup goes with a decay")
+        return Power(gamma=exponent_from_horizon(horizon), interval=interval, start=start)
+    assert decay is not None
+    return EMA(decay=decay, warmup=warmup, interval=interval, start=start)
 
 
 def _divisors(number: int) -> set[int]:

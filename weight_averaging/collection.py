@@ -13,13 +13,14 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import Any
 
 BUFFERS = ("average", "latest", "recompute")  # what may become of floating-point buffers
 
 
 def is_due(step: int, interval: int, start: int = 1) -> bool:
     """Whether a snapshot is due after update `step` (1, 2, ...): from `start` on, at multiples of `interval`."""
-    return step >= start and step % interval == 0
+    return (step >= start) & (step % interval == 0)  # not `and`: the step may be an array of JAX
 
 
 def missed(last: int, step: int, interval: int, start: int = 1) -> int:
@@ -92,9 +93,14 @@ def suggest(total_updates: int) -> Suggestion:
     >>> suggest(3_000)
     Suggestion(horizon=0.04, interval=6, window=20, decay=0.9047619047619048)
     """
-    horizon = suggested_horizon(total_updates)
-    interval, window = interval_and_window(horizon, WINDOW, total_updates)
-    return Suggestion(horizon, interval, window, decay_from_window(window))
+    interval, window = for_run(total_updates, None, WINDOW)
+    return Suggestion(suggested_horizon(total_updates), interval, window, decay_from_window(window))
+
+
+def for_run(total_updates: int, horizon: float | None, window: int) -> tuple[int, int]:
+    """Interval and window that cover a share of a run, by default the suggested one; see `interval_and_window`."""
+    check_count("total_updates", total_updates)
+    return interval_and_window(suggested_horizon(total_updates) if horizon is None else horizon, window, total_updates)
 
 
 WINDOW = 20  # snapshots: of the same horizon, more or fewer hardly matter (docs/results/horizon)
@@ -137,15 +143,19 @@ def exponent_from_horizon(horizon: float) -> float:
     return 2 / check_horizon(horizon) - 2
 
 
-def warmed_up(decay: float, count: int) -> float:
-    """The decay with which a snapshot enters that comes after `count` others: min(decay, (1 + count) / (10 + count)).
+def warmup_weight(decay: float, count: int, maximum: Any = max) -> float:
+    """The weight with which a snapshot enters that comes after `count` others, where the decay begins small.
 
-    The schedule of TensorFlow's ExponentialMovingAverage, which others took over.
+    That decay is min(decay, (1 + count) / (10 + count)), the schedule of TensorFlow's ExponentialMovingAverage, which
+    others took over; one minus it is max(1 - decay, 9 / (10 + count)), which loses nothing to cancellation.
 
-    >>> [round(warmed_up(0.999, count), 3) for count in (1, 10, 100, 100_000)]
+    Args:
+        count: also an array of another framework, with that framework's `maximum`.
+
+    >>> [round(1 - warmup_weight(0.999, count), 3) for count in (1, 10, 100, 100_000)]
     [0.182, 0.55, 0.918, 0.999]
     """
-    return min(decay, (1 + count) / (10 + count))
+    return maximum(1.0 - decay, 9.0 / (10.0 + count))
 
 
 def check_step(step: object, last: int) -> int:
