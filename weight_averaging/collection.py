@@ -155,7 +155,8 @@ def warmup_weight(decay: float, count: int, maximum: Any = max) -> float:
     >>> [round(1 - warmup_weight(0.999, count), 3) for count in (1, 10, 100, 100_000)]
     [0.182, 0.55, 0.918, 0.999]
     """
-    return maximum(1.0 - decay, 9.0 / (10.0 + count))
+    weight: float = maximum(1.0 - decay, 9.0 / (10.0 + count))
+    return weight
 
 
 def check_step(step: object, last: int) -> int:
