@@ -139,6 +139,10 @@ def test_it_works_beside_one_framework_alone(tmp_path, wheel, framework, program
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip() == weight_averaging.__version__
+    if framework == "torch":
+        command = [str(python), "-m", "weight_averaging", "--help"]
+        helped = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert "weight-averaging average" in helped.stdout, helped.stderr[-3000:]
 
 
 @pytest.mark.heavy

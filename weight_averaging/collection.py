@@ -93,9 +93,14 @@ def suggest(total_updates: int) -> Suggestion:
     >>> suggest(3_000)
     Suggestion(horizon=0.04, interval=6, window=20, decay=0.9047619047619048)
     """
-    horizon = suggested_horizon(total_updates)
-    interval, window = interval_and_window(horizon, WINDOW, total_updates)
-    return Suggestion(horizon, interval, window, decay_from_window(window))
+    interval, window = for_run(total_updates, None, WINDOW)
+    return Suggestion(suggested_horizon(total_updates), interval, window, decay_from_window(window))
+
+
+def for_run(total_updates: int, horizon: float | None, window: int) -> tuple[int, int]:
+    """Interval and window that cover a share of a run, by default the suggested one; see `interval_and_window`."""
+    check_count("total_updates", total_updates)
+    return interval_and_window(suggested_horizon(total_updates) if horizon is None else horizon, window, total_updates)
 
 
 WINDOW = 20  # snapshots: of the same horizon, more or fewer hardly matter (docs/results/horizon)
@@ -150,7 +155,8 @@ def warmup_weight(decay: float, count: Any, maximum: Any = max) -> Any:
     >>> [round(1 - warmup_weight(0.999, count), 3) for count in (1, 10, 100, 100_000)]
     [0.182, 0.55, 0.918, 0.999]
     """
-    return maximum(1.0 - decay, 9.0 / (10.0 + count))
+    weight: float = maximum(1.0 - decay, 9.0 / (10.0 + count))
+    return weight
 
 
 def check_step(step: object, last: int) -> int:

@@ -83,7 +83,8 @@ def averager(
         return collect(state, params, jnp.asarray(step, jnp.int32))
 
     def ready(state: Any) -> Array:
-        return jnp.asarray(state.count >= needed)
+        enough: Array = state.count >= needed
+        return enough
 
     def averaged(state: Any, params: Tree) -> Tree:
         return jax.tree.map(

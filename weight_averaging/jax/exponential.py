@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from weight_averaging.averages import exponential
-from weight_averaging.collection import WINDOW, check_count, decay_from_window, interval_and_window, suggested_horizon
+from weight_averaging.collection import WINDOW, check_count, decay_from_window, for_run
 from weight_averaging.jax.averager import Averager, averager, counter
 from weight_averaging.jax.trees import Tree, check_averaged, is_averaged, placeholder, single, single_copy
 
@@ -106,6 +106,5 @@ def ema(
 
 def ema_for_run(total_updates: int, *, horizon: float | None = None, window: int = WINDOW, **options: Any) -> Averager:
     """The EMA as old on average as `lawa_for_run` of the same arguments."""
-    share = suggested_horizon(total_updates) if horizon is None else horizon
-    interval, length = interval_and_window(share, window, check_count("total_updates", total_updates))
+    interval, length = for_run(total_updates, horizon, window)
     return ema(decay_from_window(length), interval, **options)

@@ -102,7 +102,8 @@ def host_lawa(
             if not is_averaged(leaf):
                 return jnp.copy(leaf)
             total = pairwise_sum(_to_device(value, leaf) for value in values)
-            return jnp.asarray(_mean(total, len(values), dtype_of(leaf)))
+            result: Array = _mean(total, len(values), dtype_of(leaf))
+            return result
 
         return jax.tree.map(mean, params, *held)
 
@@ -167,8 +168,8 @@ def _to_host(leaf: Array) -> Any:
 def _to_device(value: Any, leaf: Any) -> Array:
     """A snapshot's leaf where that of the parameters is."""
     if not isinstance(leaf, Array) or not leaf.is_fully_replicated:
-        placed: Array = jax.device_put(value, leaf.sharding if isinstance(leaf, Array) else None)
-        return placed
+        there: Array = jax.device_put(value, leaf.sharding if isinstance(leaf, Array) else None)
+        return there
     copies = [jax.device_put(value, shard.data.sharding) for shard in leaf.addressable_shards]
     return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, copies)
 
@@ -188,7 +189,8 @@ def _free_bytes(device: jax.Device) -> int:
     statistics = device.memory_stats() or {}
     if "bytes_limit" not in statistics:
         return 1 << 62  # not known: the allocator will tell
-    return int(statistics["bytes_limit"] - statistics["bytes_in_use"])
+    free: int = statistics["bytes_limit"] - statistics["bytes_in_use"]
+    return free
 
 
 _all_finite = jax.jit(all_finite)

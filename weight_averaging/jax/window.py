@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from weight_averaging.collection import WINDOW, check_count, interval_and_window, suggested_horizon
+from weight_averaging.collection import WINDOW, check_count, for_run
 from weight_averaging.jax.averager import Averager, averager, counter
 from weight_averaging.jax.trees import Tree, check_averaged, is_averaged, placeholder, single
 from weight_averaging.pairwise import pairwise_sum
@@ -128,14 +128,13 @@ def lawa_for_run(total_updates: int, *, horizon: float | None = None, window: in
 
     Args:
         total_updates: of the run, T.
-        horizon: the share of it that the window covers, in (0, 1]; None: `collection.suggested_horizon`, 1 % of a run
-            of 10,000 updates or more and 4 % of a shorter one.
+        horizon: the share of it that the window covers, in (0, 1]; None: `collection.suggested_horizon`, 1 % of a
+            run of 10,000 updates or more and 4 % of a shorter one.
         window: snapshots that cover it, at most: interval = horizon * T / window.
         options: further arguments of `lawa`.
 
     >>> dict(lawa_for_run(120_000).settings)["interval"]
     60
     """
-    share = suggested_horizon(total_updates) if horizon is None else horizon
-    interval, window = interval_and_window(share, window, check_count("total_updates", total_updates))
+    interval, window = for_run(total_updates, horizon, window)
     return lawa(interval, window, **options)

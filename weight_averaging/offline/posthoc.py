@@ -93,5 +93,5 @@ def fit(stored: Sequence[Track], wanted: Track) -> Fit:
 def _inner(a: Track, b: Track) -> float:
     """The integral over [0, min(step)] of the product of the two densities (Karras et al., eq. 127)."""
     first, second = (a, b) if a.step <= b.step else (b, a)
-    ratio = (first.step / second.step) ** second.gamma
-    return (a.gamma + 1) * (b.gamma + 1) * float(ratio) / ((a.gamma + b.gamma + 1) * second.step)
+    ratio = math.pow(first.step / second.step, second.gamma)
+    return (a.gamma + 1) * (b.gamma + 1) * ratio / ((a.gamma + b.gamma + 1) * second.step)

@@ -82,8 +82,8 @@ class SnapshotWriter:
     def disk_use(self, model: nn.Module, steps: int) -> int:
         """Bytes that the snapshots of a run of `steps` updates take."""
         count = sum(1 for step in range(self.interval, steps + 1, self.interval) if self._keep(step))
-        size: int = sum(tensor.numel() * self._type(tensor).itemsize for tensor in model.state_dict().values())
-        return count * size
+        each: int = sum(tensor.numel() * self._type(tensor).itemsize for tensor in model.state_dict().values())
+        return count * each
 
     def update(self, step: int, model: nn.Module) -> bool:
         """Tell that `step` optimizer updates are complete; copies the weights where a snapshot is due.

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from weight_averaging.averages import exponential
-from weight_averaging.collection import WINDOW, check_count, decay_from_window, interval_and_window, suggested_horizon
+from weight_averaging.collection import WINDOW, check_count, decay_from_window, for_run
 from weight_averaging.filters import Choice
 from weight_averaging.torch.averager import Averager
 from weight_averaging.torch.blocks import Block
@@ -93,8 +93,7 @@ class EMA(Averager):
         cls, model: nn.Module, total_updates: int, *, horizon: float | None = None, window: int = WINDOW, **options: Any
     ) -> "EMA":
         """The EMA as old on average as `LAWA.for_run` of the same arguments."""
-        share = suggested_horizon(total_updates) if horizon is None else horizon
-        interval, length = interval_and_window(share, window, check_count("total_updates", total_updates))
+        interval, length = for_run(total_updates, horizon, window)
         return cls(model, interval=interval, decay=decay_from_window(length), **options)
 
     @property

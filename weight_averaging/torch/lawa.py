@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from weight_averaging.collection import WINDOW, check_count, interval_and_window, suggested_horizon
+from weight_averaging.collection import WINDOW, check_count, for_run
 from weight_averaging.filters import Choice
 from weight_averaging.torch.averager import Averager
 from weight_averaging.torch.blocks import Block
@@ -99,8 +99,7 @@ class LAWA(Averager):
         >>> lawa.interval, lawa.window
         (60, 20)
         """
-        share = suggested_horizon(total_updates) if horizon is None else horizon
-        interval, window = interval_and_window(share, window, check_count("total_updates", total_updates))
+        interval, window = for_run(total_updates, horizon, window)
         return cls(model, interval=interval, window=window, **options)
 
     @property
