@@ -2,7 +2,7 @@
 
     python -m benchmarks.trainers
 
-A GPT-2 of 6.6 million parameters, 4 x 32 tokens a batch, on one thread; no evaluations. Runs of all variants are taken
+A GPT-2 of 6.3 million parameters, 4 x 32 tokens a batch, on one thread; no evaluations. Runs of all variants are taken
 in turns and timed in processor time from the first update to the last. `run` is the median over the turns of the ratio
 to the run without averaging in the same turn. `in hooks` is 1 + (time in the callback's hooks) / (time in the rest of
 its run), from which the noise of training falls out.
