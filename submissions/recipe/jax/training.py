@@ -19,7 +19,7 @@ class State(NamedTuple):
     Attributes:
         optimizer: of the optax transformation; the first number in it counts updates.
         averaging: of the averager; () without one.
-        raw: what training goes on from while the harness has something else to evaluate (swapping.py); () without an
+        raw: what training goes on from while the harness has something else to evaluate (averagers.py); () without an
             averager.
     """
 
