@@ -44,7 +44,11 @@ def test_the_recipe_itself_needs_no_framework():
     imports_without(FRAMEWORKS, ["submissions.api", *modules])
 
 
-LIBRARY = [".".join(path.with_suffix("").parts) for path in sorted(Path("weight_averaging").rglob("*.py"))]
+LIBRARY = [
+    ".".join(path.with_suffix("").parts)
+    for path in sorted(Path("weight_averaging").rglob("*.py"))
+    if path.name != "__main__.py"
+]
 OF_JAX = [name for name in LIBRARY if name.startswith("weight_averaging.jax")]
 OF_TRAINERS = [name for name in LIBRARY if name.startswith("weight_averaging.trainers")]
 OF_NONE = [

@@ -212,7 +212,8 @@ def test_for_run_is_pytorchs_rule():
     assert dict(lawa_for_run(120_000, horizon=0.01).settings) == {
         "averager": "LAWA", "interval": 60, "window": 20, "start": 1, "allow_partial": False
     }  # fmt: skip
-    assert dict(lawa_for_run(1_000, start=5).settings)["window"] == 10
+    short = dict(lawa_for_run(1_000, start=5).settings)
+    assert (short["interval"], short["window"], short["start"]) == (2, 20, 5)
     given = dict(ema_for_run(1_000, horizon=0.01, warmup=True).settings)
     assert (given["interval"], given["decay"], given["warmup"]) == (1, 9 / 11, True)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
-from weight_averaging.offline.replacing import replacing
+from weight_averaging.replacing import replacing
 from weight_averaging.offline.safetensors_files import SafetensorsFile, SafetensorsWriter, sha256
 
 CHECKSUMS = "sums.json"

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
-from weight_averaging.offline.replacing import replacing
+from weight_averaging.replacing import replacing
 
 Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
