@@ -10,7 +10,7 @@ SUITE := runs/suite
 .PHONY: help demo suite test lint benchmarks clean
 
 help:
-	@echo "make demo        train NadamW, +LAWA and +EMA on two small real tasks (a few minutes), print who was first"
+	@echo "make demo        train a small language model by AdamW, +LAWA and +EMA, three seeds (some minutes), print who was first"
 	@echo "                 make FRAMEWORK=jax demo does so in JAX"
 	@echo "make suite       the same on all eight miniature workloads (under ten minutes on two cores)"
 	@echo "make test        run the tests"
@@ -22,22 +22,16 @@ $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet $(TORCH)
-	$(PY) -m pip install --quiet -e .[torch,jax,miniperf,text,analysis,launching,trainers,dev] $(TORCH)  # that torch stays
+	$(PY) -m pip install --quiet -e .[torch,jax,miniperf,miniperf-jax,text,analysis,launching,trainers,dev] $(TORCH)  # that torch stays
 	touch $@
 
 $(VENV)/ready-benchmarks: $(VENV)/ready
 	$(PY) -m pip install --quiet -e .[benchmarks]
 	touch $@
 
-$(VENV)/ready-pytorch: $(VENV)/ready
-	touch $@
-
-$(VENV)/ready-jax: $(VENV)/ready
-	$(PY) -m pip install --quiet -e .[miniperf-jax]
-	touch $@
-
-demo: $(VENV)/ready-$(FRAMEWORK)
-	$(PY) -m scripts.suite --framework=$(FRAMEWORK) --experiment_dir=$(DEMO) --workloads=mini_criteo1tb,mini_imagenet_vit
+demo: $(VENV)/ready
+	$(PY) -m scripts.suite --framework=$(FRAMEWORK) --experiment_dir=$(DEMO) --submissions=adamw,adamw_lawa,adamw_ema \
+	  --workloads=mini_finewebedu_lm --search_spaces=tuning_search_spaces/language_model --seeds=3 --evaluations=30
 	$(PY) -m scripts.report --framework=$(FRAMEWORK) --runs=$(DEMO)
 
 suite: $(VENV)/ready
