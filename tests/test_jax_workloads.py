@@ -22,7 +22,7 @@ from miniperf.workloads.speech import data as speech
 from miniperf.workloads.speech import jax as speech_jax
 from miniperf.workloads.speech import pytorch as speech_pytorch
 
-NAMES = ["mini_criteo1tb", "mini_imagenet_vit", "mini_librispeech_deepspeech"]
+NAMES = ["mini_criteo1tb", "mini_finewebedu_lm", "mini_imagenet_vit", "mini_librispeech_deepspeech"]
 TRAIN, EVAL = spec.ForwardPassMode.TRAIN, spec.ForwardPassMode.EVAL
 UPDATES = 20
 POINT = {
