@@ -1,4 +1,4 @@
-"""mini_finewebedu_lm in JAX: the decoder of `model.py` once more."""
+"""mini_finewebedu_lm in JAX: the decoder of `model.py`, small."""
 
 from typing import Any
 
