@@ -20,7 +20,8 @@ import torch
 
 from benchmarks.timing import device, machine, synchronize
 from miniperf import random_utils, submission, workloads
-from miniperf.workloads.finewebedu_lm.model import PAPER, Decoder, Sizes, token_losses
+from miniperf.workloads.finewebedu_lm.model import Decoder, token_losses
+from miniperf.workloads.finewebedu_lm.sizes import PAPER, Sizes
 from weight_averaging.torch import EMA, LAWA, Averager
 
 TURN = 64

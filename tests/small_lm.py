@@ -13,7 +13,7 @@ sys.path.insert(0, os.getcwd())
 from absl import app
 
 from miniperf import runner
-from miniperf.workloads.finewebedu_lm.model import Sizes
+from miniperf.workloads.finewebedu_lm.sizes import Sizes
 from miniperf.workloads.finewebedu_lm_124m import pytorch
 from scripts import run
 from tests.killing import die

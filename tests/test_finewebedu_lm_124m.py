@@ -11,7 +11,7 @@ import torch
 
 from miniperf import workloads
 from miniperf.errors import UsageError
-from miniperf.workloads.finewebedu_lm.model import PAPER, Sizes
+from miniperf.workloads.finewebedu_lm.sizes import PAPER, Sizes
 from miniperf.workloads.finewebedu_lm_124m import pytorch
 from submissions.recipe.pytorch.gradients import backward, micro_batches
 from tests.test_token_batches import write

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miniperf.workloads.finewebedu_lm.model import PAPER, ROTARY_BASE, Decoder, Sizes, rotate, rotations, token_losses
+from miniperf.workloads.finewebedu_lm.model import Decoder, rotate, rotations, token_losses
+from miniperf.workloads.finewebedu_lm.sizes import PAPER, ROTARY_BASE, Sizes
 
 SMALL = Sizes(vocabulary=40, context=24, width=32, layers=3, heads=4, hidden=48)
 

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from miniperf import checkpoints, frameworks
-from miniperf.workloads.finewebedu_lm.model import Decoder, Sizes
+from miniperf.workloads.finewebedu_lm.model import Decoder
+from miniperf.workloads.finewebedu_lm.sizes import Sizes
 from miniperf.workloads.finewebedu_lm_124m.pytorch import FinewebeduLm124mWorkload
 from scripts import average_checkpoints
 from tests.test_runner import assert_same_end, leaves

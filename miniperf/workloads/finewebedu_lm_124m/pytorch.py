@@ -22,8 +22,9 @@ from miniperf.errors import UsageError
 from miniperf.pytorch_utils import in_ranks, pytorch_setup
 from miniperf.workloads.finewebedu_lm import tokenizer
 from miniperf.workloads.finewebedu_lm.chunks import ShuffledBatches, in_order
-from miniperf.workloads.finewebedu_lm.model import PAPER, Decoder, token_losses
+from miniperf.workloads.finewebedu_lm.model import Decoder, token_losses
 from miniperf.workloads.finewebedu_lm.shards import Tokens
+from miniperf.workloads.finewebedu_lm.sizes import PAPER
 from miniperf.workloads.pytorch import parameter_type, summed
 
 USE_DDP, RANK, DEVICE, RANKS = pytorch_setup()
