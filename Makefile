@@ -3,14 +3,16 @@ TORCH ?= torch==2.13.0
 PYTHON ?= python3.11
 VENV := .venv
 PY := $(VENV)/bin/python
-DEMO := runs/demo
+FRAMEWORK ?= pytorch
+DEMO := runs/demo$(if $(filter-out pytorch,$(FRAMEWORK)),_$(FRAMEWORK))
 SUITE := runs/suite
 
 .PHONY: help demo suite test lint benchmarks clean
 
 help:
-	@echo "make demo        train NadamW, +LAWA and +EMA on two small real tasks (a few minutes), print who was first"
-	@echo "make suite       the same on all seven miniature workloads (7 minutes on two cores)"
+	@echo "make demo        train a small language model by AdamW, +LAWA and +EMA, three seeds (some minutes), print who was first"
+	@echo "                 make FRAMEWORK=jax demo does so in JAX"
+	@echo "make suite       the same on all eight miniature workloads (under ten minutes on two cores)"
 	@echo "make test        run the tests"
 	@echo "make lint        ruff, mypy, hadolint, shellcheck"
 	@echo "make benchmarks  cost of averaging beside other libraries and the memory-traffic limit"
@@ -20,7 +22,7 @@ $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet $(TORCH)
-	$(PY) -m pip install --quiet -e .[miniperf,analysis,launching,dev]
+	$(PY) -m pip install --quiet -e .[torch,jax,miniperf,miniperf-jax,text,analysis,launching,trainers,dev] $(TORCH)  # that torch stays
 	touch $@
 
 $(VENV)/ready-benchmarks: $(VENV)/ready
@@ -28,8 +30,9 @@ $(VENV)/ready-benchmarks: $(VENV)/ready
 	touch $@
 
 demo: $(VENV)/ready
-	$(PY) -m scripts.suite --experiment_dir=$(DEMO) --workloads=mini_criteo1tb,mini_imagenet_vit
-	$(PY) -m scripts.report --runs=$(DEMO)
+	$(PY) -m scripts.suite --framework=$(FRAMEWORK) --experiment_dir=$(DEMO) --submissions=adamw,adamw_lawa,adamw_ema \
+	  --workloads=mini_finewebedu_lm --search_spaces=tuning_search_spaces/language_model --seeds=3 --evaluations=30
+	$(PY) -m scripts.report --framework=$(FRAMEWORK) --runs=$(DEMO)
 
 suite: $(VENV)/ready
 	$(PY) -m scripts.suite --experiment_dir=$(SUITE)
@@ -50,6 +53,8 @@ benchmarks: $(VENV)/ready-benchmarks
 	$(PY) -m benchmarks.nadamw_step
 	$(PY) -m benchmarks.training_step
 	$(PY) -m benchmarks.growth
+	$(PY) -m benchmarks.trainers
+	$(PY) -m benchmarks.jax_averaging_cost
 
 clean:
 	rm -rf $(VENV)

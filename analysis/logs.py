@@ -73,8 +73,8 @@ class _Place(NamedTuple):
     home: str  # the submission's folder
 
 
-def read(sources: str | Path | Sequence[str | Path]) -> Logs:
-    """All runs of one or several folders or tar archives.
+def read(sources: str | Path | Sequence[str | Path], framework: str | None = None) -> Logs:
+    """All runs of one or several folders or tar archives, or those in one framework.
 
     Left out, counted and named in `skipped`: trials without an eval_measurements.csv, files elsewhere than in a
     trial's folder, files without global_step or without an evaluation, half-written lines (too few fields, or a last
@@ -100,6 +100,8 @@ def read(sources: str | Path | Sequence[str | Path]) -> Logs:
     for folder, texts in folders.items():
         if isinstance(place := _place(folder), str):
             skipped += [(str(folder / name), place) for name in texts if name == MEASUREMENTS]
+        elif framework not in (None, place.framework):
+            continue
         elif MEASUREMENTS not in texts:
             skipped.append((str(folder), f"a trial without {MEASUREMENTS}"))
         else:
@@ -108,6 +110,8 @@ def read(sources: str | Path | Sequence[str | Path]) -> Logs:
             if count:
                 extra = {"folder": str(folder), **{kind: _latest(texts, kind) for kind in ("hparams", "meta", "flags")}}
                 rows.append({**place._asdict(), **extra})
+    if not rows and framework is not None and not skipped:
+        raise UsageError(f"no run in {framework} below {', '.join(map(str, sources))}")
     if not rows:
         raise UsageError(f"no readable run below {', '.join(map(str, sources))}; the first skipped: {skipped[0]}")
     runs = pd.DataFrame(rows)

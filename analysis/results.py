@@ -12,7 +12,7 @@ from analysis.speedup import Speedup
 from analysis.versions import OWN
 from analysis.what_if import WhatIf
 
-BASELINES = ("baseline", "nadamw", "nadamw_baselinev05")
+BASELINES = ("baseline", "nadamw", "adamw", "nadamw_baselinev05")
 
 
 @dataclass(frozen=True)

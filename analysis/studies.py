@@ -63,7 +63,8 @@ _CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
 }
 _NEEDED = ("title", "question", "submissions", "workloads", "seeds", "search_spaces", "figures")
 _OPTIONAL = ("paper", "grid", "trials", "offline")
-_AVERAGED = ("lawa", "ema")  # whose runs are the baseline's but for the average
+# Submissions whose runs are those of the baseline, here after them, but for the average.
+_AVERAGED = {"lawa": "nadamw", "ema": "nadamw", "adamw_lawa": "adamw", "adamw_ema": "adamw"}
 
 
 @dataclass(frozen=True)
@@ -171,9 +172,11 @@ def _checked(name: str, content: Any) -> Study:
     offline = content.get("offline", False)
     if not isinstance(offline, bool):
         raise UsageError(f"offline must be true or false, not {offline!r}")
-    if offline and (trained := [name for name in submissions[1:] if name not in _AVERAGED]):
+    averages = [name for name, baseline in _AVERAGED.items() if baseline == submissions[0]]
+    if offline and (trained := [name for name in submissions[1:] if name not in averages]):
         raise UsageError(
-            f"offline: {trained[0]} is no average of {submissions[0]}'s runs; only {' and '.join(_AVERAGED)} can be"
+            f"offline: {trained[0]} is no average of {submissions[0]}'s runs; only {' and '.join(averages) or 'none'} "
+            "can be"
         )
     return Study(
         name=name,

@@ -24,8 +24,8 @@ from torch import nn
 from tqdm import tqdm
 
 from benchmarks.timing import device, machine, medians
+from weight_averaging.placement import free_host_bytes
 from weight_averaging.torch import EMA, LAWA
-from weight_averaging.torch.placement import free_host_bytes
 
 WEIGHTS = (10**6, 10**7, 5 * 10**7, 10**8, 5 * 10**8)
 WINDOWS = (2, 5, 10, 20, 50, 100)

@@ -24,9 +24,9 @@ from torch import nn
 from benchmarks.timing import machine
 from weight_averaging.averages import EMA, LAWA, Average
 from weight_averaging.offline import Plan
-from weight_averaging.offline_files import groups
-from weight_averaging.safetensors_files import SafetensorsWriter
-from weight_averaging.snapshot_files import Snapshots
+from weight_averaging.offline.reading import Snapshots
+from weight_averaging.offline.safetensors_files import SafetensorsWriter
+from weight_averaging.offline.writing import groups
 
 INTERVALS = (1, 2, 3, 4)  # in snapshots; windows and decays: five each
 WINDOWS = (2, 3, 4, 5, 6)
@@ -60,7 +60,7 @@ def average(folder: Path, wanted: list[tuple[Average, int]]) -> None:
     snapshots = Snapshots(folder)
     plan = Plan(wanted, snapshots.steps)
     for names in groups(snapshots.layout, plan.peak, BUDGET):
-        for _ in plan.run(snapshots.pieces(plan.needed, names)):
+        for _ in plan.run(snapshots.stream(plan.needed, names)):
             pass
 
 

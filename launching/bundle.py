@@ -94,7 +94,7 @@ def _needed(root: Path, start: str) -> set[str]:
         if module in found or source is None:
             continue
         found.add(module)
-        for node, target in _imports(root, module):
+        for node, target in _imports(root, module, at_run_time=True):
             parents = target.split(".")
             waiting += [".".join(parents[:count]) for count in range(1, len(parents) + 1)]
             waiting += [f"{target}.{alias.name}" for alias in node.names]
@@ -103,13 +103,24 @@ def _needed(root: Path, start: str) -> set[str]:
     return found - {".".join(above[:count]) for count in range(1, len(above) - 1)}
 
 
-def _imports(root: Path, module: str) -> list[tuple[ast.ImportFrom, str]]:
-    """The `from` imports of modules of this repository, with the absolute names of those."""
+def _imports(root: Path, module: str, at_run_time: bool = False) -> list[tuple[ast.ImportFrom, str]]:
+    """The `from` imports of modules of this repository, with the absolute names of those.
+
+    Args:
+        at_run_time: without those that are there for types only.
+    """
     source = _file(root, module)
     assert source is not None
     package = module.split(".") if source.name == "__init__.py" else module.split(".")[:-1]
     found = []
-    for node in ast.walk(ast.parse(source.read_text())):
+    tree = ast.parse(source.read_text())
+    for_types = [
+        node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    skipped = {id(node) for block in for_types for node in ast.walk(block)} if at_run_time else set()
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
         if isinstance(node, ast.Import) and any(_file(root, alias.name) for alias in node.names):
             raise UsageError(f"{source}:{node.lineno}: write `from ... import` so that it can be made relative")
         if isinstance(node, ast.ImportFrom):

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from launching.workloads import WORKLOADS, base_name
+from launching.workloads import WORKLOADS, base_name, needs_of
 from miniperf import submission
 from miniperf.errors import UsageError
 from submissions.recipe.batch_sizes import get_batch_size
@@ -18,6 +18,12 @@ PASSED_ON = (
     "tuning_ruleset", "tuning_search_space", "num_tuning_trials", "hparam_start_index", "hparam_end_index", "rng_seed",
     "max_global_steps", "save_checkpoints", "save_intermediate_checkpoints", "resume_last_run", "overwrite",
 )  # fmt: skip
+
+FLAX_FORMAT = "FLAX_USE_ORBAX_CHECKPOINTING=false"
+RESTORED_IN_JAX = (
+    "--resume_last_run: the harness restores arrays in JAX with one axis too many; the submissions of this repository "
+    "take it off, of others it has to be expected that they fail or train on in wrong shapes"
+)
 
 
 def gpus_found(asked: int | None) -> int:
@@ -60,9 +66,9 @@ def check_batch_size(workload: str, gpus: int) -> None:
         raise UsageError(f"--gpus={gpus}: the batch of {size} on {workload} does not divide by it")
 
 
-def check_data(workload: str, root: str) -> None:
+def check_data(workload: str, root: str, framework: str) -> None:
     """UsageError that names what is missing and the command that makes it."""
-    needs = WORKLOADS[base_name(workload)]
+    needs = needs_of(workload, framework)
     folder = Path(root).expanduser() / needs.folder
     missing = [pattern for pattern in needs.contents if not any(folder.glob(pattern))]
     if missing:
@@ -82,13 +88,33 @@ def remove_torn_checkpoints(trials: Iterable[Path]) -> list[Path]:
     return torn
 
 
+def check_jax_checkpoints(trials: Iterable[Path]) -> None:
+    """UsageError if one of the folders of trials in JAX holds a checkpoint that the harness cannot restore.
+
+    Left to itself flax saves through Orbax, which gives nothing back for the evaluations so far: the harness fails
+    ("'NoneType' object has no attribute 'items'") before the submission is asked. A run started by this repository has
+    FLAX_FORMAT in its environment. What the harness does then to a restored state, recipe/jax/resuming.py takes back.
+    """
+    for trial in trials:
+        for path in trial.glob("checkpoint_*"):
+            if path.is_dir():
+                raise UsageError(
+                    f"--resume_last_run: the harness cannot restore {path}, which it wrote through Orbax: start anew "
+                    f"with --overwrite, or keep the run and take another --experiment_name; {FLAX_FORMAT} "
+                    "in the environment, as scripts.run has it, makes a run resumable"
+                )
+
+
 def check_seed(seed: int | None) -> None:
     if seed is not None and not 0 < seed < 2**32:
         raise UsageError(f"--rng_seed={seed}: give one in 1 ... 2**32 - 1; the harness takes 0 for none and draws one")
 
 
-def check_trials(submission_path: str, search_space: str | None, trials: list[Any], workload: str) -> None:
-    """UsageError if the path is unusable, or the submission can tell that it cannot train with one of the trials.
+def check_trials(
+    submission_path: str, search_space: str | None, trials: list[Any], workload: str, framework: str
+) -> None:
+    """UsageError if the path is unusable, the submission is in another framework, or it can tell that it cannot train
+    with one of the trials.
 
     Only submissions that can tell are imported: others may import the harness, which takes ten seconds.
 
@@ -97,7 +123,7 @@ def check_trials(submission_path: str, search_space: str | None, trials: list[An
     """
     if "check_hyperparameters" not in submission.check_path(submission_path).read_text():
         return
-    module = submission.load(submission_path)
+    module = submission.load(submission_path, framework)
     try:
         submission.check_trials(module, trials, WORKLOADS[base_name(workload)].step_hint)
     except UsageError as error:
@@ -106,6 +132,7 @@ def check_trials(submission_path: str, search_space: str | None, trials: list[An
 
 
 def command(
+    framework: str,
     workload: str,
     submission_path: str,
     gpus: int,
@@ -115,25 +142,43 @@ def command(
     flags: dict[str, Any],
     torch_compile: bool | None = None,
 ) -> list[str]:
-    """The official runner's command line, one process a GPU.
+    """The official runner's command line: in PyTorch one process a GPU, in JAX one for all.
 
     Args:
         data_root: holds one folder a data set.
         flags: those of PASSED_ON, by name; None leaves one out.
         torch_compile: default: wherever the harness can.
     """
-    needs = WORKLOADS[base_name(workload)]
+    needs = needs_of(workload, framework)
     data = str(Path(data_root).expanduser() / needs.folder)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nnodes=1", f"--nproc_per_node={gpus}"]
-    compiled = needs.compile and gpus > 0 if torch_compile is None else torch_compile
+    several, compiled = [], []
+    if framework == "pytorch":
+        if gpus > 1:
+            several = ["-m", "torch.distributed.run", "--standalone", "--nnodes=1", f"--nproc_per_node={gpus}"]
+        compiles = needs.compile and gpus > 0 if torch_compile is None else torch_compile
+        compiled = [f"--torch_compile={str(compiles).lower()}"]
     return [
-        sys.executable, *(torchrun if gpus > 1 else []), "-m", "submission_runner", "--framework=pytorch",
+        sys.executable, *several, "-m", "submission_runner", f"--framework={framework}",
         f"--workload={workload}", f"--submission_path={submission_path}", f"--data_dir={data}",
         *[flag.format(data=data) for flag in needs.flags],
         f"--experiment_dir={Path(experiment_dir).expanduser().absolute()}", f"--experiment_name={experiment_name}",
-        f"--torch_compile={str(compiled).lower()}",
-        *[f"--{name}={_text(flags[name])}" for name in PASSED_ON if flags.get(name) is not None],
+        *compiled, *[f"--{name}={_text(flags[name])}" for name in PASSED_ON if flags.get(name) is not None],
     ]  # fmt: skip
+
+
+def environment(framework: str, gpus: int, visible: str | None) -> dict[str, str]:
+    """What the runner wants in its environment beside PYTHONPATH.
+
+    Args:
+        visible: CUDA_VISIBLE_DEVICES as it is, if it is set. A process in JAX takes all that it sees.
+    """
+    if framework == "pytorch":
+        return {"CUDA_VISIBLE_DEVICES": ""} if gpus == 0 else {}
+    name, _, value = FLAX_FORMAT.partition("=")
+    if gpus == 0:
+        return {name: value, "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+    seen = visible.split(",") if visible else [str(number) for number in range(gpus)]
+    return {name: value, "CUDA_VISIBLE_DEVICES": ",".join(seen[:gpus])}
 
 
 def _text(value: Any) -> str:

@@ -1,7 +1,8 @@
 """The grids behind the figures of "When, Where and Why to Average Weights?" (arXiv 2502.06761), per workload.
 
-Each experiment varies some hyperparameters around the NadamW point that the authors used for the workload. The paper
-gives the ranges of its intervals, windows and decays; the values between are powers of two and round numbers here.
+Each experiment varies some hyperparameters around the point that the authors used for the workload: of NadamW, or of
+AdamW for the language model. The paper gives the ranges of its intervals, windows and decays on AlgoPerf; the values
+between are powers of two and round numbers here.
 """
 
 import itertools
@@ -47,6 +48,35 @@ EXPERIMENTS = {
     ),
 }
 
+LANGUAGE_MODEL = "finewebedu_lm_124m"
+# Section 7 and Tables 3 and 4. The first of two settings is fastest to the target, the second has the best loss.
+ADAMW = {"one_minus_beta1": 0.1, "beta2": 0.95, "epsilon": 1e-12, "warmup_factor": 0.1, "grad_clip": 0.1}
+FASTEST = {"learning_rate": 0.01, **ADAMW, "weight_decay": 0.01, "final_lr_factor": 0.1}
+BEST = {"learning_rate": 0.01, **ADAMW, "weight_decay": 0.1, "final_lr_factor": 0.0}
+LM_INTERVALS = (1, 4, 16, 64, 256, 1024)
+LM_EXPERIMENTS = {
+    "grid_adamw": Experiment(
+        "adamw", "Table 3",
+        {
+            "learning_rate": (0.03, 0.1, 0.3, 1.0, 3.0), "final_lr_factor": (0.0, 0.1), "warmup_factor": (0.01, 0.1),
+            "weight_decay": (0.01, 0.1), "grad_clip": (0.01, 0.1),
+        },
+    ),
+    "interval_x_window": Experiment(
+        "adamw_lawa", "9, 13, 14", {"averaging_interval": LM_INTERVALS, "averaging_window": (2, 5, 10, 20, 50)}
+    ),
+    "interval_x_decay": Experiment(
+        "adamw_ema", "9, 13, 14",
+        {"averaging_interval": LM_INTERVALS, "averaging_decay": (0.1, 0.3, 0.6, 0.9, 0.99)},
+    ),
+}  # fmt: skip
+# What `scripts.run --submission` takes for the language model; the averages are those that Appendix B advises.
+LM_SUBMISSIONS: dict[str, dict[str, Any]] = {
+    "adamw": {},
+    "adamw_lawa": {"averaging_interval": 64, "averaging_window": 20},
+    "adamw_ema": {"averaging_interval": 64, "averaging_decay": 0.9},
+}
+
 
 def grid(experiment: Experiment, point: dict[str, Any]) -> list[dict[str, Any]]:
     """All combinations, the last hyperparameter varying fastest."""
@@ -64,9 +94,16 @@ def spaces(root: Path) -> Iterator[tuple[Path, str]]:
     baseline = json.loads((root / "nadamw.json").read_text())
     for workload in SEVEN:
         for name, experiment in EXPERIMENTS.items():
-            points = grid(experiment, baseline[POINT[workload] - 1])
-            text = "[\n  " + ",\n  ".join(map(json.dumps, points)) + "\n]\n"
-            yield root / "paper" / workload / f"{name}.json", text
+            yield root / "paper" / workload / f"{name}.json", _text(grid(experiment, baseline[POINT[workload] - 1]))
+    for name, experiment in LM_EXPERIMENTS.items():
+        yield root / "paper" / LANGUAGE_MODEL / f"{name}.json", _text(grid(experiment, FASTEST))
+    for name, averaging in LM_SUBMISSIONS.items():
+        points = [{**point, **averaging} for point in (FASTEST, BEST)]
+        yield root / "paper" / LANGUAGE_MODEL / f"{name}.json", _text(points)
+
+
+def _text(points: list[dict[str, Any]]) -> str:
+    return "[\n  " + ",\n  ".join(map(json.dumps, points)) + "\n]\n"
 
 
 if __name__ == "__main__":  # python -m launching.paper

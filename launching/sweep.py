@@ -20,6 +20,7 @@ class Job:
     """One trial of one study on one workload."""
 
     harness: str
+    framework: str
     workload: str
     submission: str
     study: int  # its seed
@@ -28,10 +29,12 @@ class Job:
     space: str  # a list, also where the sweep's own was a dict of ranges: a seeded draw of it
     experiment_dir: str
     flags: tuple[str, ...] = ()  # further ones of scripts.run
+    ranks: int = 1  # of miniperf; the official harness has its own from --gpus
 
     @property
     def name(self) -> str:
-        return f"{self.workload}-{self.submission}-study_{self.study}-trial_{self.trial}"
+        framework = "" if self.framework == "pytorch" else f"-{self.framework}"
+        return f"{self.workload}-{self.submission}{framework}-study_{self.study}-trial_{self.trial}"
 
     @property
     def marker(self) -> Path:
@@ -39,12 +42,14 @@ class Job:
         return Path(self.experiment_dir) / "sweep" / f"{self.name}.done"
 
     def command(self) -> list[str]:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.ranks}"]
         return [
-            sys.executable, "-m", "scripts.run", f"--harness={self.harness}", f"--submission={self.submission}",
-            f"--workload={self.workload}", f"--rng_seed={self.study}", f"--tuning_search_space={self.space}",
-            f"--num_tuning_trials={self.trials}", f"--hparam_start_index={self.trial - 1}",
-            f"--hparam_end_index={self.trial}", f"--experiment_dir={self.experiment_dir}", "--resume_last_run",
-            "--nosave_intermediate_checkpoints", *self.flags,
+            sys.executable, *(torchrun if self.ranks > 1 else []), "-m", "scripts.run", f"--harness={self.harness}",
+            f"--framework={self.framework}", f"--submission={self.submission}", f"--workload={self.workload}",
+            f"--rng_seed={self.study}", f"--tuning_search_space={self.space}", f"--num_tuning_trials={self.trials}",
+            f"--hparam_start_index={self.trial - 1}", f"--hparam_end_index={self.trial}",
+            f"--experiment_dir={self.experiment_dir}", "--resume_last_run", "--nosave_intermediate_checkpoints",
+            *self.flags,
         ]  # fmt: skip
 
     def __call__(self) -> None:

@@ -1,9 +1,9 @@
-"""What the official PyTorch workloads need to be started: data, flags, budgets.
+"""What the official workloads need to be started: data, flags, budgets.
 
 Figures of algoperf at 2c90454; those of finewebedu_lm, and the budgets on A100s, of its main branch of 2026.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from miniperf.errors import UsageError
 
@@ -140,6 +140,19 @@ WORKLOADS = {
 SEVEN = (
     "criteo1tb", "fastmri", "imagenet_vit", "librispeech_conformer", "librispeech_deepspeech", "ogbg", "wmt",
 )  # fmt: skip
+
+
+def needs_of(name: str, framework: str) -> OfficialWorkload:
+    """What a workload or variant needs in "pytorch" or "jax". UsageError if there is none of this name."""
+    needs = WORKLOADS[base_name(name)]
+    if framework == "pytorch" or not needs.folder.startswith("imagenet"):
+        return needs
+    return replace(
+        needs,
+        folder=f"imagenet/{framework}",
+        contents=("imagenet2012/5.1.0", "imagenet_v2/matched-frequency/3.0.0"),
+        setup=needs.setup.replace("--framework=pytorch", f"--framework={framework}"),
+    )
 
 
 def base_name(name: str) -> str:

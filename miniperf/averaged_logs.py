@@ -21,7 +21,7 @@ from miniperf.frameworks.pytorch import FRAMEWORK
 from miniperf.logs import MetricsLogger, meta_data, write_json
 from weight_averaging.averages import Average, SnapshotError
 from weight_averaging.offline import Plan, latest_of
-from weight_averaging.snapshot_files import Snapshots
+from weight_averaging.offline.reading import Snapshots
 
 
 class Source:
@@ -40,6 +40,7 @@ class Source:
         self.steps = [int(step) for step in table["global_step"]]
         self._seconds = [float(seconds) for seconds in table["accumulated_submission_time"]]
         self.hyperparameters = self._read("hparams.json")
+        self.data_dir = str(self._read("flags_0.json").get("data_dir", ""))
         self.rng_seed = int(self._read("meta_data_0.json").get("rng_seed", 0))
         study = re.search(r"study_(\d+)", str(self.folder.absolute()))
         self.study = int(study[1]) if study else 0
@@ -103,16 +104,18 @@ def evaluate(
             logs.setdefault((point.average, step), []).append(log)
     if not logs:
         return
+    workload.open(source.data_dir)
     model, model_state = workload.init_model_fn(random_utils.key_from_seed(source.rng_seed))
     if latest is None:
         latest = latest_of(snapshots.layout, known=snapshots.latest)
-    plan = Plan(logs, snapshots.steps, latest=latest)
+    plan = Plan(logs, snapshots.steps, latest=latest, frozen=snapshots.frozen)
     opened = dict.fromkeys(log for same in logs.values() for log in same)
     for log in opened:
         log.begin(workload, workload_name, snapshots)
     rng = random_utils.key_from_seed(source.rng_seed)
+    data = source.data_dir
     with tqdm(total=len(logs), unit="evaluation", disable=None) as bar:
-        for result in plan.run(snapshots.pieces(plan.needed)):
+        for result in plan.run(snapshots.stream(plan.needed)):
             try:
                 model.load_state_dict(result.state)
             except RuntimeError as error:
@@ -121,12 +124,14 @@ def evaluate(
             if validation_only:
                 count = workload.num_validation_examples
                 split = workload._eval_model_on_split(
-                    "validation", count, workload.eval_batch_size, model, model_state, rng, "", result.step
+                    "validation", count, workload.eval_batch_size, model, model_state, rng, data, result.step
                 )
                 metrics = {f"validation/{name}": value for name, value in split.items()}
                 metrics["validation/num_examples"] = count
             else:
-                metrics = workload.eval_model(workload.eval_batch_size, model, model_state, rng, "", None, result.step)
+                metrics = workload.eval_model(
+                    workload.eval_batch_size, model, model_state, rng, data, None, result.step
+                )
             for log in logs[result.average, result.step]:
                 log.add(metrics, result.step)
             bar.update()

@@ -94,6 +94,19 @@ def _cpu_name() -> str:
         return platform.processor()
 
 
+class NoLogger:
+    """In place of a MetricsLogger on the ranks that write nothing."""
+
+    def __init__(self) -> None:
+        self.latest: dict[str, float] = {}
+
+    def append_scalar_metrics(
+        self, metrics: dict[str, float], global_step: int, preemption_count: int | None = None, is_eval: bool = False
+    ) -> None: ...
+
+    def finish(self) -> None: ...
+
+
 class MetricsLogger:
     """measurements.csv, eval_measurements.csv and TensorBoard events.
 

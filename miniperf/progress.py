@@ -6,16 +6,20 @@ from tqdm import tqdm
 
 
 class Progress:
-    """A bar with loss, learning rate, last validation metric and time left; lines where there is no terminal."""
+    """A bar with loss, learning rate, last validation metric and time left; lines where there is no terminal; and
+    nothing if it is not `shown`."""
 
-    def __init__(self, workload: Any, name: str, steps: int | None, step: int, eval_results: list[Any]) -> None:
+    def __init__(
+        self, workload: Any, name: str, steps: int | None, step: int, eval_results: list[Any], shown: bool = True
+    ) -> None:
+        self._shown = shown
         self._metric = f"validation/{workload.target_metric_name}"
         self._target = workload.validation_target_value
         self._bar = tqdm(
             total=steps,
             initial=step,
             unit="step",
-            disable=None,
+            disable=None if shown else True,
             dynamic_ncols=True,
             mininterval=0.5,
             desc=name,
@@ -35,7 +39,7 @@ class Progress:
 
     def after_evaluation(self, step: int, result: dict[str, float]) -> None:
         self._validation = result[self._metric]
-        if self._bar.disable:
+        if self._bar.disable and self._shown:
             seconds = result["score"]
             value = f"{self._metric} {self._validation:.5f}  (target {self._target:g})"
             print(f"step {step:>6} {seconds:8.1f} s  {value}", flush=True)

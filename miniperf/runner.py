@@ -17,7 +17,7 @@ from typing import Any
 
 from miniperf import checkpoints, frameworks, random_utils, spec
 from miniperf.errors import UsageError
-from miniperf.logs import MetricsLogger, meta_data, write_json
+from miniperf.logs import MetricsLogger, NoLogger, meta_data, write_json
 from miniperf.progress import Progress
 
 
@@ -38,6 +38,8 @@ class Settings:
     save_intermediate_checkpoints: bool = True
     tuning_ruleset: str = "external"
     save_snapshots_every_n_steps: int | None = None
+    checkpoint_every_n_steps: int | None = None  # None: at every evaluation, as officially
+    torch_compile: bool = False
 
 
 class CountedQueue:
@@ -53,6 +55,15 @@ class CountedQueue:
     def __next__(self) -> Any:
         self.drawn += 1
         return next(self._queue)
+
+    def skip(self, batches: int) -> None:
+        """As if so many had been drawn; at once where the queue can."""
+        if hasattr(self._queue, "skip"):
+            self.drawn += batches
+            self._queue.skip(batches)
+        else:
+            for _ in range(batches):
+                next(self)
 
 
 def train_once(
@@ -77,6 +88,8 @@ def train_once(
     random_utils.seed_globals(settings.rng_seed)
     queue = CountedQueue(workload._build_input_queue(data_rng, "train", settings.data_dir, settings.batch_size))
     model, model_state = workload.init_model_fn(framework.key(model_init_rng))
+    if settings.torch_compile:
+        model = framework.compiled(model)
     optimizer_state = submission.init_optimizer_state(
         workload, model, model_state, hyperparameters, framework.key(opt_init_rng)
     )
@@ -96,7 +109,8 @@ def train_once(
 
     origin: dict[str, Any] = {"workload": settings.workload_name, "submission_path": settings.submission_path}
     origin |= {"rng_seed": settings.rng_seed}
-    saved = checkpoints.load_latest(framework, folder, origin)
+    with framework.first():
+        saved = checkpoints.load_latest(framework, folder, origin)
     if saved is not None:
         path, contents = saved
         try:
@@ -110,17 +124,17 @@ def train_once(
         preemption_count = contents["preemption_count"] + 1
         if _finished(train_state, settings):
             return eval_results
-        for _ in range(contents["batches_drawn"]):
-            next(queue)
+        queue.skip(contents["batches_drawn"])
         framework.set_random_state(contents["random_state"]["framework"])
         random_utils.set_global_state(contents["random_state"])
 
-    write_json(
-        folder / f"meta_data_{preemption_count}.json", meta_data(workload, settings.rng_seed, framework.versions())
-    )
-    write_json(folder / f"flags_{preemption_count}.json", flags)
-    logger = MetricsLogger(folder, global_step)
-    workload.attach_metrics_logger(logger)
+    writes = framework.rank == 0
+    if writes:
+        about_run = meta_data(workload, settings.rng_seed, framework.versions())
+        write_json(folder / f"meta_data_{preemption_count}.json", about_run)
+        write_json(folder / f"flags_{preemption_count}.json", flags)
+    logger = MetricsLogger(folder, global_step) if writes else NoLogger()
+    workload.attach_metrics_logger(logger if writes else None)  # as officially
     prepare_for_eval = getattr(submission, "prepare_for_eval", None)
     needs_train_state = "train_state" in signature(submission.update_params).parameters
     allowed_seconds = workload.max_allowed_runtime_sec * (1.5 if settings.tuning_ruleset == "self" else 1.0)
@@ -129,9 +143,11 @@ def train_once(
 
     about: dict[str, Any] = {"workload": settings.workload_name, "submission": settings.submission_path}
     about |= {"rng_seed": settings.rng_seed, "hyperparameters": hyperparameters and hyperparameters._asdict()}
-    snapshots = _snapshot_writer(framework, folder, model, settings, about)
+    snapshots = _snapshot_writer(framework, folder, model, settings, about) if writes else None
 
     def save() -> None:
+        if not writes:
+            return
         if snapshots is not None:
             snapshots.flush()  # those that a run resumed from here does not take again
         if not settings.save_checkpoints:
@@ -148,7 +164,7 @@ def train_once(
         }
         checkpoints.save(framework, folder, global_step, contents, settings.save_intermediate_checkpoints)
 
-    progress = Progress(workload, settings.workload_name, settings.max_global_steps, global_step, eval_results)
+    progress = Progress(workload, settings.workload_name, settings.max_global_steps, global_step, eval_results, writes)
     start_time = time.time()
     train_state["last_step_end_time"] = start_time
     while train_state["is_time_remaining"] and not _finished(train_state, settings):
@@ -187,7 +203,8 @@ def train_once(
         if snapshots is not None:
             snapshots.update(global_step, model)  # raw weights: an update leaves them in the model
 
-        if _evaluation_due(global_step, step_end_time, train_state, workload, settings):
+        due = _evaluation_due(global_step, step_end_time, train_state, workload, settings)
+        if framework.agree(due) if settings.eval_every_n_steps is None else due:
             if prepare_for_eval is not None:
                 del batch
                 prepare_start_time = time.time()
@@ -201,11 +218,14 @@ def train_once(
                 )
                 framework.wait(model)
                 train_state["accumulated_submission_time"] += time.time() - prepare_start_time
-            train_state["is_time_remaining"] = train_state["accumulated_submission_time"] < allowed_seconds
+            in_time = train_state["accumulated_submission_time"] < allowed_seconds
+            train_state["is_time_remaining"] = framework.agree(in_time)
             if train_state["is_time_remaining"]:
                 eval_start_time = time.time()
-                result = workload.eval_model(
-                    workload.eval_batch_size, model, model_state, eval_rng, settings.data_dir, None, global_step
+                result = framework.agree(
+                    workload.eval_model(
+                        workload.eval_batch_size, model, model_state, eval_rng, settings.data_dir, None, global_step
+                    )
                 )
                 train_state["validation_goal_reached"] |= workload.has_reached_validation_target(result)
                 train_state["test_goal_reached"] |= workload.has_reached_test_target(result)
@@ -218,7 +238,8 @@ def train_once(
                     result[f"accumulated_{name}_time"] = train_state[f"accumulated_{name}_time"]
                 eval_results.append((global_step, result))
                 logger.append_scalar_metrics(result, global_step, preemption_count, is_eval=True)
-                save()
+                if global_step % (settings.checkpoint_every_n_steps or 1) == 0:
+                    save()
                 train_state["accumulated_logging_time"] += time.time() - eval_end_time
                 progress.after_evaluation(global_step, result)
         train_state["last_step_end_time"] = time.time()

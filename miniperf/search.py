@@ -46,6 +46,13 @@ def load(path: str | Path, num_trials: int | None, seed: int = 0) -> list[Any]:
     return [kind(**point) for point in points[:num_trials]]
 
 
+def default_path(submission: str, workload: str, official: bool) -> str:
+    """A submission's search space: the workload's own, where there is one beside the paper's grids, or that of all."""
+    spaces = Path("tuning_search_spaces")
+    own = spaces / "paper" / workload / f"{submission}.json"
+    return str(own if own.exists() else spaces / ("" if official else "miniperf") / f"{submission}.json")
+
+
 def _from_list(space: list[Any]) -> list[dict[str, Any]]:
     for number, point in enumerate(space, start=1):
         if not isinstance(point, dict) or not point:

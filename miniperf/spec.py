@@ -71,7 +71,7 @@ else:
 
         target_metric_name: str
         validation_target_value: float
-        test_target_value: float
+        test_target_value: float | None  # None: the workload has no test split
         loss_type: LossType
         eval_batch_size: int
         train_mean: Any
@@ -153,6 +153,12 @@ else:
             data_dir: str,
             global_step: int = 0,
         ) -> dict[str, float]: ...
+
+        def open(self, data_dir: str) -> None:
+            """Find the data, before anything is asked about it. UsageError if it cannot be used.
+
+            Not part of AlgoPerf's API: its workloads know their numbers of examples by heart."""
+            del data_dir  # a miniature brings its own
 
         def attach_metrics_logger(self, metrics_logger: Any) -> None:
             self.metrics_logger = metrics_logger

@@ -1,8 +1,10 @@
-"""Run a submission on a miniature workload, with the flags of the official runner.
+"""Run a submission on one of miniperf's workloads, with the flags of the official runner.
 
     python -m miniperf.submission_runner --framework=pytorch --workload=mini_criteo1tb \
       --submission_path=submissions/pytorch/lawa/submission.py --tuning_search_space=tuning_search_spaces/lawa.json \
       --num_tuning_trials=5 --experiment_dir=runs --experiment_name=lawa --rng_seed=0
+
+In PyTorch it also runs on several ranks: torchrun --standalone --nproc_per_node=8 -m miniperf.submission_runner ...
 """
 
 import logging
@@ -21,7 +23,7 @@ from weight_averaging.averages import SnapshotError
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("workload", None, f"The workload: {', '.join(workloads.WORKLOADS)}.")
+flags.DEFINE_string("workload", None, f"The workload: {', '.join([*workloads.WORKLOADS, *workloads.FULL_SIZE])}.")
 flags.DEFINE_string("framework", "pytorch", f"Framework of the submission: {' or '.join(frameworks.NAMES)}.")
 flags.DEFINE_string("submission_path", None, "Python file of the submission, relative to the working directory.")
 flags.DEFINE_enum("tuning_ruleset", "external", ["external", "self"], "Tuning ruleset.")
@@ -29,7 +31,7 @@ flags.DEFINE_string("tuning_search_space", None, "JSON file of the search space 
 flags.DEFINE_integer("num_tuning_trials", 1, "Number of hyperparameter trials.")
 flags.DEFINE_integer("hparam_start_index", None, "First trial to run, from 0.")
 flags.DEFINE_integer("hparam_end_index", None, "Trial to stop before.")
-flags.DEFINE_string("data_dir", "", "Unused: miniature workloads bring their data.")
+flags.DEFINE_string("data_dir", "", "Folder of the data, where a workload does not bring it along.")
 flags.DEFINE_string("experiment_dir", None, "Root folder of all experiments.")
 flags.DEFINE_string("experiment_name", None, "Name of the experiment, a folder below --experiment_dir.")
 flags.DEFINE_boolean("save_checkpoints", True, "Save a checkpoint at every evaluation and at the end.")
@@ -49,6 +51,13 @@ flags.DEFINE_integer(
     "Write parameters and buffers into the trial's folder snapshots/, for scripts.average_checkpoints.",
     lower_bound=1,
 )
+flags.DEFINE_integer(
+    "checkpoint_every_n_steps", None, "Save a checkpoint at evaluations after such updates only.", lower_bound=1
+)
+flags.DEFINE_integer(
+    "micro_batch_size", None, "Examples of a rank that go through the model at a time; gradients add up.", lower_bound=1
+)
+flags.DEFINE_boolean("torch_compile", None, "torch.compile; default: not, or wherever the official harness can.")
 
 
 def run() -> None:
@@ -56,7 +65,13 @@ def run() -> None:
     for name in ("workload", "submission_path", "experiment_dir", "experiment_name"):
         if getattr(FLAGS, name) is None:
             raise UsageError(f"--{name} must be given")
-    frameworks.load(FLAGS.framework).begin()
+    framework = frameworks.load(FLAGS.framework)
+    framework.begin()
+    with framework.connected():
+        _run(framework)
+
+
+def _run(framework: frameworks.Framework) -> None:
     workload = workloads.make(FLAGS.workload, FLAGS.framework)
     module = submission.load(FLAGS.submission_path, FLAGS.framework)
     if FLAGS.tuning_ruleset == "self":
@@ -69,21 +84,31 @@ def run() -> None:
         trials = search.load(FLAGS.tuning_search_space, FLAGS.num_tuning_trials, FLAGS.rng_seed or 0)
         submission.check_trials(module, trials, workload.step_hint)
     names = (FLAGS.experiment_dir, FLAGS.experiment_name, FLAGS.workload, FLAGS.framework)
-    experiment = experiment_folder(*names, FLAGS.overwrite, FLAGS.resume_last_run)
+    with framework.first():
+        follows = framework.rank > 0  # rank 0, which has made it
+        experiment = experiment_folder(*names, FLAGS.overwrite and not follows, FLAGS.resume_last_run or follows)
+    if FLAGS.micro_batch_size is not None:
+        if not hasattr(workload, "micro_batch_size"):
+            raise UsageError(f"--micro_batch_size={FLAGS.micro_batch_size}: {FLAGS.workload} takes its batches whole")
+        workload.micro_batch_size = FLAGS.micro_batch_size
     settings = Settings(
         workload_name=FLAGS.workload,
         submission_path=FLAGS.submission_path,
-        rng_seed=FLAGS.rng_seed if FLAGS.rng_seed is not None else int.from_bytes(os.urandom(3), "little"),
+        rng_seed=framework.agree(
+            FLAGS.rng_seed if FLAGS.rng_seed is not None else int.from_bytes(os.urandom(3), "little")
+        ),
         batch_size=submission.batch_size(module, FLAGS.workload, workload),
         framework=FLAGS.framework,
         data_dir=FLAGS.data_dir,
         max_global_steps=FLAGS.max_global_steps,
-        eval_every_n_steps=FLAGS.eval_every_n_steps,
+        eval_every_n_steps=FLAGS.eval_every_n_steps or getattr(workload, "eval_every_n_steps", None),
         continue_after_target=FLAGS.continue_after_target,
         save_checkpoints=FLAGS.save_checkpoints,
         save_intermediate_checkpoints=FLAGS.save_intermediate_checkpoints,
         tuning_ruleset=FLAGS.tuning_ruleset,
         save_snapshots_every_n_steps=FLAGS.save_snapshots_every_n_steps,
+        checkpoint_every_n_steps=FLAGS.checkpoint_every_n_steps or getattr(workload, "checkpoint_every_n_steps", None),
+        torch_compile=bool(FLAGS.torch_compile),
     )
     chosen = list(enumerate(trials, start=1))[FLAGS.hparam_start_index : FLAGS.hparam_end_index]
     if not chosen:
@@ -91,10 +116,12 @@ def run() -> None:
     for number, hyperparameters in chosen:
         folder = experiment / f"trial_{number}"
         with storage_errors(folder):
-            folder.mkdir(exist_ok=True)
-            if hyperparameters is not None:
-                hyperparameters = hyperparameters_of(folder, hyperparameters)
-            print(f"{folder}: {FLAGS.submission_path}, seed {settings.rng_seed}", flush=True)
+            with framework.first():
+                folder.mkdir(exist_ok=True)
+                if hyperparameters is not None:
+                    hyperparameters = hyperparameters_of(folder, hyperparameters)
+            if framework.rank == 0:
+                print(f"{folder}: {FLAGS.submission_path}, seed {settings.rng_seed}", flush=True)
             train_once(workload, module, hyperparameters, settings, folder, FLAGS.flag_values_dict())
 
 
@@ -102,7 +129,8 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     absl_logging.set_verbosity(absl_logging.WARNING)
-    logging.getLogger("weight_averaging").setLevel(logging.INFO)
+    first = os.environ.get("RANK", "0") == "0"  # the others would say the same
+    logging.getLogger("weight_averaging").setLevel(logging.INFO if first else logging.ERROR)
     try:
         run()
     except (UsageError, SnapshotError, MemoryError) as error:  # the last: a window that does not fit

@@ -17,9 +17,13 @@ from miniperf.errors import UsageError
 from scripts.start import start
 
 FLAGS = flags.FLAGS
+FRAMEWORKS = {"pytorch": "PyTorch", "jax": "JAX"}  # as the leaderboard writes them
 
-flags.DEFINE_string("submission", None, "A folder of submissions/pytorch.", required=True)
-flags.DEFINE_string("name", None, "Of the folder; default: weight_averaging_<submission>, or that and _self_tuning.")
+flags.DEFINE_string("submission", None, "A folder of submissions/<framework>.", required=True)
+flags.DEFINE_enum("framework", "pytorch", list(FRAMEWORKS), "Framework of the submission.")
+flags.DEFINE_string(
+    "name", None, "Of the folder; default: weight_averaging_<submission>, with _jax and _self_tuning where they apply."
+)
 flags.DEFINE_enum("ruleset", "external", list(submission_info.FOLDERS), "The tuning ruleset.")
 flags.DEFINE_string("tuning_search_space", None, "Default: tuning_search_spaces/<submission>.json.")
 flags.DEFINE_integer("point", None, "Under self-tuning: the point of the search space, from 1, that is trained with.")
@@ -31,7 +35,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def run() -> None:
-    suffix = "" if FLAGS.ruleset == "external" else "_self_tuning"
+    suffix = "" if FLAGS.framework == "pytorch" else f"_{FLAGS.framework}"
+    suffix += "" if FLAGS.ruleset == "external" else "_self_tuning"
+    submission = f"{FLAGS.framework}/{FLAGS.submission}"
     name = FLAGS.name or f"weight_averaging_{FLAGS.submission}{suffix}"
     folder = Path(FLAGS.output_dir) / name
     space = Path(FLAGS.tuning_search_space or ROOT / f"tuning_search_spaces/{FLAGS.submission}.json")
@@ -46,11 +52,11 @@ def run() -> None:
         "affiliations": FLAGS.affiliations,
         "version": FLAGS.version,
         "ruleset": FLAGS.ruleset,
-        "framework": "PyTorch",
-        "description": bundle.description(ROOT, f"pytorch/{FLAGS.submission}"),
+        "framework": FRAMEWORKS[FLAGS.framework],
+        "description": bundle.description(ROOT, submission),
     }
     text = submission_info.pull_request(fields)
-    files = bundle.write(ROOT, f"pytorch/{FLAGS.submission}", space, FLAGS.point, folder)
+    files = bundle.write(ROOT, submission, space, FLAGS.point, folder)
     info = folder / submission_info.NAME
     info.write_text(submission_info.text(fields))
     findings = check_code.check(folder / "submission.py") + submission_info.check(info)

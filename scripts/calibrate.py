@@ -5,7 +5,8 @@
 1. The baseline trains at every learning rate of its search space with seed 0; the rate with the best validation metric
    at the end is the tuned one. AlgoPerf's rule: one search space for all workloads, the best of its trials for each.
 2. At that rate it trains with --seeds seeds. The target is the median over seeds of the best metric that a run reaches
-   within the first 80 % of its updates, for validation and for test.
+   within the share of its updates that the workload says (`target_share`: 80 % unless its big twin's target lies
+   elsewhere), for validation and for test.
 
 Prints both and writes them into <experiment_dir>/calibration.md. Finished runs are not repeated. What it finds goes by
 hand into the workload (targets) and into tuned_trials.json beside the search space.
@@ -31,8 +32,6 @@ flags.DEFINE_integer("seeds", 5, "Runs at the tuned learning rate.", lower_bound
 flags.DEFINE_string("experiment_dir", "runs/calibration", "Root folder of the runs.")
 flags.DEFINE_string("search_space", "tuning_search_spaces/miniperf/nadamw.json", "The baseline's learning rates.")
 flags.DEFINE_integer("evaluations", 40, "Evaluations in a run, evenly spaced.", lower_bound=1)
-
-SHARE = 0.8  # of step_hint, by which the median baseline run has just reached the target
 
 
 def train(workload: str, seed: int, trial: int, steps: int) -> pd.DataFrame:
@@ -72,17 +71,17 @@ def calibrate(name: str, rates: list[float], bar: tqdm) -> list[str]:
     tuned = 1 + finals.index(max(finals) if workload.higher_is_better else min(finals))
 
     columns = [column, f"test/{metric}"]
-    reached = []
+    share, reached = workload.target_share, []
     for seed in range(FLAGS.seeds):
         table = train(name, seed, tuned, steps)
         bar.update()
-        reached.append(best(table.loc[table["global_step"] <= SHARE * steps, columns]))
+        reached.append(best(table.loc[table["global_step"] <= share * steps, columns]))
     targets = pd.DataFrame(reached).median()
     spread = ", ".join(f"{value:.5f}" for value in sorted(row[column] for row in reached))
     return [
         *lines,
         "",
-        f"Tuned: trial {tuned}, learning rate {rates[tuned - 1]:g}. Best {column} in the first {SHARE:.0%} of {steps} "
+        f"Tuned: trial {tuned}, learning rate {rates[tuned - 1]:g}. Best {column} in the first {share:.0%} of {steps} "
         f"updates, {FLAGS.seeds} seeds: {spread}.",
         "",
         f"Targets: validation **{targets[columns[0]]:.5f}**, test **{targets[columns[1]]:.5f}**.",

@@ -39,13 +39,14 @@ flags.DEFINE_list("runs", ["runs"], "Folders or archives with runs, at any depth
 flags.DEFINE_string("study", None, "YAML file of the experiment whose runs these are.")
 flags.DEFINE_string("baseline", None, "The submission to compare with; default: baseline or nadamw, else the best.")
 flags.DEFINE_list("submissions", None, "Only these; default: all.")
+flags.DEFINE_enum("framework", None, ["pytorch", "jax"], "Only runs in this one; default: all.")
 flags.DEFINE_enum("version", None, [*versions.names(), versions.OWN], "Benchmark version; default: guessed.")
 flags.DEFINE_enum("x", None, ["steps", "seconds"], "Axis of figures; default: seconds for official runs, else steps.")
 flags.DEFINE_string("out", None, "Folder for what is written; default: <runs>/report, of an archive <its name>_report.")
 
 
 def run() -> None:
-    read = logs.read(FLAGS.runs).only(FLAGS.submissions)
+    read = logs.read(FLAGS.runs, FLAGS.framework).only(FLAGS.submissions)
     baseline, study = FLAGS.baseline, None
     if FLAGS.study is not None:
         study = studies.load(FLAGS.study)

@@ -1,6 +1,9 @@
 """Run one submission on one workload, all trials of its search space.
 
     python -m scripts.run --submission=lawa --workload=mini_criteo1tb
+    python -m scripts.run --submission=lawa --workload=mini_criteo1tb --framework=jax
+    torchrun --standalone --nproc_per_node=8 -m scripts.run --submission=adamw_lawa --workload=finewebedu_lm_124m \
+      --data_dir=~/data/fineweb_edu
     python -m scripts.run --harness=official --submission=lawa --workload=ogbg --data_dir=~/data
     python -m scripts.run --harness=official --engine=docker --submission=lawa --workload=ogbg --dry_run
 
@@ -33,7 +36,6 @@ flags.DEFINE_string("submission", None, "A folder of submissions/<framework>: na
 flags.DEFINE_enum("harness", "miniperf", ["miniperf", "official"], "Which runner.")
 flags.DEFINE_enum("engine", "local", ["local", "docker", "slurm"], "Where the official harness runs.")
 flags.DEFINE_integer("gpus", None, "GPUs of the official harness; default: all there are.", lower_bound=0)
-flags.DEFINE_boolean("torch_compile", None, "torch.compile; default: wherever the official harness can.")
 flags.DEFINE_string("sbatch_args", "", "Further arguments of sbatch: '--partition=gpu --time=24:00:00'.")
 flags.DEFINE_boolean("dry_run", False, "Print the command of the official harness, look at nothing, start nothing.")
 SUBMISSIONS = Path("submissions")
@@ -49,9 +51,8 @@ def set_defaults() -> None:
         if FLAGS.submission not in known:
             raise UsageError(f"--submission={FLAGS.submission} is unknown; choose from {', '.join(known)}")
         _default("submission_path", f"{SUBMISSIONS}/{FLAGS.framework}/{FLAGS.submission}/submission.py")
-        spaces = Path("tuning_search_spaces") / ("" if official_run else "miniperf")
         if FLAGS.tuning_ruleset == "external":
-            _default("tuning_search_space", f"{spaces}/{FLAGS.submission}.json")
+            _default("tuning_search_space", search.default_path(FLAGS.submission, str(FLAGS.workload), official_run))
     # The official harness takes 0 for "draw one", another one on each rank.
     _default("rng_seed", 1 if official_run else 0)
     if FLAGS.submission is not None:
@@ -82,10 +83,11 @@ def run_official() -> None:
             raise UsageError("--tuning_search_space must be given with --tuning_ruleset=external")
         trials = search.load(space, FLAGS.num_tuning_trials)
         _default("num_tuning_trials", len(trials))
-    official.check_trials(FLAGS.submission_path, space, trials, FLAGS.workload)
+    official.check_trials(FLAGS.submission_path, space, trials, FLAGS.workload, FLAGS.framework)
     command, environment = _command()
     if FLAGS.dry_run:
-        print(shlex.join(command))
+        settings = [f"{name}={value}" for name, value in environment.items() if name != "PYTHONPATH"]
+        print(shlex.join([*settings, *command]))
         return
     sys.stdout.flush()
     os.execvpe(command[0], command, {**os.environ, **environment})
@@ -103,15 +105,16 @@ def _command() -> tuple[list[str], dict[str, str]]:
     data_root = FLAGS.data_dir or "~/data"
     if not FLAGS.dry_run:
         official.check_harness(FLAGS.workload)
-        official.check_data(FLAGS.workload, data_root)
+        official.check_data(FLAGS.workload, data_root, FLAGS.framework)
         _check_experiment()
     command = official.command(
-        FLAGS.workload, FLAGS.submission_path, gpus, data_root, FLAGS.experiment_dir, FLAGS.experiment_name,
+        FLAGS.framework, FLAGS.workload, FLAGS.submission_path, gpus, data_root, FLAGS.experiment_dir,
+        FLAGS.experiment_name,
         {name: getattr(FLAGS, name) for name in official.PASSED_ON if getattr(FLAGS, name) != FLAGS[name].default},
         FLAGS.torch_compile,
     )  # fmt: skip
-    visible = {"CUDA_VISIBLE_DEVICES": ""} if gpus == 0 else {}
-    return command, {"PYTHONPATH": os.getcwd(), **visible}
+    wanted = official.environment(FLAGS.framework, gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return command, {"PYTHONPATH": os.getcwd(), **wanted}
 
 
 def _gpus() -> int:
@@ -127,13 +130,21 @@ def _gpus() -> int:
 
 
 def _check_experiment() -> None:
-    folder = Path(FLAGS.experiment_dir).expanduser() / FLAGS.experiment_name / f"{FLAGS.workload}_pytorch"
-    if FLAGS.resume_last_run:
-        first, last = FLAGS.hparam_start_index or 0, FLAGS.hparam_end_index or FLAGS.num_tuning_trials or 1
-        for path in official.remove_torn_checkpoints(folder / f"trial_{n + 1}" for n in range(first, last)):
-            print(f"removed {path}: only in part written", file=sys.stderr)
-    elif folder.exists() and not FLAGS.overwrite:  # upstream would ask on stdin
-        raise UsageError(f"{folder} exists: continue it with --resume_last_run, or replace it with --overwrite")
+    name = f"{FLAGS.workload}_{FLAGS.framework}"
+    folder = Path(FLAGS.experiment_dir).expanduser() / FLAGS.experiment_name / name
+    if not FLAGS.resume_last_run:
+        if folder.exists() and not FLAGS.overwrite:  # upstream would ask on stdin
+            raise UsageError(f"{folder} exists: continue it with --resume_last_run, or replace it with --overwrite")
+        return
+    first, last = FLAGS.hparam_start_index or 0, FLAGS.hparam_end_index or FLAGS.num_tuning_trials or 1
+    trials = [folder / f"trial_{number + 1}" for number in range(first, last)]
+    if FLAGS.framework == "jax":
+        official.check_jax_checkpoints(trials)
+        if Path(FLAGS.submission_path).parts[:2] != (SUBMISSIONS.name, "jax"):
+            print(official.RESTORED_IN_JAX, file=sys.stderr)
+        return
+    for path in official.remove_torn_checkpoints(trials):
+        print(f"removed {path}: only in part written", file=sys.stderr)
 
 
 def _same_flags(left_out: Sequence[str]) -> list[str]:

@@ -33,17 +33,17 @@ from tqdm import tqdm
 
 from analysis import studies
 from analysis.errors import UsageError as StudyError
-from miniperf import submission, workloads
+from miniperf import frameworks, submission, workloads
 from miniperf.errors import UsageError
 from scripts.average_checkpoints import average_of
 from weight_averaging.averages import SnapshotError
 
 FLAGS = flags.FLAGS
-SUBMISSIONS = Path("submissions/pytorch")
 
 flags.DEFINE_string("study", None, "YAML file of an experiment: submissions, search spaces, workloads, seeds.")
-flags.DEFINE_list("submissions", ["nadamw", "lawa", "ema"], "Folders of submissions/pytorch.")
-flags.DEFINE_list("workloads", None, "Workloads; default: all, or those of the study.")
+flags.DEFINE_enum("framework", "pytorch", frameworks.NAMES, "Of submissions and workloads.")
+flags.DEFINE_list("submissions", ["nadamw", "lawa", "ema"], "Folders of submissions/<framework>.")
+flags.DEFINE_list("workloads", None, "Workloads; default: all that the framework has, or those of the study.")
 flags.DEFINE_integer(
     "seeds", None, "Runs of each, with the seeds 0, 1, ...; default: 1, or as in the study.", lower_bound=1
 )
@@ -81,7 +81,7 @@ class Job:
 
     def folder(self, trial: int) -> Path:
         study = Path(FLAGS.experiment_dir) / self.submission / f"study_{self.seed}"
-        return study / f"{self.workload}_pytorch" / f"trial_{trial}"
+        return study / f"{self.workload}_{FLAGS.framework}" / f"trial_{trial}"
 
     @property
     def log(self) -> Path:
@@ -114,7 +114,8 @@ class Job:
         trial = self.trials[0]
         snapshots = self.snapshots_every and [f"--save_snapshots_every_n_steps={self.snapshots_every}"]
         return [
-            "scripts.run", f"--submission={self.submission}", f"--workload={self.workload}",
+            "scripts.run", f"--framework={FLAGS.framework}", f"--submission={self.submission}",
+            f"--workload={self.workload}",
             f"--rng_seed={self.seed}", f"--experiment_dir={FLAGS.experiment_dir}", "--resume_last_run",
             f"--tuning_search_space={self.search_space}", "--continue_after_target",
             f"--hparam_start_index={trial - 1}", f"--hparam_end_index={trial}", f"--max_global_steps={self.steps}",
@@ -128,6 +129,15 @@ class Job:
             f"--tuning_search_space={self.search_space}", f"--trials={','.join(map(str, self.trials))}",
             f"--experiment_dir={FLAGS.experiment_dir}", "--validation_only",
         ]  # fmt: skip
+
+
+def _path(name: str) -> str:
+    """A submission's file."""
+    return f"submissions/{FLAGS.framework}/{name}/submission.py"
+
+
+def _step_hint(workload: str) -> int:
+    return workloads.make(workload, FLAGS.framework).step_hint
 
 
 def _last_step(table: Path) -> int:
@@ -147,19 +157,22 @@ def jobs() -> list[Job]:
     """
     study = studies.load(FLAGS.study) if FLAGS.study is not None else None
     names, spaces = FLAGS.submissions, Path(FLAGS.search_spaces)
-    chosen, seeds = FLAGS.workloads or sorted(workloads.WORKLOADS), FLAGS.seeds or 1
+    every_workload = sorted(workloads.names(FLAGS.framework))
+    chosen, seeds = FLAGS.workloads or every_workload, FLAGS.seeds or 1
     if study is not None:
         for name in ("submissions", "search_spaces"):
             if FLAGS[name].present:
                 raise UsageError(f"--{name} cannot be given with --study: {FLAGS.study} says which")
         names, spaces = study.submissions, study.search_spaces
-        chosen = FLAGS.workloads or study.workloads or sorted(workloads.WORKLOADS)
+        if study.offline and FLAGS.framework != "pytorch":
+            raise UsageError(f"--framework={FLAGS.framework}: {FLAGS.study} averages snapshots, which pytorch writes")
+        chosen = FLAGS.workloads or study.workloads or every_workload
         seeds = FLAGS.seeds or study.seeds
     for name in names:
-        if not (SUBMISSIONS / name / "submission.py").is_file():
-            known = sorted(path.parent.name for path in SUBMISSIONS.glob("*/submission.py"))
+        if not Path(_path(name)).is_file():
+            known = sorted(path.parent.name for path in Path().glob(_path("*")))
             raise UsageError(f"the submission {name!r} is unknown; choose from {', '.join(known)}")
-    steps = {workload: FLAGS.max_global_steps or workloads.make(workload).step_hint for workload in chosen}
+    steps = {workload: FLAGS.max_global_steps or _step_hint(workload) for workload in chosen}
     try:
         tuned = json.loads((spaces / "tuned_trials.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
@@ -187,9 +200,8 @@ def jobs() -> list[Job]:
                 every = max(1, length // FLAGS.evaluations if FLAGS.evaluations else max(length // 40, 10))
                 here.append(Job(name, workload, seed, files[name], [trial], length, every))
         if study is not None and study.offline:
-            hint = workloads.make(workload).step_hint
             for name in names[1:]:
-                here += _averages(study, name, files[name], trials[name], here, hint)
+                here += _averages(study, name, files[name], trials[name], here, _step_hint(workload))
         result += here
     return result
 
@@ -221,7 +233,7 @@ def _averages(
 
 def _check_points(study: studies.Study, name: str, points: list[dict[str, Any]], step_hint: int) -> None:
     """A UsageError in one line if the submission cannot train with one of the points of its grid."""
-    check = submission.load(str(SUBMISSIONS / name / "submission.py")).check_hyperparameters
+    check = submission.load(_path(name), FLAGS.framework).check_hyperparameters
     for point in points:
         try:
             check(namedtuple("Hyperparameters", point)(**point), step_hint)

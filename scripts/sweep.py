@@ -17,13 +17,14 @@ from absl import flags
 
 from launching import official, slurm, sweep
 from launching.workloads import base_name
-from miniperf import search, workloads
+from miniperf import frameworks, search, workloads
 from miniperf.errors import UsageError
 from scripts.start import start
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("submission", None, "A folder of submissions/pytorch.", required=True)
+flags.DEFINE_string("submission", None, "A folder of submissions/<framework>.", required=True)
+flags.DEFINE_enum("framework", "pytorch", frameworks.NAMES, "Framework of the submission.")
 flags.DEFINE_list("workloads", None, "Workloads.", required=True)
 flags.DEFINE_integer("studies", 1, "Runs of every trial, with the seeds 1, 2, ...", lower_bound=1)
 flags.DEFINE_string("tuning_search_space", None, "Default: the submission's own.")
@@ -32,7 +33,7 @@ flags.DEFINE_integer("space_seed", 0, "Of the draw from a dict of ranges.")
 flags.DEFINE_enum("harness", "official", ["miniperf", "official"], "Which runner.")
 flags.DEFINE_enum("engine", "local", ["local", "slurm"], "Where the jobs run.")
 flags.DEFINE_integer("jobs", 1, "Jobs at a time; on Slurm of each workload.", lower_bound=1)
-flags.DEFINE_integer("gpus", 0, "GPUs of a job.", lower_bound=0)
+flags.DEFINE_integer("gpus", 0, "GPUs of a job, each a rank.", lower_bound=0)
 flags.DEFINE_integer("minutes", 24 * 60, "Time limit of a job, after which it is resumed.", lower_bound=1)
 flags.DEFINE_string("sbatch_args", "", "Further arguments of sbatch: '--partition=gpu --cpus-per-task=64'.")
 flags.DEFINE_string("run_flags", "", "Further flags of scripts.run: '--data_dir=/data --max_global_steps=100'.")
@@ -42,28 +43,36 @@ flags.DEFINE_boolean("dry_run", False, "List the jobs and what they may cost; st
 
 def plan() -> tuple[list[sweep.Job], list[sweep.Cost]]:
     """All jobs and what each may cost. UsageError for anything unknown."""
-    if not Path("submissions/pytorch", FLAGS.submission, "submission.py").is_file():
-        raise UsageError(f"--submission={FLAGS.submission} is unknown; it is a folder of submissions/pytorch")
+    path = Path("submissions", FLAGS.framework, FLAGS.submission, "submission.py")
+    if not path.is_file():
+        raise UsageError(f"--submission={FLAGS.submission} is unknown; it is a folder of {path.parent.parent}")
     official_run = FLAGS.harness == "official"
     for name in FLAGS.workloads:
-        base_name(name) if official_run else workloads.make(name)
+        base_name(name) if official_run else workloads.make(name, FLAGS.framework)
         if official_run:
             official.check_batch_size(name, FLAGS.gpus)
-    spaces = Path("tuning_search_spaces") / ("" if official_run else "miniperf")
-    source = FLAGS.tuning_search_space or str(spaces / f"{FLAGS.submission}.json")
+    own = {search.default_path(FLAGS.submission, name, official_run) for name in FLAGS.workloads}
+    if FLAGS.tuning_search_space is None and len(own) > 1:
+        raise UsageError(
+            f"--workloads have search spaces of their own ({', '.join(sorted(own))}): sweep them one by one"
+        )
+    source = FLAGS.tuning_search_space or own.pop()
     trials = search.load(source, FLAGS.num_tuning_trials, FLAGS.space_seed)
     for name in FLAGS.workloads if official_run else []:
-        official.check_trials(f"submissions/pytorch/{FLAGS.submission}/submission.py", source, trials, name)
+        official.check_trials(str(path), source, trials, name, FLAGS.framework)
     root = Path(FLAGS.experiment_dir).absolute()
-    path = root / "sweep" / Path(source).name
-    points = sweep.expand(source, FLAGS.num_tuning_trials, FLAGS.space_seed, path, write=not FLAGS.dry_run)
+    space = root / "sweep" / Path(source).name
+    points = sweep.expand(source, FLAGS.num_tuning_trials, FLAGS.space_seed, space, write=not FLAGS.dry_run)
     extra = (*([f"--gpus={FLAGS.gpus}"] if official_run else []), *shlex.split(FLAGS.run_flags))
-    common = {"trials": len(points), "space": str(path), "experiment_dir": str(root), "flags": extra}
+    ranks = 1 if official_run else max(1, FLAGS.gpus)
+    common = {"ranks": ranks, "trials": len(points), "space": str(space), "experiment_dir": str(root), "flags": extra}
     jobs, costs = [], []
     for workload in FLAGS.workloads:
         for study in range(1, FLAGS.studies + 1):
             for trial, point in enumerate(points, start=1):
-                jobs.append(sweep.Job(FLAGS.harness, workload, FLAGS.submission, study, trial, **common))
+                jobs.append(
+                    sweep.Job(FLAGS.harness, FLAGS.framework, workload, FLAGS.submission, study, trial, **common)
+                )
                 costs.append(sweep.cost(workload, FLAGS.gpus, point) if official_run else sweep.Cost({}, 0.0))
     return jobs, costs
 

@@ -1,1 +1,2 @@
-collect_ignore_glob = ["official_*.py"]  # scripts, run by test_official*.py in processes of their own
+# Scripts, run by tests in processes of their own.
+collect_ignore_glob = ["official_*.py", "jax_device_checks.py"]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 from jraph import GraphsTuple
@@ -46,6 +47,11 @@ def _wmt(rng: np.random.RandomState, count: int) -> dict[str, Any]:
     return {"inputs": inputs, "targets": targets, "weights": torch.ones(count, 256, dtype=torch.bool)}
 
 
+def _lm(rng: np.random.RandomState, count: int) -> dict[str, Any]:
+    rows = torch.from_numpy(rng.randint(0, 320, (count, 1025 if count < 4 else 33)))  # 4 of the small one
+    return {"inputs": rows[:, :-1].int(), "targets": rows[:, 1:].contiguous(), "weights": None}
+
+
 def _ogbg(rng: np.random.RandomState, count: int) -> dict[str, Any]:
     nodes, edges = 12, 26  # of each molecule
     ends = [torch.from_numpy(rng.randint(0, nodes, (count, edges)) + nodes * np.arange(count)[:, None]) for _ in "sr"]
@@ -70,6 +76,7 @@ _BATCHES: dict[str, Callable[[np.random.RandomState, int], dict[str, Any]]] = {
     "criteo1tb": _criteo,
     "criteo1tb_test": _criteo,
     "fastmri": _fastmri,
+    "finewebedu_lm": _lm,
     "imagenet_resnet": lambda rng, count: _images(rng, count, (3, 224, 224), 1000),
     "imagenet_vit": lambda rng, count: _images(rng, count, (3, 224, 224), 1000),
     "librispeech_conformer": _speech,
@@ -83,3 +90,11 @@ _BATCHES: dict[str, Callable[[np.random.RandomState, int], dict[str, Any]]] = {
 def batch(workload: str, seed: list[int], count: int) -> dict[str, Any]:
     """A training batch of `count` examples, as the PyTorch workload's input queue delivers it."""
     return _BATCHES[workload](np.random.RandomState(seed), count)
+
+
+def as_jax(workload: str, batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch as the JAX workload's input queue delivers it: NumPy arrays, images with their channels last."""
+    arrays = jax.tree.map(np.asarray, batch)
+    if workload == "mnist" or workload.startswith("imagenet"):
+        arrays["inputs"] = np.moveaxis(arrays["inputs"], 1, -1)
+    return arrays

@@ -11,9 +11,9 @@ from torch import nn
 from analysis import logs
 from scripts import average_checkpoints as script
 from weight_averaging.offline import EMA, LAWA, Plan
-from weight_averaging.offline_files import average_to_files
-from weight_averaging.safetensors_files import SafetensorsFile
-from weight_averaging.snapshot_files import Snapshots
+from weight_averaging.offline.reading import Snapshots
+from weight_averaging.offline.safetensors_files import SafetensorsFile
+from weight_averaging.offline.writing import average_to_files
 
 
 def states(count: int = 8) -> dict[int, dict[str, torch.Tensor]]:
@@ -66,7 +66,8 @@ def test_many_averages_go_to_a_folder_in_float32(capsys, folder, tmp_path):
     assert len(list(out.iterdir())) == 6
     file = SafetensorsFile(out / "lawa_window3_interval20_step_60.safetensors")
     assert file.layout["0.weight"] == ((40, 30), torch.float32)
-    assert file.metadata == {"average": "lawa window=3 interval=20", "step": "60"}
+    about = {"average": "lawa window=3 interval=20", "step": "60", "members": "20,40,60", "format": "pt"}
+    assert file.metadata == about
 
 
 def test_group_by_group_is_the_same_as_at_once(folder, tmp_path):
@@ -96,7 +97,11 @@ def test_group_by_group_is_the_same_as_at_once(folder, tmp_path):
         ({"lawa": ["window=9"], "out": "x.pt"}, "lawa window=9 at step 80 needs 9 snapshots, but there are 8 up to"),
         ({"lawa": ["window=2:3"], "out": "x.pt"}, "--out=x.pt is one file for 2 averages: name a folder"),
         ({"lawa": ["window=2"], "out": "x.onnx"}, "x.onnx: the name must end in .safetensors or .pt"),
-        ({"lawa": ["window=2"], "at": "a"}, "--at=a must be steps"),
+        ({"lawa": ["window=2"], "at": "a", "out": "x.pt"}, "--at=a must be steps"),
+        (
+            {"lawa": ["window=2"], "at": "9999", "out": "x.pt"},
+            "--at 9999 is beyond the last snapshot, which is of step 80",
+        ),
         ({"lawa": ["window=2"], "workload": "mini_criteo1tb"}, "neither it nor the folder above has the run's eval_"),
     ],
 )

@@ -12,6 +12,7 @@ from torch import nn
 import weight_averaging.torch.blocks as blocks
 from tests import reference
 from tests.small_models import average_of, feed, flat, floats, model_of, randomise, scalar_model, value_of
+from weight_averaging import suggest
 from weight_averaging.torch import EMA, LAWA
 
 
@@ -181,7 +182,7 @@ def test_the_three_lines_of_the_package_docstring_run():
     }
     exec(code, names)
     assert len(evaluated) == 3
-    assert names["lawa"].snapshot_steps == list(range(1491, 1501))  # 1 % of 1,000
+    assert names["lawa"].snapshot_steps == list(range(1443, 1501, 3))  # 4 % of 1,500
     assert evaluated[-1] != model.weight.item()
 
 
@@ -233,7 +234,11 @@ def test_averages_for_a_run_of_known_length():
     lawa, ema = LAWA.for_run(model, 5000, horizon=0.04), EMA.for_run(model, 5000, horizon=0.04, start=3)
     assert (lawa.interval, lawa.window) == (10, 20)
     assert (ema.interval, ema.decay, ema.start) == (10, 19 / 21, 3)
-    assert LAWA.for_run(model, 100).window == 1
+    assert LAWA.for_run(model, 100, horizon=0.01).window == 1
+    for total in (100, 3000, 9999, 10_000, 120_000):  # by default what `suggest` says
+        hint, lawa, ema = suggest(total), LAWA.for_run(model, total), EMA.for_run(model, total)
+        assert (lawa.interval, lawa.window) == (hint.interval, hint.window)
+        assert (ema.interval, ema.decay) == (hint.interval, hint.decay)
     for arguments, message in (
         ({"total_updates": 0}, "total_updates must be a whole number >= 1, not 0"),
         ({"total_updates": 100, "horizon": 2}, "horizon must be a share of training"),

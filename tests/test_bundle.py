@@ -20,45 +20,52 @@ ROOT = Path.cwd()
 NAMES = ["nadamw", "nadamw_no_decay", "lawa", "lawa_no_decay", "ema", "ema_no_decay"]
 TRAJECTORY = """
 import sys
-from tests.official_driver import trajectory
-print(trajectory(sys.argv[1], "mnist", 4)[1:])
-assert bool({"submissions", "weight_averaging", "miniperf"} & set(sys.modules)) == (sys.argv[2] == "original")
+from tests.official_driver import FLAGS, RUNS, trajectory
+module, which, FLAGS.framework = sys.argv[1:]
+print(trajectory(RUNS[FLAGS.framework], module, "mnist", 4)[1:])
+assert bool({"submissions", "weight_averaging", "miniperf"} & set(sys.modules)) == (which == "original")
 """
 
 
-def write(name: str, folder: Path, point: int | None = None) -> list[Path]:
-    return bundle.write(ROOT, f"pytorch/{name}", ROOT / f"tuning_search_spaces/{name}.json", point, folder)
+def write(name: str, folder: Path, point: int | None = None, framework: str = "pytorch") -> list[Path]:
+    return bundle.write(ROOT, f"{framework}/{name}", ROOT / f"tuning_search_spaces/{name}.json", point, folder)
 
 
+@pytest.mark.parametrize("framework", ["pytorch", "jax"])
 @pytest.mark.parametrize("point", [None, 2])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_bundle_is_whole_and_has_nothing_to_mend(name, point, tmp_path):
-    files = {str(path.relative_to(tmp_path / name)) for path in write(name, tmp_path / name, point)}
+def test_a_bundle_is_whole_and_has_nothing_to_mend(name, point, framework, tmp_path):
+    files = {str(path.relative_to(tmp_path / name)) for path in write(name, tmp_path / name, point, framework)}
     assert {"submission.py", "__init__.py", "LICENSE"} <= files
     assert ("tuning_search_space.json" in files) == (point is None)
     assert check_code.check(tmp_path / name / "submission.py") == []
     if point is None:
         assert check_space.check(tmp_path / name / "tuning_search_space.json") == []
-    # Every relative import ends inside the bundle, at a module that is there.
+    # Every relative import that is ever made ends inside the bundle, at a module that is there.
     for path in (tmp_path / name).rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.level:
+        tree = ast.parse(path.read_text())
+        blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+        for_types = {id(node) for block in blocks for node in ast.walk(block)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level and id(node) not in for_types:
                 target = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
                 assert target.with_suffix(".py").is_file() or (target / "__init__.py").is_file()
                 assert (tmp_path / name) in target.parents
 
 
 @pytest.mark.skipif(importlib.util.find_spec("algoperf") is None, reason="algoperf is not installed")
-def test_a_bundle_trains_as_the_original(tmp_path):
+@pytest.mark.parametrize("framework", ["pytorch", "jax"])
+def test_a_bundle_trains_as_the_original(framework, tmp_path):
     package = "submissions_algorithms.submissions.external_tuning.lawa"
-    write("lawa", tmp_path.joinpath(*package.split(".")))
+    write("lawa", tmp_path.joinpath(*package.split(".")), framework=framework)
     (tmp_path / "tests").mkdir()
-    for name in ("__init__.py", "official_driver.py", "official_batches.py"):  # else the harness's `tests` are taken
+    # Else the harness's `tests` are taken.
+    for name in ("__init__.py", "official_driver.py", "official_batches.py", "reference.py"):
         shutil.copy(ROOT / "tests" / name, tmp_path / "tests")
     outputs = []
     for folder, module, which in ((ROOT, "lawa", "original"), (tmp_path, f"{package}.submission", "bundle")):
         environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-P", "-c", TRAJECTORY, module, which]
+        command = [sys.executable, "-P", "-c", TRAJECTORY, module, which, framework]
         result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
         assert result.returncode == 0, result.stderr[-2000:]
         outputs.append(result.stdout)

@@ -10,7 +10,7 @@ from torch import nn
 from tests.small_models import average_of, feed, model_of, randomise, saved, scalar_model, value_of
 from tests.test_copies import LateStreams
 from weight_averaging import averages, offline
-from weight_averaging.collection import warmed_up
+from weight_averaging.collection import warmup_weight
 from weight_averaging.torch import EMA, Averages
 from weight_averaging.torch.copies import HostCopies
 
@@ -23,7 +23,7 @@ def test_an_ema_warms_up_by_the_schedule_of_others():
     expected = values[0]
     for count, value in enumerate(values[1:], start=1):
         decay = min(0.9999, (1 + count) / (10 + count))
-        assert decay == warmed_up(0.9999, count)
+        assert decay == pytest.approx(1 - warmup_weight(0.9999, count), rel=1e-12)
         expected = decay * expected + (1 - decay) * value
     assert average_of(ema, model) == pytest.approx(expected, rel=1e-5)
 

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 DATA = sorted(".".join(path.with_suffix("").parts) for path in Path("miniperf/workloads").rglob("data.py"))
 FRAMEWORKS = ["torch", "jax", "flax", "optax"]
 
@@ -42,6 +44,28 @@ def test_the_recipe_itself_needs_no_framework():
     imports_without(FRAMEWORKS, ["submissions.api", *modules])
 
 
+LIBRARY = [
+    ".".join(path.with_suffix("").parts)
+    for path in sorted(Path("weight_averaging").rglob("*.py"))
+    if path.name != "__main__.py"
+]
+OF_JAX = [name for name in LIBRARY if name.startswith("weight_averaging.jax")]
+OF_TRAINERS = [name for name in LIBRARY if name.startswith("weight_averaging.trainers")]
+OF_NONE = [
+    f"weight_averaging.{name}" for name in ("averages", "collection", "filters", "names", "pairwise", "placement")
+]
+
+
+def test_each_framework_is_enough_for_its_part_of_the_library():
+    others = [name for name in LIBRARY if name not in {*OF_JAX, *OF_TRAINERS}]
+    imports_without(["jax", "flax", "optax", "orbax"], others)
+    imports_without(["torch", "flax", "optax", "orbax"], [*OF_JAX, *OF_NONE, "weight_averaging.convert"])
+
+
+def test_definitions_need_neither_framework_nor_numpy():
+    imports_without([*FRAMEWORKS, "numpy"], ["weight_averaging", *OF_NONE])
+
+
 RUN = """
 from miniperf import submission_runner
 from absl import app
@@ -64,6 +88,14 @@ def test_a_run_in_pytorch_needs_no_jax(tmp_path):
     result = run_without("jax,jaxlib,flax,optax", *flags, f"--experiment_dir={tmp_path}")
     assert result.returncode == 0, result.stderr[-2000:]
     assert (tmp_path / "x" / "mini_imagenet_vit_pytorch" / "trial_1" / "checkpoint_4").exists()
+
+
+def test_a_run_in_jax_needs_no_torch(tmp_path):
+    pytest.importorskip("flax")
+    flags = ["--workload=mini_imagenet_vit", "--submission_path=submissions/jax/lawa/submission.py", "--framework=jax"]
+    result = run_without("torch", *flags, f"--experiment_dir={tmp_path}")
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert (tmp_path / "x" / "mini_imagenet_vit_jax" / "trial_1" / "checkpoint_4").exists()
 
 
 def test_a_missing_framework_is_one_line(tmp_path):

@@ -17,7 +17,7 @@ from miniperf.logs import MetricsLogger
 from miniperf.workloads import make
 from tests.killing import Lines, die_writing, in_a_process, newest
 from tests.test_runner import assert_same_end, settings_of, train, trial
-from weight_averaging.snapshots import SnapshotWriter, read_manifest, verify
+from weight_averaging.offline.recording import SnapshotWriter, read_manifest, verify
 from weight_averaging.torch import Averager
 
 WORKLOAD = type(make("mini_imagenet_vit"))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from launching import official
-from launching.workloads import SEVEN, WORKLOADS, base_name
+from launching.workloads import SEVEN, WORKLOADS, base_name, needs_of
 from miniperf.errors import UsageError
 from submissions.recipe.batch_sizes import get_batch_size
 
@@ -21,25 +21,27 @@ def run(*flags: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
 
 
-def make_data(root, workload):
-    for pattern in WORKLOADS[workload].contents:
-        path = root / WORKLOADS[workload].folder / pattern.replace("*", "0")
+def make_data(root, needs):
+    for pattern in needs.contents:
+        path = root / needs.folder / pattern.replace("*", "0")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
 
 
+@pytest.mark.parametrize("framework", ["pytorch", "jax"])
 @pytest.mark.parametrize("workload", WORKLOADS)
-def test_whole_data_passes_and_every_missing_piece_is_named(workload, tmp_path):
+def test_whole_data_passes_and_every_missing_piece_is_named(workload, framework, tmp_path):
+    needs = needs_of(workload, framework)
     with pytest.raises(UsageError, match=r"there is no folder .*make it with: python datasets?/dataset_setup.py"):
-        official.check_data(workload, str(tmp_path))
-    make_data(tmp_path, workload)
-    official.check_data(workload, str(tmp_path))
-    official.check_data(f"{workload}_variant", str(tmp_path))
-    for pattern in WORKLOADS[workload].contents:
-        path = tmp_path / WORKLOADS[workload].folder / pattern.replace("*", "0")
+        official.check_data(workload, str(tmp_path), framework)
+    make_data(tmp_path, needs)
+    official.check_data(workload, str(tmp_path), framework)
+    official.check_data(f"{workload}_variant", str(tmp_path), framework)
+    for pattern in needs.contents:
+        path = tmp_path / needs.folder / pattern.replace("*", "0")
         path.unlink()
         with pytest.raises(UsageError) as error:
-            official.check_data(workload, str(tmp_path))
+            official.check_data(workload, str(tmp_path), framework)
         assert f"lacks {pattern};" in str(error.value)
         path.touch()
 
@@ -65,15 +67,46 @@ def test_the_setup_command_has_no_placeholder_left():
 
 
 def test_the_command_of_a_workload_has_its_own_flags():
-    words = official.command("librispeech_conformer", "a/b.py", 4, "/data", "/runs", "x", {"rng_seed": 3})
+    words = official.command("pytorch", "librispeech_conformer", "a/b.py", 4, "/data", "/runs", "x", {"rng_seed": 3})
     assert words[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=4"]
     assert "--librispeech_tokenizer_vocab_path=/data/librispeech/spm_model.vocab" in words
     assert {"--torch_compile=false", "--rng_seed=3", "--data_dir=/data/librispeech"} <= set(words)
-    words = official.command("imagenet_resnet", "a/b.py", 1, "/data", "/runs", "x", {"resume_last_run": True})
+    words = official.command(
+        "pytorch", "imagenet_resnet", "a/b.py", 1, "/data", "/runs", "x", {"resume_last_run": True}
+    )
     assert words[1:3] == ["-m", "submission_runner"]
     assert {"--imagenet_v2_data_dir=/data/imagenet/pytorch", "--torch_compile=true", "--resume_last_run=true"} <= set(
         words
     )
+
+
+def test_in_jax_one_process_has_all_gpus_and_checkpoints_are_in_flaxs_own_form():
+    words = official.command("jax", "imagenet_resnet", "a/b.py", 4, "/data", "/runs", "x", {"rng_seed": 3})
+    assert words[1:3] == ["-m", "submission_runner"]
+    assert {"--framework=jax", "--data_dir=/data/imagenet/jax", "--imagenet_v2_data_dir=/data/imagenet/jax"} <= set(
+        words
+    )
+    assert not [word for word in words if "torch" in word]
+    form = {"FLAX_USE_ORBAX_CHECKPOINTING": "false"}
+    assert official.environment("jax", 2, None) == {**form, "CUDA_VISIBLE_DEVICES": "0,1"}
+    assert official.environment("jax", 2, "4,6,7") == {**form, "CUDA_VISIBLE_DEVICES": "4,6"}
+    assert official.environment("jax", 0, "4") == {**form, "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+    assert official.environment("pytorch", 2, "4,6") == {}
+
+
+def test_a_checkpoint_that_the_harness_cannot_restore_in_jax_is_named(tmp_path):
+    trials = [tmp_path / f"trial_{number}" for number in (1, 2)]
+    for trial in trials:
+        trial.mkdir()
+        (trial / "checkpoint_5").touch()
+    official.check_jax_checkpoints([*trials, tmp_path / "trial_3"])
+    (trials[1] / "checkpoint_9").mkdir()  # Orbax's are folders
+    official.check_jax_checkpoints(trials[:1])
+    with pytest.raises(
+        UsageError, match=r"cannot restore .*trial_2/checkpoint_9.*start anew with --overwrite"
+    ) as error:
+        official.check_jax_checkpoints(trials)
+    assert "\n" not in str(error.value)
 
 
 def test_variants_belong_to_the_longest_base_name():
@@ -174,15 +207,19 @@ def test_a_dry_run_needs_no_gpu_and_says_which_number_it_takes(tmp_path):
     result = run("--workload=finewebedu_lm", "--dry_run", "--gpus=4", **nowhere)
     assert "--nproc_per_node=4" in shlex.split(result.stdout)
     assert not result.stderr
+    result = run("--workload=wmt", "--framework=jax", "--dry_run", "--gpus=4", **nowhere)
+    words = shlex.split(result.stdout)
+    assert words[0] == "FLAX_USE_ORBAX_CHECKPOINTING=false"
+    assert {"--framework=jax", "--submission_path=submissions/jax/lawa/submission.py"} <= set(words)
 
 
 def test_a_submission_that_cannot_tell_is_not_imported(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other.py").write_text("raise SystemExit('imported')")
-    official.check_trials("other.py", "space.json", [None], "ogbg")
+    official.check_trials("other.py", "space.json", [None], "ogbg", "pytorch")
     (tmp_path / "asked.py").write_text("def check_hyperparameters(h, step_hint):\n    raise SystemExit('asked')")
     with pytest.raises(UsageError, match="lacks the function"):
-        official.check_trials("asked.py", "space.json", [None], "ogbg")
+        official.check_trials("asked.py", "space.json", [None], "ogbg", "pytorch")
 
 
 NINE_ON_A100 = {
@@ -233,6 +270,14 @@ def test_a_slurm_job_is_requeued_and_resumes():
         (["--workload=ogbg", "--gpus=0", "--rng_seed=0"], "takes 0 for none"),
         (["--workload=ogbg", "--gpus=1000"], "--gpus=1000: only"),
         (["--workload=ogbg", "--framework=jaxx"], "--framework=jaxx is unknown; choose from pytorch, jax"),
+        (
+            ["--workload=ogbg", "--framework=jax", "--submission_path=submissions/pytorch/lawa/submission.py"],
+            "it is a submission in pytorch; run it with --framework=pytorch",
+        ),
+        (
+            ["--workload=ogbg", "--submission_path=submissions/jax/lawa/submission.py"],
+            "it is a submission in jax; run it with --framework=jax",
+        ),
         (["--workload=ogbg", "--submission_path=no/such.py"], "--submission_path=no/such.py does not exist"),
         (["--workload=ogbg", "--num_tuning_trials=0"], "--num_tuning_trials must be >= 1, not 0"),
         (["--workload=ogbg", "--tuning_search_space=no/such.json"], "--tuning_search_space=no/such.json: No such file"),

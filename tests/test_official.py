@@ -4,6 +4,8 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +18,21 @@ HEAVY = [
 ]  # fmt: skip
 
 
-def run(*arguments: str) -> str:
-    """Standard output and error of a process of its own: absl's flags are global."""
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+# What JAX has compiled for a workload and a submission, so that the second run of a process need not.
+COMPILED = {
+    "JAX_COMPILATION_CACHE_DIR": str(Path(tempfile.gettempdir()) / "weight_averaging_compiled"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
+}
+
+
+def run(*arguments: str, devices: int = 1) -> str:
+    """Standard output and error of a process of its own: absl's flags are global.
+
+    Args:
+        devices: that JAX takes the CPU for.
+    """
+    split = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    environment = {**os.environ, **COMPILED, **split, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
     result = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 0, (result.stdout + result.stderr)[-3000:]
     return result.stdout + result.stderr
@@ -34,6 +48,22 @@ def test_lawa_keeps_the_contract_on_a_small_workload(workload):
     assert f"{workload} lawa: " in run("tests/official_driver.py", "lawa", workload)
 
 
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("submission", ["nadamw", "lawa", "adamw_ema"])
+def test_a_submission_in_jax_keeps_the_contract_on_mnist(submission, devices):
+    output = run("tests/official_driver.py", submission, "mnist", "--framework=jax", devices=devices)
+    assert f"mnist {submission}: " in output
+    assert "the restored state has 1 leading axes too many" in output
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("submission", "devices"), [("lawa", 1), ("lawa", 4), ("ema", 1), ("ema", 4)])
+@pytest.mark.parametrize("workload", ["ogbg", "criteo1tb_test", *HEAVY])
+def test_a_submission_in_jax_keeps_the_contract_on_every_workload(workload, submission, devices):
+    lines = run("tests/official_driver.py", submission, workload, "--framework=jax", devices=devices).splitlines()
+    print(devices, next(line for line in lines if line.startswith(f"{workload} {submission}: ")))
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize("submission", ["lawa", "ema"])
 @pytest.mark.parametrize("workload", HEAVY)
@@ -44,11 +74,11 @@ def test_a_submission_keeps_the_contract_on_every_workload(workload, submission)
 
 def test_step_hints_and_budgets_are_those_of_the_harness():
     code = """
-from tests.official_driver import make_workload
+from tests.official_driver import Run
 from launching.workloads import WORKLOADS
 for name, needs in WORKLOADS.items():
     if not needs.since:
-        workload = make_workload(name)
+        workload = Run.make_workload(name)
         found, known = (workload.step_hint, workload.max_allowed_runtime_sec), (needs.step_hint, needs.v100_seconds)
         assert found == known, f"{name}: {found}, not {known}"
 print("all equal")
@@ -60,6 +90,13 @@ def test_ranks_stay_equal_through_a_resume_that_loses_ddp():
     output = run("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "tests/official_ranks.py")
     assert "ranks agree" in output
     assert "without DistributedDataParallel, as after a resume" in output
+
+
+@pytest.mark.parametrize("framework", ["pytorch", "jax"])
+def test_upstream_says_nothing_of_a_submission_in_the_other_framework_so_it_does_itself(framework):
+    other = {"pytorch": "jax", "jax": "pytorch"}[framework]
+    with pytest.raises(AssertionError, match=f"run it with --framework={other}"):
+        run("tests/official_driver.py", f"submissions.{other}.lawa.submission", "mnist", f"--framework={framework}")
 
 
 def test_random_keys_are_the_official_ones():

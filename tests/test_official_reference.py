@@ -21,15 +21,15 @@ HEAVY = [
 NEED_TORCHVISION = ("fastmri", "imagenet")
 
 
-def run_reference_test(workload: str, submission: str, folder: Path) -> None:
+def run_reference_test(workload: str, submission: str, folder: Path, framework: str = "pytorch") -> None:
     spec = importlib.util.find_spec("algoperf")
     assert spec is not None
     assert spec.origin is not None
     harness = Path(spec.origin).parents[1]  # its tests are installed beside the package
     command = [
-        sys.executable, str(harness / "tests" / "reference_algorithm_tests.py"), "--framework=pytorch",
+        sys.executable, str(harness / "tests" / "reference_algorithm_tests.py"), f"--framework={framework}",
         f"--workload={workload}", "--global_batch_size=2", f"--log_file={folder / 'log.pkl'}",
-        f"--submission_path=submissions/pytorch/{submission}/submission.py",
+        f"--submission_path=submissions/{framework}/{submission}/submission.py",
         f"--tuning_search_space={Path.cwd() / 'tuning_search_spaces' / f'{submission}.json'}",
     ]  # fmt: skip
     # The harness first: `tests` must be its own.
@@ -43,6 +43,17 @@ def run_reference_test(workload: str, submission: str, folder: Path) -> None:
 @pytest.mark.parametrize("workload", CHEAP)
 def test_the_reference_test_passes_on_a_small_workload(workload, submission, tmp_path):
     run_reference_test(workload, submission, tmp_path)
+
+
+def test_the_reference_test_passes_in_jax(tmp_path):
+    run_reference_test("mnist", "lawa", tmp_path, "jax")
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("submission", SUBMISSIONS)
+@pytest.mark.parametrize("workload", CHEAP)
+def test_the_reference_test_passes_in_jax_on_a_small_workload(workload, submission, tmp_path):
+    run_reference_test(workload, submission, tmp_path, "jax")
 
 
 @pytest.mark.heavy

@@ -11,17 +11,23 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from launching import official
+
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("algoperf") is None, reason="algoperf is not installed")
 
 POINT = {
     "learning_rate": 1e-3, "one_minus_beta1": 0.1, "beta2": 0.99, "weight_decay": 0.1, "warmup_factor": 0.01,
     "averaging_interval": 1, "averaging_window": 3,
 }  # fmt: skip
-LAWA = "submissions/pytorch/lawa/submission.py"
 
 
 def start(*arguments: str, log: Path) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.getcwd(),
+        "OMP_NUM_THREADS": "1",
+        **official.environment("jax", 0, None),
+    }
     with open(log, "a") as output:
         return subprocess.Popen([sys.executable, *arguments], stdout=output, stderr=output, env=environment)
 
@@ -30,17 +36,18 @@ def run(*arguments: str, log: Path) -> None:
     assert start(*arguments, log=log).wait() == 0, log.read_text()[-3000:]
 
 
-def flags(folder: Path, workload: str, points: list[dict]) -> list[str]:
+def flags(folder: Path, workload: str, points: list[dict], framework: str = "pytorch") -> list[str]:
     space = folder / "space.json"
     space.write_text(json.dumps(points))
     return [
-        "--framework=pytorch", f"--workload={workload}", f"--submission_path={LAWA}",
+        f"--framework={framework}", f"--workload={workload}",
+        f"--submission_path=submissions/{framework}/lawa/submission.py",
         f"--tuning_search_space={space}", f"--num_tuning_trials={len(points)}", "--rng_seed=5",
     ]  # fmt: skip
 
 
-def evaluations(folder: Path, workload: str, trial: int = 1) -> pd.DataFrame:
-    return pd.read_csv(folder / f"lawa/{workload}_pytorch/trial_{trial}/eval_measurements.csv", dtype=str)
+def evaluations(folder: Path, workload: str, trial: int = 1, framework: str = "pytorch") -> pd.DataFrame:
+    return pd.read_csv(folder / f"lawa/{workload}_{framework}/trial_{trial}/eval_measurements.csv", dtype=str)
 
 
 def test_a_miniature_workload_gives_the_same_rows_under_both_runners(tmp_path):
@@ -67,13 +74,14 @@ def mnist(tmp_path_factory) -> Path:
 
 
 @pytest.mark.heavy
-def test_trials_on_mnist_are_resumed_after_a_kill(mnist, tmp_path):
+@pytest.mark.parametrize("framework", ["pytorch", "jax"])
+def test_trials_on_mnist_are_resumed_after_a_kill(framework, mnist, tmp_path):
     arguments = [
-        "-m", "submission_runner", *flags(tmp_path, "mnist", [POINT, {**POINT, "learning_rate": 2e-3}]),
+        "-m", "submission_runner", *flags(tmp_path, "mnist", [POINT, {**POINT, "learning_rate": 2e-3}], framework),
         f"--data_dir={mnist}", f"--experiment_dir={tmp_path}", "--experiment_name=lawa", "--torch_compile=false",
         "--max_global_steps=2500", "--save_intermediate_checkpoints=false",
     ]  # fmt: skip
-    trials = [tmp_path / f"lawa/mnist_pytorch/trial_{number}" for number in (1, 2)]
+    trials = [tmp_path / f"lawa/mnist_{framework}/trial_{number}" for number in (1, 2)]
     process = start(*arguments, log=tmp_path / "log")
     while process.poll() is None and not (trials[0] / "checkpoint_1").exists():
         time.sleep(0.1)
@@ -84,7 +92,7 @@ def test_trials_on_mnist_are_resumed_after_a_kill(mnist, tmp_path):
 
     run(*arguments, "--resume_last_run", log=tmp_path / "log")
     for number, trial in enumerate(trials, start=1):
-        table = evaluations(tmp_path, "mnist", number)
+        table = evaluations(tmp_path, "mnist", number, framework)
         assert table["global_step"].iloc[0] == "1"
         assert table["global_step"].iloc[-1] == "2500"
         assert table["preemption_count"].iloc[-1] == ("1" if number == 1 else "0")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import weight_averaging.offline as module
+import weight_averaging.offline.plan as module
 import weight_averaging.torch.blocks as blocks
 from weight_averaging import offline
 from weight_averaging.offline import EMA, LAWA, Plan, Power, SnapshotError, Tail
@@ -160,10 +160,14 @@ def test_memory_is_told_beforehand():
     assert Plan([(EMA(decay=0.9), at) for at in range(100, 1001, 10)], steps).peak == 1
 
 
-def test_prefixes_of_wrappers_go():
-    snapshots = {s: {f"module._orig_mod.{n}": t for n, t in state.items()} for s, state in run_of(3).items()}
-    (result,) = Plan([(LAWA(window=3), 3)], [1, 2, 3]).run(snapshots.items())
-    model_of().load_state_dict(result.state)
+def test_snapshots_may_be_wrapped_and_the_names_are_those_of_the_latest():
+    plain, wrapped = run_of(3), {s: {f"module._orig_mod.{n}": t for n, t in st.items()} for s, st in run_of(3).items()}
+    for latest, other in ((plain, wrapped), (wrapped, plain)):
+        mixed = {1: other[1], 2: latest[2], 3: latest[3]}
+        (result,) = Plan([(LAWA(window=3), 3)], [1, 2, 3]).run(mixed.items())
+        assert list(result.state) == list(latest[3])
+        (expected,) = Plan([(LAWA(window=3), 3)], [1, 2, 3]).run(plain.items())
+        assert_equal(dict(zip(expected.state, result.state.values())), expected.state)
 
 
 def test_a_mask_of_infinities_stays_and_a_nan_is_an_error():

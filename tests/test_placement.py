@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from tests.small_models import feed, model_of, scalar_model
+from weight_averaging import placement
 from weight_averaging.averages import EMA as EMADescription
 from weight_averaging.averages import LAWA as LAWADescription
 from weight_averaging.averages import Tail
-from weight_averaging.torch import LAWA, Averages, placement
+from weight_averaging.torch import LAWA, Averages
+from weight_averaging.torch import placement as torch_placement
 
 GPU = torch.device("cuda", 0)
 GB = 10**9
@@ -22,7 +24,7 @@ def memory(monkeypatch):
     """A machine with this much free."""
 
     def set_free(device: float, host: float) -> None:
-        monkeypatch.setattr(placement, "free_device_bytes", lambda _: int(device * GB))
+        monkeypatch.setattr(torch_placement, "free_device_bytes", lambda _: int(device * GB))
         monkeypatch.setattr(placement, "free_host_bytes", lambda: int(host * GB))
 
     return set_free
@@ -35,7 +37,7 @@ def memory(monkeypatch):
 def test_auto_takes_the_device_for_a_small_share_of_it(memory, caplog, asked, need, chosen):
     memory(device=80, host=100)
     with caplog.at_level(logging.INFO, "weight_averaging"):
-        assert placement.choose(asked, GPU, need * GB, "a window").type == chosen
+        assert torch_placement.choose(asked, GPU, need * GB, "a window").type == chosen
     where = "pinned host memory" if chosen == "cpu" else "the memory of cuda:0"
     assert caplog.messages == [f"a window is {need}.0 GB, in {where}"]
 
@@ -45,14 +47,14 @@ def test_what_does_not_fit_is_refused_with_the_next_thing_to_try(memory):
     with pytest.raises(
         MemoryError, match=r'a window is 90.0 GB on cuda:0, where 80.0 GB are free: try placement="host"'
     ):
-        placement.choose("device", GPU, 90 * GB, "a window")
+        torch_placement.choose("device", GPU, 90 * GB, "a window")
     for asked in ("auto", "host"):
         with pytest.raises(
             MemoryError, match=r"90.0 GB in host memory, where 30.0 GB are free: take fewer snapshots, .*offline"
         ):
-            placement.choose(asked, GPU, 90 * GB, "a window")
+            torch_placement.choose(asked, GPU, 90 * GB, "a window")
     with pytest.raises(ValueError, match="placement must be one of auto, device, host, not 'gpu'"):
-        placement.choose("gpu", GPU, 1, "a window")
+        torch_placement.choose("gpu", GPU, 1, "a window")
 
 
 def test_a_window_larger_than_this_machine_is_refused_at_once():

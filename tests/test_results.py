@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.small_models import feed, randomise, saved, scalar_model
-from weight_averaging import averages, extract, offline
+from weight_averaging import averages, cli, offline
 from weight_averaging.averages import SnapshotError
-from weight_averaging.snapshot_files import Snapshots
-from weight_averaging.snapshots import SnapshotWriter
+from weight_averaging.offline import extract
+from weight_averaging.offline.reading import Snapshots
+from weight_averaging.offline.recording import SnapshotWriter
 from weight_averaging.torch import EMA, LAWA, Averages
 
 MAKERS = {
@@ -204,7 +205,7 @@ def test_extract_as_a_command(make, suffix, tmp_path):
     checkpoint = {"model": model.state_dict(), "optimizer_state": {"averager": averager.state_dict()}, "step": 3}
     torch.save(checkpoint, tmp_path / "checkpoint.pt")
     out = tmp_path / f"average{suffix}"
-    command = [sys.executable, "-m", "weight_averaging.extract", str(tmp_path / "checkpoint.pt"), "--out", str(out)]
+    command = [sys.executable, "-m", "weight_averaging", "extract", str(tmp_path / "checkpoint.pt"), "--out", str(out)]
     if make is MAKERS["grid"]:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         assert result.returncode == 2
@@ -236,7 +237,7 @@ def test_extract_says_what_is_wrong(tmp_path, capsys):
         ("early.pt", "x.bin", "the name must end in .safetensors or .pt"),
     ):
         with pytest.raises(SystemExit) as end:
-            extract.main([str(tmp_path / name), "--out", str(tmp_path / out)])
+            cli.main(["extract", str(tmp_path / name), "--out", str(tmp_path / out)])
         assert end.value.code == 2
         error = capsys.readouterr().err
         assert message in error
@@ -270,6 +271,6 @@ def test_snapshots_on_disk_know_what_training_leaves_alone(tmp_path):
     plan = offline.Plan(
         [(averages.LAWA(window=2), 2)], [1, 2], latest=offline.latest_of(snapshots.layout, known=snapshots.latest)
     )
-    (result,) = plan.run(snapshots.pieces(plan.needed))
+    (result,) = plan.run(snapshots.stream(plan.needed))
     expected = expected_of(model, lawa)
     check_same({name: result.state[name] for name in expected}, expected)

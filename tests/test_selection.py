@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations, prune
 
 from tests.small_models import average_of, feed, floats, randomise, scalar_model
 from weight_averaging import averages, offline
+from weight_averaging.offline.layouts import layout_of
 from weight_averaging.torch import EMA, LAWA, Averages
 from weight_averaging.torch.selection import Selection
 
@@ -101,7 +102,7 @@ def test_a_teacher_is_averaged_if_asked_for_and_told_if_not(included, caplog):
     assert included or "2 frozen parameters are not averaged, but they change (teacher.weight)" in told[0]
 
     # Offline, where a state dict does not tell frozen from trained: the same, asked for in the same words.
-    layout = offline.layout_of(states[0][1])
+    layout = layout_of(states[0][1])
     latest = offline.latest_of(layout, exclude=["center", *([] if included else ["teacher"])])
     wanted = [(averages.EMA(decay=0.5), 2)]
     (result,) = offline.Plan(wanted, [1, 2], latest=latest).run(iter(states))

@@ -12,10 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from weight_averaging import offline, snapshot_files
 from weight_averaging.averages import SnapshotError
-from weight_averaging.safetensors_files import SafetensorsFile, SafetensorsWriter
-from weight_averaging.snapshot_files import Snapshots
+from weight_averaging.offline.reading import Snapshots
+from weight_averaging.offline.safetensors_files import SafetensorsFile, SafetensorsWriter
 from weight_averaging.torch import EMA, recompute_batch_norm
 
 
@@ -183,11 +182,13 @@ def test_bad_folders_say_which_file(tmp_path):
         for path in tmp_path.iterdir():
             path.unlink()
 
-    says("holds no snapshot: checkpoint_STEP")
+    says(r"holds no snapshot: \*\.pt, \*\.pth")
     with pytest.raises(SnapshotError, match="is not a folder"):
         Snapshots(tmp_path / "none")
     torch.save(state_of(1), tmp_path / "last.pt")
-    says(r"last\.pt: its step is not known; put it into the name, as in step_1000\.pt")
+    says(r"holds no snapshot but what is left out, as last\.pt is \('last' in its name\): name the files")
+    torch.save(state_of(1), tmp_path / "final.pt")
+    says(r"final\.pt: its step is not known; put it into the name, as in step_1000\.pt")
     for name in ("a_1.pt", "b_1.pt"):
         torch.save(state_of(1), tmp_path / name)
     says(r"a_1\.pt and .*b_1\.pt are both of step 1")
@@ -234,42 +235,3 @@ def test_unpadded_headers_are_read(tmp_path):
     path = tmp_path / "step_1.safetensors"
     path.write_bytes(len(text).to_bytes(8, "little") + text + torch.tensor([math.pi]).numpy().tobytes())
     assert SafetensorsFile(path).read(["a"])["a"].item() == pytest.approx(math.pi)
-
-
-@pytest.mark.parametrize("block", [7, 64, 1 << 18])
-def test_reading_piece_by_piece_changes_no_bit(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(offline, "BLOCK", block)
-    monkeypatch.setattr(snapshot_files, "BLOCK", block)
-    for step in range(1, 6):
-        torch.manual_seed(step)
-        state = {
-            "a": torch.randn(9, 11), "b": torch.randn(5).to(torch.bfloat16), "scalar": torch.randn(()),
-            "count": torch.tensor(step), "empty": torch.zeros(0, 3), "mask": torch.full((20,), -math.inf),
-        }  # fmt: skip
-        layout = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
-        with SafetensorsWriter(tmp_path / f"step_{step}.safetensors", layout) as file:
-            for name, tensor in state.items():
-                file.write(name, tensor)
-    snapshots = Snapshots(tmp_path)
-    wanted = [(offline.LAWA(window=3), 4), (offline.LAWA(window=5), 5), (offline.EMA(decay=0.7), 5)]
-    plan = offline.Plan(wanted, snapshots.steps)
-    mapped, pieces = (list(plan.run(source(plan.needed))) for source in (snapshots.stream, snapshots.pieces))
-    assert [(r.average, r.step) for r in mapped] == [(r.average, r.step) for r in pieces]
-    for one, other in zip(mapped, pieces):
-        assert one.state.keys() == other.state.keys()
-        for name, tensor in one.state.items():
-            assert torch.equal(tensor, other.state[name]), name
-            assert tensor.dtype == other.state[name].dtype
-
-
-def test_a_file_cut_while_it_is_read_is_named(tmp_path):
-    path = tmp_path / "step_1.safetensors"
-    with SafetensorsWriter(path, {"a": ((100,), torch.float32)}) as file:
-        file.write("a", torch.ones(100))
-    snapshots = Snapshots(tmp_path)
-    ((_, state),) = snapshots.pieces([1])
-    with open(path, "r+b") as file:
-        file.truncate(path.stat().st_size - 8)
-    assert torch.equal(state["a"].piece(0, 98), torch.ones(98))
-    with pytest.raises(SnapshotError, match=r"step_1\.safetensors has become shorter while it was read"):
-        state["a"].load()

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from weight_averaging import snapshots as module
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline import LAWA, Plan
-from weight_averaging.snapshot_files import Snapshots
-from weight_averaging.snapshots import SnapshotWriter, prune, read_manifest, verify
+from weight_averaging.offline import recording as module
+from weight_averaging.offline.reading import Snapshots
+from weight_averaging.offline.recording import SnapshotWriter, prune, read_manifest, verify
 
 
 def train(model: nn.Module, writer: SnapshotWriter, steps: range) -> dict[int, dict[str, torch.Tensor]]:
@@ -131,7 +131,7 @@ def test_changed_files_are_found(tmp_path):
 def test_a_full_disk_leaves_the_folder_as_it_was(tmp_path):
     """The limit on a file's size stands for the disk: writing fails in the same place, with another error number."""
     code = (
-        "import resource, sys, torch; from weight_averaging.snapshots import SnapshotWriter\n"
+        "import resource, sys, torch; from weight_averaging.offline.recording import SnapshotWriter\n"
         "writer = SnapshotWriter(sys.argv[1], interval=1)\n"
         "writer.update(1, torch.nn.Linear(2, 2)); writer.flush()\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\n"
@@ -145,7 +145,7 @@ def test_a_full_disk_leaves_the_folder_as_it_was(tmp_path):
 
 def test_a_kill_leaves_a_readable_folder(tmp_path):
     code = (
-        "import sys, torch; from weight_averaging.snapshots import SnapshotWriter\n"
+        "import sys, torch; from weight_averaging.offline.recording import SnapshotWriter\n"
         "model = torch.nn.Linear(1000, 1000); writer = SnapshotWriter(sys.argv[1], interval=1)\n"
         "for step in range(1, 100000): writer.update(step, model)"
     )

@@ -90,9 +90,9 @@ def test_spec_augment_masks_what_it_says():
     kept = speech_pytorch.spec_augment(features, paddings) > 0
     masked_bins, masked_frames = ~kept.any(dim=1), ~kept.any(dim=2)
     assert torch.equal(kept, ~(masked_bins[:, None, :] | masked_frames[:, :, None]))
-    assert 1 <= masked_bins.sum(dim=1).max() <= speech_pytorch.FREQUENCY_MASKS * speech_pytorch.MAX_MASKED_BINS
+    assert 1 <= masked_bins.sum(dim=1).max() <= speech.FREQUENCY_MASKS * speech.MAX_MASKED_BINS
     assert masked_bins.any(dim=0).all()  # every bin at times
-    most = speech_pytorch.TIME_MASKS * (speech_pytorch.MAX_MASKED_SHARE * (1 - paddings).sum(dim=1)).round()
+    most = speech.TIME_MASKS * (speech.MAX_MASKED_SHARE * (1 - paddings).sum(dim=1)).round()
     assert (masked_frames.sum(dim=1) <= most).all()
     assert masked_frames.any()
     assert not (masked_frames & (paddings > 0)).any()

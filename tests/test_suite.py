@@ -111,7 +111,7 @@ def test_an_offline_study_is_what_training_would_have_given(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--submissions=lawaa"], "the submission 'lawaa' is unknown; choose from ema,"),
+        (["--submissions=lawaa"], "the submission 'lawaa' is unknown; choose from adamw,"),
         (["--workloads=mini_wnt"], "--workload=mini_wnt is unknown; choose from mini_criteo1tb"),
         (["--study=studies/nothing.yaml"], "--study=studies/nothing.yaml: No such file"),
         (["--study=setup.cfg"], "setup.cfg"),

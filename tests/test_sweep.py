@@ -1,5 +1,6 @@
 """Sweeps: the jobs of a grid, its cost, and a sweep on this machine that fails, is repeated and resumes."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -14,25 +15,29 @@ from launching import paper, sweep
 from launching.workloads import SEVEN
 from miniperf import search
 from miniperf.errors import UsageError
-from submissions.pytorch.ema import submission as ema
-from submissions.pytorch.lawa import submission as lawa
-from submissions.pytorch.nadamw import submission as nadamw
 
 ROOT = Path("tuning_search_spaces")
-CHECKS = {"nadamw": nadamw, "lawa": lawa, "ema": ema}
 
 
 def test_the_papers_grids_are_those_of_the_declaration_and_can_be_trained_with():
     expected = dict(paper.spaces(ROOT))
     assert set((ROOT / "paper").rglob("*.json")) == set(expected)
-    assert len(expected) == len(SEVEN) * len(paper.EXPERIMENTS)
+    assert len(expected) == len(SEVEN) * len(paper.EXPERIMENTS) + len(paper.LM_EXPERIMENTS) + len(paper.LM_SUBMISSIONS)
     for path, text in expected.items():
         assert path.read_text() == text, f"{path}: run python -m launching.paper"
-        experiment = paper.EXPERIMENTS[path.stem]
+        experiments = paper.LM_EXPERIMENTS if path.parent.name == paper.LANGUAGE_MODEL else paper.EXPERIMENTS
+        name = path.stem if path.stem in paper.LM_SUBMISSIONS else experiments[path.stem].submission
+        submission = importlib.import_module(f"submissions.pytorch.{name}.submission")
         points = search.load(path, None)
         assert len({tuple(point) for point in points}) == len(points)
         for point in points:
-            CHECKS[experiment.submission].check_hyperparameters(point, 10_000)
+            submission.check_hyperparameters(point, 10_000)
+
+
+def test_the_language_models_grid_is_table_3():
+    points = search.load(ROOT / "paper" / paper.LANGUAGE_MODEL / "grid_adamw.json", None)
+    assert len(points) == 5 * 2**4
+    assert sorted({point.learning_rate for point in points}) == [3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
 
 
 def test_a_grid_has_every_combination_around_the_workloads_point():
@@ -121,6 +126,17 @@ def test_a_sweep_on_this_machine_leaves_finished_jobs_out(tmp_path):
     assert (trials[1] / "checkpoint_3").is_file()
     assert (trials[0] / "checkpoint_3").stat().st_mtime_ns == first
     assert "nothing to do" in run(tmp_path, "--dry_run").stdout
+
+
+def test_under_miniperf_a_job_has_a_rank_for_each_of_its_gpus(tmp_path):
+    flags = ["--dry_run", "--workloads=finewebedu_lm_124m", "--submission=adamw_lawa"]
+    several, one = run(tmp_path, *flags, "--gpus=8").stdout, run(tmp_path, *flags, "--gpus=1").stdout
+    assert "-m torch.distributed.run --standalone --nproc_per_node=8 -m scripts.run --harness=miniperf" in several
+    assert "torch.distributed" not in one
+    assert f"--tuning_search_space={tmp_path}/sweep/adamw_lawa.json" in one
+    result = run(tmp_path, "--dry_run", "--workloads=finewebedu_lm_124m,mini_wmt", "--submission=adamw_lawa")
+    assert result.returncode == 2
+    assert "have search spaces of their own" in result.stderr
 
 
 TWO_AT_A_TIME = """

@@ -2,19 +2,50 @@
 
 Three lines in a training loop:
 
-    from weight_averaging.torch import LAWA
+    from weight_averaging import LAWA
 
-    lawa = LAWA.for_run(model, total_updates=1000)        # 1: what to average: the last 1 %
+    lawa = LAWA.for_run(model, total_updates=len(batches))  # 1: what to average, and how long
     for step, batch in enumerate(batches, start=1):
         train_on(batch)
         optimizer.step()
-        lawa.update(step)                                 # 2: after every optimizer update
+        lawa.update(step)                                   # 2: after every optimizer update
         if step % 500 == 0:
-            with lawa.averaged():                         # 3: evaluate, or save, the averaged model
+            with lawa.averaged():                           # 3: evaluate, or save, the averaged model
                 evaluate(model)
 
 Training never sees the average. Save and load `lawa.state_dict()` beside the model's and the optimizer's.
 
+The names here are those of `weight_averaging.torch` and need torch; nothing else here does. `weight_averaging.jax` is
+the same for JAX, `weight_averaging.offline` averages saved checkpoints, `weight_averaging.trainers` plugs into
+Lightning and Hugging Face's Trainer.
+
 The methods and the recommended settings are those of Ajroldi, Orvieto and Geiping, "When, Where and Why to Average
-Weights?", ICML 2025 (arXiv 2502.06761): average over about 1 % of training.
+Weights?", ICML 2025 (arXiv 2502.06761); `suggest` has them as a function.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from weight_averaging.collection import suggest
+
+if TYPE_CHECKING:
+    from weight_averaging.torch import EMA, LAWA, Averager, Averages, recompute_batch_norm
+
+__version__ = "0.2.0"
+__all__ = ["EMA", "LAWA", "Averager", "Averages", "__version__", "recompute_batch_norm", "suggest"]
+
+
+def __getattr__(name: str) -> Any:
+    """The names of `weight_averaging.torch`, imported when one is asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = import_module(".torch", __name__)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ImportError(
+            f"weight_averaging.{name} averages torch modules, and torch is not installed here; for JAX there is "
+            "weight_averaging.jax"
+        ) from None
+    return getattr(module, name)

@@ -30,7 +30,7 @@ class Filter:
         if isinstance(choice, str):
             self._patterns = [choice]
         elif choice is not None and not callable(choice):
-            self._patterns = list(choice) if isinstance(choice, Iterable) else [None]  # type: ignore[list-item]
+            self._patterns = list(choice) if isinstance(choice, Iterable) else [None]
         if bad := [pattern for pattern in self._patterns if not isinstance(pattern, str)]:
             given = repr(choice) if bad == [None] else repr(bad[0])
             raise TypeError(f"{argument} takes names, patterns or a function of name and tensor, not {given}")

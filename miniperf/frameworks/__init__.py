@@ -5,8 +5,9 @@ The runner, logs and checkpoints import neither; a framework is imported when a 
 
 import importlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TypeVar
 
 from miniperf.errors import UsageError
 
@@ -14,10 +15,30 @@ NAMES = ("pytorch", "jax")
 PACKAGES = {"pytorch": ("torch",), "jax": ("jax", "flax", "optax")}
 
 
+Value = TypeVar("Value")
+
+
 class Framework(Protocol):
     """What the runner asks of a framework. What a model and an optimizer state are, only it and the submission know."""
 
     name: str
+    rank: int  # of this process among those that train together, of which 0 alone writes
+
+    def connected(self) -> AbstractContextManager[None]:
+        """Within, the ranks can reach each other."""
+        ...
+
+    def first(self) -> AbstractContextManager[None]:
+        """Within, rank 0 is through before the others begin: what it wrote is there for them."""
+        ...
+
+    def agree(self, value: Value) -> Value:
+        """Rank 0's, on all ranks, which must call it together."""
+        ...
+
+    def compiled(self, model: Any) -> Any:
+        """The model through the framework's compiler. UsageError where it has none to be asked for."""
+        ...
 
     def begin(self) -> None:
         """Called once in a process, before any data or model: one thread, since the operations are too small to split
@@ -73,6 +94,24 @@ class Framework(Protocol):
         ...
 
     def versions(self) -> dict[str, str]: ...
+
+
+class OneProcess:
+    """What there is to ranks where there is one, and no compiler to be asked for."""
+
+    rank = 0
+
+    def connected(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def first(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def agree(self, value: Value) -> Value:
+        return value
+
+    def compiled(self, model: Any) -> Any:
+        raise UsageError("--torch_compile is for --framework=pytorch")
 
 
 def load(name: str) -> Framework:

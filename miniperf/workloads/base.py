@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from miniperf import random_utils, spec
+from miniperf.errors import UsageError
 
 # The examples of one split: arrays by name, each with one row an example. Without further ado the names are those of
 # the batch, `inputs` and `targets`; what has no fixed size is padded here and cut to size in `collate`.
@@ -27,13 +28,16 @@ class MiniWorkload(spec.Workload):
     """
 
     batch_size: int  # of training: a miniature carries its own, since submissions know only the official workloads
+    target_share = 0.8  # of step_hint, by which the median run of the tuned baseline has just reached the target
     higher_is_better = True
+    test_target_value: float
     train_mean: Any = 0.0
     train_stddev: Any = 1.0
     eval_batch_size = 4096
     max_eval_train_examples: int | None = None  # default: as many as there are for validation
     max_allowed_runtime_sec = 600
     eval_period_time_sec = 2
+    rank, ranks = 0, 1  # this process among those that train together: each takes its part of every batch
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -59,11 +63,12 @@ class MiniWorkload(spec.Workload):
 
     def evaluate_batch(self, model: Any, batch: dict[str, Any], logits: Any) -> dict[str, Any]:
         """What `metrics` needs to know of one batch."""
-        sums = {**self.metric_sums(batch, logits), "loss": self.summed_loss(batch, logits)}
+        sums = {**self.metric_sums(batch, logits), "loss": self.losses(batch, logits)["summed"]}
         return {name: float(value) for name, value in sums.items()}
 
-    def summed_loss(self, batch: dict[str, Any], logits: Any) -> float:
-        return float(self.loss_fn(batch["targets"], logits, batch["weights"])["summed"])
+    def losses(self, batch: dict[str, Any], logits: Any) -> dict[str, Any]:
+        """What `loss_fn` says of a batch in evaluation."""
+        return self.loss_fn(batch["targets"], logits, batch["weights"])
 
     def metrics(self, parts: list[dict[str, Any]], num_examples: int) -> dict[str, float]:
         """The metrics of a split from what `evaluate_batch` returned for each of its batches."""
@@ -120,6 +125,8 @@ class MiniWorkload(spec.Workload):
     ) -> Iterator[dict[str, Any]]:
         del data_dir, cache, repeat_final_dataset, num_batches
         _ = self.splits  # loaded now: the first batch is drawn when the clock runs
+        if global_batch_size % self.ranks:
+            raise UsageError(f"the batch of {global_batch_size} examples does not divide by {self.ranks} ranks")
         if split == "train":
             return self._train_batches(data_rng, global_batch_size)
         return self._eval_batches(split, global_batch_size)
@@ -129,14 +136,16 @@ class MiniWorkload(spec.Workload):
         data = self.splits["train"]
         if batch_size > size(data):
             raise ValueError(f"batch size {batch_size} exceeds the {size(data)} training examples")
-        weights = np.ones(batch_size, np.float32)
+        share = batch_size // self.ranks
+        first = self.rank * share
+        weights = np.ones(share, np.float32)
         epoch_key = random_utils.split(data_rng)[0]
         while True:
             epoch_key, order_key = random_utils.split(epoch_key)
             rng = np.random.RandomState(order_key)
             order = rng.permutation(size(data))
             for start in range(0, size(data) - batch_size + 1, batch_size):
-                indices = order[start : start + batch_size]
+                indices = order[start : start + batch_size][first : first + share]
                 rows = {name: column[indices] for name, column in data.items()}
                 yield self.place(self.collate({**rows, "weights": weights}, rng))
 

@@ -10,11 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from miniperf import spec
+from miniperf.pytorch_utils import bare, in_ranks, pytorch_setup
 from miniperf.workloads.base import MiniWorkload
+
+_DDP, RANK, _DEVICE, RANKS = pytorch_setup()
 
 
 class PyTorchWorkload(MiniWorkload):
     """A miniature in PyTorch. Beside the data a subclass gives the model, the loss and what needs them."""
+
+    rank, ranks = RANK, RANKS
 
     @abstractmethod
     def build_model(self) -> nn.Module:
@@ -40,7 +45,7 @@ class PyTorchWorkload(MiniWorkload):
         model = self.build_model()
         self._param_shapes = {name: spec.ShapeTuple(tuple(p.shape)) for name, p in model.named_parameters()}
         self._param_types = {name: parameter_type(model, name) for name, _ in model.named_parameters()}
-        return model, None
+        return in_ranks(model), None
 
     def model_fn(
         self,
@@ -59,13 +64,22 @@ class PyTorchWorkload(MiniWorkload):
                 return self.forward(params, augmented_and_preprocessed_input_batch, 0.0), None
         params.train()
         # Dropout drawn from the step's own key: a resumed run repeats the unbroken one whatever was drawn before.
-        torch.manual_seed(int(rng[0]))
+        torch.manual_seed(int(rng[0]) + self.rank)
         with contextlib.nullcontext() if update_batch_norm else batch_norm_frozen(params):
             return self.forward(params, augmented_and_preprocessed_input_batch, dropout_rate), None
 
     @torch.no_grad()
-    def _eval_model_on_split(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        return super()._eval_model_on_split(*args, **kwargs)
+    def _eval_model_on_split(
+        self,
+        split: str,
+        num_examples: int,
+        global_batch_size: int,
+        params: nn.Module,
+        *args: Any,
+        **kwargs: Any,
+    ) -> dict[str, float]:
+        """All ranks evaluate all examples, in the same moment, on the model itself."""
+        return super()._eval_model_on_split(split, num_examples, global_batch_size, bare(params), *args, **kwargs)
 
 
 def summed(per_example: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
@@ -100,7 +114,7 @@ def parameter_type(model: nn.Module, name: str) -> spec.ParameterType:
     bias = leaf.startswith("bias")  # an LSTM has several
     if isinstance(owner, nn.Embedding):
         return spec.ParameterType.EMBEDDING
-    if isinstance(owner, nn.LayerNorm):
+    if isinstance(owner, nn.LayerNorm | nn.RMSNorm):
         return spec.ParameterType.LAYER_NORM_BIAS if bias else spec.ParameterType.LAYER_NORM_SCALE
     if isinstance(owner, nn.modules.batchnorm._BatchNorm):
         return spec.ParameterType.BATCH_NORM_BIAS if bias else spec.ParameterType.BATCH_NORM_SCALE

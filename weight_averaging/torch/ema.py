@@ -4,9 +4,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from weight_averaging.averages import EMA as EMADescription
-from weight_averaging.averages import Power
-from weight_averaging.collection import check_count, decay_from_window, exponent_from_horizon, interval_and_window
+from weight_averaging.averages import exponential
+from weight_averaging.collection import WINDOW, check_count, decay_from_window, for_run
 from weight_averaging.filters import Choice
 from weight_averaging.torch.averager import Averager
 from weight_averaging.torch.blocks import Block
@@ -71,7 +70,7 @@ class EMA(Averager):
         check_finite: bool = True,
         process_group: Any = None,
     ) -> None:
-        average = _description(decay, horizon, warmup, interval, start)
+        average = exponential(decay, horizon, warmup, interval, start)
         super().__init__(
             model,
             start=start,
@@ -91,10 +90,10 @@ class EMA(Averager):
 
     @classmethod
     def for_run(
-        cls, model: nn.Module, total_updates: int, *, horizon: float = 0.01, window: int = 20, **options: Any
+        cls, model: nn.Module, total_updates: int, *, horizon: float | None = None, window: int = WINDOW, **options: Any
     ) -> "EMA":
         """The EMA as old on average as `LAWA.for_run` of the same arguments."""
-        interval, length = interval_and_window(horizon, window, check_count("total_updates", total_updates))
+        interval, length = for_run(total_updates, horizon, window)
         return cls(model, interval=interval, decay=decay_from_window(length), **options)
 
     @property
@@ -113,16 +112,3 @@ class EMA(Averager):
 
     def _hyperparameters(self) -> dict[str, Any]:
         return {"decay": self.decay, "horizon": self.horizon, "warmup": self.warmup, "interval": self.interval}
-
-
-def _description(
-    decay: float | None, horizon: float | None, warmup: bool, interval: int, start: int
-) -> EMADescription | Power:
-    if (decay is None) == (horizon is None):
-        raise TypeError(f"EMA takes either a decay or a horizon, not decay={decay!r} and horizon={horizon!r}")
-    if horizon is not None:
-        if warmup:
-            raise TypeError("EMA with a horizon grows from the start: warmup goes with a decay")
-        return Power(gamma=exponent_from_horizon(horizon), interval=interval, start=start)
-    assert decay is not None
-    return EMADescription(decay=decay, warmup=warmup, interval=interval, start=start)

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from weight_averaging.collection import check_count, interval_and_window
+from weight_averaging.collection import WINDOW, check_count, for_run
 from weight_averaging.filters import Choice
 from weight_averaging.torch.averager import Averager
 from weight_averaging.torch.blocks import Block
@@ -83,14 +83,14 @@ class LAWA(Averager):
 
     @classmethod
     def for_run(
-        cls, model: nn.Module, total_updates: int, *, horizon: float = 0.01, window: int = 20, **options: Any
+        cls, model: nn.Module, total_updates: int, *, horizon: float | None = None, window: int = WINDOW, **options: Any
     ) -> "LAWA":
         """A LAWA that covers a share of a run whose length is known.
 
         Args:
             total_updates: of the run, T.
-            horizon: the share of it that the window covers, in (0, 1]. 1 % is the paper's advice (Fig. 3) for runs of
-                10,000 to 200,000 updates; of runs of some thousand, 2 to 8 % is better (docs/results/horizon).
+            horizon: the share of it that the window covers, in (0, 1]; None: `collection.suggested_horizon`, 1 % of
+                a run of 10,000 updates or more and 4 % of a shorter one.
             window: snapshots that cover it, at most: interval = horizon * T / window.
             options: further arguments of LAWA.
 
@@ -99,7 +99,7 @@ class LAWA(Averager):
         >>> lawa.interval, lawa.window
         (60, 20)
         """
-        interval, window = interval_and_window(horizon, window, check_count("total_updates", total_updates))
+        interval, window = for_run(total_updates, horizon, window)
         return cls(model, interval=interval, window=window, **options)
 
     @property

@@ -1,12 +1,6 @@
-"""The mean of snapshots, summed pairwise.
+"""The mean of snapshots in few passes over memory, in the order of `weight_averaging.pairwise`.
 
-Sums of LEAF snapshots in a row are added up in a balanced tree, whose rounding error grows with log K instead of K
-(Higham 1993, "The accuracy of floating point summation"): in float32 the mean of K vectors x_i is off by at most
-
-    (LEAF + log2(K / LEAF)) 2^-24 mean |x_i|,
-
-to first order. Nothing is carried over from one mean to the next, so nothing drifts. Snapshots go in oldest first, one
-at a time, so that the same order serves a window in memory and files that are read once.
+Nothing is carried over from one mean to the next, so nothing drifts.
 """
 
 from collections.abc import Sequence
@@ -14,13 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-LEAF = 8
+from weight_averaging.pairwise import LEAF, accumulators, merges
 
-
-def accumulators(count: int) -> int:
-    """How many partial sums of `count` snapshots are held at the same time, at most."""
-    leaves = -(-count // LEAF)
-    return max(1, leaves.bit_length())
+__all__ = ["LEAF", "accumulators", "add", "mean_of", "pairwise_mean"]
 
 
 def add(sums: Sequence[Tensor], index: int, vector: Tensor) -> None:
@@ -31,21 +21,26 @@ def add(sums: Sequence[Tensor], index: int, vector: Tensor) -> None:
         index: every vector comes once, in this order.
     """
     leaf, member = divmod(index, LEAF)
-    last = leaf.bit_count()  # the tree merges as a binary counter carries
+    last = leaf.bit_count()
     if member == 0:
         sums[last].copy_(vector)
     else:
         sums[last].add_(vector)
     if member == LEAF - 1:
-        _merge(sums, last, until=(leaf + 1).bit_count() - 1)
+        _merge(sums, last, until=last - merges(leaf))
 
 
 def mean_of(sums: Sequence[Tensor], count: int) -> Tensor:
     """The mean of the `count` vectors taken in, in the memory of `sums[0]`."""
+    return sum_of(sums, count).div_(count)
+
+
+def sum_of(sums: Sequence[Tensor], count: int) -> Tensor:
+    """The sum of the `count` vectors taken in, in the memory of `sums[0]`."""
     leaves = -(-count // LEAF)
     last = leaves.bit_count() - 1 if count % LEAF == 0 else (leaves - 1).bit_count()
     _merge(sums, last, until=0)
-    return sums[0].div_(count)
+    return sums[0]
 
 
 def pairwise_mean(vectors: Sequence[Tensor], sums: Sequence[Tensor]) -> Tensor:

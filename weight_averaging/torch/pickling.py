@@ -19,7 +19,7 @@ def packed(value: Any) -> Any:
     """A tensor, or a list of some, as a copy; any other value as it is."""
     if not isinstance(value, Tensor) and not (isinstance(value, list) and value and isinstance(value[0], Tensor)):
         return value
-    if get_spawning_popen() is None:  # type: ignore[no-untyped-call]
+    if get_spawning_popen() is None:
         return value.clone() if isinstance(value, Tensor) else [tensor.clone() for tensor in value]
     # A process that starts is handed file descriptors of shared memory, and a copy would be gone before it has started.
     file = io.BytesIO()

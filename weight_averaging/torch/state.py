@@ -211,6 +211,7 @@ def _flat(weights: LiveWeights, vector: Any, state: dict[str, Any], order: list[
     if weights.is_sharded:
         raise ValueError("the saved state is of a model without DTensors, this model has them")
     if order == list(range(len(numels))):
+        assert isinstance(vector, Tensor)
         return vector
     pieces = vector.split(numels)
     return torch.cat([pieces[index] for index in order])

@@ -215,7 +215,7 @@ class OgbgData(MiniWorkload):
 
     def evaluate_batch(self, model: Any, batch: dict[str, Any], logits: Any) -> dict[str, Any]:
         arrays = {name: np.asarray(batch[name]) for name in ("targets", "weights")}
-        return {**arrays, "logits": np.asarray(logits), "loss": self.summed_loss(batch, logits)}
+        return {**arrays, "logits": np.asarray(logits), "loss": float(self.losses(batch, logits)["summed"])}
 
     def metrics(self, parts: list[dict[str, Any]], num_examples: int) -> dict[str, float]:
         targets, logits, weights = (np.concatenate([p[k] for p in parts]) for k in ("targets", "logits", "weights"))

@@ -26,6 +26,10 @@ LOWEST, HIGHEST = 60.0, SAMPLE_RATE / 2  # Hz
 MAX_FRAMES = 120
 SUBSAMPLING = 4  # frames to an output of the models
 
+# SpecAugment (Park et al. 2019), with fewer and narrower masks than officially: utterances are short and bins few.
+FREQUENCY_MASKS, MAX_MASKED_BINS = 2, 5
+TIME_MASKS, MAX_MASKED_SHARE = 2, 0.1
+
 
 # The front end.
 
@@ -126,6 +130,7 @@ class SpeechData(MiniWorkload):
     loss_type = spec.LossType.CTC_LOSS
     eval_batch_size = 200
     max_eval_train_examples = 200
+    cut_to_longest = True  # batches; else they are as long as the longest utterance there is
 
     def load_splits(self) -> dict[str, Split]:
         arrays = cached("speech_v1", generate)
@@ -137,8 +142,8 @@ class SpeechData(MiniWorkload):
         }
 
     def collate(self, rows: Split, rng: np.random.RandomState | None) -> dict[str, Any]:
-        inputs, input_paddings = _cut(rows["features"], rows["frames"])
-        targets, target_paddings = _cut(rows["letters"], rows["letter_counts"])
+        inputs, input_paddings = self._cut(rows["features"], rows["frames"])
+        targets, target_paddings = self._cut(rows["letters"], rows["letter_counts"])
         return {
             "inputs": (inputs, input_paddings),
             "targets": (targets, target_paddings),
@@ -146,7 +151,7 @@ class SpeechData(MiniWorkload):
         }
 
     def evaluate_batch(self, model: Any, batch: dict[str, Any], logits: Any) -> dict[str, Any]:
-        loss = self.loss_fn(batch["targets"], logits, batch["weights"])
+        loss = self.losses(batch, logits)
         targets, target_paddings = map(np.asarray, batch["targets"])
         transcripts = greedy_decode(*map(np.asarray, logits))
         errors = words = 0
@@ -164,8 +169,7 @@ class SpeechData(MiniWorkload):
         total = {name: sum(part[name] for part in parts) for name in parts[0]}
         return {"wer": total["errors"] / total["words"], "ctc_loss": total["loss"] / total["letters"]}
 
-
-def _cut(rows: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows cut to the longest of them, and their paddings: [rows, longest], 1 behind the end of a row, else 0."""
-    longest = int(lengths.max())
-    return rows[:, :longest], (np.arange(longest) >= lengths[:, None]).astype(np.float32)
+    def _cut(self, rows: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows, cut to the longest of them, and their paddings: [rows, length], 1 behind the end of a row, else 0."""
+        longest = int(lengths.max()) if self.cut_to_longest else rows.shape[1]
+        return rows[:, :longest], (np.arange(longest) >= lengths[:, None]).astype(np.float32)

@@ -7,11 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miniperf.workloads.pytorch import PyTorchWorkload
-from miniperf.workloads.speech.data import BINS, BLANK, SpeechData, output_lengths
-
-# SpecAugment (Park et al. 2019), with fewer and narrower masks than officially: utterances are short and bins few.
-FREQUENCY_MASKS, MAX_MASKED_BINS = 2, 5
-TIME_MASKS, MAX_MASKED_SHARE = 2, 0.1
+from miniperf.workloads.speech.data import (
+    BINS,
+    BLANK,
+    FREQUENCY_MASKS,
+    MAX_MASKED_BINS,
+    MAX_MASKED_SHARE,
+    TIME_MASKS,
+    SpeechData,
+    output_lengths,
+)
 
 
 def spec_augment(features: Tensor, paddings: Tensor) -> Tensor:

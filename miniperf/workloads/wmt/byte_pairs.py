@@ -1,6 +1,6 @@
 """Byte-pair encoding (Sennrich et al. 2016, arXiv 1508.07909) of words, with a mark at the beginning of each word."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from itertools import pairwise
 
@@ -30,18 +30,27 @@ class BytePairs:
     def learn(cls, texts: Iterable[str], alphabet: Iterable[str], num_merges: int) -> "BytePairs":
         """Merges the most frequent pair of neighbours in `texts`, again and again; of equals the first in order."""
         counts = Counter(word for text in texts for word in text.split())
-        words = [([WORD_START, *word], count) for word, count in sorted(counts.items())]
+        words, times = [[WORD_START, *word] for word in sorted(counts)], [counts[word] for word in sorted(counts)]
+        pairs: Counter[PairOfPieces] = Counter()
+        where: defaultdict[PairOfPieces, set[int]] = defaultdict(set)  # the words that a pair is in, or once was
+        for i, pieces in enumerate(words):
+            for pair in pairwise(pieces):
+                pairs[pair] += times[i]
+                where[pair].add(i)
         merges: list[PairOfPieces] = []
         for _ in range(num_merges):
-            pairs: Counter[PairOfPieces] = Counter()
-            for pieces, count in words:
-                for pair in pairwise(pieces):
-                    pairs[pair] += count
-            if not pairs:
+            most = max(pairs.values(), default=0)
+            if not most:
                 break
-            best = max(sorted(pairs), key=pairs.__getitem__)
+            best = min(pair for pair, count in pairs.items() if count == most)
             merges.append(best)
-            words = [(_merge(pieces, best), count) for pieces, count in words]
+            for i in where.pop(best):
+                for pair in pairwise(words[i]):
+                    pairs[pair] -= times[i]
+                words[i] = _merge(words[i], best)
+                for pair in pairwise(words[i]):
+                    pairs[pair] += times[i]
+                    where[pair].add(i)
         return cls(alphabet, merges)
 
     def encode(self, text: str) -> list[int]:

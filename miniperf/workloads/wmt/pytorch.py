@@ -181,7 +181,7 @@ class MiniWmtWorkload(WmtData, PyTorchWorkload):
         inputs, targets, weights = batch["inputs"], batch["targets"], batch["weights"]
         real = weights.any(dim=1)
         return {
-            "loss": self.summed_loss(batch, logits),
+            "loss": float(self.losses(batch, logits)["summed"]),
             "correct": float(((logits.argmax(dim=2) == targets) * weights).sum()),
             "tokens": float(weights.sum()),
             "translations": self.translate(model, inputs[real]),  # type: ignore[arg-type]

@@ -1,13 +1,11 @@
 """The functions of an AlgoPerf submission in PyTorch: an optimizer, a schedule and, maybe, an averager."""
 
-from collections import namedtuple
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed.nn as dist_nn
 from absl import logging
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -16,12 +14,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from weight_averaging.torch import Averager, recompute_batch_norm
 
 from ...api import spec
-from ..averaging import BUFFERS, Averaging
-from ..averaging import NAMES as AVERAGING_NAMES
-from ..batch_sizes import get_batch_size
-from ..hyperparameters import check
+from ..base import BaseRecipe
 from .averagers import averager_of
 from .distributed import DEVICE, USE_PYTORCH_DDP, in_ddp
+from .gradients import backward
 from .optimizers import BaseOptimizer
 from .recent_batches import RecentBatches
 
@@ -29,37 +25,19 @@ RECOMPUTE_BATCHES = 10  # training batches that renew batch-norm statistics wher
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """`optimizer`, `schedule`, and the average of the weights at evaluations (None: the raw weights).
-
-    The methods are the functions that AlgoPerf asks of a submission; a submission module re-exports them.
-
-    Attributes:
-        point: hyperparameters by name, of a submission under self-tuning, where the harness gives none.
-    """
+class Recipe(BaseRecipe):
+    """The recipe with a model as a module, and its optimizer, scheduler and averager as objects with states."""
 
     optimizer: BaseOptimizer
     schedule: Callable[[Optimizer, Any, int], LRScheduler]
-    averaging: Averaging | None = None
-    point: Mapping[str, Any] | None = None
-
-    def check_hyperparameters(self, hyperparameters: Any, step_hint: int) -> None:
-        """A ValueError in one line if these hyperparameters cannot be trained with.
-
-        Not part of AlgoPerf's API: miniperf calls it for all trials of a search space before the first one starts.
-        """
-        hyperparameters = self._own_if_any(hyperparameters)
-        settings = self.optimizer.settings
-        also_known = {*AVERAGING_NAMES, BUFFERS} if self.averaging else set()
-        check(hyperparameters, settings.required, settings.optional, also_known)
-        if self.averaging is not None:
-            self.averaging.arguments(hyperparameters, step_hint)
 
     def init_optimizer_state(
         self, workload: Any, model_params: nn.Module, model_state: Any, hyperparameters: Any, rng: Any
     ) -> dict[str, Any]:
         """Every value has a state_dict: that is what the harness saves, and restores into a fresh state."""
         del model_state, rng
+        if not isinstance(model_params, nn.Module):
+            raise ValueError("the submission is in PyTorch, the model is not: run it with --framework=pytorch")
         self.check_hyperparameters(hyperparameters, workload.step_hint)
         hyperparameters = self._own_if_any(hyperparameters)
         optimizer = self.optimizer.build(model_params, hyperparameters)
@@ -104,22 +82,8 @@ class Recipe:
         options = {}
         if hasattr(hyperparameters, "dropout_rate"):  # else the model's own default
             options["dropout_rate"] = hyperparameters.dropout_rate
-        logits, model_state = workload.model_fn(
-            model, batch, model_state, spec.ForwardPassMode.TRAIN, rng, update_batch_norm=True, **options
-        )
-        loss_dict = workload.loss_fn(
-            label_batch=batch["targets"],
-            logits_batch=logits,
-            mask_batch=batch.get("weights"),
-            label_smoothing=getattr(hyperparameters, "label_smoothing", 0.0),
-        )
-        summed_loss, n_valid_examples = loss_dict["summed"], loss_dict["n_valid_examples"]
-        if USE_PYTORCH_DDP:
-            # The backward of this all-reduce sums over the ranks, which cancels the mean that DDP takes of gradients.
-            summed_loss = dist_nn.all_reduce(summed_loss)
-            n_valid_examples = dist_nn.all_reduce(n_valid_examples)
-        loss = summed_loss / n_valid_examples
-        loss.backward()
+        smoothing = getattr(hyperparameters, "label_smoothing", 0.0)
+        loss, model_state = backward(workload, model, batch, model_state, rng, smoothing, options)
 
         if hasattr(hyperparameters, "grad_clip"):
             nn.utils.clip_grad_norm_(model.parameters(), max_norm=hyperparameters.grad_clip)
@@ -161,35 +125,6 @@ class Recipe:
         if "averager" in optimizer_state:
             optimizer_state["averager"].swap_in(recompute)
         return optimizer_state, current_param_container, model_state
-
-    def data_selection(
-        self,
-        workload: Any,
-        input_queue: Iterator[dict[str, Tensor]],
-        optimizer_state: dict[str, Any],
-        current_param_container: nn.Module,
-        model_state: Any,
-        hyperparameters: Any,
-        global_step: int,
-        rng: Any,
-    ) -> dict[str, Tensor]:
-        """The next batch, as it comes."""
-        del workload, optimizer_state, current_param_container, model_state, hyperparameters, global_step, rng
-        return next(input_queue)
-
-    def get_batch_size(self, workload_name: str) -> int:
-        return get_batch_size(workload_name)
-
-    def _own_if_any(self, hyperparameters: Any) -> Any:
-        if self._own is None:
-            return hyperparameters
-        if hyperparameters is not None:
-            raise ValueError("the submission has hyperparameters of its own: run with --tuning_ruleset=self")
-        return self._own
-
-    @cached_property
-    def _own(self) -> Any:
-        return None if self.point is None else namedtuple("Hyperparameters", self.point)(**self.point)  # type: ignore[misc]
 
 
 @torch.no_grad()

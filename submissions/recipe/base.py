@@ -1,0 +1,77 @@
+"""What of an AlgoPerf submission needs no framework."""
+
+from collections import namedtuple
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+from .averaging import BUFFERS, Averaging
+from .averaging import NAMES as AVERAGING_NAMES
+from .batch_sizes import get_batch_size
+from .hyperparameters import check
+from .optimizers import OptimizerSettings
+
+
+class HasSettings(Protocol):
+    """A base optimizer of either framework."""
+
+    @property
+    def settings(self) -> OptimizerSettings: ...
+
+
+@dataclass(frozen=True)
+class BaseRecipe:
+    """`optimizer`, `schedule`, and the average of the weights at evaluations (None: the raw weights).
+
+    The methods are functions that AlgoPerf asks of a submission; a submission module re-exports them.
+
+    Attributes:
+        point: hyperparameters by name, of a submission under self-tuning, where the harness gives none.
+    """
+
+    optimizer: HasSettings
+    schedule: Callable[..., Any]
+    averaging: Averaging | None = None
+    point: Mapping[str, Any] | None = None
+
+    def check_hyperparameters(self, hyperparameters: Any, step_hint: int) -> None:
+        """A ValueError in one line if these hyperparameters cannot be trained with.
+
+        Not part of AlgoPerf's API: miniperf calls it for all trials of a search space before the first one starts.
+        """
+        hyperparameters = self._own_if_any(hyperparameters)
+        settings = self.optimizer.settings
+        also_known = {*AVERAGING_NAMES, BUFFERS} if self.averaging else set()
+        check(hyperparameters, settings.required, settings.optional, also_known)
+        if self.averaging is not None:
+            self.averaging.arguments(hyperparameters, step_hint)
+
+    def data_selection(
+        self,
+        workload: Any,
+        input_queue: Iterator[dict[str, Any]],
+        optimizer_state: dict[str, Any],
+        current_param_container: Any,
+        model_state: Any,
+        hyperparameters: Any,
+        global_step: int,
+        rng: Any,
+    ) -> dict[str, Any]:
+        """The next batch, as it comes."""
+        del workload, optimizer_state, current_param_container, model_state, hyperparameters, global_step, rng
+        return next(input_queue)
+
+    def get_batch_size(self, workload_name: str) -> int:
+        return get_batch_size(workload_name)
+
+    def _own_if_any(self, hyperparameters: Any) -> Any:
+        if self._own is None:
+            return hyperparameters
+        if hyperparameters is not None:
+            raise ValueError("the submission has hyperparameters of its own: run with --tuning_ruleset=self")
+        return self._own
+
+    @cached_property
+    def _own(self) -> Any:
+        return None if self.point is None else namedtuple("Hyperparameters", self.point)(**self.point)  # type: ignore[misc]

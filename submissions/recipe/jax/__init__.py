@@ -1,0 +1,8 @@
+"""The recipe in JAX: base optimizers, the update step, averaging."""
+
+from ..averaging import ema, lawa
+from ..schedules import warmup_constant, warmup_cosine
+from .optimizers import adamw, nadamw
+from .recipe import Recipe
+
+__all__ = ["Recipe", "adamw", "ema", "lawa", "nadamw", "warmup_constant", "warmup_cosine"]

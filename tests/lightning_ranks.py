@@ -1,0 +1,110 @@
+"""Two processes under Lightning, over gloo; test_lightning.py runs `-m tests.lightning_ranks FOLDER STRATEGY ...`."""
+
+import sys
+import warnings
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.distributed.fsdp
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStrategy
+
+from tests.test_lightning import Module, Recorder, flat, trainer_of
+from weight_averaging.torch import LAWA
+from weight_averaging.trainers.lightning import AveragedCheckpoint, WeightAveraging
+
+
+class Checking(Recorder):
+    """That evaluations see the average, on every rank; in the processes themselves, also spawned ones."""
+
+    def on_fit_end(self, trainer, pl_module):
+        np.testing.assert_array_equal(flat(pl_module), self.snapshots[-1])
+        seen = [(step, weights) for step, weights in pl_module.evaluated if step >= 6]
+        assert len(seen) == 3, [step for step, _ in pl_module.evaluated]
+        first = [self.snapshots]
+        dist.broadcast_object_list(first)  # batch-norm statistics are those of the first rank
+        for step, weights in seen:
+            expected = np.mean([np.asarray(w) for w in first[0][1:step:2][-3:]], axis=0)
+            np.testing.assert_allclose(weights, expected, atol=1e-6)
+        everywhere = [None] * dist.get_world_size()
+        dist.all_gather_object(everywhere, [np.asarray(weights).tobytes() for _, weights in seen])
+        assert len({tuple(values) for values in everywhere}) == 1
+
+
+def replicas(module: torch.nn.Module) -> LAWA:
+    """One window for both: the process group is there by now."""
+    return LAWA(module, interval=2, window=3, process_group=dist.group.WORLD)
+
+
+class Sharded(Module):
+    def configure_model(self):
+        from torch.distributed.fsdp import FSDPModule, fully_shard
+
+        if not isinstance(self.net, FSDPModule):
+            self.net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+            fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
+
+def full(module: torch.nn.Module) -> torch.Tensor:
+    tensors = [p.detach() for p in module.parameters()]  # whole ones where FSDP has left them gathered
+    return torch.cat([(t.full_tensor() if hasattr(t, "full_tensor") else t).double().reshape(-1) for t in tensors])
+
+
+def fsdp2(folder: Path) -> None:
+    def trainer(*callbacks, **settings):
+        strategy = ModelParallelStrategy(
+            data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=settings.pop("distributed")
+        )
+        return trainer_of(folder, *callbacks, strategy=strategy, devices=2, use_distributed_sampler=False, **settings)
+
+    import tests.test_lightning
+
+    tests.test_lightning.flat = full
+    make = partial(LAWA, interval=2, window=3)
+    for distributed in (True, False):
+        name = f"sharded_{distributed}"
+        saving = ModelCheckpoint(folder / name, every_n_train_steps=12, filename="{step}", save_top_k=-1)
+        recorder, averaging, whole = Recorder(), WeightAveraging(make), Sharded()
+        trainer(recorder, averaging, saving, distributed=distributed).fit(whole)
+        step, weights = whole.evaluated[-1]
+        expected = np.mean([np.asarray(w) for w in recorder.snapshots[1:step:2][-3:]], axis=0)
+        np.testing.assert_allclose(weights, expected, atol=1e-6)
+        np.testing.assert_array_equal(full(whole), recorder.snapshots[-1])
+
+        again, restored = Sharded(), WeightAveraging(make)
+        run = trainer(restored, distributed=distributed)
+        run.fit(again, ckpt_path=folder / name / "step=12.ckpt")
+        np.testing.assert_array_equal(full(again), full(whole))
+        with averaging.averaged(), restored.averaged():
+            np.testing.assert_array_equal(full(again), full(whole))
+
+
+def replicated(folder: Path, strategy: str) -> None:
+    saving = ModelCheckpoint(folder, save_last=True)
+    best = AveragedCheckpoint(dirpath=folder / "average", filename="last", enable_version_counter=False)
+    callbacks = (Checking(), WeightAveraging(replicas), saving, best)
+    trainer_of(folder, *callbacks, strategy=strategy, devices=2, max_epochs=3, num_sanity_val_steps=0).fit(Module())
+    averaged, tested = Module.load_from_checkpoint(folder / "average" / "last.ckpt"), Module()
+    if not dist.is_initialized() or dist.get_rank() == 0:  # in one process, from what two have saved
+        one = trainer_of(folder, WeightAveraging(partial(LAWA, interval=2, window=3)), strategy=SingleDeviceStrategy())
+        one.test(tested, ckpt_path=folder / "last.ckpt", verbose=False)
+        np.testing.assert_array_equal(tested.evaluated[-1][1], flat(averaged))
+
+
+def main(folder: Path, strategies: list[str]) -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    for strategy in strategies:
+        if strategy == "fsdp2":
+            if hasattr(torch.distributed.fsdp, "fully_shard"):  # torch 2.5 does not run it on a CPU
+                fsdp2(folder / strategy)
+        else:
+            replicated(folder / strategy, {"ddp": "ddp", "spawn": "ddp_spawn"}[strategy])
+    print("as expected")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -1,0 +1,163 @@
+"""The command `weight-averaging`: what it teaches, says and refuses, and what it needs."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from weight_averaging import cli
+from weight_averaging.cli import common
+from weight_averaging.offline import recording, writing
+from weight_averaging.torch import LAWA
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "run").mkdir()
+    for step in (100, 200, 300, 400):
+        state = {"w": torch.full((4, 2), float(step)), "count": torch.tensor(step)}
+        torch.save(state, tmp_path / "run" / f"step_{step}.pt")
+    return tmp_path / "run"
+
+
+def command(capsys, *arguments) -> str:
+    try:
+        cli.main([str(argument) for argument in arguments])
+    except SystemExit:
+        said = capsys.readouterr()
+        return said.err or said.out
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_help_teaches_by_three_examples_that_parse(capsys, name):
+    said = command(capsys, name, "--help")
+    examples = [line for line in said.splitlines() if line.startswith(f"  weight-averaging {name} ")]
+    assert len(examples) == 3
+    for example in examples:
+        words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', example)][1:]
+        assert cli.parser().parse_args(words).command == name
+    assert command(capsys, "--help").count("  weight-averaging ") == 3
+
+
+def test_the_end_says_what_went_in_where_it_is_and_how_to_load_it(capsys, folder, tmp_path):
+    out = tmp_path / "average.safetensors"
+    said = command(capsys, "average", folder, "--lawa=window=2", "--at=350", f"--out={out}")
+    lines = said.splitlines()
+    assert f"{out}: lawa window=2 as of step 350, made of 2 snapshots, steps 200, 300" in lines
+    assert lines[-1] == f'load: model.load_state_dict(safetensors.torch.load_file("{out}"))'
+    model = torch.nn.Module()
+    model.register_parameter("w", torch.nn.Parameter(torch.zeros(4, 2)))
+    model.register_buffer("count", torch.tensor(0))
+    import safetensors.torch
+
+    model.load_state_dict(safetensors.torch.load_file(out))
+    assert model.w[0, 0].item() == 250.0
+    for at in ("9999", "100,9999"):
+        said = command(capsys, "average", folder, "--lawa=window=1", f"--at={at}", f"--out={out}")
+        assert said.endswith("error: --at 9999 is beyond the last snapshot, which is of step 400\n")
+    said = command(capsys, "average", folder, "--merge=shape=cosine,share=.5:1", f"--out={tmp_path / 'both'}")
+    assert "merge share=0.5 shape=cosine as of step 400, made of 2 snapshots, steps 300, 400" in said
+    assert "merge share=1.0 shape=cosine as of step 400, made of 4 snapshots, steps 100, 200, 300, 400" in said
+
+
+def test_inspect_says_what_is_there_and_possible(capsys, folder):
+    (folder / "best.pt").symlink_to("step_200.pt")
+    said = command(capsys, "inspect", folder).splitlines()
+    assert said[:4] == [
+        "left out: best.pt ('best' in its name)",
+        "checkpoints: 4, steps 100, 200, 300, 400, 100 apart",
+        "form: state dict",
+        "weights: 40 B each; elements by type (tensors): float32 8 (1), int64 1 (1)",
+    ]
+    assert "  interval=100: window 1 to 4" in said
+    assert "  interval=200: window 1 to 2" in said
+    # What it says is possible is, and no more.
+    for window in (4, 5):
+        done = command(
+            capsys, "average", folder, f"--lawa=window={window},interval=100", f"--out={folder / 'x.safetensors'}"
+        )
+        assert ("made of 4 snapshots" in done) == (window == 4)
+        (folder / "x.safetensors").unlink(missing_ok=True)
+    assert said[-1].endswith("--lawa window=4 --out average.safetensors")
+
+
+def test_inspect_finds_an_averager(capsys, tmp_path):
+    model = torch.nn.Linear(2, 2)
+    averager = LAWA(model, interval=1, window=1)
+    averager.update(1)
+    path = tmp_path / "step_1.pt"
+    torch.save({"model": model.state_dict(), "any": averager.state_dict()}, path)
+    said = command(capsys, "inspect", path)
+    assert f"an averager's state is in the latest (LAWA): weight-averaging extract {path}" in said
+    out = tmp_path / "average.pt"
+    said = command(capsys, "extract", path, f"--out={out}")
+    assert said.endswith(f'load: model.load_state_dict(torch.load("{out}"))\n')
+    model.load_state_dict(torch.load(out))
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--merge=share=.5"], "--merge share=.5: shape=... is missing"),
+        (["--merge=shape=square,share=.5"], "shape must be one of linear, cosine, 1-sqrt, not 'square'"),
+        (["--ema=decay=.5,warmup=perhaps"], "warmup must be True or False, not 'perhaps'"),
+        (["--lawa=window=2", "--exclude=nothing"], "exclude: no tensor is called, or matches, 'nothing'; there is "),
+    ],
+)
+def test_what_cannot_be_ends_in_one_line(capsys, folder, tmp_path, flags, says):
+    said = command(capsys, "average", folder, *flags, f"--out={tmp_path / 'x.pt'}")
+    assert says in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "x.pt").exists()
+
+
+def test_ctrl_c_leaves_nothing_and_says_so(capsys, folder, tmp_path, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writing.Plan, "run", interrupted)
+    for out in ("x.pt", "x.safetensors"):
+        with pytest.raises(SystemExit) as end:
+            cli.main(["average", str(folder), "--lawa=window=2", f"--out={tmp_path / out}"])
+        assert end.value.code == 130
+        assert capsys.readouterr().err == "\nstopped: nothing was written, and the same command starts anew\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_checksums_are_compared_if_asked(capsys, tmp_path):
+    with recording.SnapshotWriter(tmp_path / "run", interval=1) as writer:
+        writer.update(1, torch.nn.Linear(2, 2))
+    path = tmp_path / "run" / "step_00000001.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    said = command(capsys, "average", tmp_path / "run", "--lawa=window=1", "--verify", f"--out={tmp_path / 'x.pt'}")
+    assert "is not as it was written: its checksum differs" in said
+
+
+@pytest.mark.parametrize("gone", ["numpy, tqdm, safetensors", "torch"])
+def test_torch_is_all_it_needs(folder, tmp_path, gone):
+    out = tmp_path / "average.safetensors"
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({gone.split(', ')!r})); from weight_averaging.cli import main; "
+        "main(sys.argv[1:])"
+    )
+    arguments = ["average", str(folder), "--lawa=window=2", f"--out={out}"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert out.exists() == (gone != "torch"), done.stderr
+    if gone == "torch":
+        assert done.stderr == "error: checkpoints are read with torch: pip install 'weight-averaging[torch]'\n"
+        subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, check=True)
+
+
+def test_without_tqdm_a_line_says_how_far_it_is(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with common.progress(2_000_000_000) as add:
+        for _ in range(4):
+            add(500_000_000)
+    said = capsys.readouterr().err
+    assert [line.strip() for line in said.strip().split("\r")] == [
+        "25 % of 2 GB", "50 % of 2 GB", "75 % of 2 GB", "100 % of 2 GB"
+    ]  # fmt: skip

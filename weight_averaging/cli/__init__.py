@@ -1,0 +1,62 @@
+"""The command `weight-averaging`: averages of checkpoints, and what is in them."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from weight_averaging.averages import SnapshotError
+from weight_averaging.cli import average, extract, inspect, merge
+
+COMMANDS = {"average": average, "merge": merge, "extract": extract, "inspect": inspect}
+EXAMPLES = """\
+for example:
+  weight-averaging inspect runs/mine                        what is there, and what can be averaged
+  weight-averaging average runs/mine --lawa window=20 --out average.safetensors
+  weight-averaging merge a.safetensors b.safetensors --out both.safetensors
+
+`weight-averaging COMMAND --help` has the rest. Nothing that is read can run code.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="weight-averaging",
+        description="Averages of the checkpoints of a training run.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        about = module.__doc__ or ""
+        command = commands.add_parser(
+            name,
+            help=about.partition("\n")[0],
+            description=about,
+            epilog=module.EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse and run; a fault is one line on stderr and the exit status 2, Ctrl-C one line and 130."""
+    args = parser().parse_args(argv)
+    try:
+        _check_torch()
+        args.run(args)
+    except (SnapshotError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped: nothing was written, and the same command starts anew", file=sys.stderr)
+        sys.exit(130)
+
+
+def _check_torch() -> None:
+    try:
+        import torch
+    except ImportError:
+        raise SnapshotError("checkpoints are read with torch: pip install 'weight-averaging[torch]'") from None
+    torch.set_num_threads(1)  # the work is bound by memory

@@ -1,0 +1,202 @@
+"""averages of a run's checkpoints, as of its last step or of others
+
+PATH is a folder of checkpoints, or the checkpoints: state dicts and checkpoints of torch.save (.pt, .pth, .ckpt of
+Lightning, .pth.tar of timm, fairseq, ESPnet), .safetensors, Hugging Face checkpoint-STEP folders, folders of
+torch.distributed.checkpoint, checkpoint_STEP of AlgoPerf.
+
+What to average; flags may be repeated, and values with colons between are multiplied out:
+
+  --lawa window=20               the plain mean of the last 20 checkpoints
+  --lawa window=5:20,interval=64:128    four of them; an interval is in steps: checkpoints at its multiples
+  --ema decay=.95                ema <- .95 ema + .05 checkpoint, from the first on; warmup=true lets it begin short
+  --tail share=.25               the mean over the last quarter of training
+  --power gamma=6.94             the power-function EMA of EDM2, whose length grows with training
+  --merge shape=1-sqrt,share=.2  as if the learning rate had decayed over the last fifth (linear, cosine, 1-sqrt)
+
+Each checkpoint is read once. What does not fit into --memory-gb goes through in groups of tensors.
+"""
+
+import argparse
+import itertools
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weight_averaging.averages import EMA, LAWA, Average, Merge, Power, SnapshotError, Tail
+from weight_averaging.cli.common import add_reading, add_writing, listed, not_averaged, opened, progress, size
+
+if TYPE_CHECKING:
+    from weight_averaging.offline import Snapshots
+
+KINDS: dict[str, type[Average]] = {"lawa": LAWA, "ema": EMA, "tail": Tail, "power": Power, "merge": Merge}
+EXAMPLES = """\
+for example:
+  weight-averaging average runs/mine --lawa window=20 --out average.safetensors
+      the mean of the last 20 checkpoints of a folder
+  weight-averaging average output/ --lawa window=5 --at 1000,2000 --out averages/
+      of a Hugging Face Trainer's checkpoint-STEP folders; two folders that from_pretrained loads
+  weight-averaging average epoch=*.ckpt --ema decay=.9 --out ema.ckpt --allow-class argparse.Namespace
+      of the named Lightning checkpoints, one of the same form; a class in them is allowed by name
+"""
+_WHOLE = ("window", "interval", "start")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "paths", metavar="PATH", type=Path, nargs="+", help="a folder of checkpoints, or the checkpoints"
+    )
+    for kind, made in KINDS.items():
+        parser.add_argument(
+            f"--{kind}", action="append", default=[], metavar=",".join(f"{name}=..." for name in _settings(made))
+        )
+    parser.add_argument("--at", help="steps as of which to average, with commas between (default: the last)")
+    add_writing(parser)
+    add_reading(parser)
+    parser.add_argument("--verify", action="store_true", help="compare files with the checksums in manifest.json first")
+
+
+def _settings(kind: type[Average]) -> list[str]:
+    own, common = fields(kind)[2:], fields(kind)[:2]  # interval and start last
+    return [field.name for field in (*own, *common)]
+
+
+def parse(kind: str, text: str) -> list[Average]:
+    """The averages that a flag asks for. SnapshotError if it cannot be understood."""
+    made: Any = KINDS[kind]
+    names = _settings(made)
+    given: dict[str, list[Any]] = {}
+    for field in text.split(","):
+        name, _, values = field.partition("=")
+        if name not in names or not values:
+            expected = ", ".join(f"{name}=..." for name in names)
+            raise SnapshotError(f"--{kind} {text}: expected {expected}, not {field!r}")
+        try:
+            given[name] = [_value(name, value) for value in values.split(":")]
+        except ValueError:
+            raise SnapshotError(f"--{kind} {text}: {values!r} is no number, or not a whole one for {name}") from None
+    required = [field.name for field in fields(made) if field.default is MISSING]
+    if missing := [name for name in required if name not in given]:
+        raise SnapshotError(f"--{kind} {text}: {missing[0]}=... is missing")
+    try:
+        return [made(**dict(zip(given, values))) for values in itertools.product(*given.values())]
+    except ValueError as error:
+        raise SnapshotError(f"--{kind} {text}: {error}") from None
+
+
+def _value(name: str, text: str) -> Any:
+    if name == "warmup":
+        return {"true": True, "false": False}.get(text, text)  # the average itself refuses the others
+    return text if name == "shape" else int(text) if name in _WHOLE else float(text)
+
+
+def averages_of(args: argparse.Namespace) -> list[Average]:
+    """What the flags ask for, in their order by kind, each once."""
+    return list(dict.fromkeys(a for kind in KINDS for text in getattr(args, kind) for a in parse(kind, text)))
+
+
+def numbers(flag: str, what: str, text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise SnapshotError(f"{flag}={text} must be {what} with commas between") from None
+
+
+def steps_of(args: argparse.Namespace, snapshots: "Snapshots") -> list[int] | None:
+    """The steps of --at, ascending. SnapshotError if one is beyond the last snapshot."""
+    if args.at is None:
+        return None
+    steps = sorted(set(numbers("--at", "steps", args.at)))
+    if steps[-1] > (last := snapshots.steps[-1]):
+        raise SnapshotError(f"--at {steps[-1]} is beyond the last snapshot, which is of {snapshots.unit} {last}")
+    return steps
+
+
+def told(args: argparse.Namespace) -> "Snapshots":
+    """The snapshots that are asked for, verified if wanted; tells how many there are."""
+    from weight_averaging.offline.recording import verify
+
+    snapshots = opened(args.paths, args.allow_class)
+    if args.verify:
+        verify(snapshots.folder)
+    steps = snapshots.steps
+    where = args.paths[0] if len(args.paths) == 1 else f"{args.paths[0]}, ..."
+    print(
+        f"{where}: {len(steps)} snapshots, {snapshots.unit}s {steps[0]} to {steps[-1]}, {size(snapshots.nbytes)} each; "
+        f"the latest is a {snapshots.form}"
+    )
+    return snapshots
+
+
+def run(args: argparse.Namespace) -> None:
+    averages = averages_of(args)
+    if not averages:
+        raise SnapshotError(
+            "say what to average: --lawa window=20, --ema decay=.95, --tail share=.25, --power gamma=6.94 or "
+            "--merge shape=1-sqrt,share=.2"
+        )
+    if args.out is None:
+        raise SnapshotError("say where to write: --out model.safetensors")
+    snapshots = told(args)
+    steps = steps_of(args, snapshots) or [snapshots.steps[-1]]
+    write(args, snapshots, [(average, step) for average in averages for step in steps])
+
+
+def write(args: argparse.Namespace, snapshots: "Snapshots", wanted: Sequence[tuple[Average, int]]) -> None:
+    """Write the wanted averages to `args.out`, and say where each is, what went in and how to load it."""
+    from weight_averaging.offline import Plan
+    from weight_averaging.offline.writers import loading
+    from weight_averaging.offline.writing import average_to_files, groups, memory
+
+    plan = Plan(
+        wanted,
+        snapshots.steps,
+        float32=args.float32,
+        latest=not_averaged(args, snapshots),
+        frozen=snapshots.frozen,
+    )
+    outputs = _outputs(args.out, snapshots, wanted)
+    budget = int(args.memory_gb * 1e9)
+    parts = groups(snapshots.layout, plan.peak, budget)
+    total = snapshots.nbytes * len(plan.needed)
+    count = f"{len(wanted)} averages" if len(wanted) > 1 else "1 average"
+    print(
+        f"{count} from {len(plan.needed)} snapshots, {size(total)} to read; memory "
+        f"{size(memory(snapshots.layout, plan.peak, parts))}: {plan.peak} float32 copies and a snapshot"
+        + (f", of {len(parts)} groups of tensors in turn" if len(parts) > 1 else "")
+    )
+    with progress(total) as on_read:
+        average_to_files(snapshots, plan, outputs, budget, on_read, args.plain_names)
+    for (average, step), path in outputs.items():
+        members = average.members(snapshots.steps, step)
+        which = f"{snapshots.unit}s {listed(members)}" if len(members) > 1 else f"{snapshots.unit} {members[0]}"
+        print(f"{path}: {average} as of {snapshots.unit} {step}, made of {len(members)} snapshots, {which}")
+    latest = snapshots.open(snapshots.steps[-1])
+    extra = list(getattr(latest, "extra", ()))
+    if extra and any(path.suffix == ".safetensors" for path in outputs.values()):
+        print(f"left out of safetensors files: {len(extra)} entries of extra state, as {extra[0]}")
+    names = snapshots.saved_names(latest)
+    if not args.plain_names and any(name != saved for name, saved in names.items()):
+        print(f"names are as saved ({next(iter(names.values()))}, ...): --plain-names drops what wrappers add")
+    print(f"load: {loading(next(iter(outputs.values())), latest)}")
+
+
+def _outputs(
+    out: Path, snapshots: "Snapshots", wanted: Sequence[tuple[Average, int]]
+) -> dict[tuple[Average, int], Path]:
+    """Where each goes: one to `out`, several into it; creates the folder."""
+    from weight_averaging.offline.writers import check_path, ending, is_folder_for
+
+    latest = snapshots.open(snapshots.steps[-1])
+    if len(wanted) == 1:
+        check_path(out, latest)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return {wanted[0]: out}
+    if ending(out) and not is_folder_for(out, latest):
+        raise SnapshotError(f"--out={out} is one file for {len(wanted)} averages: name a folder")
+    suffix = "" if is_folder_for(out, latest) else ".safetensors"
+    out.mkdir(parents=True, exist_ok=True)
+    return {
+        (average, step): out / f"{str(average).replace(' ', '_').replace('=', '')}_{snapshots.unit}_{step}{suffix}"
+        for average, step in wanted
+    }

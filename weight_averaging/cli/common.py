@@ -1,0 +1,122 @@
+"""What the commands share: their arguments, how far they are, and what they say in the end. Imports no torch."""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from weight_averaging.averages import SnapshotError
+
+if TYPE_CHECKING:
+    from weight_averaging.offline import Snapshots
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-class",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="let pickles be made of this class, if you trust it, as argparse.Namespace",
+    )
+
+
+def add_writing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="file to write: .safetensors, or .pt, .pth, .ckpt, ... for a checkpoint like those read;\n"
+        "a folder for Hugging Face checkpoints, or for several averages",
+    )
+    parser.add_argument("--float32", action="store_true", help="write float32 also where checkpoints have fewer bits")
+    parser.add_argument(
+        "--plain-names", action="store_true", help="drop from names what DDP, torch.compile and FSDP add (module., ...)"
+    )
+    parser.add_argument(
+        "--exclude", action="append", metavar="NAME", help="tensor, module or pattern to take from the latest as it is"
+    )
+    parser.add_argument(
+        "--include", action="append", metavar="NAME", help="to average though frozen, a mask, of spectral norm, ..."
+    )
+    parser.add_argument(
+        "--memory-gb", "--memory_gb", type=float, default=4.0, help="memory to stay within (default: 4)"
+    )
+
+
+def opened(paths: Sequence[Path], allow: Sequence[str], in_order: bool = False) -> "Snapshots":
+    """The snapshots of a folder, or of the checkpoints that are named; tells what is left out."""
+    from weight_averaging.offline import Snapshots
+    from weight_averaging.offline.forms import is_checkpoint
+
+    if missing := [path for path in paths if not path.exists()]:
+        raise SnapshotError(f"{missing[0]} is not there")
+    folder = len(paths) == 1 and not in_order and paths[0].is_dir()
+    if folder and is_checkpoint(paths[0]):  # one, or the output of a Trainer with several in it
+        folder = any(path.is_dir() and is_checkpoint(path) for path in paths[0].iterdir())
+    snapshots = Snapshots(paths[0] if folder else paths, allow, in_order=in_order)
+    if snapshots.left_out:
+        shown = [f"{path.name} ({reason})" for path, reason in snapshots.left_out.items()]
+        print(f"left out: {', '.join(shown)}")
+    return snapshots
+
+
+def not_averaged(args: argparse.Namespace, snapshots: "Snapshots") -> set[str]:
+    """The tensors that come from the latest snapshot, which is told."""
+    from weight_averaging.offline import latest_of
+
+    latest = latest_of(snapshots.layout, args.include, args.exclude, snapshots.latest)
+    if latest:
+        shown = ", ".join(sorted(latest)[:5]) + (", ..." if len(latest) > 5 else "")
+        print(f"not averaged but taken from the latest snapshot ({len(latest)} tensors): {shown}")
+    return latest
+
+
+def size(count: float) -> str:
+    for unit, power in (("GB", 9), ("MB", 6), ("kB", 3)):
+        if count >= 10**power:
+            return f"{count / 10**power:.3g} {unit}"
+    return f"{count:.0f} B"
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """Steps in a line: all of a dozen, else the first two and the last."""
+    if len(numbers) <= 12:
+        return ", ".join(map(str, numbers))
+    return f"{numbers[0]}, {numbers[1]}, ..., {numbers[-1]}"
+
+
+@contextlib.contextmanager
+def progress(total: int) -> Iterator[Callable[[int], object]]:
+    """A bar of bytes on stderr where that is a terminal: tqdm's if it is installed (the extra `cli`), else a line."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        bar = _Line(total)
+        try:
+            yield bar.add
+        finally:
+            bar.close()
+    else:
+        with tqdm(total=total, unit="B", unit_scale=True, disable=None) as shown:
+            yield shown.update
+
+
+class _Line:
+    """How far it is, in percent."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._done, self._shown = total, 0, -1
+        self._terminal = sys.stderr.isatty()
+
+    def add(self, count: int) -> None:
+        self._done += count
+        percent = 100 * self._done // max(self._total, 1)
+        if self._terminal and percent != self._shown:
+            self._shown = percent
+            print(f"\r{percent:3d} % of {size(self._total)}", end="", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._terminal and self._shown >= 0:
+            print(file=sys.stderr)

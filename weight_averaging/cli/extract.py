@@ -1,0 +1,47 @@
+"""the average that an averager holds in a checkpoint, as a state dict of its own
+
+CHECKPOINT is a file of torch.save with the `state_dict()` of an averager anywhere in it. What is written are the
+averaged tensors under the model's names and in its types, with the rest of the model (frozen parameters, other buffers)
+where the checkpoint has the model's state dict beside. Of an `Averages` state, --average says which one: one of the
+lines that are printed without it.
+"""
+
+import argparse
+from pathlib import Path
+
+from weight_averaging.averages import SnapshotError
+from weight_averaging.cli.common import add_reading, size
+
+EXAMPLES = """\
+for example:
+  weight-averaging extract checkpoint.pt --out ema.safetensors
+      the one average that checkpoint.pt holds
+  weight-averaging extract checkpoint.pt --average "lawa window=20 interval=64" --out lawa.pt
+      one of several
+  weight-averaging extract last.ckpt --out average.safetensors --allow-class argparse.Namespace
+      of a Lightning checkpoint with hyperparameters of a class that is allowed by name
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="file of torch.save")
+    parser.add_argument("--out", type=Path, required=True, help="file to write: .safetensors or .pt")
+    parser.add_argument("--average", help="which average of an Averages state")
+    add_reading(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    from weight_averaging.offline.extract import extract
+    from weight_averaging.offline.writers import state_dict_loading, state_dict_writer
+
+    if args.out.suffix not in (".safetensors", ".pt", ".pth"):
+        raise SnapshotError(f"--out={args.out}: the name must end in .safetensors or .pt")
+    result = extract(args.checkpoint, args.average, args.allow_class)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    layout = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in result.items()}
+    with state_dict_writer(args.out, layout, {"format": "pt"}) as file:
+        for name, tensor in result.items():
+            file.write(name, tensor)
+    elements = sum(tensor.numel() for tensor in result.values())
+    print(f"{args.out}: {len(result)} tensors, {elements:,} elements, {size(args.out.stat().st_size)}")
+    print(f"load: {state_dict_loading(args.out)}")

@@ -1,0 +1,76 @@
+"""one model of several, with weights of your choice
+
+The checkpoints may be of any runs and steps, as long as the models are alike. Without --weights all count the same (a
+"model soup"). For the checkpoints of one run see `average`, which also has merges that stand for a learning-rate decay.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from weight_averaging.averages import LAWA, Average, SnapshotError, Weighted
+from weight_averaging.cli.average import write
+from weight_averaging.cli.common import add_reading, add_writing, opened
+
+EXAMPLES = """\
+for example:
+  weight-averaging merge seed1.pt seed2.pt seed3.pt --out soup.pt
+      the plain mean of three fine-tuned models
+  weight-averaging merge --weights a.safetensors=.5,b.safetensors=.3,c.safetensors=.2 --out merged.safetensors
+      a weighted one
+  weight-averaging merge one/checkpoint-900 two/checkpoint-800 --weights checkpoint-900=.7,checkpoint-800=.3 --out both
+      of Hugging Face folders, a folder
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("paths", metavar="PATH", type=Path, nargs="*", help="the checkpoints")
+    parser.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="NAME=W,...",
+        help="the weight of each, by its path or name; their sum is 1",
+    )
+    add_writing(parser)
+    add_reading(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    weights = _weights(args.weights, args.paths)
+    paths = list(weights or args.paths)
+    if not paths:
+        raise SnapshotError("say what to merge: a.pt b.pt, or --weights a.pt=.5,b.pt=.5")
+    if args.out is None:
+        raise SnapshotError("say where to write: --out model.safetensors")
+    average: Average = LAWA(window=len(paths))
+    if weights:
+        try:
+            average = Weighted(weights=tuple(weights.values()))
+        except ValueError as error:
+            raise SnapshotError(f"--weights: {error}") from None
+    snapshots = opened(paths, args.allow_class, in_order=True)
+    for number, path in snapshots.paths.items():
+        print(f"{number}: {path}, weight {average.coefficients(len(paths))[number - 1]:.6g}")
+    write(args, snapshots, [(average, len(paths))])
+
+
+def _weights(flags: Sequence[str], paths: Sequence[Path]) -> dict[Path, float]:
+    """The weight of each checkpoint, in the order of `paths` if there are any. SnapshotError if they do not fit."""
+    found: dict[Path, float] = {}
+    for item in ",".join(flags).split(",") if flags else ():
+        name, equals, value = item.rpartition("=")
+        try:
+            weight = float(value)
+        except ValueError:
+            raise SnapshotError(f"--weights: expected NAME=NUMBER, not {item!r}") from None
+        same = [path for path in paths if name in (str(path), path.name, path.stem)]
+        if not equals or len(same) > 1 or (paths and not same):
+            raise SnapshotError(f"--weights: {name or item} is {len(same) or 'none'} of the checkpoints named")
+        path = same[0] if same else Path(name)
+        if path in found:
+            raise SnapshotError(f"--weights: {name} is there twice")
+        found[path] = weight
+    if found and (lacking := [path for path in paths if path not in found]):
+        raise SnapshotError(f"--weights: there is none for {lacking[0]}")
+    return {path: found[path] for path in paths} if paths and found else found

@@ -1,0 +1,47 @@
+"""Forms of checkpoints as trainers write them: which files and folders are some, and what opens each."""
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from weight_averaging.averages import SnapshotError
+from weight_averaging.offline.forms import hugging_face
+from weight_averaging.offline.forms.distributed import ShardedFolder
+from weight_averaging.offline.forms.safetensors_file import SafetensorsSource
+from weight_averaging.offline.forms.source import Source
+from weight_averaging.offline.forms.torch_file import TorchSource
+
+WANTED = (
+    "*.pt, *.pth, *.pth.tar, *.ckpt, *.safetensors, checkpoint_STEP, folders of Hugging Face (checkpoint-STEP) or of "
+    "torch.distributed.checkpoint"
+)
+_NAMES = re.compile(r"checkpoint_\d+|.+\.(pt|pth|pth\.tar|ckpt|safetensors)")
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether an entry of a folder looks like a checkpoint; it is not opened."""
+    if path.name.startswith("."):
+        return False
+    if path.is_dir():
+        return (path / ".metadata").is_file() or hugging_face.is_folder(path)
+    return bool(_NAMES.fullmatch(path.name))
+
+
+def open_checkpoint(path: Path, allow: Collection[str] = ()) -> Source:
+    """The checkpoint at `path`.
+
+    Args:
+        allow: see `pickles.load_file`.
+    Raises:
+        SnapshotError: it cannot be read, is damaged, would run code, or holds no model; the message names the file.
+    """
+    try:
+        if (path / ".metadata").is_file():
+            return ShardedFolder(path)
+        if hugging_face.is_folder(path):
+            return hugging_face.HuggingFaceSource(path, allow)
+        if path.is_dir():
+            raise SnapshotError(f"{path} is a folder without weights in it: {WANTED}")
+        return SafetensorsSource(path) if path.suffix == ".safetensors" else TorchSource(path, allow)
+    except OSError as error:
+        raise SnapshotError(f"{path} cannot be read: {error.strerror or error}") from None

@@ -1,0 +1,69 @@
+"""Files of torch.save, read so that no code runs: tensors, plain values, and classes allowed by name."""
+
+import importlib
+import re
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from weight_averaging.averages import SnapshotError
+
+
+def load_file(path: Path, allow: Collection[str] = ()) -> Any:
+    """The contents of a file of torch.save, mapped where its format allows.
+
+    Args:
+        allow: classes that the file may be made of, by their full names (`argparse.Namespace`).
+    Raises:
+        SnapshotError: it is damaged, is not there or would call what is not allowed.
+    """
+    if not path.is_file():
+        raise SnapshotError(f"{path} is not there, or no file")
+    allowed = [*_numpy_scalars(), *map(_class_of, allow)]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError as error:
+                if "mmap can only be used" not in str(error):
+                    raise
+                return torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
+    except Exception as error:  # what torch raises for a damaged file depends on where the damage is
+        text = " ".join(str(error).split())
+        if code := re.search(r"GLOBAL (\S+)", text):
+            raise SnapshotError(
+                f"{path} is refused: unpickling it would call {code[1]}, which may run code; save the model's "
+                f"state_dict alone{_consent(code[1])}"
+            ) from None
+        raise SnapshotError(f"{path} is damaged or truncated: {text[:120] or type(error).__name__}") from None
+
+
+def _class_of(name: str) -> type:
+    module, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SnapshotError(f"--allow-class={name}: {error}; give its full name, as in argparse.Namespace") from None
+    if not isinstance(found, type):
+        raise SnapshotError(f"--allow-class={name}: that is no class, and is not allowed")
+    return found
+
+
+def _consent(name: str) -> str:
+    """How to allow a class; nothing for what is known to be none."""
+    module, _, attribute = name.rpartition(".")
+    known = getattr(sys.modules.get(module), attribute, type)
+    return f", or if you trust that class: --allow-class={name}" if isinstance(known, type) else ""
+
+
+def _numpy_scalars() -> list[Any]:
+    """What a numpy number in a checkpoint (a metric, say) is made by; harmless."""
+    try:
+        import numpy
+        from numpy._core.multiarray import scalar
+    except ImportError:
+        return []
+    return [scalar, numpy.dtype, type(numpy.dtype("float64")), type(numpy.dtype("float32")), type(numpy.dtype("int64"))]

@@ -1,0 +1,159 @@
+"""Snapshots of a run, whoever wrote them: which steps there are, and the weights of each.
+
+Forms of checkpoints: `weight_averaging.offline.forms`. Steps: `weight_averaging.offline.order`. Pickles are read with
+`weights_only=True`: one that would run code is refused. torch files and safetensors are mapped, not loaded.
+
+A checkpoint written while an averager of `weight_averaging.torch` had its average in the model (the AlgoPerf harness
+saves right after an evaluation) holds the average as its weights; the raw ones are in the averager's own state,
+wherever in the checkpoint that is, and those are what comes out here.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from weight_averaging.averages import SnapshotError
+from weight_averaging.names import clean_names
+from weight_averaging.offline.fetching import fetching
+from weight_averaging.offline.forms import WANTED, is_checkpoint, open_checkpoint
+from weight_averaging.offline.forms.hugging_face import is_folder
+from weight_averaging.offline.forms.source import Source
+from weight_averaging.offline.layouts import Layout, layout_difference
+from weight_averaging.offline.order import is_aside, numbered, place
+
+
+class Snapshots:
+    """The snapshots of a folder, or of a list. Of each the names, shapes and types are looked at, the weights are not.
+
+    In a folder, copies of a snapshot (links, `*_best`, `*_last`) and averages are left out, and so is a model that lies
+    beside `checkpoint-STEP` folders of Hugging Face; a list is taken as it is.
+
+    Args:
+        where: a folder of checkpoints, or the checkpoints.
+        allow: classes that pickles may be made of, by their full names (`argparse.Namespace`).
+        in_order: number the checkpoints of a list 1, 2, ... as they come, whatever step they are of.
+    Raises:
+        SnapshotError: there is none, a file is damaged or would run code, a step is unknown or there twice, or the
+            files are of different models. Every message names the file.
+
+    Attributes:
+        folder: the folder; of a list, that of its first.
+        paths: the files by step, ascending.
+        unit: what steps are: "step", or "epoch" where only epochs are known.
+        form: of the latest.
+        left_out: entries of the folder that are no snapshots of their own, with the reason.
+        layout: shape and type by name, without what wrappers add; the same in all files.
+        latest: the names of what averagers leave as training has it, in all files; empty if that is not known.
+        frozen: those of `latest` that are frozen.
+        nbytes: of one snapshot's weights.
+    """
+
+    def __init__(
+        self, where: Path | str | Sequence[Path | str], allow: Collection[str] = (), *, in_order: bool = False
+    ) -> None:
+        self._allow = tuple(allow)
+        self.left_out: dict[Path, str] = {}
+        if isinstance(where, Path | str):
+            self.folder = Path(where)
+            entries = self._of_folder()
+        else:
+            entries = [Path(path) for path in where]
+            self.folder = entries[0].parent
+        sources = self._look(entries)
+        if in_order:
+            self.unit, numbers = "step", {path: number for number, path in enumerate(sources, start=1)}
+        else:
+            self.unit, numbers = numbered([(path, *place(source)) for path, source in sources.items()])
+        found: dict[int, Path] = {}
+        for path, number in numbers.items():
+            if number in found:
+                raise SnapshotError(f"{found[number]} and {path} are both of {self.unit} {number}: remove one")
+            found[number] = path
+        self.paths = dict(sorted(found.items()))
+        self.form = sources[self.paths[self.steps[-1]]].form
+        self.latest = set(frozenset.intersection(*(source.latest for source in sources.values())))
+        self.frozen = set(frozenset.intersection(*(source.frozen for source in sources.values())))
+        self.nbytes = sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in self.layout.values())
+
+    def _of_folder(self) -> list[Path]:
+        if not self.folder.is_dir():
+            raise SnapshotError(f"{self.folder} is not a folder")
+        entries = sorted(path for path in self.folder.iterdir() if is_checkpoint(path))
+        if is_folder(self.folder):
+            if not (folders := [path for path in entries if path.is_dir()]):
+                raise SnapshotError(f"{self.folder} is one Hugging Face checkpoint: name the folder that has several")
+            self.left_out |= {path: "not a checkpoint-STEP" for path in entries if path not in folders}
+            entries = folders
+        seen: dict[tuple[int, int], Path] = {}
+        for path in sorted(entries, key=lambda path: (bool(is_aside(path, entries)), path.is_symlink())):
+            same = seen.setdefault((path.stat().st_dev, path.stat().st_ino), path)
+            if reason := is_aside(path, entries) or (f"the same file as {same.name}" if same != path else ""):
+                self.left_out[path] = reason
+        kept = [path for path in entries if path not in self.left_out]
+        if not kept and self.left_out:
+            path, reason = next(iter(self.left_out.items()))
+            raise SnapshotError(
+                f"{self.folder} holds no snapshot but what is left out, as {path.name} is ({reason}): name the files"
+            )
+        if not kept:
+            raise SnapshotError(f"{self.folder} holds no snapshot: {WANTED}")
+        return kept
+
+    def _look(self, entries: list[Path]) -> dict[Path, Source]:
+        sources: dict[Path, Source] = {}
+        for path in entries:
+            source = open_checkpoint(path, self._allow)
+            layout = dict(zip(_names(source), source.layout.values()))
+            if not sources:
+                self.layout: Layout = layout
+            elif difference := layout_difference(self.layout, layout):
+                raise SnapshotError(f"{path} does not fit {next(iter(sources))}: {difference}")
+            if path in sources:
+                raise SnapshotError(f"{path} is named twice")
+            sources[path] = source
+        return sources
+
+    @property
+    def steps(self) -> list[int]:
+        return list(self.paths)
+
+    def open(self, step: int) -> Source:
+        """The checkpoint of a step."""
+        return open_checkpoint(self.paths[step], self._allow)
+
+    def latest_up_to(self, step: int) -> int:
+        """The step of the latest snapshot up to `step`."""
+        return max(number for number in self.steps if number <= step)
+
+    def saved_names(self, source: Source) -> dict[str, str]:
+        """What the tensors are called in a checkpoint, by their names in `layout`."""
+        return dict(zip(_names(source), source.layout))
+
+    def state(self, step: int, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """The weights of one snapshot, or those of these names; read when they are used, where that is possible."""
+        source = self.open(step)
+        originals = self._originals(source, names)
+        tensors = source.read(list(originals.values()))
+        return {name: tensors[original] for name, original in originals.items()}
+
+    def _originals(self, source: Source, names: Iterable[str] | None) -> dict[str, str]:
+        originals = self.saved_names(source)
+        chosen = list(self.layout if names is None else names)
+        if lacking := [name for name in chosen if name not in originals]:
+            raise SnapshotError(f"{source.path} has changed: {lacking[0]} is not in it any more")
+        return {name: originals[name] for name in chosen}
+
+    def stream(self, steps: Iterable[int], names: list[str] | None = None) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """(step, weights) of each of these steps, one at a time; the system is asked for the next one beforehand."""
+        steps = list(steps)
+        whole = names is None or len(names) == len(self.layout)  # of a few tensors the system would fetch too much
+        for step, after in zip(steps, [*steps[1:], None]):
+            with fetching([self.paths[after]] if whole and after is not None else []):
+                yield step, self.state(step, names)
+
+
+def _names(source: Source) -> list[str]:
+    """The names of a checkpoint's tensors without what wrappers add."""
+    return list(source.layout) if source.own_names else clean_names(list(source.layout))

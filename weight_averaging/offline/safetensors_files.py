@@ -1,0 +1,159 @@
+"""Files in the safetensors format, mapped, and written tensor by tensor. Needs torch only.
+
+The format's own library maps files at the same cost (docs/results/cost.md) and writes them only as a whole.
+
+The format: eight bytes with the length of a JSON header, the header (type, shape and byte range of each tensor), then
+the tensors' bytes. https://github.com/huggingface/safetensors
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from weight_averaging.averages import SnapshotError
+from weight_averaging.replacing import replacing
+
+Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+
+TYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool, "U8": torch.uint8,
+    "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "U16": torch.uint16,
+    "U32": torch.uint32, "U64": torch.uint64, "C64": torch.complex64,
+}  # fmt: skip
+_NAMES = {dtype: name for name, dtype in TYPES.items()}
+# In the metadata of our own snapshots: the names of what averagers leave as training has it, and of what is frozen.
+LATEST, FROZEN = "latest", "frozen"
+_MAX_HEADER = 100 << 20  # as the format's own library has it
+
+
+class SafetensorsFile:
+    """The header of a file, and its tensors when asked for.
+
+    Attributes:
+        layout: shape and type by name, in the order of the bytes.
+        metadata: the file's own strings.
+    Raises:
+        SnapshotError: the file is no whole safetensors file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._size = path.stat().st_size
+        with open(path, "rb") as file:
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            if len(start) < 8 or not 2 <= length <= min(_MAX_HEADER, self._size - 8):
+                raise SnapshotError(f"{path} is not a safetensors file, or is truncated: {self._size} bytes")
+            text = file.read(length)
+        try:
+            header = json.loads(text)
+            self.metadata: dict[str, str] = header.pop("__metadata__", {})
+            ranges = {
+                name: (TYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0],
+                       8 + length + entry["data_offsets"][1])
+                for name, entry in header.items()
+            }  # fmt: skip
+        except KeyError as error:
+            raise SnapshotError(f"{path} has a header without, or of an unknown, {error}") from None
+        except (ValueError, TypeError, AttributeError, IndexError):
+            raise SnapshotError(f"{path} is damaged: its header cannot be read") from None
+        for name, (dtype, shape, begin, end) in ranges.items():
+            if end - begin != math.prod(shape) * dtype.itemsize or begin < 8 + length:
+                raise SnapshotError(f"{path} is damaged: the bytes of {name} do not fit its shape")
+            if end > self._size:
+                raise SnapshotError(f"{path} is truncated: {self._size} bytes, and {name} ends at {end}")
+        self._ranges = dict(sorted(ranges.items(), key=lambda item: item[1][2]))
+        self.layout = {name: (shape, dtype) for name, (dtype, shape, _, _) in self._ranges.items()}
+
+    def read(self, names: list[str]) -> dict[str, Tensor]:
+        """The tensors of these names, as views of the mapped file: their bytes are read when they are used."""
+        mapped = torch.from_file(str(self.path), shared=False, size=self._size, dtype=torch.uint8)
+        tensors = {}
+        for name in names:
+            dtype, shape, begin, end = self._ranges[name]
+            piece = mapped[begin:end]
+            if begin % dtype.itemsize:  # headers of some writers are not padded
+                piece = piece.clone()
+            tensors[name] = piece.view(dtype).view(shape)
+        return tensors
+
+
+class SafetensorsWriter:
+    """Write a file tensor by tensor, in any order; it is in place, whole and on disk, when the `with` block ends.
+
+    Args:
+        path: where; see `replacing`.
+        layout: shape and type of every tensor that will be written.
+        metadata: strings for the header.
+    Raises:
+        SnapshotError: a type that the format does not have.
+    """
+
+    def __init__(self, path: Path, layout: Layout, metadata: Mapping[str, str] | None = None) -> None:
+        self._path = path
+        header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+        self._offsets: dict[str, int] = {}
+        end = 0
+        # Wide types first, so that every tensor is aligned.
+        for name, (shape, dtype) in sorted(layout.items(), key=lambda item: -item[1][1].itemsize):
+            if dtype not in _NAMES:
+                raise SnapshotError(f"{path}: safetensors has no type for {name}, {dtype}")
+            self._offsets[name] = end
+            end += math.prod(shape) * dtype.itemsize
+            entry = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [self._offsets[name], end]}
+            header[name] = entry
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        self._left = {name: (tuple(shape), dtype) for name, (shape, dtype) in layout.items()}
+        self._head = len(text).to_bytes(8, "little") + text
+        self._size = len(self._head) + end
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Write one tensor. ValueError if it is not as announced, or written already."""
+        if self._left.get(name) != (tuple(tensor.shape), tensor.dtype):
+            raise ValueError(
+                f"{self._path}: {name} is not to be written, or not as {tensor.dtype} {list(tensor.shape)}"
+            )
+        del self._left[name]
+        tensor = tensor.detach().cpu().contiguous()
+        if tensor.numel():
+            self._file.seek(len(self._head) + self._offsets[name])
+            self._file.write((ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr()))
+
+    def __enter__(self) -> "SafetensorsWriter":
+        with contextlib.ExitStack() as stack:
+            self._file = stack.enter_context(replacing(self._path))
+            self._file.write(self._head)
+            self._file.truncate(self._size)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None and self._left:
+            with self._stack:
+                raise ValueError(f"{self._path}: {len(self._left)} tensors were not written, {next(iter(self._left))}")
+        self._stack.__exit__(kind, error, traceback)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def bytes_of(data: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU, which must outlive it."""
+    if not data.numel():
+        return memoryview(b"")
+    return memoryview((ctypes.c_char * data.nbytes).from_address(data.data_ptr())).cast("B")

@@ -1,0 +1,101 @@
+"""What a pass over saved snapshots keeps of each average, tensor by tensor: sums, or the value of a recursion."""
+
+import abc
+
+import torch
+from torch import Tensor
+
+from weight_averaging.torch.mean import accumulators, add, mean_of, pairwise_mean, sum_of
+
+# float32 elements that are worked on at a time: 1 MiB stays in a core's cache while every average takes it in.
+BLOCK = 1 << 18
+
+
+class Track(abc.ABC):
+    """What is kept of one average along the pass: flat float32 vectors by name, from snapshot `first` to `last`."""
+
+    count = 1  # vectors a tensor
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[Tensor]] = {}
+        self.first = self.last = 0
+        self.results = 0  # that are still to come from it
+
+    @abc.abstractmethod
+    def takes(self, step: int) -> bool:
+        """Whether the snapshot of `step` is part of the average."""
+
+    @abc.abstractmethod
+    def take(self, step: int, targets: list[Tensor], values: Tensor) -> None:
+        """Take the float32 `values` of a block into the same block of the track's vectors, `targets`."""
+
+    @abc.abstractmethod
+    def value(self, name: str, final: bool) -> Tensor:
+        """The average of a tensor, flat; the track's own memory only if it is final."""
+
+    def targets(self, name: str, size: int, device: torch.device) -> list[Tensor]:
+        if name not in self.values:
+            self.values[name] = [new_vector(size, device) for _ in range(self.count)]
+        return self.values[name]
+
+
+class Sum(Track):
+    """The sum of the members, oldest first, in the order in which LAWA adds them; None for weights is their mean."""
+
+    def __init__(self, members: list[int], last: int, weights: list[float] | None = None) -> None:
+        super().__init__()
+        self.members = members
+        self._weights = weights
+        self._index = {step: index for index, step in enumerate(members)}
+        self.first, self.last = members[0], last
+        self.count = accumulators(len(members))
+
+    def takes(self, step: int) -> bool:
+        return step in self._index
+
+    def take(self, step: int, targets: list[Tensor], values: Tensor) -> None:
+        index = self._index[step]
+        add(targets, index, values if self._weights is None else values * self._weights[index])
+
+    def value(self, name: str, final: bool) -> Tensor:
+        count = len(self.members)
+        return mean_of(self.values[name], count) if self._weights is None else sum_of(self.values[name], count)
+
+
+class Recursion(Track):
+    """value <- lerp(value, snapshot, weight), from the first snapshot on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._weights: dict[int, float] = {}
+
+    def extend(self, members: list[int], weights: list[float], last: int) -> None:
+        """Go on to `last`; the members are those so far and later ones."""
+        self.first, self.last = members[0], last
+        self._weights = dict(zip(members, weights, strict=True))
+
+    def takes(self, step: int) -> bool:
+        return step in self._weights
+
+    def take(self, step: int, targets: list[Tensor], values: Tensor) -> None:
+        if step == self.first:
+            targets[0].copy_(values)
+        else:
+            targets[0].lerp_(values, self._weights[step])
+
+    def value(self, name: str, final: bool) -> Tensor:
+        return self.values[name][0] if final else self.values[name][0].clone()
+
+
+def new_vector(size: int, device: torch.device) -> Tensor:
+    return torch.empty(size, dtype=torch.float32, device=device)
+
+
+def mean(vectors: list[Tensor]) -> Tensor:
+    mean = torch.empty_like(vectors[0])
+    scratch = [mean[:BLOCK].clone() for _ in range(1, accumulators(len(vectors)))]
+    for start in range(0, mean.numel(), BLOCK):
+        block = mean[start : start + BLOCK]
+        sums = [block, *(vector[: block.numel()] for vector in scratch)]
+        pairwise_mean([vector[start : start + BLOCK] for vector in vectors], sums)
+    return mean

@@ -1,0 +1,233 @@
+"""Weight averaging in PyTorch Lightning: `pip install weight-averaging[lightning]`. How to use it: docs/trainers.md."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.utils.hooks import RemovableHandle
+
+from weight_averaging.torch import Averager
+from weight_averaging.trainers.shards import gathered, scattered
+
+logger = logging.getLogger("weight_averaging")
+
+_REFUSED = ("FSDPStrategy", "XLAFSDPStrategy", "DeepSpeedStrategy")  # their weights are not where a module has them
+
+
+class WeightAveraging(Callback):
+    """Train on the raw weights, validate, test and predict on their average.
+
+        WeightAveraging(lambda module: LAWA(module, interval=64, window=20))
+
+    An update is a batch after which an optimizer has stepped: with gradient accumulation one in so many batches, with
+    several optimizers one for all that stepped in the batch, with GradScaler none where it skipped the step, unless
+    the optimizer is a fused one, which skips on the device where nobody is told. (Lightning's `global_step` counts
+    skipped steps, and those of every optimizer.)
+
+    The averager's state is part of every full checkpoint, whose `state_dict` has the raw weights; `fit(ckpt_path=...)`
+    goes on bit for bit, `test(ckpt_path=...)` tests the average of that checkpoint. One without a state (of weights
+    only, or of a run without averaging) is tested as it is. After `fit` the module holds its raw weights.
+
+    Under sharding (`ModelParallelStrategy`, FSDP2) every rank averages its shards; the state is gathered for the
+    checkpoint, on the first rank and in its main memory. FSDP1 and DeepSpeed are refused.
+
+    Args:
+        make: called once with the LightningModule, where training has it (on its device, with its shards); returns any
+            averager of `weight_averaging.torch`, of the whole module or of a part. For strategies that spawn
+            processes something that can be pickled: `functools.partial(LAWA, interval=64, window=20)`.
+
+    Attributes:
+        averager: the averager; None before training.
+    """
+
+    def __init__(self, make: Callable[[LightningModule], Averager]) -> None:
+        self._make = make
+        self.averager: Averager | None = None
+        self._module: LightningModule | None = None  # the one that the averager is of
+        self._loaded: dict[str, Any] | None = None  # a state that waits for an averager to load it
+        self._has_state = False  # whether the checkpoint that this run began from has a state
+        self._begun = False
+        self._stepped = False
+        self._handles: list[RemovableHandle] = []
+
+    # Which averager.
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Begin a run: nothing is loaded yet."""
+        self._loaded, self._has_state, self._begun = None, False, False
+        if (strategy := type(trainer.strategy).__name__) in _REFUSED:
+            raise ValueError(
+                f"WeightAveraging cannot see the weights under {strategy}: use ModelParallelStrategy (FSDP2)"
+            )
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the averager, or load its state, where the weights are now."""
+        self._begin(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The same, where there was no sanity check; and watch the optimizers."""
+        self._begin(trainer, pl_module)
+        self._watch(trainer)
+
+    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._begun:
+            return
+        self._begun = True
+        if trainer.ckpt_path is not None and not self._has_state:
+            logger.warning("%s has no state of WeightAveraging: the average begins anew", trainer.ckpt_path)
+            self._forget()
+        averager = self._of(pl_module)
+        self._restore(averager)
+        if not averager.step:
+            averager.step = trainer.global_step
+
+    def _of(self, pl_module: LightningModule) -> Averager:
+        if self.averager is None or self._module is not pl_module:
+            self.averager, self._module = self._make(pl_module), pl_module
+            if self.averager.buffers == "recompute":
+                raise ValueError(
+                    'WeightAveraging swaps without a function that recomputes statistics: use buffers="average" or '
+                    '"latest"'
+                )
+        return self.averager
+
+    def _restore(self, averager: Averager) -> None:
+        if self._loaded is not None:
+            averager.load_state_dict(scattered(self._loaded, averager))
+            self._loaded = None
+
+    def _forget(self) -> None:
+        if self.averager is not None:
+            self.averager.swap_out()
+        self.averager = self._module = None
+
+    # After every update.
+
+    def _watch(self, trainer: Trainer) -> None:
+        self._unwatch()
+
+        def stepped(*_: Any) -> None:
+            self._stepped = True
+
+        self._handles = [optimizer.register_step_post_hook(stepped) for optimizer in trainer.optimizers]
+
+    def _unwatch(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._stepped = [], False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """One update more, if an optimizer has stepped."""
+        if self._stepped:
+            self._stepped = False
+            assert self.averager is not None
+            self.averager.update(self.averager.step + 1)
+
+    # Around evaluations.
+
+    def _swap_in(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING and not self._begin_evaluation(trainer, pl_module):
+            return
+        assert self.averager is not None
+        if self.averager.ready or not trainer.sanity_checking:  # which comes before any update
+            self.averager.swap_in()
+
+    def _begin_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        """Whether there is an average for the weights that `validate`, `test` or `predict` has been given."""
+        if self._has_state:
+            self._restore(self._of(pl_module))
+            return True
+        if trainer.ckpt_path is not None:
+            logger.info("%s has no state of WeightAveraging: its weights are used as they are", trainer.ckpt_path)
+            return False
+        if self._module is not pl_module:
+            logger.warning("WeightAveraging has no average of this module: its weights are used as they are")
+            return False
+        return True
+
+    def _swap_out(self, *_: Any) -> None:
+        if self.averager is not None:
+            self.averager.swap_out()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the average in."""
+        self._swap_in(trainer, pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the average in."""
+        self._swap_in(trainer, pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the average in."""
+        self._swap_in(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the raw weights back; checkpoints are written after this."""
+        self._swap_out()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the raw weights back."""
+        self._swap_out()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the raw weights back."""
+        self._swap_out()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Put the raw weights back, whatever went wrong."""
+        self._swap_out()
+        self._unwatch()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the optimizers as they were."""
+        self._unwatch()
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[bool]:
+        """The average in the module for the length of a `with` block: see `Averager.averaged`.
+
+        Raises:
+            RuntimeError: there is no averager yet.
+        """
+        if self.averager is None:
+            raise RuntimeError("WeightAveraging has no averager before training begins")
+        with self.averager.averaged() as ready:
+            yield ready
+
+    # Checkpoints.
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averager's; empty before there is one. Of a sharded model collective, and whole on the first rank."""
+        return gathered(self.averager.state_dict()) if self.averager is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep a state until the module is where training has it."""
+        self._loaded, self._has_state = state_dict, True
+
+
+class AveragedCheckpoint(ModelCheckpoint):
+    """A `ModelCheckpoint` of the average: `load_from_checkpoint` of its files gives the averaged model.
+
+    They have nothing to resume from: keep a plain ModelCheckpoint beside it. Until the average is ready they have the
+    raw weights, which are then what validation sees.
+
+    Args:
+        options: of ModelCheckpoint.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "save_weights_only": True})
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        averaging = next((callback for callback in callbacks if isinstance(callback, WeightAveraging)), None)
+        if averaging is None:
+            raise RuntimeError("AveragedCheckpoint needs a WeightAveraging among the callbacks")
+        with averaging.averaged():
+            super()._save_checkpoint(trainer, filepath)

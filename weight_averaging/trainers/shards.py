@@ -1,0 +1,56 @@
+"""States of averagers of sharded models (DTensors, FSDP2) for checkpoints that one rank writes and all ranks read."""
+
+from typing import Any
+
+import torch.distributed as dist
+
+from weight_averaging.torch import Averager
+
+
+def gathered(state: dict[str, Any]) -> dict[str, Any]:
+    """A state with whole tensors in main memory on the first rank, and none on the others; collective.
+
+    A state without DTensors is returned as it is.
+
+    Args:
+        state: of `Averager.state_dict()`; vectors of DTensors are there by name.
+    """
+
+    def whole(vector: Any) -> Any:
+        if not isinstance(vector, dict):
+            return vector
+        result = {}
+        for name, tensor in vector.items():  # one at a time, so that no rank but the first ever holds a whole vector
+            full = tensor.full_tensor()
+            if dist.get_rank() == 0:
+                result[name] = full.cpu()
+        return result
+
+    tracks = [
+        {**track, "vectors": [whole(vector) for vector in track["vectors"][: len(track["snapshot_steps"])]]}
+        for track in state["tracks"]
+    ]
+    return {**state, "tracks": tracks}
+
+
+def scattered(state: dict[str, Any], averager: Averager) -> dict[str, Any]:
+    """The inverse, for what all ranks have read: a state that `averager.load_state_dict` takes. Collective."""
+    vectors = [vector for track in averager.state_dict()["tracks"] for vector in track["vectors"]]
+    if not vectors or not isinstance(vectors[0], dict):  # without DTensors: whole ones by name are taken as they are
+        return state
+    from torch.distributed.tensor import distribute_tensor
+
+    like = vectors[0]
+
+    def spread(vector: Any) -> Any:
+        if not isinstance(vector, dict):
+            return vector  # of a model without DTensors: refused by load_state_dict, which says so
+        return {
+            name: distribute_tensor(tensor.to(like[name].device), like[name].device_mesh, like[name].placements)
+            if name in like
+            else tensor
+            for name, tensor in vector.items()
+        }
+
+    tracks = [{**track, "vectors": [spread(vector) for vector in track["vectors"]]} for track in state["tracks"]]
+    return {**state, "tracks": tracks}
