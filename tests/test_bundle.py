@@ -44,7 +44,8 @@ def test_a_bundle_is_whole_and_has_nothing_to_mend(name, point, framework, tmp_p
     # Every relative import that is ever made ends inside the bundle, at a module that is there.
     for path in (tmp_path / name).rglob("*.py"):
         tree = ast.parse(path.read_text())
-        blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+        conditions = [node for node in ast.walk(tree) if isinstance(node, ast.If)]
+        blocks = [node for node in conditions if ast.unparse(node.test) == "TYPE_CHECKING"]
         for_types = {id(node) for block in blocks for node in ast.walk(block)}
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.level and id(node) not in for_types:

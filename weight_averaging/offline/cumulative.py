@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
-from weight_averaging.replacing import replacing
 from weight_averaging.offline.safetensors_files import SafetensorsFile, SafetensorsWriter, sha256
+from weight_averaging.replacing import replacing
 
 CHECKSUMS = "sums.json"
 

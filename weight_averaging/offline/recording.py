@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from weight_averaging.averages import SnapshotError
 from weight_averaging.collection import check_count, is_due
 from weight_averaging.names import without_wrappers
-from weight_averaging.replacing import replacing
 from weight_averaging.offline.safetensors_files import FROZEN, LATEST, SafetensorsWriter, sha256
+from weight_averaging.replacing import replacing
 from weight_averaging.torch.selection import FROZEN as FROZEN_PARAMETERS
 from weight_averaging.torch.selection import Selection, unwrapped
 
