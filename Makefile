@@ -12,7 +12,7 @@ SUITE := runs/suite
 help:
 	@echo "make demo        train a small language model by AdamW, +LAWA and +EMA, three seeds (some minutes), print who was first"
 	@echo "                 make FRAMEWORK=jax demo does so in JAX"
-	@echo "make suite       the same on all eight miniature workloads (under ten minutes on two cores)"
+	@echo "make suite       NadamW, +LAWA and +EMA on all eight miniature workloads (some ten minutes on two cores)"
 	@echo "make test        run the tests"
 	@echo "make lint        ruff, mypy, hadolint, shellcheck"
 	@echo "make benchmarks  cost of averaging beside other libraries and the memory-traffic limit"

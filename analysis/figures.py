@@ -46,7 +46,8 @@ def learning_curves(
     scale, label = axis_of(best, unit)
     for axis, (workload, target) in zip(axes, targets.iterrows()):
         here = best[best["workload"] == workload]
-        for name in sorted(looks, key=lambda name: name in coloured):  # grey below
+        drawn = sorted(looks, key=lambda name: name in coloured)  # grey below
+        for name in drawn:
             mine = here[here["submission"] == name]
             if mine.empty:
                 continue
@@ -63,7 +64,8 @@ def learning_curves(
                 axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
             if mine["reached"].all():
                 place = (mine[unit].mean() / scale, target["target"])
-                axis.plot(*place, "|", color=colour, markersize=14, markeredgewidth=2.2 if name in coloured else 1,
+                length = 12 + 6 * (len(drawn) - drawn.index(name)) / len(drawn)  # of two at one place both show
+                axis.plot(*place, "|", color=colour, markersize=length, markeredgewidth=2.2 if name in coloured else 1,
                           zorder=5 if name in coloured else 2)  # fmt: skip
         style.target_line(axis, target["target"])
         axis.set_ylim(*curves.interesting_range(here, of_runs, target["lower"], target["target"]))
