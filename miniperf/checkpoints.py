@@ -78,6 +78,8 @@ def _read(framework: Framework, path: Path, step: int, origin: dict[str, Any]) -
         raise UsageError(f"{path} is damaged ({_first_line(error)})") from None
     if not isinstance(contents, dict) or not contents.keys() >= CONTENTS | origin.keys():
         raise UsageError(f"{path} is not a checkpoint of a run")
+    if "framework" not in contents["random_state"]:
+        raise UsageError(f"{path} is of an earlier version, which kept its random state in another form")
     for name, mine in {**origin, "global_step": step}.items():
         if contents[name] != mine:
             raise UsageError(f"{path} was written with {name}={contents[name]!r}, not {mine!r}")

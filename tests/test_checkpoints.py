@@ -80,6 +80,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: os.truncate(path, 0), "is damaged (File is not a zip file)"),
     "bit": (flipped, "is damaged (the checksum of archive/data/"),
     "foreign": (lambda path: torch.save({"model": torch.ones(3)}, path), "is not a checkpoint of a run"),
+    "earlier version": (of_an_earlier_version, "is of an earlier version"),
     "other run": (of_another_run, "was written with rng_seed=4, not 3"),
     "renamed": (
         lambda path: shutil.copy(path.with_name("checkpoint_15"), path),
