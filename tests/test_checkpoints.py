@@ -75,6 +75,12 @@ def flipped(path: Path) -> None:
     path.write_bytes(contents)
 
 
+def of_an_earlier_version(path: Path) -> None:
+    contents = torch.load(path, weights_only=True)
+    contents["random_state"]["torch"] = contents["random_state"].pop("framework")
+    torch.save(contents, path)
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (lambda path: os.truncate(path, path.stat().st_size // 2), "is damaged (File is not a zip file)"),
     "empty": (lambda path: os.truncate(path, 0), "is damaged (File is not a zip file)"),
