@@ -34,7 +34,10 @@ def test_a_stopped_suite_goes_on_and_repeats_nothing(tmp_path):
     assert all(list(table["global_step"].astype(int)) == [1, *range(10, 121, 10)] for table in whole.values())
 
     broken = tmp_path / "broken"
-    process = subprocess.Popen(command(broken, *QUICK), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command(broken, *QUICK), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )  # fmt: skip
     while not list(broken.glob("*/study_0/*/trial_*/checkpoint_[1-9]0")):  # some updates are saved, not all
         assert process.poll() is None, process.stderr.read().decode()
         time.sleep(0.05)
