@@ -43,8 +43,7 @@ class PyTorchWorkload(MiniWorkload):
     def init_model_fn(self, rng: Any) -> tuple[nn.Module, None]:
         torch.manual_seed(int(rng[0]))
         model = self.build_model()
-        self._param_shapes = {name: spec.ShapeTuple(tuple(p.shape)) for name, p in model.named_parameters()}
-        self._param_types = {name: parameter_type(model, name) for name, _ in model.named_parameters()}
+        self._param_shapes, self._param_types = parameters_of(model)
         return in_ranks(model), None
 
     def model_fn(
@@ -105,6 +104,12 @@ def batch_norm_frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
+
+
+def parameters_of(model: nn.Module) -> tuple[dict[str, spec.ShapeTuple], dict[str, spec.ParameterType]]:
+    """The shapes and AlgoPerf types of a model's parameters, by their names."""
+    shapes = {name: spec.ShapeTuple(tuple(parameter.shape)) for name, parameter in model.named_parameters()}
+    return shapes, {name: parameter_type(model, name) for name in shapes}
 
 
 def parameter_type(model: nn.Module, name: str) -> spec.ParameterType:

@@ -25,7 +25,7 @@ from miniperf.workloads.finewebedu_lm.chunks import ShuffledBatches, in_order
 from miniperf.workloads.finewebedu_lm.model import Decoder, token_losses
 from miniperf.workloads.finewebedu_lm.shards import Tokens
 from miniperf.workloads.finewebedu_lm.sizes import PAPER
-from miniperf.workloads.pytorch import parameter_type, summed
+from miniperf.workloads.pytorch import parameters_of, summed
 
 USE_DDP, RANK, DEVICE, RANKS = pytorch_setup()
 
@@ -110,8 +110,7 @@ class FinewebeduLm124mWorkload(spec.Workload):
     def init_model_fn(self, rng: Any) -> tuple[nn.Module, None]:
         torch.manual_seed(int(rng[0]))
         model = Decoder(self.sizes)
-        self._param_shapes = {name: spec.ShapeTuple(tuple(p.shape)) for name, p in model.named_parameters()}
-        self._param_types = {name: parameter_type(model, name) for name, _ in model.named_parameters()}
+        self._param_shapes, self._param_types = parameters_of(model)
         return in_ranks(model.to(DEVICE)), None
 
     def model_fn(
