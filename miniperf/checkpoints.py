@@ -78,7 +78,7 @@ def _read(framework: Framework, path: Path, step: int, origin: dict[str, Any]) -
         raise UsageError(f"{path} is damaged ({_first_line(error)})") from None
     if not isinstance(contents, dict) or not contents.keys() >= CONTENTS | origin.keys():
         raise UsageError(f"{path} is not a checkpoint of a run")
-    if "framework" not in contents["random_state"]:
+    if "torch" in (contents["random_state"] or ()):
         raise UsageError(f"{path} is of an earlier version, which kept its random state in another form")
     for name, mine in {**origin, "global_step": step}.items():
         if contents[name] != mine:
