@@ -1,7 +1,7 @@
 """How noisy are a workload's gradients? The simple noise scale of McCandlish et al. 2018 (arXiv 1812.06162)."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch

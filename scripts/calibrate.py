@@ -131,8 +131,8 @@ def calibrate(name: str, tables: Any) -> tuple[list[str], list[str]]:
     lines += [
         "",
         f"Tuned: trial {tuned}, learning rate {rates[tuned - 1]:g}. Best {column} in the first "
-        f"{workload.target_share:.0%} of {steps} updates, {len(seeds)} seeds: {listed(reached[column])}. Updates to the "
-        f"target: {', '.join('missed' if step is None else str(step) for step in taken)}.",
+        f"{workload.target_share:.0%} of {steps} updates, {len(seeds)} seeds: {listed(reached[column])}. Updates "
+        f"to the target: {', '.join('missed' if step is None else str(step) for step in taken)}.",
         "",
         f"Final {column}: {listed(ends)}; at a constant rate: {listed(constant_ends)}.",
         "",

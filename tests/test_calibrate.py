@@ -47,7 +47,8 @@ def test_a_well_posed_baseline_passes_and_gets_the_median_at_its_place_for_a_tar
     assert any(f"Targets: validation **{target:.5f}**" in line for line in lines)
     assert any("trial 3, learning rate 0.005" in line for line in lines)
     assert not any("no" in cell.split("**") for cell in row)
-    assert row[3] == "3/3" and row[-1] == "123"
+    assert row[3] == "3/3"
+    assert row[-1] == "123"
     assert float(row[5]) == pytest.approx(share, abs=0.03)
 
 
