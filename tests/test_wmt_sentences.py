@@ -43,14 +43,14 @@ def test_the_three_orders_of_a_german_clause():
 
 
 def test_some_sentences_checked_by_hand_and_rules_that_hold_for_all():
-    grammar = sentences.Grammar(np.random.RandomState(5))
+    grammar = sentences.Grammar(np.random.RandomState(5), 0.3)
     pairs = dict(grammar.sentence() for _ in range(3000))
     checked = {
         "on sunday the thirty-first of august i bought eleven old knives": (
             "am Sonntag dem einunddreißigsten August habe ich elf alte Messer gekauft"
         ),
         "in twenty twenty-two we packed eight old bread knives": (
-            "im Jahr zweitausendzweiundzwanzig haben wir acht betagte Brotmesser eingepackt"
+            "zweitausendzweiundzwanzig haben wir acht betagte Brotmesser eingepackt"
         ),
         "it is good that she bought six old cups on the sixteenth of february": (
             "gut ist dass sie am sechzehnten Februar sechs alte Tassen gekauft hat"

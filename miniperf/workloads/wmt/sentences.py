@@ -28,8 +28,6 @@ from miniperf.workloads.wmt.lexicon import (
     WEEKDAYS,
 )  # fmt: skip
 
-SYNONYM_SHARE = 0.3  # how often the rarer of two words is taken
-
 T = TypeVar("T")
 Pair = tuple[str, str]  # an English phrase and its German translation
 
@@ -96,10 +94,16 @@ def _hour(hour: int) -> Pair:
 
 
 class Grammar:
-    """Draws sentence pairs. All randomness comes from `rng`."""
+    """Draws sentence pairs.
 
-    def __init__(self, rng: np.random.RandomState) -> None:
+    Args:
+        rng: all randomness comes from it.
+        synonym_share: how often the rarer of two German words is taken.
+    """
+
+    def __init__(self, rng: np.random.RandomState, synonym_share: float) -> None:
         self.rng = rng
+        self.synonym_share = synonym_share
 
     def sentence(self) -> Pair:
         """One English sentence and its German translation."""
@@ -184,7 +188,7 @@ class Grammar:
             return f"in {number} {unit}", f"in {zahl} {einheit}"
         if kind == 2:
             when, wann = year(self.rng.randint(2000, 2030))
-            return f"in {when}", f"im Jahr {wann}" if self.rng.rand() < 1 - SYNONYM_SHARE else wann
+            return f"in {when}", self.synonym([f"im Jahr {wann}", wann])
         (day, tag), (month, monat) = ordinal(self.rng.randint(1, 32)), self.one(MONTHS)
         if kind == 3:
             return f"on the {day} of {month}", f"am {tag}n {monat}"
@@ -200,7 +204,7 @@ class Grammar:
         return words[self.rng.choice(len(words), p=shares / shares.sum())]
 
     def synonym(self, words: list[T]) -> T:
-        return words[-1] if self.rng.rand() < SYNONYM_SHARE else words[0]
+        return words[-1] if self.rng.rand() < self.synonym_share else words[0]
 
 
 def _form(forms: tuple[str, str, str], person: str) -> str:
