@@ -77,6 +77,15 @@ def test_splits_are_disjoint(workload):
     assert len(sources) == 400 + 20 + 20
 
 
+def test_translations_to_be_judged_by_take_the_commoner_words(workload):
+    grammar = sentences.Grammar(np.random.RandomState(0), 0.0)
+    drawn = dict(grammar.sentence() for _ in range(60))
+    for split in ("validation", "test"):
+        rows = zip(*(workload.splits[split][name].tolist() for name in ("inputs", "targets")), strict=True)
+        for english, german in rows:
+            assert drawn[decode(english, workload.pieces)] == decode(german, workload.pieces)
+
+
 # Vocabulary.
 
 
@@ -92,7 +101,7 @@ def test_the_most_frequent_pair_is_merged_first():
 
 
 def test_tokenising_and_back_is_the_identity(workload):
-    grammar = sentences.Grammar(np.random.RandomState(1))
+    grammar = sentences.Grammar(np.random.RandomState(1), 0.3)
     texts = [text for _ in range(300) for text in grammar.sentence()]
     byte_pairs = BytePairs.learn(texts[:200], sorted(set("▁" + "".join(texts)) - {" "}), 100)
     for text in texts:

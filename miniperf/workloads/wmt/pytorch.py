@@ -150,7 +150,7 @@ class Hypotheses:
 
 
 class MiniWmtWorkload(WmtData, PyTorchWorkload):
-    beam_size = 4
+    beam_size = 2
 
     def build_model(self) -> nn.Module:
         _ = self.splits  # the vocabulary comes with the data

@@ -1,9 +1,9 @@
 """English sentences and their German translations, drawn from a grammar of both languages at once.
 
-Numbers, years, ordinals and sums of money are worded by the package `num2words`; the rest is a small lexicon. Drawn is
-a clause; it is worded in both languages, in German in one of three orders: main (`er hat am Montag zwei Bücher
-gekauft`), inverted after a fronted time (`am Montag hat er ...`) and subordinate with the verb last (`weil er am Montag
-zwei Bücher gekauft hat`). Like human translators the grammar sometimes chooses between synonyms, on either side.
+Numbers, years and ordinals are worded by the package `num2words`; the rest is a small lexicon. Drawn is a clause; it is
+worded in both languages, in German in one of three orders: main (`er hat am Montag zwei Bücher gekauft`), inverted
+after a fronted time (`am Montag hat er ...`) and subordinate with the verb last (`weil er am Montag zwei Bücher gekauft
+hat`). Like a human translator the grammar sometimes takes a rarer German synonym.
 """
 
 from dataclasses import dataclass
@@ -27,8 +27,6 @@ from miniperf.workloads.wmt.lexicon import (
     VERBS,
     WEEKDAYS,
 )  # fmt: skip
-
-SYNONYM_SHARE = 0.3  # how often the rarer of two words is taken
 
 T = TypeVar("T")
 Pair = tuple[str, str]  # an English phrase and its German translation
@@ -75,28 +73,20 @@ def ordinal(n: int) -> Pair:
     return num2words(n, to="ordinal"), num2words(n, to="ordinal", lang="de")
 
 
-def money(cents: int) -> Pair:
-    words = (num2words(cents / 100, to="currency", currency="EUR", lang=lang) for lang in ("en", "de"))
-    return next(words).replace(",", ""), next(words)
-
-
 def clock(hour: int, minute: int) -> Pair:
-    """The time of day in words, as it is said: `fünf vor halb sechs` for twenty-five past five.
+    """The time of day in words, as it is said: `halb sechs` for half past five.
 
     Args:
         hour: 1 to 12.
-        minute: 0 to 55, a multiple of 5.
+        minute: 0, 15, 30 or 45.
     """
     (now, jetzt), (following, naechste) = _hour(hour), _hour(hour % 12 + 1)
-    if minute == 0:
-        return f"{now} o'clock", f"{'ein' if hour == 1 else jetzt} Uhr"
-    if minute == 30:
-        return f"half past {now}", f"halb {naechste}"
-    name, wort = ("a quarter", "Viertel") if minute % 30 == 15 else cardinal(min(minute, 60 - minute))
-    english = f"{name} past {now}" if minute < 30 else f"{name} to {following}"
-    if minute in (25, 35):
-        return english, f"fünf {'vor' if minute == 25 else 'nach'} halb {naechste}"
-    return english, f"{wort} nach {jetzt}" if minute < 30 else f"{wort} vor {naechste}"
+    return {
+        0: (f"{now} o'clock", f"{'ein' if hour == 1 else jetzt} Uhr"),
+        15: (f"a quarter past {now}", f"Viertel nach {jetzt}"),
+        30: (f"half past {now}", f"halb {naechste}"),
+        45: (f"a quarter to {following}", f"Viertel vor {naechste}"),
+    }[minute]
 
 
 def _hour(hour: int) -> Pair:
@@ -104,10 +94,16 @@ def _hour(hour: int) -> Pair:
 
 
 class Grammar:
-    """Draws sentence pairs. All randomness comes from `rng`."""
+    """Draws sentence pairs.
 
-    def __init__(self, rng: np.random.RandomState) -> None:
+    Args:
+        rng: all randomness comes from it.
+        synonym_share: how often the rarer of two German words is taken.
+    """
+
+    def __init__(self, rng: np.random.RandomState, synonym_share: float) -> None:
         self.rng = rng
+        self.synonym_share = synonym_share
 
     def sentence(self) -> Pair:
         """One English sentence and its German translation."""
@@ -118,8 +114,8 @@ class Grammar:
         english = _join(clause.english, clause.english_time)
         if kind < 0.7:
             return english, clause.main()
-        opening, anfang = self.word(OPENINGS)
-        return f"{opening} {english}", f"{anfang} {clause.subordinate()}"
+        opening, anfaenge = self.word(OPENINGS)
+        return f"{opening} {english}", f"{self.synonym(anfaenge)} {clause.subordinate()}"
 
     def clause(self) -> Clause:
         return self.one([self.past, self.past, self.modal, self.modal, self.price, self.train, self.place])()
@@ -142,12 +138,12 @@ class Grammar:
         return Clause(f"{subject} {auxiliary} {verb} {english}", when, subjekt, finite, wann, german, tail)
 
     def price(self) -> Clause:
-        (subject, subjekt), (english, german) = self.thing(), money(self.rng.randint(200, 100_000))
-        return Clause(f"{subject} costs {english}", "", subjekt, "kostet", "", german, "")
+        (subject, subjekt), (price, preis) = self.thing(), cardinal(self.rng.randint(2, 100))
+        return Clause(f"{subject} costs {price} euros", "", subjekt, "kostet", "", f"{preis} Euro", "")
 
     def train(self) -> Clause:
-        (city, stadt), (platform, gleis) = self.word(CITIES), cardinal(self.rng.randint(2, 30))
-        when, wann = clock(self.rng.randint(1, 13), 5 * self.rng.randint(12))
+        (city, stadt), (platform, gleis) = self.word(CITIES), cardinal(self.rng.randint(2, 13))
+        when, wann = clock(self.rng.randint(1, 13), 15 * self.rng.randint(4))
         if self.rng.rand() < 0.5:
             english, subjekt, finite = f"the train to {city} leaves from platform {platform}", "nach", "fährt"
             rest, tail = f"von Gleis {gleis}", "ab"
@@ -157,45 +153,45 @@ class Grammar:
         return Clause(english, f"at {when}", f"der Zug {subjekt} {stadt}", finite, f"um {wann}", rest, tail)
 
     def place(self) -> Clause:
-        (number, zahl), (adjective, adjektiv, _) = ordinal(self.rng.randint(2, 30)), self.word(ADJECTIVES)
-        floor, stock = ordinal(self.rng.randint(2, 30))
+        (number, zahl), (adjective, adjektive) = ordinal(self.rng.randint(2, 13)), self.word(ADJECTIVES)
+        floor, stock = ordinal(self.rng.randint(2, 13))
         noun, wort = self.one([("room", "das {} Zimmer"), ("door", "die {} Tür"), ("table", "der {} Tisch")])
-        subjekt = f"{wort.format(zahl)} im {stock}n Stock"
-        return Clause(f"the {number} {noun} on the {floor} floor is {adjective}", "", subjekt, "ist", "", adjektiv, "")
+        subjekt, rest = f"{wort.format(zahl)} im {stock}n Stock", self.synonym(adjektive)[0]
+        return Clause(f"the {number} {noun} on the {floor} floor is {adjective}", "", subjekt, "ist", "", rest, "")
 
     def thing(self) -> Pair:
         """A definite noun with an adjective, as a subject."""
         noun, _, nomen = self.word(NOUNS)
-        adjective, _, adjektiv = self.word(ADJECTIVES)
+        adjective, adjektive = self.word(ADJECTIVES)
         gender, wort, _ = self.synonym(nomen)
-        return f"the {adjective} {noun}", f"{ARTICLES[gender]} {adjektiv} {wort}"
+        return f"the {adjective} {noun}", f"{ARTICLES[gender]} {self.synonym(adjektive)[1]} {wort}"
 
     def things(self) -> Pair:
         """A number of things, as an object; the smaller numbers are the more frequent."""
-        number, zahl = cardinal(int(np.exp(self.rng.uniform(np.log(2), np.log(10_000)))))
+        number, zahl = cardinal(int(np.exp(self.rng.uniform(np.log(2), np.log(13)))))
         _, noun, nomen = self.word(NOUNS)
         wort = self.synonym(nomen)[2]
         if self.rng.rand() < 0.5:
             return f"{number} {noun}", f"{zahl} {wort}"
-        adjective, _, adjektiv = self.word(ADJECTIVES)
-        return f"{number} {adjective} {noun}", f"{zahl} {adjektiv} {wort}"
+        adjective, adjektive = self.word(ADJECTIVES)
+        return f"{number} {adjective} {noun}", f"{zahl} {self.synonym(adjektive)[1]} {wort}"
 
     def time(self) -> Pair:
         kind = self.rng.randint(5)
         if kind == 0:
-            when, wann = clock(self.rng.randint(1, 13), 5 * self.rng.randint(12))
+            when, wann = clock(self.rng.randint(1, 13), 15 * self.rng.randint(4))
             return f"at {when}", f"um {wann}"
         if kind == 1:
-            (unit, einheit), (number, zahl) = self.one(UNITS), cardinal(self.rng.randint(2, 100))
+            (unit, einheit), (number, zahl) = self.one(UNITS), cardinal(self.rng.randint(2, 13))
             if self.rng.rand() < 0.5:
                 return f"{number} {unit} ago", f"vor {zahl} {einheit}"
             return f"in {number} {unit}", f"in {zahl} {einheit}"
-        when, wann = year(self.rng.randint(1700, 2030))
         if kind == 2:
-            return f"in {when}", f"im Jahr {wann}" if self.rng.rand() < 1 - SYNONYM_SHARE else wann
+            when, wann = year(self.rng.randint(2000, 2030))
+            return f"in {when}", self.synonym([f"im Jahr {wann}", wann])
         (day, tag), (month, monat) = ordinal(self.rng.randint(1, 32)), self.one(MONTHS)
         if kind == 3:
-            return f"on the {day} of {month} {when}", f"am {tag}n {monat} {wann}"
+            return f"on the {day} of {month}", f"am {tag}n {monat}"
         weekday, wochentag = self.one(WEEKDAYS)
         return f"on {weekday} the {day} of {month}", f"am {wochentag} dem {tag}n {monat}"
 
@@ -208,7 +204,7 @@ class Grammar:
         return words[self.rng.choice(len(words), p=shares / shares.sum())]
 
     def synonym(self, words: list[T]) -> T:
-        return words[-1] if self.rng.rand() < SYNONYM_SHARE else words[0]
+        return words[-1] if self.rng.rand() < self.synonym_share else words[0]
 
 
 def _form(forms: tuple[str, str, str], person: str) -> str:
