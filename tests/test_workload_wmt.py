@@ -19,8 +19,7 @@ def workload(tmp_path_factory):
     """A small one: 400 sentences, 150 merges."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINIPERF_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(data, "TRAIN_EXAMPLES", 400)
-        patch.setattr(data, "HELD_OUT_EXAMPLES", 20)
+        patch.setattr(data, "SIZES", {"validation": 20, "test": 20, "train": 400})
         patch.setattr(data, "MERGES", 150)
         made = workloads.make("mini_wmt")
         _ = made.splits
