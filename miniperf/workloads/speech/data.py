@@ -25,7 +25,7 @@ from miniperf.workloads.speech.espeak import SAMPLE_RATE
 from miniperf.workloads.speech.synthesis import VARIANTS, Speaker, speak, with_noise
 from miniperf.workloads.speech.texts import draw
 
-SPLIT_SIZES = {"train": 6000, "validation": 500, "test": 500}
+SPLIT_SIZES = {"train": 6000, "validation": 400, "test": 250}
 VARIANT_SHARES = {"train": 0.7, "validation": 0.15, "test": 0.15}  # of the engine's voices
 SPARE = 1.1  # texts to an utterance: some do not fit
 UTTERANCES_PER_SPEAKER = 20
@@ -152,7 +152,7 @@ class SpeechData(MiniWorkload):
     higher_is_better = False
     loss_type = spec.LossType.CTC_LOSS
     eval_batch_size = 250
-    max_eval_train_examples = 100
+    max_eval_train_examples = 50
     cut_to_longest = True  # batches; else they are as long as the longest utterance there is
 
     def load_splits(self) -> dict[str, Split]:
