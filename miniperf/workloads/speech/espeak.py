@@ -31,8 +31,8 @@ def load(folder: Path) -> Any:
         OSError: there is no library in the folder, or it cannot be loaded.
         RuntimeError: it does not find its data.
     """
-    names = {"linux": "libespeak-ng.so", "darwin": "libespeak-ng.dylib", "win32": "espeak-ng.dll"}
-    engine = ctypes.CDLL(str(folder / names[sys.platform]))
+    names = {"darwin": "libespeak-ng.dylib", "win32": "espeak-ng.dll"}
+    engine = ctypes.CDLL(str(folder / names.get(sys.platform, "libespeak-ng.so")))
     engine.espeak_Initialize.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
     engine.espeak_SetVoiceByName.argtypes = [ctypes.c_char_p]
     engine.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
