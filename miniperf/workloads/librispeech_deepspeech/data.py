@@ -5,5 +5,5 @@ from miniperf.workloads.speech.data import SpeechData
 
 class DeepSpeechData(SpeechData):
     step_hint = 1500
-    validation_target_value = 0.16390
-    test_target_value = 0.18708
+    validation_target_value = 0.1513
+    test_target_value = 0.1504
