@@ -151,7 +151,7 @@ class SpeechData(MiniWorkload):
     target_metric_name = "wer"
     higher_is_better = False
     loss_type = spec.LossType.CTC_LOSS
-    eval_batch_size = 100  # faster on one core than larger ones, which are padded to longer and leave the caches
+    eval_batch_size = 100  # on one core a quarter to two fifths faster than 250
     max_eval_train_examples = 50
     cut_to_longest = True  # batches; else they are as long as the longest utterance there is
 
