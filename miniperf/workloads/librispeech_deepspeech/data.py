@@ -5,5 +5,5 @@ from miniperf.workloads.speech.data import SpeechData
 
 class DeepSpeechData(SpeechData):
     step_hint = 1500
-    validation_target_value = 0.1513
-    test_target_value = 0.1504
+    validation_target_value = 0.15126
+    test_target_value = 0.15039
