@@ -153,7 +153,9 @@ def test_twenty_updates_of_nadamw_have_the_losses_of_pytorch(twins):
             )  # fmt: skip
     mine, theirs = (side[0].metrics_logger.values for side in sides)
     assert len(mine) == UPDATES
-    np.testing.assert_allclose(theirs, mine, rtol=1e-4, atol=1e-4)
+    # Speech: when the initial weights are changed by a ten-millionth, PyTorch's own losses differ by 7e-4 after that.
+    tolerance = 1e-3 if isinstance(twins.torch, speech.SpeechData) else 1e-4
+    np.testing.assert_allclose(theirs, mine, rtol=tolerance, atol=tolerance)
     assert abs(mine[-1] - mine[0]) > 1e-2  # what is compared has moved
     if sides[1][3] is not None:  # so have batch-norm statistics
         tensors = sides[0][2].state_dict()

@@ -4,6 +4,6 @@ from miniperf.workloads.speech.data import SpeechData
 
 
 class ConformerData(SpeechData):
-    step_hint = 1600
-    validation_target_value = 0.28799
-    test_target_value = 0.30759
+    step_hint = 1500
+    validation_target_value = 0.2811
+    test_target_value = 0.3256

@@ -4,6 +4,6 @@ from miniperf.workloads.speech.data import SpeechData
 
 
 class DeepSpeechData(SpeechData):
-    step_hint = 2400
-    validation_target_value = 0.16390
-    test_target_value = 0.18708
+    step_hint = 1500
+    validation_target_value = 0.15126
+    test_target_value = 0.15039

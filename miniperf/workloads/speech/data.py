@@ -1,29 +1,41 @@
 """What mini_librispeech_conformer and mini_librispeech_deepspeech share: short spoken utterances and CTC.
 
-Data: utterances of two or three words from a lexicon of common ones, synthesised (see synthesis.py). No two
-utterances have the same words, and each split has its own speakers. Log-mel features are computed once, normalised by
-the training set's mean and deviation of each bin as officially, and kept. The targets are the letters; the metric is
-the word error rate of the greedy transcript.
+Data: two or three words in a row from real addresses (texts.py), spoken by the synthesiser eSpeak NG (synthesis.py).
+No two utterances have the same words; each split has its own addresses, its own voices and its own speakers. Log-mel
+features are computed once, normalised by the training set's mean and deviation of each bin as officially, and kept. The
+targets are the letters; the metric is the word error rate of the greedy transcript.
+
+What a small model learns in a minute sets the measure. Of the 300 most frequent words, spoken faster and over more
+noise, the LSTMs still had 61 % wrong after 2,400 updates (40 seconds of one core); of 60 words, spoken slowly and
+clearly, they have 13 to 14 % wrong after 1,500 (25 seconds).
 """
 
-from itertools import pairwise
+import math
+from collections.abc import Iterator
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from miniperf import spec
 from miniperf.cache import cached
 from miniperf.workloads.base import MiniWorkload, Split
-from miniperf.workloads.speech.synthesis import SAMPLE_RATE, WORDS, Speaker, synthesise
+from miniperf.workloads.speech.espeak import SAMPLE_RATE
+from miniperf.workloads.speech.synthesis import VARIANTS, Speaker, speak, with_noise
+from miniperf.workloads.speech.texts import draw
 
-SPLIT_SIZES = {"train": 4000, "validation": 600, "test": 600}
+SPLIT_SIZES = {"train": 6000, "validation": 400, "test": 250}
+VARIANT_SHARES = {"train": 0.7, "validation": 0.15, "test": 0.15}  # of the engine's voices
+SPARE = 1.1  # texts to an utterance: some do not fit
 UTTERANCES_PER_SPEAKER = 20
+BLOCK = 500  # utterances, spoken by one process of the engine
 SYMBOLS = "- abcdefghijklmnopqrstuvwxyz"  # by index; the first is CTC's blank
 BLANK = 0
 
-WINDOW, HOP, BINS = 256, 128, 24  # samples, samples, mel bins: a frame is 16 ms
-LOWEST, HIGHEST = 60.0, SAMPLE_RATE / 2  # Hz
-MAX_FRAMES = 120
+WINDOW, HOP, BINS = 512, 221, 24  # samples, samples, mel bins: a frame every 10 ms
+LOWEST, HIGHEST = 60.0, 8000.0  # Hz
+MAX_FRAMES = 150
 SUBSAMPLING = 4  # frames to an output of the models
 
 # SpecAugment (Park et al. 2019), with fewer and narrower masks than officially: utterances are short and bins few.
@@ -55,44 +67,54 @@ def output_lengths(frames: Any) -> Any:
     return -(-frames // SUBSAMPLING)
 
 
+def spoken(texts: list[str], variants: np.ndarray, rng: np.random.RandomState) -> Iterator[tuple[str, str, np.ndarray]]:
+    """The texts that fit, each with the voice that spoke it and its log-mel spectrum: no longer than MAX_FRAMES, and
+    with enough outputs of the models to be aligned. CTC needs one for each letter, and one between two equal ones."""
+    count = -(-len(texts) // UTTERANCES_PER_SPEAKER)
+    speakers = [Speaker.draw(variant, rng) for variant in rng.choice(variants, count)]
+    voices = [speaker for speaker in speakers for _ in range(UTTERANCES_PER_SPEAKER)][: len(texts)]
+    for start in range(0, len(texts), BLOCK):
+        part = slice(start, start + BLOCK)
+        for text, speaker, sound in zip(texts[part], voices[part], speak(texts[part], voices[part]), strict=True):
+            spectrum = log_mel(with_noise(sound, rng))
+            needed = len(text) + sum(a == b for a, b in pairwise(text))
+            if len(spectrum) <= MAX_FRAMES and output_lengths(len(spectrum)) >= needed:
+                yield text, speaker.voice, spectrum
+
+
 def generate() -> dict[str, np.ndarray]:
-    """All splits: features [utterances, MAX_FRAMES, BINS], letters [utterances, longest], their lengths, speakers."""
+    """All splits, one behind the other: features [utterances, MAX_FRAMES, BINS], letters [utterances, longest], the
+    lengths of both, and the voices [utterances]."""
     rng = np.random.RandomState(0)
+    texts = draw({split: math.ceil(SPARE * size) for split, size in SPLIT_SIZES.items()}, rng)
+    shares = np.cumsum(list(VARIANT_SHARES.values()))[:-1]
+    variants = np.split(rng.permutation(VARIANTS), np.round(shares * len(VARIANTS)).astype(int))
+    kept: list[tuple[str, str, np.ndarray]] = []
     total = sum(SPLIT_SIZES.values())
-    texts: list[str] = []
+    with tqdm(total=total, desc="speaking", unit="utterance", disable=None, leave=False) as bar:
+        for (split, size), own in zip(SPLIT_SIZES.items(), variants, strict=True):
+            before = len(kept)
+            for utterance in islice(spoken(texts[split], own, rng), size):
+                kept.append(utterance)
+                bar.update()
+            if len(kept) < before + size:
+                raise RuntimeError(f"{len(kept) - before} utterances for {split} fit, fewer than {size}")
+    frames = np.array([len(spectrum) for _, _, spectrum in kept])
+    letter_counts = np.array([len(text) for text, _, _ in kept])
     features = np.zeros((total, MAX_FRAMES, BINS), np.float32)
-    frames = np.zeros(total, np.int64)
-    speakers = np.concatenate(
-        [100_000 * part + np.arange(size) // UTTERANCES_PER_SPEAKER for part, size in enumerate(SPLIT_SIZES.values())]
-    )
-    voices = {speaker: Speaker.draw(rng) for speaker in np.unique(speakers)}
-    used: set[str] = set()
-    while len(texts) < total:
-        text = " ".join(rng.choice(WORDS, size=rng.randint(2, 4)))
-        if text in used:
-            continue
-        row = len(texts)
-        spectrum = log_mel(synthesise(text, voices[speakers[row]], rng))
-        # CTC needs an output for each letter and one between two that are equal.
-        needed = len(text) + sum(a == b for a, b in pairwise(text))
-        if len(spectrum) > MAX_FRAMES or output_lengths(len(spectrum)) < needed:
-            continue
-        used.add(text)
-        texts.append(text)
-        features[row, : len(spectrum)], frames[row] = spectrum, len(spectrum)
-    letter_counts = np.array([len(text) for text in texts])
     letters = np.zeros((total, letter_counts.max()), np.int64)
-    for row, text in enumerate(texts):
+    for row, (text, _, spectrum) in enumerate(kept):
+        features[row, : len(spectrum)] = spectrum
         letters[row, : len(text)] = [SYMBOLS.index(letter) for letter in text]
     valid = np.arange(MAX_FRAMES) < frames[:, None]
-    train = features[: SPLIT_SIZES["train"]][valid[: SPLIT_SIZES["train"]]]
+    train = features[: SPLIT_SIZES["train"]][valid[: SPLIT_SIZES["train"]]].astype(np.float64)
     features = np.where(valid[:, :, None], (features - train.mean(axis=0)) / train.std(axis=0), 0.0)
     return {
         "features": features.astype(np.float32),
         "frames": frames,
         "letters": letters,
         "letter_counts": letter_counts,
-        "speakers": speakers,
+        "voices": np.array([voice for _, voice, _ in kept]),
     }
 
 
@@ -125,16 +147,17 @@ def word_errors(reference: str, transcript: str) -> int:
 
 class SpeechData(MiniWorkload):
     batch_size = 16
+    target_share = 0.89  # of both big twins
     target_metric_name = "wer"
     higher_is_better = False
     loss_type = spec.LossType.CTC_LOSS
-    eval_batch_size = 200
-    max_eval_train_examples = 200
+    eval_batch_size = 100  # on one core a quarter to two fifths faster than 250
+    max_eval_train_examples = 50
     cut_to_longest = True  # batches; else they are as long as the longest utterance there is
 
     def load_splits(self) -> dict[str, Split]:
-        arrays = cached("speech_v1", generate)
-        del arrays["speakers"]
+        arrays = cached("speech_2", generate)
+        del arrays["voices"]
         bounds = np.cumsum([0, *SPLIT_SIZES.values()])
         return {
             name: {key: array[start:stop] for key, array in arrays.items()}
