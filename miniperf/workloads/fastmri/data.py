@@ -15,7 +15,7 @@ from miniperf.workloads.base import MiniWorkload, Split
 from miniperf.workloads.fastmri import brain
 
 SIDE, SLICES = 28, 4  # pixels; slices of one volume
-VOLUMES = {"train": 1000, "validation": 50, "test": 50}
+VOLUMES = {"train": 1000, "validation": 50, "test": 30}
 ACCELERATION, CENTER_FRACTION = 4, 0.08
 CLIP = 6.0  # standard deviations
 
@@ -93,7 +93,7 @@ class FastMriData(MiniWorkload):
     step_hint = 2000
     target_share = 0.31  # of the schedule, where the paper's baseline reaches fastmri's target
     eval_batch_size = 100
-    max_eval_train_examples = 100
+    max_eval_train_examples = 40
     target_metric_name = "ssim"
     validation_target_value = 0.78135
     test_target_value = 0.78319
