@@ -73,7 +73,7 @@ def test_the_maps_are_those_of_one_brain(whole):
     assert 1.7e6 < inside.sum() < 2.1e6  # cubic millimetres
     assert white[t1 > 0.95].mean() > 0.9  # bright in a T1-weighted image; fluid, of the rest, is dark
     assert t1[(rest > 0.9) & inside].mean() < 0.5 < t1[grey > 0.9].mean() < t1[white > 0.9].mean()
-    left, right = t1[1:98], t1[99:196][::-1]  # why the slabs do not part left from right
+    left, right = t1[1:98], t1[99:196][::-1]  # why slabs from left to right would hold nothing out
     assert np.corrcoef(left.ravel(), right.ravel())[0, 1] > 0.99
 
 

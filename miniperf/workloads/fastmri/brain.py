@@ -5,8 +5,8 @@ package `nilearn` (BSD-3; it calls the template's own licence unknown) carries: 
 and how much of each voxel is grey and white matter.
 
 There is one brain, so slabs of it are held out: from back to front every second slab is for training, the others in
-turn for validation and for test. A cut reads no voxel of another slab. The slabs lie along the one axis on which left
-and right, which mirror each other here, do not come apart.
+turn for validation and for test. A cut reads no voxel of another slab. Slabs from left to right would hold nothing out:
+the halves mirror each other.
 """
 
 import importlib.util
