@@ -1,4 +1,4 @@
-"""mini_fastmri: the scanner's forward model, the loss and SSIM against scikit-image."""
+"""mini_fastmri: cuts through a real brain, the scanner's forward model, the loss and SSIM against scikit-image."""
 
 from itertools import islice
 
@@ -8,6 +8,7 @@ import torch
 from skimage.metrics import structural_similarity
 
 from miniperf import spec
+from miniperf.workloads.fastmri import brain
 from miniperf.workloads.fastmri import data as fastmri
 from miniperf.workloads.fastmri.pytorch import MiniFastMriWorkload, ssim
 
@@ -23,6 +24,18 @@ def workload(tmp_path_factory):
         made.init_model_fn([0, 0])
         assert made.num_train_examples == 80
         yield made
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return brain.maps()
+
+
+def volume(whole, seed):
+    """Slices as the coil sees them."""
+    rng = np.random.RandomState(seed)
+    cut = brain.cut(rng, brain.slabs(whole, "train")[0], fastmri.SLICES, fastmri.SIDE)
+    return fastmri.seen_by_coil(rng, cut)
 
 
 def evaluate(workload, model, batch_size):
@@ -48,6 +61,48 @@ def train(workload, steps, key):
     return model, losses
 
 
+# The anatomy.
+
+
+def test_the_maps_are_those_of_one_brain(whole):
+    assert whole.shape == (4, 197, 233, 189)
+    assert whole.min() == 0
+    assert whole.max() == 1
+    t1, grey, white, rest = whole
+    inside = t1 > 0
+    assert 1.7e6 < inside.sum() < 2.1e6  # cubic millimetres
+    assert white[t1 > 0.95].mean() > 0.9  # bright in a T1-weighted image; fluid, of the rest, is dark
+    assert t1[(rest > 0.9) & inside].mean() < 0.5 < t1[grey > 0.9].mean() < t1[white > 0.9].mean()
+    left, right = t1[1:98], t1[99:196][::-1]  # why slabs from left to right would hold nothing out
+    assert np.corrcoef(left.ravel(), right.ravel())[0, 1] > 0.99
+
+
+def test_slabs_share_no_voxel_and_cover_the_brain(whole):
+    numbered = np.broadcast_to(np.arange(whole.shape[2])[:, None], whole.shape[2:])[None, None]
+    planes = {name: {int(y) for slab in brain.slabs(numbered, name) for y in slab.ravel()} for name in fastmri.VOLUMES}
+    assert {name: len(found) for name, found in planes.items()} == {"train": 88, "validation": 44, "test": 44}
+    covered = sorted(set.union(*planes.values()))
+    assert len(covered) == 176
+    assert whole[0][:, covered].sum() > 0.98 * whole[0].sum()
+
+
+def test_no_cut_leaves_its_slab_by_its_faces():
+    """Outside of the slab all is zero. Here nothing else is: tissue reaches farther than any field of view."""
+    slab = np.ones((4, 201, brain.THICKNESS, 201), np.float32)
+    slab[0] = 0
+    slab[0, 50:151, :, 50:151] = 1  # most of a cut lies here
+    rng = np.random.RandomState(8)
+    cuts = np.stack([brain.cut(rng, slab, fastmri.SLICES, fastmri.SIDE) for _ in range(40)])
+    assert (cuts > 0).all()
+    assert not np.allclose(cuts[0], cuts[1])
+
+
+def test_a_missing_package_is_one_line(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"mini_fastmri .* pip install --no-deps nilearn==0\.14\.1"):
+        brain.maps()
+
+
 # The forward model.
 
 
@@ -67,15 +122,15 @@ def test_the_centre_columns_are_the_lowest_frequencies():
     assert np.unravel_index(np.abs(flat).argmax(), flat.shape) == (14, 14)
 
 
-def test_the_transform_keeps_energy_and_is_undone():
-    slices = fastmri.phantom(np.random.RandomState(2))
+def test_the_transform_keeps_energy_and_is_undone(whole):
+    slices = volume(whole, 2)
     kspace = fastmri.to_kspace(slices)
     assert (np.abs(kspace) ** 2).sum() == pytest.approx((np.abs(slices) ** 2).sum())
     np.testing.assert_allclose(fastmri.magnitude(kspace), np.abs(slices), atol=1e-12)
 
 
-def test_with_all_columns_measured_the_input_is_the_target(monkeypatch):
-    slices = fastmri.phantom(np.random.RandomState(3))
+def test_with_all_columns_measured_the_input_is_the_target(whole, monkeypatch):
+    slices = volume(whole, 3)
     masked = fastmri.measure(np.random.RandomState(4), slices)
     assert np.abs(masked["inputs"] - masked["targets"]).mean() > 0.1
     monkeypatch.setattr(fastmri, "column_mask", lambda rng, columns: np.ones(columns, bool))
@@ -83,8 +138,8 @@ def test_with_all_columns_measured_the_input_is_the_target(monkeypatch):
     np.testing.assert_array_equal(full["inputs"], full["targets"])
 
 
-def test_inputs_are_normalised_and_the_normalisation_can_be_undone():
-    slices = fastmri.phantom(np.random.RandomState(5))
+def test_inputs_are_normalised_and_the_normalisation_can_be_undone(whole):
+    slices = volume(whole, 5)
     example = fastmri.measure(np.random.RandomState(6), slices)
     np.testing.assert_allclose(example["inputs"].mean(axis=(1, 2)), 0, atol=0.02)  # clipping moves it a little
     np.testing.assert_allclose(example["inputs"].std(axis=(1, 2)), 1, atol=0.05)

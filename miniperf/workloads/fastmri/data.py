@@ -1,10 +1,10 @@
 """mini_fastmri: a small U-Net that removes the aliasing from undersampled magnetic resonance images.
 
-Data: random phantoms, measured as a scanner would. A volume is a body and its organs (ellipsoids) with a smooth
-texture, seen by one coil (shading and phase) and cut into slices. The Fourier transform of a slice plus complex noise
-is its k-space; a mask keeps a quarter of its columns, the centre among them. The input is the magnitude of the
-zero-filled inverse transform, the target that of all of the k-space, so the noise is in both, as in the knee scans
-of fastMRI (Zbontar et al. 2018, arXiv 1811.08839), whose mask, normalisation and loss these are.
+Data: slices of a real brain (brain.py), measured as a scanner would, which is simulated. A volume is seen by one coil
+(shading and phase). The Fourier transform of a slice plus complex noise is its k-space; a mask keeps a quarter of its
+columns, the centre among them. The input is the magnitude of the zero-filled inverse transform, the target that of all
+of the k-space, so the noise is in both, as in the knee scans of fastMRI (Zbontar et al. 2018, arXiv 1811.08839), whose
+mask, normalisation and loss these are.
 """
 
 import numpy as np
@@ -12,9 +12,10 @@ import numpy as np
 from miniperf import spec
 from miniperf.cache import cached
 from miniperf.workloads.base import MiniWorkload, Split
+from miniperf.workloads.fastmri import brain
 
 SIDE, SLICES = 28, 4  # pixels; slices of one volume
-VOLUMES = {"train": 1000, "validation": 50, "test": 50}
+VOLUMES = {"train": 1000, "validation": 50, "test": 30}
 ACCELERATION, CENTER_FRACTION = 4, 0.08
 CLIP = 6.0  # standard deviations
 
@@ -40,30 +41,16 @@ def column_mask(rng: np.random.RandomState, columns: int) -> np.ndarray:
     return mask
 
 
-def phantom(rng: np.random.RandomState) -> np.ndarray:
-    """The slices of one random volume as a coil sees them, complex [SLICES, SIDE, SIDE]."""
+def seen_by_coil(rng: np.random.RandomState, image: np.ndarray) -> np.ndarray:
+    """Slices [slices, side, side] as one coil sees them, complex: brightest near where it lies, the phase a random
+    quadratic."""
     axis = (np.arange(SIDE) + 0.5) / SIDE * 2 - 1
-    depth = np.linspace(-0.4, 0.4, SLICES)
+    depth = np.linspace(-0.4, 0.4, len(image))
     points = np.stack(np.meshgrid(depth, axis, axis, indexing="ij"), axis=-1)  # [slices, side, side, zyx]
-
-    def ellipsoid(centre: np.ndarray, radii: np.ndarray) -> np.ndarray:
-        turn, _ = np.linalg.qr(rng.randn(3, 3))
-        return (((points - centre) @ turn / radii) ** 2).sum(axis=-1) < 1
-
-    body = ellipsoid(rng.uniform(-0.1, 0.1, 3), rng.uniform(0.65, 0.95, 3))
-    image = 0.4 * body
-    for _ in range(rng.randint(6, 14)):
-        organ = ellipsoid(rng.uniform(-0.6, 0.6, 3), rng.uniform(0.06, 0.4, 3)) & body
-        texture = np.zeros(points.shape[:-1])
-        for _ in range(3):
-            wave = rng.randn(3) * rng.uniform(2, 12)
-            texture += np.sin(points @ wave + rng.uniform(0, 2 * np.pi)) / 3
-        image = np.where(organ, image + rng.uniform(-0.35, 0.6) + 0.2 * texture, image)
-    # The coil: brightest near where it lies, its phase a random quadratic.
     coil = rng.uniform(-1.2, 1.2, 3)
     shading = np.exp(-((points - coil) ** 2).sum(axis=-1) / rng.uniform(3, 8))
     phase = points @ rng.uniform(-2, 2, 3) + (points**2) @ rng.uniform(-1, 1, 3)
-    return np.clip(image, 0, None) * shading * np.exp(1j * phase)
+    return image * shading * np.exp(1j * phase)
 
 
 def measure(rng: np.random.RandomState, slices: np.ndarray) -> dict[str, np.ndarray]:
@@ -75,7 +62,7 @@ def measure(rng: np.random.RandomState, slices: np.ndarray) -> dict[str, np.ndar
         volume_max: [slices], the largest target of the volume.
     """
     kspace = to_kspace(slices)
-    level = rng.uniform(0.005, 0.02) * np.abs(slices).max()
+    level = rng.uniform(0.003, 0.01) * np.abs(slices).max()
     kspace = kspace + level * (rng.randn(*kspace.shape) + 1j * rng.randn(*kspace.shape))
     masks = np.stack([column_mask(rng, SIDE) for _ in slices])
     inputs, targets = magnitude(kspace * masks[:, None, :]), magnitude(kspace)
@@ -93,21 +80,27 @@ def measure(rng: np.random.RandomState, slices: np.ndarray) -> dict[str, np.ndar
 def generate() -> dict[str, np.ndarray]:
     """All examples, volume by volume."""
     rng = np.random.RandomState(0)
-    volumes = [measure(rng, phantom(rng)) for _ in range(sum(VOLUMES.values()))]
+    whole, volumes = brain.maps(), []
+    for split, count in VOLUMES.items():
+        slabs = brain.slabs(whole, split)
+        cuts = (brain.cut(rng, slabs[i % len(slabs)], SLICES, SIDE) for i in range(count))
+        volumes += [measure(rng, seen_by_coil(rng, cut)) for cut in cuts]
     return {name: np.concatenate([volume[name] for volume in volumes]) for name in volumes[0]}
 
 
 class FastMriData(MiniWorkload):
     batch_size = 8
-    step_hint = 1800
+    step_hint = 2000
+    target_share = 0.31  # of the schedule, where the paper's baseline reaches fastmri's target
     eval_batch_size = 100
+    max_eval_train_examples = 40
     target_metric_name = "ssim"
-    validation_target_value = 0.78135
-    test_target_value = 0.78319
+    validation_target_value = 0.5967
+    test_target_value = 0.6174
     loss_type = spec.LossType.MEAN_ABSOLUTE_ERROR
 
     def load_splits(self) -> dict[str, Split]:
-        columns = cached("fastmri_1", generate)
+        columns = cached("fastmri_2", generate)
         bounds = np.cumsum([count * SLICES for count in VOLUMES.values()])[:-1]
         parts = {name: np.split(column, bounds) for name, column in columns.items()}
         return {split: {name: part[i] for name, part in parts.items()} for i, split in enumerate(VOLUMES)}

@@ -36,7 +36,7 @@ def ssim(images: Tensor, targets: Tensor, data_range: Tensor) -> Tensor:
 
 
 class Convolutions(nn.Module):
-    """Two 3 x 3 convolutions, each with instance norm, leaky ReLU and dropout of whole channels."""
+    """Two 3 x 3 convolutions, each with instance norm, leaky ReLU and dropout."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Convolutions(nn.Module):
     def forward(self, x: Tensor, dropout_rate: float) -> Tensor:
         for layer in (self.first, self.second):
             x = F.leaky_relu(F.instance_norm(layer(x)), 0.2)
-            x = F.dropout2d(x, dropout_rate, self.training)
+            x = F.dropout(x, dropout_rate, self.training)
         return x
 
 

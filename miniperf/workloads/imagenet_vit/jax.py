@@ -10,7 +10,7 @@ import optax
 from miniperf.workloads.imagenet_vit.data import CLASSES, SIDE, ImagenetVitData
 from miniperf.workloads.jax import JaxWorkload, layer_norm, linear, summed, uniform
 
-PATCH = 2
+PATCH = 7
 WIDTH, DEPTH, HEADS = 64, 2, 4
 
 
@@ -33,7 +33,7 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array, dropout_rate: float, train: bool) -> jax.Array:
-        """inputs: [batch, 8, 8]. Returns logits [batch, 10]."""
+        """inputs: [batch, 28, 28]. Returns logits [batch, 10]."""
         batch, patches = len(inputs), SIDE // PATCH
         x = inputs.reshape(batch, patches, PATCH, patches, PATCH).swapaxes(2, 3).reshape(batch, -1, PATCH * PATCH)
         position = self.param("position", nn.initializers.normal(0.02), (patches**2, WIDTH))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from miniperf.workloads.imagenet_vit.data import CLASSES, SIDE, ImagenetVitData
 from miniperf.workloads.pytorch import PyTorchWorkload, summed
 
-PATCH = 2
+PATCH = 7
 WIDTH, DEPTH, HEADS = 64, 2, 4
 
 
@@ -42,7 +42,7 @@ class ViT(nn.Module):
         nn.init.zeros_(self.head.weight)
 
     def forward(self, inputs: Tensor, dropout_rate: float) -> Tensor:
-        """inputs: [batch, 8, 8]. Returns logits [batch, 10]."""
+        """inputs: [batch, 28, 28]. Returns logits [batch, 10]."""
         patches = inputs.unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH).reshape(len(inputs), -1, PATCH * PATCH)
         x = self.embedding(patches) + self.position
         for block in self.blocks:
