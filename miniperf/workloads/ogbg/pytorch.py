@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from miniperf.workloads.ogbg.data import ASSAYS, EDGE_FEATURES, NODE_FEATURES, Graphs, OgbgData
 from miniperf.workloads.pytorch import PyTorchWorkload, summed
 
-WIDTH, ROUNDS = 48, 3
+WIDTH, ROUNDS = 48, 2
 
 
 def segment_sum(values: Tensor, segments: Tensor, count: int) -> Tensor:
