@@ -151,7 +151,7 @@ def test_every_assay_has_its_share_of_validation(workload):
         name: np.bincount([np.append(row == 1, True).argmax() for row in split["targets"]], minlength=ogbg.ASSAYS + 1)
         for name, split in workload.splits.items()
     }
-    everything = sum(counts.values())
+    everything = np.sum(list(counts.values()), axis=0)
     assert (abs(counts["validation"] - everything / ogbg.EVERY) <= 1).all()
     assert (abs(counts["test"] - everything / ogbg.EVERY / 2) <= 1).all()
     assert (everything[: ogbg.ASSAYS] > 0).sum() > 25
