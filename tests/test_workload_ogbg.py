@@ -1,36 +1,43 @@
-"""mini_ogbg: labels against brute force, masks, the network's symmetries, and the metric against OGB's definition."""
+"""mini_ogbg: graphs against RDKit, labels, masks, the network's symmetries, and the metric against OGB's definition."""
 
-from itertools import combinations, islice, permutations
+import importlib.util
+from itertools import islice
 
-import networkx as nx
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from rdkit import Chem
 from sklearn.metrics import average_precision_score
 
 from miniperf import spec
 from miniperf.workloads.ogbg import data as ogbg
+from miniperf.workloads.ogbg.data import measurements  # as it is while another stands in its place
 from miniperf.workloads.ogbg.pytorch import MiniOgbgWorkload
 
-SMALL = {"train": 200, "validation": 50, "test": 30}
 EVAL = spec.ForwardPassMode.EVAL
 
 
+def some_measurements(every):
+    """Those of one molecule of so many."""
+    table = measurements()
+    return table[table["smiles"].isin(table["smiles"].unique()[::every])]
+
+
 @pytest.fixture(scope="module")
-def workload(tmp_path_factory):
+def table():
+    return some_measurements(60)
+
+
+@pytest.fixture(scope="module")
+def workload(tmp_path_factory, table):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINIPERF_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(ogbg, "GRAPHS", SMALL)
+        patch.setattr(ogbg, "measurements", lambda: table)
+        patch.setattr(ogbg, "EVERY", 6)
         made = MiniOgbgWorkload()
         made.init_model_fn([0, 0])
-        assert made.num_train_examples == 200
         yield made
-
-
-@pytest.fixture(scope="module")
-def graphs():
-    rng = np.random.RandomState(1)
-    return [ogbg.random_graph(rng) for _ in range(60)]
 
 
 def logits_of(workload, model, batch):
@@ -40,7 +47,7 @@ def logits_of(workload, model, batch):
 def train(workload, steps, key):
     model, _ = workload.init_model_fn(key)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    queue = workload._build_input_queue(key, "train", "", 32)
+    queue = workload._build_input_queue(key, "train", "", 16)
     losses = []
     for step in range(steps):
         batch = next(queue)
@@ -54,122 +61,139 @@ def train(workload, steps, key):
     return losses
 
 
-# The data. Each question again, by brute force on the adjacency matrix.
+# The data.
 
 
-def distances(graph: nx.Graph) -> np.ndarray:
-    """Floyd and Warshall."""
-    result = np.full((len(graph), len(graph)), np.inf)
-    np.fill_diagonal(result, 0)
-    for a, b in graph.edges:
-        result[a, b] = result[b, a] = 1
-    for middle in range(len(graph)):
-        result = np.minimum(result, result[:, [middle]] + result[[middle], :])
-    return result
+def smiles_of(nodes, ends, edges) -> str:
+    """Back from features to a molecule and its canonical SMILES."""
+    molecule = Chem.RWMol()
+    for element, _, hydrogens, charge, ring in nodes.tolist():
+        atom = Chem.Atom(ogbg.ELEMENTS[element])
+        atom.SetFormalCharge(charge - 1)
+        atom.SetNoImplicit(True)
+        atom.SetNumExplicitHs(hydrogens)
+        atom.SetIsAromatic(ring == 2)
+        molecule.AddAtom(atom)
+    for (a, b), (bond, _) in zip(ends.tolist(), edges.tolist(), strict=True):
+        molecule.AddBond(a, b, ogbg.BONDS[bond])
+    Chem.SanitizeMol(molecule)
+    return Chem.MolToSmiles(Chem.RemoveHs(molecule))
 
 
-def odd_closed_walk(graph: nx.Graph) -> bool:
-    adjacency = nx.to_numpy_array(graph, nodelist=range(len(graph)), weight=None)
-    power = reach = adjacency
-    for _ in range(len(graph) // 2):
-        power = np.minimum(power @ adjacency @ adjacency, 1)
-        reach = reach + power
-    return bool(np.trace(reach) > 0)
+def row_smiles(split, i) -> str:
+    nodes, edges = int(split["num_nodes"][i]), int(split["num_edges"][i])
+    return smiles_of(split["nodes"][i, :nodes], split["ends"][i, :edges], split["edges"][i, :edges])
 
 
-def without(graph: nx.Graph, edge_type: int) -> nx.Graph:
-    kept = graph.copy()
-    kept.remove_edges_from([(a, b) for a, b, t in graph.edges(data="type") if t == edge_type])
-    return kept
+def test_the_graph_of_aspirin():
+    """Carboxyl, ring and ester: C9H8O4."""
+    nodes, ends, edges = ogbg.graph(Chem.MolFromSmiles("CC(=O)Oc1ccccc1C(=O)O"))
+    elements = [ogbg.ELEMENTS[i] for i in nodes[:, 0]]
+    assert elements == list("CCOO" + 6 * "C" + "COO")
+    assert nodes[:, 1].tolist() == np.bincount(ends.ravel()).tolist() == [1, 3, 1, 2, 3, 2, 2, 2, 2, 3, 3, 1, 1]
+    assert nodes[:, 2].tolist() == [3, 0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 1]
+    assert set(nodes[:, 3]) == {1}  # no charge
+    assert nodes[:, 4].tolist() == [0, 0, 0, 0, 2, 2, 2, 2, 2, 2, 0, 0, 0]
+    bonds = {tuple(sorted(pair)): tuple(kind) for pair, kind in zip(ends.tolist(), edges.tolist(), strict=True)}
+    single, double, aromatic = (0, 0), (1, 0), (3, 1)
+    ring = {(4, 5), (5, 6), (6, 7), (7, 8), (8, 9), (4, 9)}
+    assert {pair for pair, kind in bonds.items() if kind == aromatic} == ring
+    assert {pair for pair, kind in bonds.items() if kind == double} == {(1, 2), (10, 11)}
+    assert {pair for pair, kind in bonds.items() if kind == single} == {(0, 1), (1, 3), (3, 4), (9, 10), (10, 12)}
 
 
-def matched(graph: nx.Graph, left: frozenset) -> bool:
-    if not left:
-        return True
-    node = min(left)
-    return any(matched(graph, left - {node, other}) for other in graph[node] if other in left)
+def test_rare_atoms_are_within_the_ranges():
+    nodes, _, edges = ogbg.graph(Chem.MolFromSmiles("C[N+](C)(C)CC1CC1.[Ca+2].FS(F)(F)(F)(F)F.[SiH4].[O-]C#C"))
+    assert (nodes.max(axis=0) < ogbg.NODE_FEATURES).all()
+    assert (edges.max(axis=0) < ogbg.EDGE_FEATURES).all()
+    assert nodes[1].tolist() == [1, 4, 0, 2, 0]
+    assert [1, 1] not in edges.tolist()
+    assert edges.tolist().count([0, 1]) == 3  # the ring of three
+    assert nodes[8].tolist() == [8, 0, 0, 2, 0]
 
 
-def typed_bridge(graph: nx.Graph) -> bool:
-    for a, b, edge_type in graph.edges(data="type"):
-        cut = graph.copy()
-        cut.remove_edge(a, b)
-        if edge_type == 0 and graph.nodes[a]["type"] * graph.nodes[b]["type"] == 0 and np.isinf(distances(cut)[a, b]):
-            return True
-    return False
+def test_a_molecule_measured_twice_is_one(monkeypatch):
+    """Under another SMILES, as a mirror image, in another assay; what is too large is left out."""
+    rows = [
+        ("C[C@H](N)O", 0, -2.0),
+        ("C" * 31, 0, 0.0),
+        ("CCO", 0, -2.9),
+        ("OCC", 1, -3.1),
+        ("C[C@@H](N)O", 0, -4.5),  # the mean of two mirror images is below -3
+        ("C[C@@H](N)O", 2, -3.0),
+    ]
+    monkeypatch.setattr(ogbg, "measurements", lambda: pd.DataFrame(rows, columns=["smiles", "assay", "y"]))
+    arrays = ogbg.generate()
+    assert arrays["num_nodes"].tolist() == [4, 3]
+    assert arrays["targets"][0, [0, 2]].tolist() == [0, 1]
+    assert arrays["targets"][1, [0, 1]].tolist() == [1, 0]
+    assert set(arrays["targets"][:, 3:][~np.isnan(arrays["targets"][:, 3:])]) <= {0}
 
 
-def typed_path(graph: nx.Graph) -> bool:
-    return any(
-        [graph.nodes[node]["type"] for node in (a, b, c)] == [0, 1, 2]
-        and all(graph.has_edge(*pair) and graph.edges[pair]["type"] != 0 for pair in ((a, b), (b, c)))
-        for a, b, c in permutations(graph, 3)
-    )
+def test_splits_hold_each_molecule_once_and_nothing_else(workload, table):
+    found = [row_smiles(split, i) for split in workload.splits.values() for i in range(len(split["targets"]))
+             if not (split["nodes"][i, :, 0] == len(ogbg.ELEMENTS)).any()]  # fmt: skip
+    assert len(found) == len(set(found))
+    parsed = [Chem.MolFromSmiles(smiles) for smiles in table["smiles"]]
+    expected = {
+        Chem.MolToSmiles(molecule, isomericSmiles=False)
+        for molecule in parsed
+        if molecule.GetNumAtoms() <= ogbg.MAX_ATOMS
+        and all(atom.GetSymbol() in ogbg.ELEMENTS for atom in molecule.GetAtoms())
+    }
+    assert len(expected) > 250
+    assert set(found) == expected
 
 
-def lone_node(graph: nx.Graph) -> bool:
-    types = np.array([graph.nodes[node]["type"] for node in range(len(graph))])
-    near = distances(graph)[:, types == 1] <= 2
-    return bool((~near.any(axis=1) & (types == 0)).any())
+def test_every_assay_has_its_share_of_validation(workload):
+    """By the first assay in which a molecule is active."""
+    counts = {
+        name: np.bincount([np.append(row == 1, True).argmax() for row in split["targets"]], minlength=ogbg.ASSAYS + 1)
+        for name, split in workload.splits.items()
+    }
+    everything = np.sum(list(counts.values()), axis=0)
+    assert (abs(counts["validation"] - everything / ogbg.EVERY) <= 1).all()
+    assert (abs(counts["test"] - everything / ogbg.EVERY / 2) <= 1).all()
+    assert (everything[: ogbg.ASSAYS] > 0).sum() > 25
 
 
-def typed_star(graph: nx.Graph) -> bool:
-    return any(
-        graph.nodes[node]["type"] == 0
-        and all(graph.has_edge(node, other) and graph.edges[node, other]["type"] != 0 for other in others)
-        for node in graph
-        for others in combinations(graph, 3)
-    )
+def test_labels_are_those_measured_and_some_presumed(workload, table):
+    split = workload.splits["train"]
+    flat = {s: Chem.MolToSmiles(Chem.MolFromSmiles(s), isomericSmiles=False) for s in table["smiles"].unique()}
+    means = table.assign(molecule=table["smiles"].map(flat)).groupby(["molecule", "assay"])["y"].mean()
+    unmeasured = []
+    for i in range(60):
+        measured = means.get(row_smiles(split, i), pd.Series(dtype=float))
+        for assay, label in enumerate(split["targets"][i].tolist()):
+            if assay in measured.index:
+                assert label == (measured[assay] >= -3)
+            else:
+                unmeasured.append(label)
+    assert set(np.nan_to_num(unmeasured, nan=2)) == {0, 2}
+    assert np.isnan(unmeasured).mean() == pytest.approx(1 - ogbg.PRESUMED_SHARE, abs=0.05)
 
 
-BRUTE_FORCE = {
-    nx.is_bipartite: lambda graph: not odd_closed_walk(graph),
-    ogbg.is_wide: lambda graph: distances(graph)[np.isfinite(distances(graph))].max() >= 7,
-    ogbg.has_perfect_matching: lambda graph: len(graph) % 2 == 0 and matched(graph, frozenset(graph)),
-    ogbg.has_odd_cycle: lambda graph: odd_closed_walk(without(graph, 0)),
-    ogbg.has_typed_bridge: typed_bridge,
-    ogbg.has_typed_path: typed_path,
-    ogbg.has_lone_node: lone_node,
-    ogbg.has_typed_star: typed_star,
-}
+def test_all_30_assays_are_there_with_both_answers():
+    table = measurements()
+    assert len(table) == 48_714
+    positives = (table["y"] >= ogbg.ACTIVE).groupby(table["assay"]).mean()
+    assert len(positives) == ogbg.ASSAYS
+    assert 0.5 < positives.min() < positives.max() < 0.98
 
 
-@pytest.mark.parametrize("task", ogbg.TASKS, ids=lambda task: task.__name__)
-def test_a_label_is_what_brute_force_finds(task, graphs):
-    answers = [bool(task(graph)) for graph in graphs]
-    assert answers == [bool(BRUTE_FORCE[task](graph)) for graph in graphs]
-    assert 5 <= sum(answers) <= 55  # both answers occur
-
-
-def test_graphs_vary_and_are_simple(graphs):
-    assert min(len(graph) for graph in graphs) <= 8
-    assert max(len(graph) for graph in graphs) >= 22
-    for graph in graphs:
-        assert sorted(graph) == list(range(len(graph)))
-        assert graph.number_of_edges() <= ogbg.MAX_EDGES
-        assert nx.number_of_selfloops(graph) == 0
-
-
-def test_stored_graphs_have_the_stored_labels(workload):
-    """Rebuilt from the padded columns; the share of missing labels is as set."""
-    split = workload.splits["validation"]
-    for i in range(50):
-        graph = nx.empty_graph(int(split["num_nodes"][i]))
-        for node in graph:
-            graph.nodes[node]["type"] = int(split["node_types"][i, node])
-        for j in range(int(split["num_edges"][i])):
-            graph.add_edge(*split["ends"][i, j].tolist(), type=int(split["edge_types"][i, j]))
-        assert graph.number_of_edges() == split["num_edges"][i]
-        for task, label in zip(ogbg.TASKS, split["targets"][i].tolist()):
-            assert np.isnan(label) or bool(label) == bool(task(graph))
-    assert np.isnan(workload.splits["train"]["targets"]).mean() == pytest.approx(ogbg.MISSING_SHARE, abs=0.04)
+def test_without_the_package_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    line = r"^mini_ogbg needs the package MoleculeACE: pip install --no-deps MoleculeACE==3\.0\.0$"
+    with pytest.raises(ModuleNotFoundError, match=line):
+        measurements()
 
 
 def test_data_is_generated_alike_every_time(monkeypatch):
-    monkeypatch.setattr(ogbg, "GRAPHS", {"train": 30})
+    few = some_measurements(1000)
+    monkeypatch.setattr(ogbg, "measurements", lambda: few)
     one, two = ogbg.generate(), ogbg.generate()
     for name, column in one.items():
-        assert len(column) == 30
+        assert len(column) > 10
         np.testing.assert_array_equal(column, two[name])
 
 
@@ -198,15 +222,17 @@ def test_a_batch_holds_the_real_nodes_and_edges_only(workload):
 def test_an_empty_graph_changes_nothing(workload):
     model, _ = workload.init_model_fn([1, 0])
     _, last = islice(workload._build_input_queue([0, 0], "validation", "", 40), 2)
-    assert last["weights"][10:].sum() == 0
-    assert last["inputs"].graph_of_node.max() == 9
+    left = workload.num_validation_examples - 40
+    assert 0 < left < 40
+    assert last["weights"][left:].sum() == 0
+    assert last["inputs"].graph_of_node.max() == left - 1
     rows = {name: column[40:] for name, column in workload.splits["validation"].items()}
     real = batch_of(workload, rows)
     padded_logits, logits = logits_of(workload, model, last), logits_of(workload, model, real)
     assert padded_logits.isfinite().all()
-    torch.testing.assert_close(padded_logits[:10], logits)
+    torch.testing.assert_close(padded_logits[:left], logits)
     parts = [workload.evaluate_batch(model, batch, out) for batch, out in ((last, padded_logits), (real, logits))]
-    one, other = (workload.metrics([part], 10) for part in parts)
+    one, other = (workload.metrics([part], left) for part in parts)
     assert one == pytest.approx(other, rel=1e-5)
 
 
@@ -233,8 +259,9 @@ def test_a_missing_label_changes_nothing(workload):
         assert other[:2] == results[0][:2]
         assert all(torch.equal(a, b) for a, b in zip(other[2], results[0][2]))
     # The graph without any label contributes no gradient at all: only its own logits would, and they are masked.
-    logits = torch.zeros(16, len(ogbg.TASKS), requires_grad=True)
+    logits = torch.zeros(16, ogbg.ASSAYS, requires_grad=True)
     workload.loss_fn(batch["targets"], logits, batch["weights"])["summed"].backward()
+    assert logits.grad is not None
     assert torch.equal(logits.grad != 0, batch["weights"] > 0)
 
 
@@ -260,12 +287,12 @@ def test_the_order_of_nodes_and_edges_does_not_matter(workload):
     for i in range(20):
         nodes, edges = int(rows["num_nodes"][i]), int(rows["num_edges"][i])
         place, order = rng.permutation(nodes), rng.permutation(edges)
-        rows["node_types"][i, place] = rows["node_types"][i, :nodes].copy()
+        rows["nodes"][i, place] = rows["nodes"][i, :nodes].copy()
         rows["ends"][i, :edges] = place[rows["ends"][i, :edges]][order][:, ::-1]
-        rows["edge_types"][i, :edges] = rows["edge_types"][i, :edges][order]
+        rows["edges"][i, :edges] = rows["edges"][i, :edges][order]
     after = logits_of(workload, model, batch_of(workload, rows))
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
-    rows["edge_types"][:] = (rows["edge_types"] + 1) % ogbg.EDGE_TYPES  # while another graph is another graph
+    rows["edges"][..., 0] = (rows["edges"][..., 0] + 1) % len(ogbg.BONDS)  # while another graph is another graph
     assert (logits_of(workload, model, batch_of(workload, rows)) - before).abs().max() > 1e-2
 
 
@@ -281,7 +308,7 @@ def test_graphs_of_a_batch_do_not_meet(workload):
 
 
 def test_the_loss_falls_and_one_seed_gives_one_run(workload):
-    losses = train(workload, 60, [2, 0])
+    losses = train(workload, 30, [2, 0])
     assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
     assert train(workload, 10, [2, 0]) == losses[:10]
     assert train(workload, 10, [2, 1]) != losses[:10]
@@ -322,17 +349,17 @@ def test_perfect_answers_are_perfect(workload):
     parts = []
     for batch in islice(workload._build_input_queue([0, 0], "validation", "", 40), 2):
         parts.append(workload.evaluate_batch(None, batch, 50 * (2 * batch["targets"] - 1)))
-    result = workload.metrics(parts, 50)
+    result = workload.metrics(parts, workload.num_validation_examples)
     assert result["mean_average_precision"] == 1
     assert result["loss"] == pytest.approx(0, abs=1e-6)
 
 
 def test_evaluation_does_not_depend_on_the_batch_size(workload):
     model, _ = workload.init_model_fn([1, 0])
-    results = []
-    for size in (7, 50, 64):
+    results, count = [], workload.num_validation_examples
+    for size in (7, count, 64):
         workload._eval_iters.clear()
-        results.append(workload._eval_model_on_split("validation", 50, size, model, None, [0, 0], ""))
+        results.append(workload._eval_model_on_split("validation", count, size, model, None, [0, 0], ""))
     workload._eval_iters.clear()
     assert results[0] == pytest.approx(results[1], rel=1e-5)
     assert results[2] == pytest.approx(results[1], rel=1e-5)

@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from miniperf.workloads.ogbg.data import EDGE_TYPES, NODE_TYPES, TASKS, Graphs, OgbgData
+from miniperf.workloads.ogbg.data import ASSAYS, EDGE_FEATURES, NODE_FEATURES, Graphs, OgbgData
 from miniperf.workloads.pytorch import PyTorchWorkload, summed
 
-WIDTH, ROUNDS = 48, 3
+WIDTH, ROUNDS = 48, 2
 
 
 def segment_sum(values: Tensor, segments: Tensor, count: int) -> Tensor:
@@ -16,7 +16,7 @@ def segment_sum(values: Tensor, segments: Tensor, count: int) -> Tensor:
 
 
 class Update(nn.Module):
-    """Dense layer, layer norm, ReLU and dropout, on several inputs side by side."""
+    """Dense layer, layer norm, ReLU and dropout on several inputs side by side, added to the first of them."""
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Update(nn.Module):
 
     def forward(self, inputs: list[Tensor], dropout_rate: float) -> Tensor:
         hidden = F.relu(self.norm(self.dense(torch.cat(inputs, dim=1))))
-        return F.dropout(hidden, dropout_rate, self.training)
+        return inputs[0] + F.dropout(hidden, dropout_rate, self.training)
 
 
 class Round(nn.Module):
@@ -44,21 +44,22 @@ class Round(nn.Module):
         nodes = self.node([nodes, leaving, reaching, wholes.index_select(0, graphs.graph_of_node)], dropout_rate)
         node_sum = segment_sum(nodes, graphs.graph_of_node, graphs.num_graphs)
         edge_sum = segment_sum(edges, graphs.graph_of_edge, graphs.num_graphs)
-        return nodes, edges, self.whole([node_sum, edge_sum, wholes], dropout_rate)
+        return nodes, edges, self.whole([wholes, node_sum, edge_sum], dropout_rate)
 
 
 class GNN(nn.Module):
-    """Embedded types, rounds of messages, and the answers read off the state of the whole graph."""
+    """Embedded features, summed, rounds of messages, and the answers read off the state of the whole graph."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.node_embedding, self.edge_embedding = nn.Embedding(NODE_TYPES, WIDTH), nn.Embedding(EDGE_TYPES, WIDTH)
+        self.node_embedding = nn.Embedding(sum(NODE_FEATURES), WIDTH)
+        self.edge_embedding = nn.Embedding(sum(EDGE_FEATURES), WIDTH)
         self.rounds = nn.ModuleList(Round() for _ in range(ROUNDS))
-        self.decoder = nn.Linear(WIDTH, len(TASKS))
+        self.decoder = nn.Linear(WIDTH, ASSAYS)
 
     def forward(self, graphs: Graphs, dropout_rate: float) -> Tensor:
-        """Returns logits [graphs, tasks]."""
-        nodes, edges = self.node_embedding(graphs.nodes), self.edge_embedding(graphs.edges)
+        """Returns logits [graphs, assays]."""
+        nodes, edges = self.node_embedding(graphs.nodes).sum(1), self.edge_embedding(graphs.edges).sum(1)
         wholes = nodes.new_zeros(graphs.num_graphs, WIDTH)
         for layer in self.rounds:
             nodes, edges, wholes = layer(graphs, nodes, edges, wholes, dropout_rate)
