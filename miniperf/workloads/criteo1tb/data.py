@@ -61,6 +61,7 @@ class Criteo1TbData(MiniWorkload):
     # One pass over the 229,000 training flights: as with real click logs, a second one overfits the long tail at once.
     batch_size = 64
     step_hint = 3500
+    max_eval_train_examples = 5000
     target_share = 0.77
     target_metric_name = "loss"
     higher_is_better = False
