@@ -4,11 +4,12 @@
 
 The rules, with their reasons: docs/results/rules.md. They look at the baseline alone.
 
-1. The baseline trains at every learning rate of its search space with seed 0; the rate with the best validation metric
-   at the end is the tuned one. AlgoPerf's rule: one search space for all workloads, the best of its trials for each.
+1. With seed 0 the baseline trains at the learning rate that tuned_trials.json has and at its neighbours in the search
+   space, and on from there until the rate with the best validation metric at the end has a worse one on both sides.
+   That is the tuned one. AlgoPerf's rule: one search space for all workloads, the best of its trials for each.
 2. At that rate it trains with --seeds seeds. The target is the median over seeds of the best metric that a run reaches
    within the workload's `target_share` of its updates, for validation and for test.
-3. At that rate it trains as often with a constant learning rate.
+3. At that rate it trains with three of them with a constant learning rate.
 
 Prints the targets and four checks: is the best rate inside the grid, does annealing help by more than the seeds differ,
 do all seeds reach the target, do the updates to it differ by less than a tenth? Beside the batch size it states the
@@ -18,6 +19,7 @@ workload (targets) and into tuned_trials.json beside the search space.
 """
 
 import concurrent.futures
+import json
 import math
 import os
 import subprocess
@@ -41,12 +43,17 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list("workloads", sorted(workloads.WORKLOADS), "Workloads to calibrate.")
 flags.DEFINE_integer("seeds", 5, "Runs at the tuned learning rate.", lower_bound=2)
 flags.DEFINE_string("experiment_dir", "runs/calibration", "Root folder of the runs.")
-flags.DEFINE_string("search_spaces", "tuning_search_spaces/miniperf", "Folder with <submission>.json: learning rates.")
+flags.DEFINE_string(
+    "search_spaces",
+    "tuning_search_spaces/miniperf",
+    "Folder with <submission>.json, learning rates, and the tuned trials.",
+)
 flags.DEFINE_integer("evaluations", 50, "Evaluations in a run, evenly spaced.", lower_bound=1)
 flags.DEFINE_integer("jobs", os.cpu_count(), "Runs at a time.", lower_bound=1)
 
 BASELINE, CONSTANT = "nadamw", "nadamw_no_decay"
 MOST_SPREAD = 0.1  # of the updates to the target, relative
+CONSTANT_SEEDS = 3  # what decay gains is many times what seeds differ by, or the workload is no good
 NOISE_BATCHES = 64
 
 
@@ -103,17 +110,21 @@ def calibrate(name: str, tables: Any) -> tuple[list[str], list[str]]:
     best = pd.DataFrame.max if workload.higher_is_better else pd.DataFrame.min
 
     rates = [point.learning_rate for point in search.load(f"{FLAGS.search_spaces}/{BASELINE}.json", None)]
-    grid = tables([Run(BASELINE, name, 0, trial) for trial in range(1, len(rates) + 1)])
-    finals = [table[column].iloc[-1] for table in grid]
-    tuned = 1 + finals.index(max(finals, key=lambda final: sign * final))
+    grid: dict[int, pd.DataFrame] = {}
+    tuned, wanted = 0, around(start(name, len(rates)), len(rates))
+    while wanted:
+        grid.update(zip(wanted, tables([Run(BASELINE, name, 0, trial) for trial in wanted]), strict=True))
+        tuned = max(sorted(grid), key=lambda trial: sign * grid[trial][column].iloc[-1])
+        wanted = [trial for trial in around(tuned, len(rates)) if trial not in grid]
     lines = [f"## {name}", "", f"| learning rate | best {column} | final |", "|---|---|---|"]
     lines += [
-        f"| {rate:g} | {best(table[[column]])[column]:.5f} | {final:.5f} |"
-        for rate, table, final in zip(rates, grid, finals, strict=True)
+        f"| {rates[trial - 1]:g} | {best(table[[column]])[column]:.5f} | {table[column].iloc[-1]:.5f} |"
+        for trial, table in sorted(grid.items())
     ]
 
-    seeds = range(FLAGS.seeds)
-    both = tables([Run(submission, name, seed, tuned) for submission in (BASELINE, CONSTANT) for seed in seeds])
+    seeds, fewer = range(FLAGS.seeds), range(min(CONSTANT_SEEDS, FLAGS.seeds))
+    runs = [Run(BASELINE, name, seed, tuned) for seed in seeds] + [Run(CONSTANT, name, seed, tuned) for seed in fewer]
+    both = tables(runs)
     decayed, constant = both[: len(seeds)], both[len(seeds) :]
     reached = pd.DataFrame([best(t.loc[t["global_step"] <= place(workload), columns]) for t in decayed])
     # As many digits as are written into the workload, so that the checks are about that very target.
@@ -152,6 +163,18 @@ def calibrate(name: str, tables: Any) -> tuple[list[str], list[str]]:
     return lines, row
 
 
+def start(name: str, count: int) -> int:
+    """The trial that was the tuned one before, or the middle one of so many."""
+    path = Path(FLAGS.search_spaces, "tuned_trials.json")
+    before = json.loads(path.read_text()).get(name, 0) if path.exists() else 0
+    return before if 1 <= before <= count else (count + 1) // 2
+
+
+def around(trial: int, count: int) -> list[int]:
+    """A trial and its neighbours, of so many."""
+    return [near for near in (trial - 1, trial, trial + 1) if 1 <= near <= count]
+
+
 def first_step(table: pd.DataFrame, column: str, target: float, sign: int) -> int | None:
     """The updates after which an evaluation first reached the target."""
     there = table.loc[sign * table[column] >= sign * target, "global_step"]
@@ -184,21 +207,22 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     try:
-        rates = search.load(f"{FLAGS.search_spaces}/{BASELINE}.json", None)
         for name in FLAGS.workloads:
             workloads.make(name)
-        total = len(FLAGS.workloads) * (len(rates) + 2 * FLAGS.seeds)
+        # At least: the rates next to the tuned one; its own runs are among those of the seeds.
+        total = len(FLAGS.workloads) * (2 + FLAGS.seeds + min(CONSTANT_SEEDS, FLAGS.seeds))
         with (
             concurrent.futures.ThreadPoolExecutor(FLAGS.jobs) as pool,
             tqdm(total=total, unit="run", disable=None) as bar,
         ):
+            done: dict[Run, pd.DataFrame] = {}
 
             def tables(runs: list[Run]) -> list[pd.DataFrame]:
-                result = []
-                for table in pool.map(Run.table, runs):
+                new = [run for run in runs if run not in done]
+                for run, table in zip(new, pool.map(Run.table, new), strict=True):
+                    done[run] = table
                     bar.update()
-                    result.append(table)
-                return result
+                return [done[run] for run in runs]
 
             findings = []
             for name in FLAGS.workloads:

@@ -1,5 +1,8 @@
 """Calibration: the tuned rate, the target at its place, and the checks of a well-posed baseline."""
 
+import json
+from pathlib import Path
+
 import pandas as pd
 import pytest
 from absl import flags
@@ -7,6 +10,7 @@ from absl import flags
 from miniperf import workloads
 from scripts import calibrate
 
+ROOT = Path(__file__).parents[1]
 NAME = "mini_imagenet_vit"
 STEPS = workloads.make(NAME).step_hint
 
@@ -30,7 +34,7 @@ def runs(finals: dict[int, float], seeds: list[float], constant: list[float]):
     """By trial at seed 0, by seed at the tuned one."""
 
     def tables(asked):
-        if len({run.trial for run in asked}) > 1:
+        if {run.seed for run in asked} == {0}:
             return [table(finals[run.trial]) for run in asked]
         return [
             table({calibrate.BASELINE: seeds, calibrate.CONSTANT: constant}[run.submission][run.seed]) for run in asked
@@ -59,6 +63,22 @@ def test_what_is_ill_posed_is_said(flag_values):
     assert row[2].startswith("**no**: -")
     assert row[3] == "**no**: 2/3"
     assert any("missed" in line for line in lines)
+
+
+@pytest.mark.parametrize("before", [1, 4, 6, None])
+def test_rates_are_tried_until_the_best_has_a_worse_one_on_both_sides(flag_values, tmp_path, monkeypatch, before):
+    """From wherever the last calibration left it; without any, from the middle."""
+    space = calibrate.FLAGS.search_spaces
+    monkeypatch.setattr(calibrate.FLAGS["search_spaces"], "value", str(tmp_path))
+    (tmp_path / "nadamw.json").write_text((ROOT / space / "nadamw.json").read_text())
+    if before:
+        (tmp_path / "tuned_trials.json").write_text(json.dumps({NAME: before}))
+    finals = {1: 0.5, 2: 0.7, 3: 0.9, 4: 0.8, 5: 0.6, 6: 0.1}
+    lines, row = calibrate.calibrate(NAME, runs(finals, [0.90, 0.89, 0.91], [0.7, 0.71, 0.69]))
+    tried = [line.split(" | ")[0] for line in lines if line.startswith("| 0.")]
+    assert {"| 0.002", "| 0.005", "| 0.01"} <= set(tried)
+    assert len(tried) == {1: 4, 4: 4, 6: 5, None: 3}[before]
+    assert row[1] == "0.005"
 
 
 def test_a_spread_of_a_tenth_is_too_much(flag_values):
