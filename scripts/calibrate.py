@@ -111,10 +111,12 @@ def calibrate(name: str, tables: Any) -> tuple[list[str], list[str]]:
 
     rates = [point.learning_rate for point in search.load(f"{FLAGS.search_spaces}/{BASELINE}.json", None)]
     grid: dict[int, pd.DataFrame] = {}
-    tuned, wanted = 0, around(start(name, len(rates)), len(rates))
+    tuned = start(name, len(rates))
+    wanted = around(tuned, len(rates))
     while wanted:
         grid.update(zip(wanted, tables([Run(BASELINE, name, 0, trial) for trial in wanted]), strict=True))
-        tuned = max(sorted(grid), key=lambda trial: sign * grid[trial][column].iloc[-1])
+        # Of equals the one that was tuned before, then the smaller rate.
+        tuned = max([tuned, *sorted(grid)], key=lambda trial: sign * grid[trial][column].iloc[-1])
         wanted = [trial for trial in around(tuned, len(rates)) if trial not in grid]
     lines = [f"## {name}", "", f"| learning rate | best {column} | final |", "|---|---|---|"]
     lines += [

@@ -81,6 +81,12 @@ def test_rates_are_tried_until_the_best_has_a_worse_one_on_both_sides(flag_value
     assert row[1] == "0.005"
 
 
+def test_of_two_equal_rates_the_tuned_one_stays(flag_values):
+    finals = {1: 0.5, 2: 0.9, 3: 0.9, 4: 0.9, 5: 0.6, 6: 0.1}
+    assert calibrate.start(NAME, 6) == 3
+    assert calibrate.calibrate(NAME, runs(finals, [0.9, 0.9, 0.9], [0.7, 0.7, 0.7]))[1][1] == "0.005"
+
+
 def test_a_spread_of_a_tenth_is_too_much(flag_values):
     finals = {1: 0.5, 2: 0.7, 3: 0.9, 4: 0.8, 5: 0.6, 6: 0.1}
     row = calibrate.calibrate(NAME, runs(finals, [0.9, 0.8, 1.2], [0.1, 0.1, 0.1]))[1]
