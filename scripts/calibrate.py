@@ -187,7 +187,8 @@ def noise_scale(workload: Any, run: Run) -> float:
     """Of the gradients at the snapshot that a run kept where the target lies, in examples."""
     hyperparameters = search.load(f"{FLAGS.search_spaces}/{BASELINE}.json", None)[run.trial - 1]
     model, _ = workload.init_model_fn(random_utils.key_from_seed(0))
-    model.load_state_dict(Snapshots(run.folder / "snapshots").state(place(workload)))
+    snapshots = Snapshots(run.folder / "snapshots")
+    model.load_state_dict(snapshots.state(snapshots.latest_up_to(place(workload))))
     key = random_utils.key_from_seed(1)
     queue = workload._build_input_queue(key, "train", "", workload.batch_size)
     batches = (next(queue) for _ in range(NOISE_BATCHES))

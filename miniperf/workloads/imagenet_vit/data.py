@@ -50,8 +50,8 @@ class ImagenetVitData(MiniWorkload):
     eval_batch_size = 250
     max_eval_train_examples = 250
     target_metric_name = "accuracy"
-    validation_target_value = 0.9576
-    test_target_value = 0.962
+    validation_target_value = 0.95280
+    test_target_value = 0.95840
     loss_type = spec.LossType.SOFTMAX_CROSS_ENTROPY
 
     def load_splits(self) -> dict[str, Split]:

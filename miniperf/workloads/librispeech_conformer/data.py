@@ -5,5 +5,5 @@ from miniperf.workloads.speech.data import SpeechData
 
 class ConformerData(SpeechData):
     step_hint = 1500
-    validation_target_value = 0.2811
-    test_target_value = 0.3256
+    validation_target_value = 0.28016
+    test_target_value = 0.31318

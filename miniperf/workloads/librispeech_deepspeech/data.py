@@ -5,5 +5,5 @@ from miniperf.workloads.speech.data import SpeechData
 
 class DeepSpeechData(SpeechData):
     step_hint = 1500
-    validation_target_value = 0.15126
-    test_target_value = 0.15039
+    validation_target_value = 0.14300
+    test_target_value = 0.14264
