@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from miniperf.errors import UsageError
 from miniperf.events import Events
 
@@ -121,6 +119,8 @@ class MetricsLogger:
     """
 
     def __init__(self, folder: Path, step: int) -> None:
+        import pandas as pd  # not before a run starts
+
         self.latest: dict[str, float] = {}  # the last training metrics, for the progress bar
         self._paths = {False: folder / "measurements.csv", True: folder / "eval_measurements.csv"}
         self._tables: dict[bool, pd.DataFrame] = {}
@@ -137,6 +137,8 @@ class MetricsLogger:
         self, metrics: dict[str, float], global_step: int, preemption_count: int | None = None, is_eval: bool = False
     ) -> None:
         """Add a row to the evaluations' or the training's table, and the values to TensorBoard."""
+        import pandas as pd
+
         row = {**metrics, "global_step": global_step}
         if preemption_count is not None:
             row["preemption_count"] = preemption_count

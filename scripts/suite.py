@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from analysis import studies
 from analysis.errors import UsageError as StudyError
-from miniperf import frameworks, submission, workloads
+from miniperf import command_line, frameworks, submission, workloads
 from miniperf.errors import UsageError
 from scripts.average_checkpoints import average_of
 from weight_averaging.averages import SnapshotError
@@ -172,13 +172,15 @@ def jobs() -> list[Job]:
         if not Path(_path(name)).is_file():
             known = sorted(path.parent.name for path in Path().glob(_path("*")))
             raise UsageError(f"the submission {name!r} is unknown; choose from {', '.join(known)}")
-    steps = {workload: FLAGS.max_global_steps or _step_hint(workload) for workload in chosen}
+    for workload in chosen:
+        workloads.module_of(workload, FLAGS.framework)
     try:
         tuned = json.loads((spaces / "tuned_trials.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise UsageError(f"--search_spaces={spaces}: cannot read tuned_trials.json: {error}") from None
     if untuned := [workload for workload in chosen if workload not in tuned]:
         raise UsageError(f"{spaces}/tuned_trials.json has no trial for {', '.join(untuned)}; see scripts.calibrate")
+    steps = {workload: FLAGS.max_global_steps or _step_hint(workload) for workload in chosen}
 
     result: list[Job] = []
     for seed, workload in itertools.product(range(seeds), chosen):
@@ -295,8 +297,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"stopped; the same command goes on from the last checkpoints in {FLAGS.experiment_dir}", file=sys.stderr)
-        sys.exit(130)
+        command_line.stopped(f"the same command goes on from the last checkpoints in {FLAGS.experiment_dir}")
     if failed:
         print(failed[0].log.read_text()[-2000:], file=sys.stderr)
         sys.exit(1)
@@ -306,4 +307,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=command_line.parsed)
