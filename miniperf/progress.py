@@ -1,6 +1,6 @@
 """What is seen of a run in the terminal."""
 
-from typing import Any
+from typing import Any, Self
 
 from tqdm import tqdm
 
@@ -26,6 +26,12 @@ class Progress:
         )
         self._validation = eval_results[-1][1][self._metric] if eval_results else None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()  # also after Ctrl-C, before anything else is said
+
     def after_update(self, step: int, latest: dict[str, float], learning_rate: float | None) -> None:
         """`latest`: the last training metrics that were logged."""
         if not self._bar.disable and step % 20 == 0:
@@ -43,6 +49,3 @@ class Progress:
             seconds = result["score"]
             value = f"{self._metric} {self._validation:.5f}  (target {self._target:g})"
             print(f"step {step:>6} {seconds:8.1f} s  {value}", flush=True)
-
-    def close(self) -> None:
-        self._bar.close()

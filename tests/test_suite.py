@@ -44,7 +44,7 @@ def test_a_stopped_suite_goes_on_and_repeats_nothing(tmp_path):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said.decode().splitlines()[-1] == f"stopped; the same command goes on from the last checkpoints in {broken}"
+    assert said.decode().splitlines()[-1] == f"stopped: the same command goes on from the last checkpoints in {broken}"
     subprocess.run(command(broken, *QUICK), check=True, capture_output=True)
     after = metrics(broken)
     assert after.keys() == whole.keys()

@@ -140,7 +140,7 @@ def test_under_miniperf_a_job_has_a_rank_for_each_of_its_gpus(tmp_path):
 
 
 TWO_AT_A_TIME = """
-import os, sys
+import sys
 from pathlib import Path
 from scripts import sweep
 
@@ -148,8 +148,11 @@ class Job:
     def __init__(self, folder, name):
         self.folder, self.name = folder, name
 
-    def __call__(self):
-        Path(self.folder, self.name).write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+        self.marker = Path(folder, name + ".done")
+
+    def command(self):
+        write = "import os, sys; open(sys.argv[1], 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])"
+        return [sys.executable, "-c", write, str(Path(self.folder, self.name))]
 
 sweep.FLAGS(["sweep", "--submission=lawa", "--workloads=ogbg", "--jobs=2", "--gpus=4"])
 sys.exit(sweep.start_here([Job(sys.argv[1], name) for name in "abc"], Path(sys.argv[1], "logs")))
@@ -161,3 +164,4 @@ def test_jobs_at_a_time_have_gpus_of_their_own(tmp_path):
     gpus = {name: (tmp_path / name).read_text() for name in "abc"}
     assert (gpus["a"], gpus["b"]) == ("0,1,2,3", "4,5,6,7")
     assert gpus["c"] in (gpus["a"], gpus["b"])
+    assert all((tmp_path / f"{name}.done").exists() for name in "abc")
