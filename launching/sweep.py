@@ -41,6 +41,12 @@ class Job:
         """Of a finished job."""
         return Path(self.experiment_dir) / "sweep" / f"{self.name}.done"
 
+    @property
+    def folder(self) -> Path:
+        """Of the trial, in which its logs are."""
+        study = Path(self.experiment_dir) / self.submission / f"study_{self.study}"
+        return study / f"{self.workload}_{self.framework}" / f"trial_{self.trial}"
+
     def command(self) -> list[str]:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.ranks}"]
         return [

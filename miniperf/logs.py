@@ -40,6 +40,15 @@ def hyperparameters_of(folder: Path, hyperparameters: Any) -> Any:
     return hyperparameters
 
 
+def evaluations_of(folder: Path) -> list[tuple[int, dict[str, float]]]:
+    """(completed updates, metrics) of each evaluation in a trial's folder; none where there is no table."""
+    import pandas as pd
+
+    path = folder / "eval_measurements.csv"
+    table = pd.read_csv(path) if path.exists() else pd.DataFrame({"global_step": []})
+    return [(int(step), dict(row)) for step, (_, row) in zip(table["global_step"], table.iterrows(), strict=True)]
+
+
 def write_json(path: Path, contents: dict[str, Any]) -> None:
     _write_atomically(path, json.dumps(contents, indent=2, default=str))
 

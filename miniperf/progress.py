@@ -1,8 +1,27 @@
-"""What is seen of a run in the terminal."""
+"""What is seen of a run in the terminal, and what came of it."""
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from tqdm import tqdm
+
+
+def summary(workload: Any, evaluations: Sequence[tuple[int, Mapping[str, float]]]) -> str:
+    """The best validation metric of a run and the update it is of, and the update that reached the target, in a line.
+
+    Args:
+        evaluations: (completed updates, metrics), in the order of training.
+    """
+    metric, target = f"validation/{workload.target_metric_name}", workload.validation_target_value
+    values = {step: metrics[metric] for step, metrics in evaluations if math.isfinite(metrics[metric])}
+    if not values:
+        return f"no evaluation with a {metric}"
+    lower = workload.has_reached_validation_target({metric: -math.inf})  # is better
+    best = (min if lower else max)(values, key=values.__getitem__)
+    reached = [step for step, value in values.items() if workload.has_reached_validation_target({metric: value})]
+    when = f"reached at update {reached[0]}" if reached else "missed"
+    return f"best {metric} {values[best]:.5g} at update {best} of {evaluations[-1][0]}, target {target:g} {when}"
 
 
 class Progress:

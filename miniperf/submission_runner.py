@@ -19,6 +19,7 @@ from absl import logging as absl_logging
 from miniperf import command_line, frameworks, search, submission, workloads
 from miniperf.errors import UsageError, storage_errors
 from miniperf.logs import experiment_folder, hyperparameters_of
+from miniperf.progress import summary
 from miniperf.runner import Settings, train_once
 from weight_averaging.averages import SnapshotError
 
@@ -135,6 +136,7 @@ def _run(framework: frameworks.Framework, trials: list[Any]) -> None:
     chosen = list(enumerate(trials, start=1))[FLAGS.hparam_start_index : FLAGS.hparam_end_index]
     if not chosen:
         raise UsageError(f"--hparam_start_index and --hparam_end_index leave none of the {len(trials)} trials")
+    told = []
     for number, hyperparameters in chosen:
         folder = experiment / f"trial_{number}"
         with storage_errors(folder):
@@ -144,7 +146,10 @@ def _run(framework: frameworks.Framework, trials: list[Any]) -> None:
                     hyperparameters = hyperparameters_of(folder, hyperparameters)
             if framework.rank == 0:
                 print(f"{folder}: {FLAGS.submission_path}, seed {settings.rng_seed}", flush=True)
-            train_once(workload, module, hyperparameters, settings, folder, FLAGS.flag_values_dict())
+            evaluations = train_once(workload, module, hyperparameters, settings, folder, FLAGS.flag_values_dict())
+            told.append(f"{folder}: {summary(workload, evaluations)}")
+    if framework.rank == 0:
+        print(*told, f"next: python -m scripts.report --runs={FLAGS.experiment_dir}", sep="\n", flush=True)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -73,6 +73,8 @@ def evaluate(
     args: argparse.Namespace, snapshots: "Snapshots", averages: list[Average], steps: list[int] | None
 ) -> None:
     from miniperf import averaged_logs, workloads  # plain use needs no workload's packages
+    from miniperf.logs import evaluations_of
+    from miniperf.progress import summary
 
     source = averaged_logs.Source(snapshots.folder)
     workload = workloads.make(args.workload)
@@ -104,6 +106,7 @@ def evaluate(
     averaged_logs.evaluate(workload, args.workload, snapshots, source, points, args.validation_only, latest)
     for point in points:
         print(f"{point.folder}: {point.average}, evaluated at {snapshots.unit}s {listed(point.steps)}")
+        print(f"  {summary(workload, evaluations_of(point.folder))}")
     print(f"next: python -m scripts.report --runs={args.experiment_dir}")
 
 

@@ -35,6 +35,8 @@ from analysis import studies
 from analysis.errors import UsageError as StudyError
 from miniperf import command_line, frameworks, submission, workloads
 from miniperf.errors import UsageError
+from miniperf.logs import evaluations_of
+from miniperf.progress import summary
 from scripts.average_checkpoints import average_of
 from weight_averaging.averages import SnapshotError
 
@@ -97,6 +99,16 @@ class Job:
             int(path.name.removeprefix("checkpoint_")) for path in self.folder(self.trials[0]).glob("checkpoint_*")
         ]
         return max(steps, default=0)
+
+    def seen(self) -> int:
+        """Updates done, as of the log, which is ahead of the checkpoints."""
+        return max(self.done(), 0 if self.source else _last_step(self.folder(self.trials[0]) / "measurements.csv"))
+
+    def result(self) -> str:
+        """What came of it, in words."""
+        workload = workloads.make(self.workload, FLAGS.framework)
+        told = [summary(workload, evaluations_of(self.folder(trial))) for trial in self.trials]
+        return told[0] if len(told) == 1 else f"{len(told)} averages evaluated"
 
     def ready(self) -> bool:
         """Whether the run that is averaged is done."""
@@ -273,14 +285,16 @@ def run(waiting: list[Job]) -> list[Job]:
                 for job in [job for job in running if job.process is not None and job.process.poll() is not None]:
                     running.remove(job)
                     finished += job.steps
-                    if bar.disable:  # no terminal: a line a run
-                        print(f"{count - len(waiting) - len(running)}/{count} {job.name}", flush=True)
-                    if job.process is not None and job.process.returncode:
+                    if job.process is not None and job.process.returncode == 0:
+                        done = count - len(waiting) - len(running)
+                        bar.write(f"{done}/{count} {job.name}: {job.result()}")
+                        sys.stdout.flush()
+                    else:
                         failed.append(job)
                         waiting = [other for other in waiting if other.source is not job]
                         bar.write(f"failed: {job.name}; see {job.log}")
                 bar.set_postfix_str(f"{count - len(waiting) - len(running)}/{count} runs done", refresh=False)
-                bar.update(finished + sum(job.done() for job in running) - bar.n)
+                bar.update(finished + sum(job.seen() for job in running) - bar.n)
         finally:
             for job in running:  # interrupted: the runs keep their checkpoints
                 if job.process is not None:

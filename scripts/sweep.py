@@ -20,6 +20,8 @@ from launching import official, slurm, sweep
 from launching.workloads import base_name
 from miniperf import frameworks, search, workloads
 from miniperf.errors import UsageError
+from miniperf.logs import evaluations_of
+from miniperf.progress import summary
 from scripts.start import start
 
 FLAGS = flags.FLAGS
@@ -97,12 +99,20 @@ def start_here(waiting: list[sweep.Job], logs: Path) -> int:
                     print(f"failed: {job.name}; see {logs / job.name}.txt", file=sys.stderr)
                 else:
                     job.marker.touch()
+                    print(f"done: {job.name}{_result(job)}", flush=True)
     finally:  # after Ctrl-C, of which a terminal has told them already, some are left
         for _, process in running.values():
             process.terminate()
         for _, process in running.values():
             process.wait()
     return failed
+
+
+def _result(job: sweep.Job) -> str:
+    """What came of a job under miniperf; what the official harness looks for, its report knows."""
+    if job.harness == "official":
+        return ""
+    return f": {summary(workloads.make(job.workload, job.framework), evaluations_of(job.folder))}"
 
 
 def _begin(job: sweep.Job, slot: int, logs: Path) -> subprocess.Popen:
@@ -141,12 +151,16 @@ def run() -> None:
     in_queue = f", {len(queued)} in the queue" if queued else ""
     total = sweep.text_of([cost for _, cost in waiting])
     print(f"{len(waiting)} of {len(jobs)} jobs to run{in_queue}: {total}")
-    if FLAGS.dry_run or not waiting:
+    if FLAGS.dry_run:
         return
+    report = f"python -m scripts.report --runs={FLAGS.experiment_dir}"
     if FLAGS.engine == "slurm":
         start_on_slurm([job for job, _ in waiting], logs)
-    elif start_here([job for job, _ in waiting], logs):
+        print(f"when they are done: {report}")
+        return
+    if start_here([job for job, _ in waiting], logs):
         sys.exit(1)
+    print(f"next: {report}")
 
 
 if __name__ == "__main__":

@@ -47,6 +47,11 @@ def test_a_run(tmp_path):
     )
     assert f"step {done + 5:>6}" in again.stdout
     assert f"step {done:>6}" not in again.stdout
+    table = pd.read_csv(trial / "eval_measurements.csv").set_index("global_step")["validation/accuracy"]
+    *_, came, following = again.stdout.splitlines()  # what came out: value, place, files; and the next command
+    said = f"{trial}: best validation/accuracy {table.max():.5g} at update {table.idxmax()} of 100, target "
+    assert came.startswith(said)
+    assert following == f"next: python -m scripts.report --runs={tmp_path}"
     assert steps(trial) == [1, *range(5, 101, 5)]
     assert sorted(path.name for path in trial.glob("checkpoint_*")) == ["checkpoint_100", "checkpoint_95"]  # no more
 
@@ -88,5 +93,8 @@ def test_averages_evaluated_on_a_workload(tmp_path):
     assert said[-1] == "stopped: the same command goes on from there"
     first = steps(made)
     assert len(first) < 29
-    subprocess.run([sys.executable, "-m", *command], check=True, capture_output=True)
+    again = subprocess.run([sys.executable, "-m", *command], check=True, capture_output=True, text=True)
+    table = pd.read_csv(made / "eval_measurements.csv").set_index("global_step")["validation/accuracy"]
+    assert f"  best validation/accuracy {table.max():.5g} at update {table.idxmax()} of 30, target" in again.stdout
+    assert again.stdout.splitlines()[-1] == f"next: python -m scripts.report --runs={tmp_path}"
     assert steps(made) == list(range(2, 31))

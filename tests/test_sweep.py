@@ -113,6 +113,9 @@ def run(folder: Path, *flags: str) -> subprocess.CompletedProcess:
 def test_a_sweep_on_this_machine_leaves_finished_jobs_out(tmp_path):
     result = run(tmp_path)
     assert result.returncode == 0, result.stderr
+    *_, last, following = result.stdout.splitlines()
+    assert last.startswith("done: mini_imagenet_vit-lawa-study_1-trial_2: best validation/accuracy 0.")
+    assert following == f"next: python -m scripts.report --runs={tmp_path}"
     trials = [tmp_path / f"lawa/study_1/mini_imagenet_vit_pytorch/trial_{trial}" for trial in (1, 2)]
     rates = [json.loads((trial / "hparams.json").read_text())["learning_rate"] for trial in trials]
     assert rates == [point["learning_rate"] for point in json.loads((ROOT / "miniperf/lawa.json").read_text())[:2]]
@@ -145,9 +148,10 @@ from pathlib import Path
 from scripts import sweep
 
 class Job:
+    harness = "official"
+
     def __init__(self, folder, name):
         self.folder, self.name = folder, name
-
         self.marker = Path(folder, name + ".done")
 
     def command(self):
