@@ -117,9 +117,9 @@ class NoLogger:
 class MetricsLogger:
     """measurements.csv, eval_measurements.csv and TensorBoard events.
 
-    In TensorBoard the tags are the metrics' names, as under the official harness: train/..., validation/..., test/...
-    and the clock of evaluations; loss, grad_norm, learning_rate and averaging/... of training. Unlike there, all of
-    them are drawn over completed updates.
+    In TensorBoard the tags are the metrics' names in numbered groups, so that validation comes first: 1_validation/...,
+    2_test/..., 3_train/... and 6_clock/... of evaluations; 4_training/loss, grad_norm, learning_rate and
+    5_averaging/... of training. All of them are drawn over completed updates.
 
     Args:
         folder: the trial's.
@@ -159,10 +159,10 @@ class MetricsLogger:
         # Whole and in place at any moment: a kill must not leave half a line.
         _write_atomically(self._paths[is_eval], self._tables[is_eval].to_csv(index=False))
         if is_eval:
-            self._events.scalars(metrics, global_step)
+            self._events.scalars(metrics, global_step, "clock")
             self._events.flush()  # a checkpoint follows, from which a run may go on
         elif "score" not in metrics:  # the closing row, whose score the last evaluation has
-            self._events.scalars(metrics, global_step + 1)
+            self._events.scalars(metrics, global_step + 1, "training")
 
     def finish(self) -> None:
         self._events.close()

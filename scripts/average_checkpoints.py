@@ -100,6 +100,7 @@ def evaluate(
                 steps or averaged_logs.possible_steps(average, snapshots, source.steps),
                 args.experiment_dir / submission / where / f"trial_{counts[type(average)]}",
                 {**source.hyperparameters, **settings},
+                "give another --experiment_name",
             )
         )
     latest = not_averaged(args, snapshots)
