@@ -77,7 +77,10 @@ def _hparams_summaries(values: dict[str, Any], metrics: list[str]) -> list[Any]:
     kinds = {bool: api_pb2.DATA_TYPE_BOOL, str: api_pb2.DATA_TYPE_STRING}
     experiment, start = api_pb2.Experiment(), SessionStartInfo()
     for name, value in values.items():
-        experiment.hparam_infos.add(name=name, type=kinds.get(type(value), api_pb2.DATA_TYPE_FLOAT64))
+        # Those that "differ" are the first columns, of which five are shown unless more are ticked.
+        first = name in ("submission", "workload", "seed")
+        kind = kinds.get(type(value), api_pb2.DATA_TYPE_FLOAT64)
+        experiment.hparam_infos.add(name=name, type=kind, differs=first)
         field = {bool: "bool_value", str: "string_value"}.get(type(value), "number_value")
         setattr(start.hparams[name], field, value)
     for name in metrics:
