@@ -18,11 +18,12 @@ help:
 	@echo "make benchmarks  cost of averaging beside other libraries and the memory-traffic limit"
 	@echo "make clean       remove the virtual environment"
 
-$(VENV)/ready: setup.cfg pyproject.toml
+$(VENV)/ready: setup.cfg pyproject.toml requirements/data.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet $(TORCH)
 	$(PY) -m pip install --quiet -e .[torch,jax,miniperf,miniperf-jax,text,analysis,launching,trainers,dev] $(TORCH)  # that torch stays
+	$(PY) -m pip install --quiet --no-deps -r requirements/data.txt
 	touch $@
 
 $(VENV)/ready-benchmarks: $(VENV)/ready

@@ -21,11 +21,13 @@ def schedule_length(hparams: dict[str, Any], step_hint: float) -> float:
 
 
 def horizon_of(hparams: dict[str, Any], step_hint: float) -> float:
-    """nu * L / T of a run; an EMA counts with the window of the same mean age, L = (1 + beta) / (1 - beta). NaN for one
-    that does not average."""
+    """nu * L / T of a run; an EMA counts with the window of the same mean age, L = (1 + beta) / (1 - beta), a merge
+    with its share at the end. NaN for one that does not average."""
     length = schedule_length(hparams, step_hint)
     if "averaging_horizon" in hparams:
         return hparams["averaging_horizon"] * step_hint / length
+    if "averaging_share" in hparams:
+        return hparams["averaging_share"]
     if "averaging_interval" not in hparams:
         return np.nan
     decay = hparams.get("averaging_decay")

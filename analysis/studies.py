@@ -12,7 +12,7 @@ A study says which submissions train on which workloads with which seeds and hyp
     grid:                                # optional: per submission, values multiplied out over each of those points;
       lawa: {averaging_window: [5, 20], averaging_horizon: [.01, .1]}   # null leaves a hyperparameter out
     trials: all                          # optional: every point for each workload, rather than its tuned one
-    offline: true                        # optional: the averages are made of snapshots of the baseline's runs
+    offline: true                        # optional: the averages are made of snapshots of the runs that they average
     figures:
       - {name: fig1, kind: curves}       # see `KINDS`
 
@@ -63,8 +63,13 @@ _CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
 }
 _NEEDED = ("title", "question", "submissions", "workloads", "seeds", "search_spaces", "figures")
 _OPTIONAL = ("paper", "grid", "trials", "offline")
-# Submissions whose runs are those of the baseline, here after them, but for the average.
-_AVERAGED = {"lawa": "nadamw", "ema": "nadamw", "adamw_lawa": "adamw", "adamw_ema": "adamw"}
+# Submissions whose runs are those of another one, here after them, but for the average.
+_AVERAGED = {
+    "lawa": "nadamw", "ema": "nadamw", "adamw_lawa": "adamw", "adamw_ema": "adamw",
+    "lawa_no_decay": "nadamw_no_decay", "ema_no_decay": "nadamw_no_decay", "merge_no_decay": "nadamw_no_decay",
+}  # fmt: skip
+# Averages that are made of snapshots only: no submission, and the search space is that of what they average.
+MERGES = ("merge_no_decay",)
 
 
 @dataclass(frozen=True)
@@ -88,13 +93,17 @@ class Study:
     def baseline(self) -> str:
         return self.submissions[0]
 
+    def averaged(self, submission: str) -> str | None:
+        """The submission whose snapshots are averaged offline for this one; None: it is trained."""
+        return _AVERAGED.get(submission) if self.offline else None
+
     def points(self, submission: str) -> list[dict[str, Any]]:
         """The points of the submission's search space, which the grid multiplies out.
 
         Raises:
             UsageError: the search space cannot be read, or is no list of points.
         """
-        path = self.search_spaces / f"{submission}.json"
+        path = self.search_spaces / f"{_AVERAGED[submission] if submission in MERGES else submission}.json"
         try:
             points = json.loads(path.read_text())
         except (OSError, json.JSONDecodeError) as error:
@@ -123,16 +132,17 @@ class Study:
         return list(range((tuned - 1) * each + 1, tuned * each + 1))
 
     def source(self, submission: str, trial: int) -> int:
-        """The baseline's trial whose snapshots an offline trial averages: the same but for the averaging.
+        """The trial, of what is `averaged`, whose snapshots an offline trial averages: the same but for the averaging.
 
         Raises:
             UsageError: there is none.
         """
         point = self.search_space(submission)[trial - 1]
         trained = {name: value for name, value in point.items() if not name.startswith("averaging_")}
-        space = self.search_space(self.baseline)
+        base = _AVERAGED[submission]
+        space = self.search_space(base)
         if trained not in space:
-            raise UsageError(f"study {self.name}: no point of {self.baseline} is point {trial} of {submission}")
+            raise UsageError(f"study {self.name}: no point of {base} is point {trial} of {submission}")
         return space.index(trained) + 1
 
 
@@ -172,12 +182,15 @@ def _checked(name: str, content: Any) -> Study:
     offline = content.get("offline", False)
     if not isinstance(offline, bool):
         raise UsageError(f"offline must be true or false, not {offline!r}")
-    averages = [name for name, baseline in _AVERAGED.items() if baseline == submissions[0]]
-    if offline and (trained := [name for name in submissions[1:] if name not in averages]):
-        raise UsageError(
-            f"offline: {trained[0]} is no average of {submissions[0]}'s runs; only {' and '.join(averages) or 'none'} "
-            "can be"
-        )
+    for submission in submissions:
+        if offline and _AVERAGED.get(submission, submission) not in submissions:
+            raise UsageError(
+                f"offline: {submission} averages runs of {_AVERAGED[submission]}: name it among the submissions"
+            )
+        if not offline and submission in MERGES:
+            raise UsageError(f"{submission} is made of snapshots: say offline: true")
+    if _AVERAGED.get(submissions[0]) and offline:
+        raise UsageError(f"offline: the baseline, named first, must be trained; {submissions[0]} is an average")
     return Study(
         name=name,
         title=content["title"],

@@ -25,14 +25,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weight_averaging.averages import EMA, LAWA, Average, SnapshotError
+from weight_averaging.averages import EMA, LAWA, Average, Merge, SnapshotError
 from weight_averaging.cli import average as command
 from weight_averaging.cli.common import listed, not_averaged
 
 if TYPE_CHECKING:
     from weight_averaging.offline import Snapshots
 
-SUBMISSIONS = ("lawa", "ema", "adamw_lawa", "adamw_ema")  # whose runs are those of nadamw or adamw but for the average
+# Whose runs are those of nadamw, adamw or nadamw_no_decay but for the average.
+SUBMISSIONS = ("lawa", "ema", "adamw_lawa", "adamw_ema", "lawa_no_decay", "ema_no_decay", "merge_no_decay")
+MERGE = ("averaging_shape", "averaging_share", "averaging_interval")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -140,10 +142,21 @@ def _trials(
 
 
 def average_of(submission: str, hyperparameters: Any, step_hint: int) -> Average:
-    """What `submission`, one of SUBMISSIONS, evaluates with these hyperparameters."""
+    """What `submission`, one of SUBMISSIONS, evaluates with these hyperparameters.
+
+    Raises:
+        ValueError: in one line, for hyperparameters that it cannot take.
+    """
     from submissions.recipe.averaging import ema, lawa
 
-    if submission.endswith("lawa"):
+    kind = submission.removeprefix("adamw_").removesuffix("_no_decay")
+    if kind == "merge":
+        given = {name for name in dir(hyperparameters) if name.startswith("averaging_")}
+        if given != set(MERGE):
+            raise ValueError(f"a merge takes {', '.join(MERGE)}; this has {', '.join(sorted(given)) or 'none of them'}")
+        shape, share, interval = (getattr(hyperparameters, name) for name in MERGE)
+        return Merge(shape=shape, share=share, interval=interval)
+    if kind == "lawa":
         settings = lawa.settings(hyperparameters, step_hint)
         return LAWA(window=settings["window"], interval=settings["interval"])
     settings = ema.settings(hyperparameters, step_hint)

@@ -10,10 +10,11 @@ again skips the finished runs and continues the others, so that it can be stoppe
 Of a submission's search space each workload takes one trial: the one whose learning rate is best for the baseline,
 as recorded in <search_spaces>/tuned_trials.json (docs/results/calibration.md tells how it was found). A study, one of
 the paper's experiments in studies/, brings its own submissions and grid of hyperparameters, and the workloads and seeds
-unless --workloads and --seeds say otherwise. Where it says `offline: true`, the baseline's runs keep snapshots, and the
-other submissions are averages of these, evaluated on the validation set alone.
+unless --workloads and --seeds say otherwise. Where it says `offline: true`, runs without an average keep snapshots, and
+the submissions that average are made of these, evaluated on the validation set alone.
 """
 
+import functools
 import itertools
 import json
 import math
@@ -54,7 +55,7 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string("experiment_dir", "runs/suite", "Root folder of the runs.")
 flags.DEFINE_integer(
-    "evaluations", None, "Evaluations in a run, evenly spaced; default: 40, of short runs one every 10 updates.",
+    "evaluations", None, "Evaluations in a run, evenly spaced; default: 50, of short runs one every 10 updates.",
     lower_bound=1,
 )  # fmt: skip
 flags.DEFINE_integer("max_global_steps", None, "Updates in a run; default: the workload's step_hint.", lower_bound=1)
@@ -181,7 +182,7 @@ def jobs() -> list[Job]:
         chosen = FLAGS.workloads or study.workloads or every_workload
         seeds = FLAGS.seeds or study.seeds
     for name in names:
-        if not Path(_path(name)).is_file():
+        if not Path(_path(name)).is_file() and (study is None or name not in studies.MERGES):
             known = sorted(path.parent.name for path in Path().glob(_path("*")))
             raise UsageError(f"the submission {name!r} is unknown; choose from {', '.join(known)}")
     for workload in chosen:
@@ -206,15 +207,15 @@ def jobs() -> list[Job]:
             for name in names:
                 _check_points(study, name, points[name], steps[workload])
         here = []
-        for name in names if study is None or not study.offline else [study.baseline]:
+        for name in names if study is None else [name for name in names if study.averaged(name) is None]:
             for trial in trials[name]:
                 # Once its schedule is over, a run learns nothing more.
                 share = points[name][trial - 1].get("schedule_fraction", 1.0) if name in points else 1.0
                 length = max(1, round(share * steps[workload]))
-                every = max(1, length // FLAGS.evaluations if FLAGS.evaluations else max(length // 40, 10))
+                every = max(1, length // FLAGS.evaluations if FLAGS.evaluations else max(length // 50, 10))
                 here.append(Job(name, workload, seed, files[name], [trial], length, every))
-        if study is not None and study.offline:
-            for name in names[1:]:
+        if study is not None:
+            for name in [name for name in names if study.averaged(name) is not None]:
                 here += _averages(study, name, files[name], trials[name], here, _step_hint(workload))
         result += here
     return result
@@ -223,10 +224,10 @@ def jobs() -> list[Job]:
 def _averages(
     study: studies.Study, name: str, search_space: Path, trials: list[int], there: list[Job], step_hint: int
 ) -> list[Job]:
-    """One job for each of the baseline's runs `there`, which are told to keep the snapshots that it needs."""
+    """One job for each run `there` that `name` averages; these are told to keep the snapshots that it needs."""
     points = study.search_space(name)
     result = []
-    for source in [job for job in there if job.source is None]:
+    for source in [job for job in there if job.submission == study.averaged(name)]:
         ready = []
         for trial in trials:
             if study.source(name, trial) != source.trials[0]:
@@ -247,7 +248,10 @@ def _averages(
 
 def _check_points(study: studies.Study, name: str, points: list[dict[str, Any]], step_hint: int) -> None:
     """A UsageError in one line if the submission cannot train with one of the points of its grid."""
-    check = submission.load(_path(name), FLAGS.framework).check_hyperparameters
+    if name in studies.MERGES:
+        check = functools.partial(average_of, name)
+    else:
+        check = submission.load(_path(name), FLAGS.framework).check_hyperparameters
     for point in points:
         try:
             check(namedtuple("Hyperparameters", point)(**point), step_hint)

@@ -42,7 +42,7 @@ def _from_the_root(monkeypatch):
 def test_committed_studies_load_and_their_submissions_exist(file):
     study = studies.load(file)
     for submission in study.submissions:
-        assert (ROOT / "submissions/pytorch" / submission / "submission.py").is_file()
+        assert submission in studies.MERGES or (ROOT / "submissions/pytorch" / submission / "submission.py").is_file()
         space = study.search_space(submission)
         grid = study.grid.get(submission, {})
         assert len(space) == len(study.points(submission)) * np.prod([len(v) for v in grid.values()], dtype=int)
@@ -166,6 +166,16 @@ def test_offline_points_know_the_run_that_they_average():
         assert {name: value for name, value in averaged.items() if not name.startswith("averaging_")} == source
 
 
+def test_a_merge_takes_the_search_space_of_what_it_merges():
+    study = studies.load(ROOT / "studies/merges.yaml")
+    assert study.averaged("nadamw") is None
+    assert study.averaged("merge_no_decay") == "nadamw_no_decay"
+    merges, trained = (study.search_space(name) for name in ("merge_no_decay", "nadamw_no_decay"))
+    shares = len(study.grid["merge_no_decay"]["averaging_share"]) * len(study.grid["merge_no_decay"]["averaging_shape"])
+    assert len(merges) == shares * len(trained)
+    assert merges[0] == {**trained[0], "averaging_shape": "linear", "averaging_share": 0.1, "averaging_interval": 10}
+
+
 def points_on_a_parabola(best, noise, seeds=3, level=0.0):
     random = np.random.default_rng(1)
     rows = [
@@ -240,9 +250,9 @@ def test_a_workload_of_the_study_without_runs_is_named(tmp_path):
 @pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_average_of_an_offline_study_has_its_run(path):
     study = studies.load(path)
-    for name in study.submissions[1:] if study.offline else ():
+    for name in filter(study.averaged, study.submissions):
         for trial, point in enumerate(study.search_space(name), start=1):
-            source = study.search_space(study.baseline)[study.source(name, trial) - 1]
+            source = study.search_space(study.averaged(name))[study.source(name, trial) - 1]
             assert source == {key: value for key, value in point.items() if not key.startswith("averaging_")}
 
 
@@ -273,11 +283,15 @@ def _load(folder, **changes):
         ({"offline": 2}, "offline must be true or false, not 2"),
         (
             {"offline": True, "submissions": ["nadamw", "lawa_no_decay"]},
-            "offline: lawa_no_decay is no average of nadamw's runs; only lawa and ema can be",
+            "offline: lawa_no_decay averages runs of nadamw_no_decay: name it among the submissions",
         ),
         (
-            {"offline": True, "submissions": ["adamw", "lawa"]},
-            "offline: lawa is no average of adamw's runs; only adamw_lawa and adamw_ema can be",
+            {"offline": True, "submissions": ["lawa", "nadamw"]},
+            "offline: the baseline, named first, must be trained; lawa is an average",
+        ),
+        (
+            {"submissions": ["nadamw_no_decay", "merge_no_decay"]},
+            "merge_no_decay is made of snapshots: say offline: true",
         ),
         (
             {"figures": [{"name": "f", "kind": "heatmap", "until": 2}]},

@@ -114,9 +114,38 @@ def test_an_offline_study_is_what_training_would_have_given(tmp_path):
     assert "search_spaces/lawa.json is of another study: choose another --experiment_dir" in result.stderr
 
 
+def test_merges_of_a_run_at_a_constant_rate_stand_beside_the_decay(tmp_path):
+    """The linear merge of the last half is the plain mean: what LAWA of that horizon evaluates at the end."""
+    interval, steps = {"averaging_horizon": [None], "averaging_interval": [4]}, 40
+    study = {
+        "title": "t", "question": "q", "seeds": 1, "workloads": ["mini_imagenet_vit"], "offline": True,
+        "submissions": ["nadamw", "nadamw_no_decay", "lawa_no_decay", "merge_no_decay"],
+        "search_spaces": "tuning_search_spaces/miniperf", "figures": [{"name": "f", "kind": "best"}],
+        "grid": {
+            "lawa_no_decay": {**interval, "averaging_window": [5]},
+            "merge_no_decay": {
+                "averaging_interval": [4], "averaging_share": [0.5], "averaging_shape": ["linear", "1-sqrt"]
+            },
+        },
+    }  # fmt: skip
+    path = tmp_path / "merges.yaml"
+    path.write_text(yaml.safe_dump(study))
+    arguments = [f"--study={path}", f"--max_global_steps={steps}", "--evaluations=4"]
+    subprocess.run(command(tmp_path / "runs", *arguments), check=True, capture_output=True)
+    ends = {}
+    for name, table in metrics(tmp_path / "runs").items():
+        hparams = json.loads((tmp_path / "runs" / name).with_name("hparams.json").read_text())
+        assert int(table["global_step"].iloc[-1]) == steps
+        ends[name.split("/")[0], hparams.get("averaging_shape")] = table["validation/loss"].iloc[-1]
+    assert len(ends) == 5
+    assert float(ends["merge_no_decay", "linear"]) == pytest.approx(float(ends["lawa_no_decay", None]), rel=1e-5)
+    assert ends["merge_no_decay", "1-sqrt"] != ends["merge_no_decay", "linear"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--submissions=merge_no_decay"], "the submission 'merge_no_decay' is unknown; choose from adamw,"),
         (["--submissions=lawaa"], "the submission 'lawaa' is unknown; choose from adamw,"),
         (["--workloads=mini_wnt"], "--workload=mini_wnt is unknown; choose from mini_criteo1tb"),
         (["--study=studies/nothing.yaml"], "--study=studies/nothing.yaml: No such file"),

@@ -1,0 +1,67 @@
+"""Calibration: the tuned rate, the target at its place, and the checks of a well-posed baseline."""
+
+import pandas as pd
+import pytest
+from absl import flags
+
+from miniperf import workloads
+from scripts import calibrate
+
+NAME = "mini_imagenet_vit"
+STEPS = workloads.make(NAME).step_hint
+
+
+@pytest.fixture
+def flag_values(monkeypatch):
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["calibrate"])
+    monkeypatch.setattr(calibrate.FLAGS["seeds"], "value", 3)
+    monkeypatch.setattr(calibrate, "noise_scale", lambda workload, run: 123.4)
+
+
+def table(final: float, by: float = 1.0) -> pd.DataFrame:
+    """A run whose accuracy rises evenly from 0 and has its final value after the share `by` of training."""
+    steps = [round(STEPS * i / 50) for i in range(51)]
+    values = [min(1.0, i / 50 / by) * final for i in range(51)]
+    return pd.DataFrame({"global_step": steps, "validation/accuracy": values, "test/accuracy": values})
+
+
+def runs(finals: dict[int, float], seeds: list[float], constant: list[float]):
+    """By trial at seed 0, by seed at the tuned one."""
+
+    def tables(asked):
+        if len({run.trial for run in asked}) > 1:
+            return [table(finals[run.trial]) for run in asked]
+        return [
+            table({calibrate.BASELINE: seeds, calibrate.CONSTANT: constant}[run.submission][run.seed]) for run in asked
+        ]
+
+    return tables
+
+
+def test_a_well_posed_baseline_passes_and_gets_the_median_at_its_place_for_a_target(flag_values):
+    finals = {1: 0.5, 2: 0.7, 3: 0.9, 4: 0.8, 5: 0.6, 6: 0.1}
+    lines, row = calibrate.calibrate(NAME, runs(finals, [0.90, 0.89, 0.91], [0.7, 0.71, 0.69]))
+    share = workloads.make(NAME).target_share
+    target = max(i / 50 for i in range(51) if round(STEPS * i / 50) <= round(share * STEPS)) * 0.90
+    assert any(f"Targets: validation **{target:.5f}**" in line for line in lines)
+    assert any("trial 3, learning rate 0.005" in line for line in lines)
+    assert not any("no" in cell.split("**") for cell in row)
+    assert row[3] == "3/3"
+    assert row[-1] == "123"
+    assert float(row[5]) == pytest.approx(share, abs=0.03)
+
+
+def test_what_is_ill_posed_is_said(flag_values):
+    at_the_edge = {1: 0.9, 2: 0.7, 3: 0.6, 4: 0.5, 5: 0.4, 6: 0.3}
+    lines, row = calibrate.calibrate(NAME, runs(at_the_edge, [0.90, 0.40, 0.95], [0.92, 0.93, 0.91]))
+    assert row[1] == "**no**: 0.001"
+    assert row[2].startswith("**no**: -")
+    assert row[3] == "**no**: 2/3"
+    assert any("missed" in line for line in lines)
+
+
+def test_a_spread_of_a_tenth_is_too_much(flag_values):
+    finals = {1: 0.5, 2: 0.7, 3: 0.9, 4: 0.8, 5: 0.6, 6: 0.1}
+    row = calibrate.calibrate(NAME, runs(finals, [0.9, 0.8, 1.2], [0.1, 0.1, 0.1]))[1]
+    assert row[4].startswith("**no**: ")
