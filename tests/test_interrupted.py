@@ -36,12 +36,12 @@ def steps(folder: Path) -> list[int]:
 
 def test_a_run(tmp_path):
     base = ["scripts.run", "--submission=lawa", "--workload=mini_imagenet_vit", f"--experiment_dir={tmp_path}"]
-    base += ["--num_tuning_trials=1", "--max_global_steps=100", "--eval_every_n_steps=5"]
+    base += ["--num_tuning_trials=1", "--max_global_steps=60", "--eval_every_n_steps=5"]
     trial = tmp_path / "lawa/study_0/mini_imagenet_vit_pytorch/trial_1"
     said = interrupted(base, lambda: (trial / "checkpoint_5").exists())
     assert said[-1] == "stopped: the same command with --resume_last_run goes on from the last checkpoint"
     done = max(int(path.name.removeprefix("checkpoint_")) for path in trial.glob("checkpoint_*"))
-    assert done < 100
+    assert done < 60
     again = subprocess.run(
         [sys.executable, "-m", *base, "--resume_last_run"], capture_output=True, text=True, check=True
     )
@@ -49,11 +49,11 @@ def test_a_run(tmp_path):
     assert f"step {done:>6}" not in again.stdout
     table = pd.read_csv(trial / "eval_measurements.csv").set_index("global_step")["validation/accuracy"]
     *_, came, following = again.stdout.splitlines()  # what came out: value, place, files; and the next command
-    said = f"{trial}: best validation/accuracy {table.max():.5g} at update {table.idxmax()} of 100, target "
+    said = f"{trial}: best validation/accuracy {table.max():.5g} at update {table.idxmax()} of 60, target "
     assert came.startswith(said)
     assert following == f"next: python -m scripts.report --runs={tmp_path}"
-    assert steps(trial) == [1, *range(5, 101, 5)]
-    assert sorted(path.name for path in trial.glob("checkpoint_*")) == ["checkpoint_100", "checkpoint_95"]  # no more
+    assert steps(trial) == [1, *range(5, 61, 5)]
+    assert sorted(path.name for path in trial.glob("checkpoint_*")) == ["checkpoint_55", "checkpoint_60"]  # no more
 
 
 def test_a_sweep_and_its_jobs(tmp_path):
@@ -85,16 +85,16 @@ def test_averages_evaluated_on_a_workload(tmp_path):
     from tests.test_runner import settings_of, train, trial
 
     home = tmp_path / "nadamw/study_0/mini_imagenet_vit_pytorch/trial_1"
-    train(home, trial(tmp_path, "nadamw"), settings_of("nadamw", steps=30, every=1))
+    train(home, trial(tmp_path, "nadamw"), settings_of("nadamw", steps=16, every=1))
     command = ["scripts.average_checkpoints", str(home), "--workload=mini_imagenet_vit", f"--experiment_dir={tmp_path}"]
     command += ["--lawa=window=2", "--validation_only"]
     made = tmp_path / "offline_lawa/study_0/mini_imagenet_vit_pytorch/trial_1"
     said = interrupted(command, (made / "eval_measurements.csv").exists)
     assert said[-1] == "stopped: the same command goes on from there"
     first = steps(made)
-    assert len(first) < 29
+    assert len(first) < 15
     again = subprocess.run([sys.executable, "-m", *command], check=True, capture_output=True, text=True)
     table = pd.read_csv(made / "eval_measurements.csv").set_index("global_step")["validation/accuracy"]
-    assert f"  best validation/accuracy {table.max():.5g} at update {table.idxmax()} of 30, target" in again.stdout
+    assert f"  best validation/accuracy {table.max():.5g} at update {table.idxmax()} of 16, target" in again.stdout
     assert again.stdout.splitlines()[-1] == f"next: python -m scripts.report --runs={tmp_path}"
-    assert steps(made) == list(range(2, 31))
+    assert steps(made) == list(range(2, 17))
