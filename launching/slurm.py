@@ -82,11 +82,6 @@ def submit(made: submitit.AutoExecutor, name: str, jobs: dict[str, Callable[[], 
     return [entry.job_id for entry in submitted]
 
 
-def here() -> bool:
-    """Whether this process is a job of Slurm."""
-    return "SLURM_JOB_ID" in os.environ
-
-
 def run(command: list[str]) -> int:
     """Run the command of a job that submitit started; returns its exit status, unless the job is preempted first.
 

@@ -41,6 +41,12 @@ class Job:
         """Of a finished job."""
         return Path(self.experiment_dir) / "sweep" / f"{self.name}.done"
 
+    @property
+    def folder(self) -> Path:
+        """Of the trial, in which its logs are."""
+        study = Path(self.experiment_dir) / self.submission / f"study_{self.study}"
+        return study / f"{self.workload}_{self.framework}" / f"trial_{self.trial}"
+
     def command(self) -> list[str]:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.ranks}"]
         return [
@@ -53,7 +59,8 @@ class Job:
         ]  # fmt: skip
 
     def __call__(self) -> None:
-        code = slurm.run(self.command()) if slurm.here() else subprocess.run(self.command(), check=False).returncode
+        """What submitit calls in a job of Slurm."""
+        code = slurm.run(self.command())
         if code:
             raise subprocess.CalledProcessError(code, self.command())
         self.marker.touch()

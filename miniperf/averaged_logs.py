@@ -56,12 +56,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Point:
-    """A grid point: what is averaged and when it is evaluated, ascending; where the rows go, of which settings."""
+    """A grid point: what is averaged and when it is evaluated, ascending; where the rows go, of which settings, and
+    what can be done where another's are there already."""
 
     average: Average
     steps: Sequence[int]
     folder: Path
     hyperparameters: dict[str, Any]
+    elsewhere: str = "give another --experiment_dir"
 
 
 def possible_steps(average: Average, snapshots: Snapshots, steps: Sequence[int]) -> list[int]:
@@ -109,9 +111,6 @@ def evaluate(
     if latest is None:
         latest = latest_of(snapshots.layout, known=snapshots.latest)
     plan = Plan(logs, snapshots.steps, latest=latest, frozen=snapshots.frozen)
-    opened = dict.fromkeys(log for same in logs.values() for log in same)
-    for log in opened:
-        log.begin(workload, workload_name, snapshots)
     rng = random_utils.key_from_seed(source.rng_seed)
     data = source.data_dir
     with tqdm(total=len(logs), unit="evaluation", disable=None) as bar:
@@ -133,9 +132,11 @@ def evaluate(
                     workload.eval_batch_size, model, model_state, rng, data, None, result.step
                 )
             for log in logs[result.average, result.step]:
+                if not log.begun:  # not before: snapshots of another workload leave nothing behind
+                    log.begin(workload, workload_name, snapshots)
                 log.add(metrics, result.step)
             bar.update()
-    for log in opened:
+    for log in dict.fromkeys(log for same in logs.values() for log in same):
         log.finish()
 
 
@@ -149,7 +150,7 @@ class _Log:
         self._done = [int(step) for step in pd.read_csv(path)["global_step"]] if path.exists() else []
         there = point.folder / "hparams.json"
         if there.exists() and json.loads(there.read_text()) != point.hyperparameters:
-            raise UsageError(f"{point.folder} is of other hyperparameters than {point.average}: write elsewhere")
+            raise UsageError(f"{point.folder} is of other hyperparameters than {point.average}: {point.elsewhere}")
 
     def left(self) -> list[int]:
         """The steps not yet evaluated, which come after those that are."""
@@ -157,9 +158,13 @@ class _Log:
         if left and self._done and min(left) < max(self._done):
             raise UsageError(
                 f"{self._point.folder} has evaluations up to step {max(self._done)}, so step {min(left)} cannot be "
-                "added: write elsewhere"
+                "added: {self._point.elsewhere}"
             )
         return left
+
+    @property
+    def begun(self) -> bool:
+        return self._logger is not None
 
     def begin(self, workload: Any, workload_name: str, snapshots: Snapshots) -> None:
         folder = self._point.folder
@@ -167,7 +172,8 @@ class _Log:
         write_json(folder / "hparams.json", self._point.hyperparameters)
         write_json(folder / "meta_data_0.json", meta_data(workload, self._source.rng_seed, FRAMEWORK.versions()))
         flags = {"workload": workload_name, "framework": "pytorch", "snapshots": str(snapshots.folder)}
-        write_json(folder / "flags_0.json", {**flags, "average": str(self._point.average)})
+        flags |= {"submission": folder.absolute().parents[2].name, "average": str(self._point.average)}
+        write_json(folder / "flags_0.json", flags)
         self._logger = MetricsLogger(folder, max(self._done, default=0))
 
     def add(self, metrics: dict[str, float], step: int) -> None:

@@ -10,6 +10,15 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
+# TensorBoard sorts groups of tags by name and opens the first.
+GROUPS = ("validation", "test", "train", "training", "averaging", "clock")
+
+
+def tag_of(name: str, own: str) -> str:
+    """A metric's name with its group numbered, `1_validation/accuracy`; `own` is the group of one without any."""
+    group, _, rest = name.rpartition("/") if "/" in name else (own, "", name)
+    return f"{1 + GROUPS.index(group)}_{group}/{rest}" if group in GROUPS else name
+
 
 class Events:
     """Events of a trial, beside its other log files; nothing but a line of log where tensorboard is not installed.
@@ -36,12 +45,13 @@ class Events:
         for summary in (experiment, start):
             self._add(None, summary=summary)
 
-    def scalars(self, values: Mapping[str, float], completed: int) -> None:
+    def scalars(self, values: Mapping[str, float], completed: int, own: str) -> None:
+        """Values by name, and the group of names without one."""
         if self._writer is not None:
             from tensorboard.compat.proto.summary_pb2 import Summary
 
             for name, value in values.items():
-                self._add(completed, summary=Summary(value=[Summary.Value(tag=name, simple_value=value)]))
+                self._add(completed, summary=Summary(value=[Summary.Value(tag=tag_of(name, own), simple_value=value)]))
 
     def flush(self) -> None:
         """What came so far is in the file, even if the run is killed now."""
@@ -67,11 +77,14 @@ def _hparams_summaries(values: dict[str, Any], metrics: list[str]) -> list[Any]:
     kinds = {bool: api_pb2.DATA_TYPE_BOOL, str: api_pb2.DATA_TYPE_STRING}
     experiment, start = api_pb2.Experiment(), SessionStartInfo()
     for name, value in values.items():
-        experiment.hparam_infos.add(name=name, type=kinds.get(type(value), api_pb2.DATA_TYPE_FLOAT64))
+        # Those that "differ" are the first columns, of which five are shown unless more are ticked.
+        first = name in ("submission", "workload", "seed")
+        kind = kinds.get(type(value), api_pb2.DATA_TYPE_FLOAT64)
+        experiment.hparam_infos.add(name=name, type=kind, differs=first)
         field = {bool: "bool_value", str: "string_value"}.get(type(value), "number_value")
         setattr(start.hparams[name], field, value)
     for name in metrics:
-        experiment.metric_infos.add(name=api_pb2.MetricName(tag=name))
+        experiment.metric_infos.add(name=api_pb2.MetricName(tag=tag_of(name, "clock")), display_name=name)
     contents = {
         metadata.EXPERIMENT_TAG: HParamsPluginData(experiment=experiment),
         metadata.SESSION_START_INFO_TAG: HParamsPluginData(session_start_info=start),
@@ -88,14 +101,23 @@ def _hparams_summaries(values: dict[str, Any], metrics: list[str]) -> list[Any]:
 
 
 def _of_hparams_tab(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """Hyperparameters and seed of the run, and the names of its metrics, whose values are those of the scalars."""
-    meta = max(folder.glob("meta_data_*.json"), key=lambda path: int(re.sub(r"\D", "", path.name)), default=None)
-    about = json.loads(meta.read_text()) if meta is not None else {}
+    """Submission, workload, seed and hyperparameters of the run, and the names of its metrics, whose values the scalars
+    have."""
+    about, flags = _last(folder, "meta_data"), _last(folder, "flags")
+    submission = flags.get("submission") or Path(flags.get("submission_path") or "").parent.name
+    run = {"submission": submission, "workload": flags.get("workload")}
     path = folder / "hparams.json"
-    values = json.loads(path.read_text()) if path.exists() else {}
+    values = {name: value for name, value in run.items() if value} | {"seed": about.get("rng_seed", 0)}
+    values |= json.loads(path.read_text()) if path.exists() else {}
     values = {
         name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in values.items()
     }
     metric = about.get("workload", {}).get("target_metric_name")
     splits = ("validation", "test") if metric is not None else ()
-    return {**values, "seed": about.get("rng_seed", 0)}, [f"{split}/{metric}" for split in splits]
+    return values, [f"{split}/{metric}" for split in splits]
+
+
+def _last(folder: Path, kind: str) -> dict[str, Any]:
+    """The file `<kind>_K.json` of the highest K, which a resumed run has written last; empty if there is none."""
+    path = max(folder.glob(f"{kind}_*.json"), key=lambda path: int(re.sub(r"\D", "", path.name)), default=None)
+    return json.loads(path.read_text()) if path is not None else {}

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from miniperf.errors import UsageError
 from miniperf.events import Events
 
@@ -40,6 +38,15 @@ def hyperparameters_of(folder: Path, hyperparameters: Any) -> Any:
         return type(hyperparameters)(**json.loads(path.read_text()))
     write_json(path, hyperparameters._asdict())
     return hyperparameters
+
+
+def evaluations_of(folder: Path) -> list[tuple[int, dict[str, float]]]:
+    """(completed updates, metrics) of each evaluation in a trial's folder; none where there is no table."""
+    import pandas as pd
+
+    path = folder / "eval_measurements.csv"
+    table = pd.read_csv(path) if path.exists() else pd.DataFrame({"global_step": []})
+    return [(int(step), dict(row)) for step, (_, row) in zip(table["global_step"], table.iterrows(), strict=True)]
 
 
 def write_json(path: Path, contents: dict[str, Any]) -> None:
@@ -110,9 +117,9 @@ class NoLogger:
 class MetricsLogger:
     """measurements.csv, eval_measurements.csv and TensorBoard events.
 
-    In TensorBoard the tags are the metrics' names, as under the official harness: train/..., validation/..., test/...
-    and the clock of evaluations; loss, grad_norm, learning_rate and averaging/... of training. Unlike there, all of
-    them are drawn over completed updates.
+    In TensorBoard the tags are the metrics' names in numbered groups, so that validation comes first: 1_validation/...,
+    2_test/..., 3_train/... and 6_clock/... of evaluations; 4_training/loss, grad_norm, learning_rate and
+    5_averaging/... of training. All of them are drawn over completed updates.
 
     Args:
         folder: the trial's.
@@ -121,6 +128,8 @@ class MetricsLogger:
     """
 
     def __init__(self, folder: Path, step: int) -> None:
+        import pandas as pd  # not before a run starts
+
         self.latest: dict[str, float] = {}  # the last training metrics, for the progress bar
         self._paths = {False: folder / "measurements.csv", True: folder / "eval_measurements.csv"}
         self._tables: dict[bool, pd.DataFrame] = {}
@@ -137,6 +146,8 @@ class MetricsLogger:
         self, metrics: dict[str, float], global_step: int, preemption_count: int | None = None, is_eval: bool = False
     ) -> None:
         """Add a row to the evaluations' or the training's table, and the values to TensorBoard."""
+        import pandas as pd
+
         row = {**metrics, "global_step": global_step}
         if preemption_count is not None:
             row["preemption_count"] = preemption_count
@@ -148,10 +159,10 @@ class MetricsLogger:
         # Whole and in place at any moment: a kill must not leave half a line.
         _write_atomically(self._paths[is_eval], self._tables[is_eval].to_csv(index=False))
         if is_eval:
-            self._events.scalars(metrics, global_step)
+            self._events.scalars(metrics, global_step, "clock")
             self._events.flush()  # a checkpoint follows, from which a run may go on
         elif "score" not in metrics:  # the closing row, whose score the last evaluation has
-            self._events.scalars(metrics, global_step + 1)
+            self._events.scalars(metrics, global_step + 1, "training")
 
     def finish(self) -> None:
         self._events.close()

@@ -1,8 +1,27 @@
-"""What is seen of a run in the terminal."""
+"""What is seen of a run in the terminal, and what came of it."""
 
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 from tqdm import tqdm
+
+
+def summary(workload: Any, evaluations: Sequence[tuple[int, Mapping[str, float]]]) -> str:
+    """The best validation metric of a run and the update it is of, and the update that reached the target, in a line.
+
+    Args:
+        evaluations: (completed updates, metrics), in the order of training.
+    """
+    metric, target = f"validation/{workload.target_metric_name}", workload.validation_target_value
+    values = {step: metrics[metric] for step, metrics in evaluations if math.isfinite(metrics[metric])}
+    if not values:
+        return f"no evaluation with a {metric}"
+    lower = workload.has_reached_validation_target({metric: -math.inf})  # is better
+    best = (min if lower else max)(values, key=values.__getitem__)
+    reached = [step for step, value in values.items() if workload.has_reached_validation_target({metric: value})]
+    when = f"reached at update {reached[0]}" if reached else "missed"
+    return f"best {metric} {values[best]:.5g} at update {best} of {evaluations[-1][0]}, target {target:g} {when}"
 
 
 class Progress:
@@ -26,6 +45,12 @@ class Progress:
         )
         self._validation = eval_results[-1][1][self._metric] if eval_results else None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()  # also after Ctrl-C, before anything else is said
+
     def after_update(self, step: int, latest: dict[str, float], learning_rate: float | None) -> None:
         """`latest`: the last training metrics that were logged."""
         if not self._bar.disable and step % 20 == 0:
@@ -43,6 +68,3 @@ class Progress:
             seconds = result["score"]
             value = f"{self._metric} {self._validation:.5f}  (target {self._target:g})"
             print(f"step {step:>6} {seconds:8.1f} s  {value}", flush=True)
-
-    def close(self) -> None:
-        self._bar.close()

@@ -164,85 +164,87 @@ def train_once(
         }
         checkpoints.save(framework, folder, global_step, contents, settings.save_intermediate_checkpoints)
 
-    progress = Progress(workload, settings.workload_name, settings.max_global_steps, global_step, eval_results, writes)
     start_time = time.time()
     train_state["last_step_end_time"] = start_time
-    while train_state["is_time_remaining"] and not _finished(train_state, settings):
-        keys = random_utils.split(random_utils.fold_in(rng, global_step), 4)
-        data_select_rng, update_rng, prepare_rng, eval_rng = map(framework.key, keys)
-        batch = submission.data_selection(
-            workload, queue, optimizer_state, model, model_state, hyperparameters, global_step, data_select_rng
-        )
-        common = {
-            "workload": workload,
-            "current_params_types": workload.model_params_types,
-            "hyperparameters": hyperparameters,
-            "loss_type": workload.loss_type,
-            "eval_results": eval_results,
-        }
-        try:
-            optimizer_state, model, model_state = submission.update_params(
-                **common,
-                current_param_container=model,
-                model_state=model_state,
-                batch=batch,
-                optimizer_state=optimizer_state,
-                global_step=global_step,
-                rng=update_rng,
-                **({"train_state": MappingProxyType(train_state)} if needs_train_state else {}),
+    with Progress(
+        workload, settings.workload_name, settings.max_global_steps, global_step, eval_results, writes
+    ) as progress:
+        while train_state["is_time_remaining"] and not _finished(train_state, settings):
+            keys = random_utils.split(random_utils.fold_in(rng, global_step), 4)
+            data_select_rng, update_rng, prepare_rng, eval_rng = map(framework.key, keys)
+            batch = submission.data_selection(
+                workload, queue, optimizer_state, model, model_state, hyperparameters, global_step, data_select_rng
             )
-        except spec.TrainingCompleteError:
-            train_state["training_complete"] = True
-        global_step += 1
-        if global_step == settings.max_global_steps:
-            train_state["training_complete"] = True
-        framework.wait(model)
-        step_end_time = time.time()
-        train_state["accumulated_submission_time"] += step_end_time - train_state["last_step_end_time"]
-        progress.after_update(global_step, logger.latest, framework.learning_rate(optimizer_state))
-        if snapshots is not None:
-            snapshots.update(global_step, model)  # raw weights: an update leaves them in the model
-
-        due = _evaluation_due(global_step, step_end_time, train_state, workload, settings)
-        if framework.agree(due) if settings.eval_every_n_steps is None else due:
-            if prepare_for_eval is not None:
-                del batch
-                prepare_start_time = time.time()
-                optimizer_state, model, model_state = prepare_for_eval(
+            common = {
+                "workload": workload,
+                "current_params_types": workload.model_params_types,
+                "hyperparameters": hyperparameters,
+                "loss_type": workload.loss_type,
+                "eval_results": eval_results,
+            }
+            try:
+                optimizer_state, model, model_state = submission.update_params(
                     **common,
                     current_param_container=model,
                     model_state=model_state,
+                    batch=batch,
                     optimizer_state=optimizer_state,
                     global_step=global_step,
-                    rng=prepare_rng,
+                    rng=update_rng,
+                    **({"train_state": MappingProxyType(train_state)} if needs_train_state else {}),
                 )
-                framework.wait(model)
-                train_state["accumulated_submission_time"] += time.time() - prepare_start_time
-            in_time = train_state["accumulated_submission_time"] < allowed_seconds
-            train_state["is_time_remaining"] = framework.agree(in_time)
-            if train_state["is_time_remaining"]:
-                eval_start_time = time.time()
-                result = framework.agree(
-                    workload.eval_model(
-                        workload.eval_batch_size, model, model_state, eval_rng, settings.data_dir, None, global_step
+            except spec.TrainingCompleteError:
+                train_state["training_complete"] = True
+            global_step += 1
+            if global_step == settings.max_global_steps:
+                train_state["training_complete"] = True
+            framework.wait(model)
+            step_end_time = time.time()
+            train_state["accumulated_submission_time"] += step_end_time - train_state["last_step_end_time"]
+            progress.after_update(global_step, logger.latest, framework.learning_rate(optimizer_state))
+            if snapshots is not None:
+                snapshots.update(global_step, model)  # raw weights: an update leaves them in the model
+
+            due = _evaluation_due(global_step, step_end_time, train_state, workload, settings)
+            if framework.agree(due) if settings.eval_every_n_steps is None else due:
+                if prepare_for_eval is not None:
+                    del batch
+                    prepare_start_time = time.time()
+                    optimizer_state, model, model_state = prepare_for_eval(
+                        **common,
+                        current_param_container=model,
+                        model_state=model_state,
+                        optimizer_state=optimizer_state,
+                        global_step=global_step,
+                        rng=prepare_rng,
                     )
-                )
-                train_state["validation_goal_reached"] |= workload.has_reached_validation_target(result)
-                train_state["test_goal_reached"] |= workload.has_reached_test_target(result)
-                eval_end_time = time.time()
-                train_state["last_eval_time"] = eval_end_time
-                train_state["accumulated_eval_time"] += eval_end_time - eval_start_time
-                result["score"] = train_state["accumulated_submission_time"]
-                result["total_duration"] = eval_end_time - start_time
-                for name in ("submission", "eval", "logging"):
-                    result[f"accumulated_{name}_time"] = train_state[f"accumulated_{name}_time"]
-                eval_results.append((global_step, result))
-                logger.append_scalar_metrics(result, global_step, preemption_count, is_eval=True)
-                if global_step % (settings.checkpoint_every_n_steps or 1) == 0:
-                    save()
-                train_state["accumulated_logging_time"] += time.time() - eval_end_time
-                progress.after_evaluation(global_step, result)
-        train_state["last_step_end_time"] = time.time()
+                    framework.wait(model)
+                    train_state["accumulated_submission_time"] += time.time() - prepare_start_time
+                in_time = train_state["accumulated_submission_time"] < allowed_seconds
+                train_state["is_time_remaining"] = framework.agree(in_time)
+                if train_state["is_time_remaining"]:
+                    eval_start_time = time.time()
+                    result = framework.agree(
+                        workload.eval_model(
+                            workload.eval_batch_size, model, model_state, eval_rng, settings.data_dir, None, global_step
+                        )
+                    )
+                    train_state["validation_goal_reached"] |= workload.has_reached_validation_target(result)
+                    train_state["test_goal_reached"] |= workload.has_reached_test_target(result)
+                    eval_end_time = time.time()
+                    train_state["last_eval_time"] = eval_end_time
+                    train_state["accumulated_eval_time"] += eval_end_time - eval_start_time
+                    result["score"] = train_state["accumulated_submission_time"]
+                    result["total_duration"] = eval_end_time - start_time
+                    for name in ("submission", "eval", "logging"):
+                        result[f"accumulated_{name}_time"] = train_state[f"accumulated_{name}_time"]
+                    eval_results.append((global_step, result))
+                    logger.append_scalar_metrics(result, global_step, preemption_count, is_eval=True)
+                    if global_step % (settings.checkpoint_every_n_steps or 1) == 0:
+                        save()
+                    train_state["accumulated_logging_time"] += time.time() - eval_end_time
+                    progress.after_evaluation(global_step, result)
+            train_state["last_step_end_time"] = time.time()
 
     logger.append_scalar_metrics(
         {"score": train_state["accumulated_submission_time"]}, global_step, preemption_count=preemption_count
@@ -251,7 +253,6 @@ def train_once(
     save()
     if snapshots is not None:
         snapshots.close()
-    progress.close()
     return eval_results
 
 

@@ -13,8 +13,6 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import qmc
-
 from miniperf.errors import UsageError
 
 
@@ -68,6 +66,8 @@ def _from_dict(space: dict[str, Any], num_trials: int | None, seed: int) -> list
         raise UsageError("a dict of ranges needs --num_tuning_trials, the number of points to draw from it")
     for name, entry in space.items():
         _check_range(name, entry)
+    from scipy.stats import qmc  # half a second that lists need not wait for
+
     samples = qmc.Halton(d=len(space), scramble=True, seed=seed).random(num_trials)
     return [{name: _place(entry, float(x)) for (name, entry), x in zip(space.items(), row)} for row in samples]
 

@@ -11,13 +11,15 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
 
-from miniperf import frameworks, search, submission, workloads
+from miniperf import command_line, frameworks, search, submission, workloads
 from miniperf.errors import UsageError, storage_errors
 from miniperf.logs import experiment_folder, hyperparameters_of
+from miniperf.progress import summary
 from miniperf.runner import Settings, train_once
 from weight_averaging.averages import SnapshotError
 
@@ -35,11 +37,24 @@ flags.DEFINE_string("data_dir", "", "Folder of the data, where a workload does n
 flags.DEFINE_string("experiment_dir", None, "Root folder of all experiments.")
 flags.DEFINE_string("experiment_name", None, "Name of the experiment, a folder below --experiment_dir.")
 flags.DEFINE_boolean("save_checkpoints", True, "Save a checkpoint at every evaluation and at the end.")
-flags.DEFINE_boolean("save_intermediate_checkpoints", True, "Keep all checkpoints rather than the last two.")
+flags.DEFINE_boolean(
+    "save_intermediate_checkpoints",
+    True,
+    "Keep all checkpoints rather than the last two; scripts.run keeps two unless asked.",
+)
 flags.DEFINE_boolean("resume_last_run", False, "Continue the experiment from its last checkpoints.")
 flags.DEFINE_boolean("overwrite", False, "Replace an experiment of the same name.")
-flags.DEFINE_integer("max_global_steps", None, "Updates to stop after; default: none, the time budget decides.")
-flags.DEFINE_integer("rng_seed", None, "Seed of data order, initialisation and dropout; default: drawn anew.")
+flags.DEFINE_integer(
+    "max_global_steps",
+    None,
+    "Updates to stop after; default: none, the time budget decides; of scripts.run step_hint.",
+    lower_bound=1,
+)
+flags.DEFINE_integer(
+    "rng_seed",
+    None,
+    "Seed of data order, initialisation and dropout; default: drawn anew; of scripts.run 0, officially 1.",
+)
 # Beyond the official flags:
 flags.DEFINE_integer(
     "eval_every_n_steps", None, "Evaluate every so many updates, and let no time budget end the run.", lower_bound=1
@@ -62,26 +77,34 @@ flags.DEFINE_boolean("torch_compile", None, "torch.compile; default: not, or whe
 
 def run() -> None:
     """Run the trials that the flags ask for. UsageError for anything the user can mend, before any training."""
-    for name in ("workload", "submission_path", "experiment_dir", "experiment_name"):
-        if getattr(FLAGS, name) is None:
-            raise UsageError(f"--{name} must be given")
+    trials = check_flags()
     framework = frameworks.load(FLAGS.framework)
     framework.begin()
     with framework.connected():
-        _run(framework)
+        _run(framework, trials)
 
 
-def _run(framework: frameworks.Framework) -> None:
-    workload = workloads.make(FLAGS.workload, FLAGS.framework)
-    module = submission.load(FLAGS.submission_path, FLAGS.framework)
+def check_flags() -> list[Any]:
+    """The hyperparameters of each trial. UsageError for what can be told to be wrong before a framework is imported."""
+    for name in ("workload", "submission_path", "experiment_dir", "experiment_name"):
+        if getattr(FLAGS, name) is None:
+            raise UsageError(f"--{name} must be given")
+    frameworks.check(FLAGS.framework)
+    workloads.module_of(FLAGS.workload, FLAGS.framework)
+    submission.check_path(FLAGS.submission_path)
     if FLAGS.tuning_ruleset == "self":
         if FLAGS.tuning_search_space is not None:
             raise UsageError("--tuning_search_space cannot be given with --tuning_ruleset=self")
-        trials = [None]
-    elif FLAGS.tuning_search_space is None:
+        return [None]
+    if FLAGS.tuning_search_space is None:
         raise UsageError("--tuning_search_space must be given with --tuning_ruleset=external")
-    else:
-        trials = search.load(FLAGS.tuning_search_space, FLAGS.num_tuning_trials, FLAGS.rng_seed or 0)
+    return search.load(FLAGS.tuning_search_space, FLAGS.num_tuning_trials, FLAGS.rng_seed or 0)
+
+
+def _run(framework: frameworks.Framework, trials: list[Any]) -> None:
+    workload = workloads.make(FLAGS.workload, FLAGS.framework)
+    module = submission.load(FLAGS.submission_path, FLAGS.framework)
+    if FLAGS.tuning_ruleset == "external":
         submission.check_trials(module, trials, workload.step_hint)
     names = (FLAGS.experiment_dir, FLAGS.experiment_name, FLAGS.workload, FLAGS.framework)
     with framework.first():
@@ -113,6 +136,7 @@ def _run(framework: frameworks.Framework) -> None:
     chosen = list(enumerate(trials, start=1))[FLAGS.hparam_start_index : FLAGS.hparam_end_index]
     if not chosen:
         raise UsageError(f"--hparam_start_index and --hparam_end_index leave none of the {len(trials)} trials")
+    told = []
     for number, hyperparameters in chosen:
         folder = experiment / f"trial_{number}"
         with storage_errors(folder):
@@ -122,7 +146,10 @@ def _run(framework: frameworks.Framework) -> None:
                     hyperparameters = hyperparameters_of(folder, hyperparameters)
             if framework.rank == 0:
                 print(f"{folder}: {FLAGS.submission_path}, seed {settings.rng_seed}", flush=True)
-            train_once(workload, module, hyperparameters, settings, folder, FLAGS.flag_values_dict())
+            evaluations = train_once(workload, module, hyperparameters, settings, folder, FLAGS.flag_values_dict())
+            told.append(f"{folder}: {summary(workload, evaluations)}")
+    if framework.rank == 0:
+        print(*told, f"next: python -m scripts.report --runs={FLAGS.experiment_dir}", sep="\n", flush=True)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -136,7 +163,13 @@ def main(argv: Sequence[str]) -> None:
     except (UsageError, SnapshotError, MemoryError) as error:  # the last: a window that does not fit
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        if not first:
+            sys.exit(130)
+        again = "" if FLAGS.resume_last_run else " with --resume_last_run"
+        where = "goes on from the last checkpoint" if FLAGS.save_checkpoints else "starts anew"
+        command_line.stopped(f"the same command{again} {where}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=command_line.parsed)

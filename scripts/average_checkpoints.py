@@ -1,14 +1,16 @@
 r"""Average the checkpoints of a run, and evaluate the averages on its workload.
 
-    python -m scripts.average_checkpoints runs/nadamw/study_0/mini_criteo1tb_pytorch/trial_1 --workload=mini_criteo1tb \
-      --lawa window=5:10:20,interval=16 --experiment_dir=runs
+    python -m scripts.run --submission=nadamw --workload=mini_criteo1tb --save_snapshots_every_n_steps=16
+    python -m scripts.average_checkpoints runs/nadamw/study_0/mini_criteo1tb_pytorch/trial_1/snapshots \
+      --workload=mini_criteo1tb --lawa window=5:10:20,interval=16 --experiment_dir=runs
 
-writes log folders that scripts.report reads, with the averages evaluated by default at the steps at which the run
-itself was, where they are ready. Called again, it goes on where it was stopped. Instead of --lawa and --ema, a
-submission's search space may say what to average:
+trains with snapshots, averages them and writes log folders that scripts.report reads, with the averages evaluated by
+default at the steps at which the run itself was, where they are ready. Called again, it goes on where it was stopped.
+Instead of --lawa and --ema, a submission's search space may say what to average:
 
-    python -m scripts.average_checkpoints runs/nadamw/study_0/mini_criteo1tb_pytorch/trial_1 --workload=mini_criteo1tb \
-      --submission=lawa --tuning_search_space=tuning_search_spaces/miniperf/lawa.json --trials=1 --experiment_dir=runs
+    python -m scripts.average_checkpoints runs/nadamw/study_0/mini_criteo1tb_pytorch/trial_1/snapshots \
+      --workload=mini_criteo1tb --submission=lawa \
+      --tuning_search_space=tuning_search_spaces/miniperf/lawa.json --trials=1 --experiment_dir=runs
 
 writes what runs/lawa/study_0/mini_criteo1tb_pytorch/trial_1 would have held, had lawa been trained. scripts.suite does
 so for studies that say `offline: true`.
@@ -21,14 +23,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from weight_averaging.averages import EMA, LAWA, Average, Merge, SnapshotError
 from weight_averaging.cli import average as command
 from weight_averaging.cli.common import listed, not_averaged
-from weight_averaging.offline import Snapshots
+
+if TYPE_CHECKING:
+    from weight_averaging.offline import Snapshots
 
 # Whose runs are those of nadamw, adamw or nadamw_no_decay but for the average.
 SUBMISSIONS = ("lawa", "ema", "adamw_lawa", "adamw_ema", "lawa_no_decay", "ema_no_decay", "merge_no_decay")
@@ -58,6 +60,10 @@ def run(args: argparse.Namespace) -> None:
     averages = command.averages_of(args)
     if args.submission is not None and (averages or not args.workload or not args.tuning_search_space):
         raise SnapshotError("--submission goes with --workload and --tuning_search_space, and without --lawa, --ema")
+    if averages or args.submission:
+        import torch  # a second, which a wrong flag need not wait for
+
+        torch.set_num_threads(1)
     if args.workload is None or not (averages or args.submission):
         command.run(args)  # which says what is missing
         return
@@ -65,8 +71,12 @@ def run(args: argparse.Namespace) -> None:
     evaluate(args, snapshots, averages, command.steps_of(args, snapshots))
 
 
-def evaluate(args: argparse.Namespace, snapshots: Snapshots, averages: list[Average], steps: list[int] | None) -> None:
+def evaluate(
+    args: argparse.Namespace, snapshots: "Snapshots", averages: list[Average], steps: list[int] | None
+) -> None:
     from miniperf import averaged_logs, workloads  # plain use needs no workload's packages
+    from miniperf.logs import evaluations_of
+    from miniperf.progress import summary
 
     source = averaged_logs.Source(snapshots.folder)
     workload = workloads.make(args.workload)
@@ -92,12 +102,14 @@ def evaluate(args: argparse.Namespace, snapshots: Snapshots, averages: list[Aver
                 steps or averaged_logs.possible_steps(average, snapshots, source.steps),
                 args.experiment_dir / submission / where / f"trial_{counts[type(average)]}",
                 {**source.hyperparameters, **settings},
+                "give another --experiment_name",
             )
         )
     latest = not_averaged(args, snapshots)
     averaged_logs.evaluate(workload, args.workload, snapshots, source, points, args.validation_only, latest)
     for point in points:
         print(f"{point.folder}: {point.average}, evaluated at {snapshots.unit}s {listed(point.steps)}")
+        print(f"  {summary(workload, evaluations_of(point.folder))}")
     print(f"next: python -m scripts.report --runs={args.experiment_dir}")
 
 
@@ -153,7 +165,6 @@ def average_of(submission: str, hyperparameters: Any, step_hint: int) -> Average
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    torch.set_num_threads(1)
     try:
         run(args)
     except (ValueError, OSError) as error:  # SnapshotError and UsageError among them

@@ -74,6 +74,7 @@ def run() -> None:
     print(text)
     names += [path.name for path in drawn if path.suffix != ".pdf"]
     print(f"\n{len(found.logs.runs)} runs. In {out}: {', '.join(names)} (pictures also as .pdf), report.html")
+    print(f"next: open {out / 'report.html'} in a browser")
 
 
 def _beside(runs: Path) -> Path:

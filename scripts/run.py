@@ -11,7 +11,9 @@ A submission of this repository is named by --submission, which sets its path an
 official --submission_path and --tuning_search_space. All flags of the official runner work. All points of a list are
 run unless --num_tuning_trials says fewer.
 
-Under miniperf training stops at the workload's step_hint unless --max_global_steps says otherwise. Under the official
+Under miniperf training stops at the workload's step_hint unless --max_global_steps says otherwise, and of a run's
+checkpoints the last two are kept; all with --save_intermediate_checkpoints, which is the default of the official runner
+and of miniperf.submission_runner. Under the official
 harness --data_dir is the root with one folder a data set (docs/docker.md), and everything is checked before the start.
 """
 
@@ -27,7 +29,7 @@ from absl import app, flags
 
 from launching import official
 from launching.workloads import base_name
-from miniperf import frameworks, search, submission_runner, workloads
+from miniperf import command_line, frameworks, search, submission_runner, workloads
 from miniperf.errors import UsageError
 
 FLAGS = flags.FLAGS
@@ -44,8 +46,7 @@ SUBMISSIONS = Path("submissions")
 def set_defaults() -> None:
     """Fill in the flags that were not given."""
     official_run = FLAGS.harness == "official"
-    if FLAGS.framework not in frameworks.NAMES:
-        raise UsageError(f"--framework={FLAGS.framework} is unknown; choose from {', '.join(frameworks.NAMES)}")
+    frameworks.check(FLAGS.framework)
     known = sorted(path.parent.name for path in (SUBMISSIONS / FLAGS.framework).glob("*/submission.py"))
     if FLAGS.submission is not None:
         if FLAGS.submission not in known:
@@ -60,7 +61,12 @@ def set_defaults() -> None:
     _default("experiment_dir", "runs")
     if not FLAGS["num_tuning_trials"].present:
         FLAGS.num_tuning_trials = None
-    if FLAGS.workload is not None and not official_run:
+    if official_run:
+        return
+    if not FLAGS["save_intermediate_checkpoints"].present:
+        FLAGS.save_intermediate_checkpoints = False
+    submission_runner.check_flags()
+    if FLAGS.max_global_steps is None:  # a framework is imported for it
         _default("max_global_steps", workloads.make(FLAGS.workload, FLAGS.framework).step_hint)
 
 
@@ -199,6 +205,8 @@ def main(argv: Sequence[str]) -> None:
             return
         if FLAGS.engine != "local" or FLAGS.dry_run:
             raise UsageError("--engine and --dry_run are for --harness=official")
+    except KeyboardInterrupt:
+        command_line.stopped("nothing was begun")
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -206,4 +214,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=command_line.parsed)

@@ -5,9 +5,15 @@ from collections.abc import Callable, Sequence
 
 from absl import app
 
+from miniperf import command_line
 
-def start(run: Callable[[], None], usage_error: type[Exception]) -> None:
-    """Parse the flags, run and exit: with status 2 after a `usage_error`, which is printed without a traceback."""
+
+def start(run: Callable[[], None], usage_error: type[Exception], after: str = "the same command starts anew") -> None:
+    """Parse the flags, run and exit: with status 2 after a `usage_error`, in one line, and with 130 after Ctrl-C.
+
+    Args:
+        after: what to do then.
+    """
 
     def main(argv: Sequence[str]) -> None:
         if len(argv) > 1:
@@ -17,5 +23,7 @@ def start(run: Callable[[], None], usage_error: type[Exception]) -> None:
         except usage_error as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+        except KeyboardInterrupt:
+            command_line.stopped(after)
 
-    app.run(main)
+    app.run(main, flags_parser=command_line.parsed)

@@ -34,8 +34,10 @@ from tqdm import tqdm
 
 from analysis import studies
 from analysis.errors import UsageError as StudyError
-from miniperf import frameworks, submission, workloads
+from miniperf import command_line, frameworks, submission, workloads
 from miniperf.errors import UsageError
+from miniperf.logs import evaluations_of
+from miniperf.progress import summary
 from scripts.average_checkpoints import average_of
 from weight_averaging.averages import SnapshotError
 
@@ -98,6 +100,16 @@ class Job:
             int(path.name.removeprefix("checkpoint_")) for path in self.folder(self.trials[0]).glob("checkpoint_*")
         ]
         return max(steps, default=0)
+
+    def seen(self) -> int:
+        """Updates done, as of the log, which is ahead of the checkpoints."""
+        return max(self.done(), 0 if self.source else _last_step(self.folder(self.trials[0]) / "measurements.csv"))
+
+    def result(self) -> str:
+        """What came of it, in words."""
+        workload = workloads.make(self.workload, FLAGS.framework)
+        told = [summary(workload, evaluations_of(self.folder(trial))) for trial in self.trials]
+        return told[0] if len(told) == 1 else f"{len(told)} averages evaluated"
 
     def ready(self) -> bool:
         """Whether the run that is averaged is done."""
@@ -173,13 +185,15 @@ def jobs() -> list[Job]:
         if not Path(_path(name)).is_file() and (study is None or name not in studies.MERGES):
             known = sorted(path.parent.name for path in Path().glob(_path("*")))
             raise UsageError(f"the submission {name!r} is unknown; choose from {', '.join(known)}")
-    steps = {workload: FLAGS.max_global_steps or _step_hint(workload) for workload in chosen}
+    for workload in chosen:
+        workloads.module_of(workload, FLAGS.framework)
     try:
         tuned = json.loads((spaces / "tuned_trials.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise UsageError(f"--search_spaces={spaces}: cannot read tuned_trials.json: {error}") from None
     if untuned := [workload for workload in chosen if workload not in tuned]:
         raise UsageError(f"{spaces}/tuned_trials.json has no trial for {', '.join(untuned)}; see scripts.calibrate")
+    steps = {workload: FLAGS.max_global_steps or _step_hint(workload) for workload in chosen}
 
     result: list[Job] = []
     for seed, workload in itertools.product(range(seeds), chosen):
@@ -275,14 +289,16 @@ def run(waiting: list[Job]) -> list[Job]:
                 for job in [job for job in running if job.process is not None and job.process.poll() is not None]:
                     running.remove(job)
                     finished += job.steps
-                    if bar.disable:  # no terminal: a line a run
-                        print(f"{count - len(waiting) - len(running)}/{count} {job.name}", flush=True)
-                    if job.process is not None and job.process.returncode:
+                    if job.process is not None and job.process.returncode == 0:
+                        done = count - len(waiting) - len(running)
+                        bar.write(f"{done}/{count} {job.name}: {job.result()}")
+                        sys.stdout.flush()
+                    else:
                         failed.append(job)
                         waiting = [other for other in waiting if other.source is not job]
                         bar.write(f"failed: {job.name}; see {job.log}")
                 bar.set_postfix_str(f"{count - len(waiting) - len(running)}/{count} runs done", refresh=False)
-                bar.update(finished + sum(job.done() for job in running) - bar.n)
+                bar.update(finished + sum(job.seen() for job in running) - bar.n)
         finally:
             for job in running:  # interrupted: the runs keep their checkpoints
                 if job.process is not None:
@@ -299,8 +315,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"stopped; the same command goes on from the last checkpoints in {FLAGS.experiment_dir}", file=sys.stderr)
-        sys.exit(130)
+        command_line.stopped(f"the same command goes on from the last checkpoints in {FLAGS.experiment_dir}")
     if failed:
         print(failed[0].log.read_text()[-2000:], file=sys.stderr)
         sys.exit(1)
@@ -310,4 +325,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=command_line.parsed)

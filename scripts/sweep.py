@@ -7,18 +7,21 @@ out of time. The same command again continues a sweep that was cancelled: jobs t
 queue are left out, the others resume from their checkpoints.
 """
 
+import os
 import shlex
+import subprocess
 import sys
 import time
 from pathlib import Path
 
-import submitit
 from absl import flags
 
 from launching import official, slurm, sweep
 from launching.workloads import base_name
 from miniperf import frameworks, search, workloads
 from miniperf.errors import UsageError
+from miniperf.logs import evaluations_of
+from miniperf.progress import summary
 from scripts.start import start
 
 FLAGS = flags.FLAGS
@@ -34,7 +37,7 @@ flags.DEFINE_enum("harness", "official", ["miniperf", "official"], "Which runner
 flags.DEFINE_enum("engine", "local", ["local", "slurm"], "Where the jobs run.")
 flags.DEFINE_integer("jobs", 1, "Jobs at a time; on Slurm of each workload.", lower_bound=1)
 flags.DEFINE_integer("gpus", 0, "GPUs of a job, each a rank.", lower_bound=0)
-flags.DEFINE_integer("minutes", 24 * 60, "Time limit of a job, after which it is resumed.", lower_bound=1)
+flags.DEFINE_integer("minutes", 24 * 60, "On Slurm, the time limit of a job, after which it is resumed.", lower_bound=1)
 flags.DEFINE_string("sbatch_args", "", "Further arguments of sbatch: '--partition=gpu --cpus-per-task=64'.")
 flags.DEFINE_string("run_flags", "", "Further flags of scripts.run: '--data_dir=/data --max_global_steps=100'.")
 flags.DEFINE_string("experiment_dir", "runs", "Root folder of the runs; `sweep` in it is the sweep's own.")
@@ -79,24 +82,47 @@ def plan() -> tuple[list[sweep.Job], list[sweep.Cost]]:
 
 def start_here(waiting: list[sweep.Job], logs: Path) -> int:
     """Run --jobs at a time on this machine, each on GPUs of its own, and wait. Returns how many failed."""
-    made = submitit.LocalExecutor(logs)
-    made.update_parameters(timeout_min=FLAGS.minutes, gpus_per_node=FLAGS.gpus)
-    slots: list[submitit.Job | None] = [None] * FLAGS.jobs
-    running: list[submitit.Job] = []
-    for job in waiting:
-        while not (free := [slot for slot, other in enumerate(slots) if other is None or other.done()]):
-            time.sleep(0.5)
-        first = free[0] * FLAGS.gpus
-        made.update_parameters(visible_gpus=tuple(range(first, first + FLAGS.gpus)))
-        slots[free[0]] = made.submit(job)
-        running.append(slots[free[0]])
-        print(f"{job.name}: process {running[-1].job_id}", flush=True)
-    failed = 0
-    for job, process in zip(waiting, running, strict=True):
-        if process.exception() is not None:
-            failed += 1
-            print(f"failed: {job.name}; see {process.paths.stderr}", file=sys.stderr)
+    logs.mkdir(parents=True, exist_ok=True)
+    left, failed = list(waiting), 0
+    running: dict[int, tuple[sweep.Job, subprocess.Popen]] = {}  # by the slot, to which GPUs belong
+    try:
+        while left or running:
+            for slot in [slot for slot in range(FLAGS.jobs) if slot not in running][: len(left)]:
+                running[slot] = left[0], _begin(left.pop(0), slot, logs)
+            time.sleep(0.2)
+            for slot, (job, process) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[slot]
+                if process.returncode:
+                    failed += 1
+                    print(f"failed: {job.name}; see {logs / job.name}.txt", file=sys.stderr)
+                else:
+                    job.marker.touch()
+                    print(f"done: {job.name}{_result(job)}", flush=True)
+    finally:  # after Ctrl-C, of which a terminal has told them already, some are left
+        for _, process in running.values():
+            process.terminate()
+        for _, process in running.values():
+            process.wait()
     return failed
+
+
+def _result(job: sweep.Job) -> str:
+    """What came of a job under miniperf; what the official harness looks for, its report knows."""
+    if job.harness == "official":
+        return ""
+    return f": {summary(workloads.make(job.workload, job.framework), evaluations_of(job.folder))}"
+
+
+def _begin(job: sweep.Job, slot: int, logs: Path) -> subprocess.Popen:
+    gpus = ",".join(str(number) for number in range(slot * FLAGS.gpus, (slot + 1) * FLAGS.gpus))
+    path = logs / f"{job.name}.txt"
+    print(f"{job.name}: what it says goes to {path}", flush=True)
+    with open(path, "a") as file:
+        return subprocess.Popen(
+            job.command(), stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "CUDA_VISIBLE_DEVICES": gpus}
+        )
 
 
 def start_on_slurm(waiting: list[sweep.Job], logs: Path) -> None:
@@ -125,13 +151,17 @@ def run() -> None:
     in_queue = f", {len(queued)} in the queue" if queued else ""
     total = sweep.text_of([cost for _, cost in waiting])
     print(f"{len(waiting)} of {len(jobs)} jobs to run{in_queue}: {total}")
-    if FLAGS.dry_run or not waiting:
+    if FLAGS.dry_run:
         return
+    report = f"python -m scripts.report --runs={FLAGS.experiment_dir}"
     if FLAGS.engine == "slurm":
         start_on_slurm([job for job, _ in waiting], logs)
-    elif start_here([job for job, _ in waiting], logs):
+        print(f"when they are done: {report}")
+        return
+    if start_here([job for job, _ in waiting], logs):
         sys.exit(1)
+    print(f"next: {report}")
 
 
 if __name__ == "__main__":
-    start(run, UsageError)
+    start(run, UsageError, "the same command goes on from the last checkpoints")

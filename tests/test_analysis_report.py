@@ -265,5 +265,7 @@ def test_where_nobody_reached_a_target_nothing_is_compared(tmp_path):
     assert "neither lawa nor nadamw reached a target: nothing to compare" in done.stderr
     assert "1.000" not in done.stdout
     assert not (tmp_path / "report/speedup.png").exists()
-    named = done.stdout.splitlines()[-1].split(": ", 1)[1].removesuffix(" (pictures also as .pdf), report.html")
+    *_, named, following = done.stdout.splitlines()
+    assert following == f"next: open {tmp_path / 'report/report.html'} in a browser"
+    named = named.split(": ", 1)[1].removesuffix(" (pictures also as .pdf), report.html")
     assert all((tmp_path / "report" / name).exists() for name in named.split(", "))

@@ -135,7 +135,14 @@ def test_logs_of_a_workload_can_be_read_and_resumed(capsys, tmp_path, monkeypatc
     call(capsys, home["nadamw"], **flags)
     assert (offline / "trial_2" / "eval_measurements.csv").read_bytes() == before
     said = call(capsys, home["nadamw"], **{**flags, "lawa": ["window=3,interval=3"]})
-    assert "is of other hyperparameters than lawa window=3 interval=3" in said
+    there = f"{offline / 'trial_1'} is of other hyperparameters than lawa window=3 interval=3"
+    assert said == f"error: {there}: give another --experiment_name\n"
+    another = {**flags, "lawa": ["window=3,interval=3"], "experiment_name": "second", "workload": "mini_criteo1tb"}
+    said = call(capsys, home["nadamw"], **another)
+    assert "holds no snapshots of mini_criteo1tb: " in said
+    assert not (runs / "second_lawa").exists()  # no empty folder of a trial
+    said = call(capsys, home["nadamw"], **{**another, "workload": "mini_imagenet_vit"})
+    assert (runs / "second_lawa/study_3/mini_imagenet_vit_pytorch/trial_1/eval_measurements.csv").exists()
 
 
 def test_averages_of_a_search_space_are_refused_to_another_run(capsys, tmp_path):

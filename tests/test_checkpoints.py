@@ -221,3 +221,19 @@ def test_the_command_ends_with_one_line_when_logs_cannot_be_written(tmp_path):
     *told, last = result.stderr.splitlines()
     assert last == f"error: {file}: File too large; make room there and go on with --resume_last_run"
     assert all(line.startswith("I") for line in told), told  # nothing but information
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["scripts.run", "--submission=nadamw", "--save_intermediate_checkpoints"],
+        ["miniperf.submission_runner", "--submission_path=submissions/pytorch/nadamw/submission.py",
+         "--tuning_search_space=tuning_search_spaces/miniperf/nadamw.json", "--experiment_name=nadamw/study_0"],
+    ],
+)  # fmt: skip
+def test_all_are_kept_if_asked_and_by_the_runner_of_the_official_flags(tmp_path, command):
+    flags = ["--workload=mini_imagenet_vit", f"--experiment_dir={tmp_path}", "--max_global_steps=4"]
+    flags += ["--eval_every_n_steps=1", "--num_tuning_trials=1"]
+    subprocess.run([sys.executable, "-m", *command, *flags], check=True, capture_output=True)
+    trial = tmp_path / "nadamw/study_0/mini_imagenet_vit_pytorch/trial_1"
+    assert checkpoints_in(trial) == [f"checkpoint_{step}" for step in (1, 2, 3, 4)]

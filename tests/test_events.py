@@ -38,20 +38,23 @@ def test_tags_and_values_are_those_of_the_tables(tmp_path, name):
     train(folder, hyperparameters, settings_of(name, steps=20, every=5))
     accumulator = read(folder)
     evaluations = pd.read_csv(folder / "eval_measurements.csv").set_index("global_step")
-    for tag in ("train/loss", "validation/accuracy", "test/accuracy", "score"):
-        expected = evaluations[tag]
+    for tag in ("1_validation/accuracy", "2_test/accuracy", "3_train/loss", "6_clock/score"):
+        expected = evaluations["score" if "score" in tag else tag[2:]]
         assert points(accumulator, tag) == pytest.approx(dict(expected), rel=1e-6)
     training = pd.read_csv(folder / "measurements.csv").dropna(subset="loss").set_index("global_step")
     assert len(training) == 20
     training.index += 1  # rows count the updates before their own
     for tag in ("loss", "grad_norm", "learning_rate"):
-        assert points(accumulator, tag) == pytest.approx(dict(training[tag]), rel=1e-6)
-    held = points(accumulator, "averaging/snapshots")
+        assert points(accumulator, f"4_training/{tag}") == pytest.approx(dict(training[tag]), rel=1e-6)
+    held = points(accumulator, "5_averaging/snapshots")
     assert {step: held[step] for step in (2, 3, 20)} == {2: 0, 3: 1, 20: 4 if name == "lawa" else 1}
-    assert [points(accumulator, "averaging/last_snapshot")[step] for step in (2, 3, 20)] == [0, 3, 18]
+    assert [points(accumulator, "5_averaging/last_snapshot")[step] for step in (2, 3, 20)] == [0, 3, 18]
     first_ready = 12 if name == "lawa" else 3
-    ready = points(accumulator, "averaging/ready")
+    ready = points(accumulator, "5_averaging/ready")
     assert all(value == (step >= first_ready) for step, value in ready.items())
+    # TensorBoard sorts groups by name, digits before letters, and opens the first.
+    groups = list(dict.fromkeys(tag.split("/")[0] for tag in sorted(accumulator.Tags()["scalars"])))
+    assert groups == ["1_validation", "2_test", "3_train", "4_training", "5_averaging", "6_clock"]
 
 
 def test_the_hparams_tab_has_the_hyperparameters_and_the_metrics(tmp_path):
@@ -59,14 +62,22 @@ def test_the_hparams_tab_has_the_hyperparameters_and_the_metrics(tmp_path):
     folder.mkdir()
     hyperparameters = trial(tmp_path, "lawa")
     write_json(folder / "hparams.json", hyperparameters._asdict())
-    train(folder, hyperparameters, settings_of("lawa", steps=4, every=2))
+    settings = settings_of("lawa", steps=4, every=2)
+    module, made = submission.load(settings.submission_path), workloads.make(settings.workload_name)
+    flags = {"workload": settings.workload_name, "submission_path": settings.submission_path}
+    train_once(made, module, hyperparameters, settings, folder, flags)
     content = read(folder).summary_metadata  # by tag
     start = metadata.parse_session_start_info_plugin_data(content[metadata.SESSION_START_INFO_TAG].plugin_data.content)
     shown = start.hparams
     expected = {**hyperparameters._asdict(), "seed": 3}
-    assert {name: value.number_value for name, value in shown.items()} == pytest.approx(expected)
+    texts = {name: shown[name].string_value for name in ("submission", "workload")}
+    assert texts == {"submission": "lawa", "workload": "mini_imagenet_vit"}
+    assert {name: value.number_value for name, value in shown.items() if name not in texts} == pytest.approx(expected)
     experiment = metadata.parse_experiment_plugin_data(content[metadata.EXPERIMENT_TAG].plugin_data.content)
-    assert {info.name.tag for info in experiment.metric_infos} == {"validation/accuracy", "test/accuracy"}
+    named = {info.name.tag: info.display_name for info in experiment.metric_infos}
+    assert named == {"1_validation/accuracy": "validation/accuracy", "2_test/accuracy": "test/accuracy"}
+    first = [info.name for info in experiment.hparam_infos if info.differs]  # TensorBoard's own word for its order
+    assert first == ["submission", "workload", "seed"]
     end = metadata.parse_session_end_info_plugin_data(content[metadata.SESSION_END_INFO_TAG].plugin_data.content)
     assert end.status == api_pb2.Status.Value("STATUS_SUCCESS")
 
@@ -94,15 +105,15 @@ def test_a_resumed_run_has_every_point_once(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train_once(workloads.make(settings.workload_name), module, hyperparameters, settings, folder, {})
     logged[-1]._events.flush()  # the points after the checkpoint reach the disk, the worst case
-    assert set(points(read(folder), "loss")) == set(range(1, 14))
+    assert set(points(read(folder), "4_training/loss")) == set(range(1, 14))
     assert checkpoints.load_latest(PYTORCH, folder, {})[1]["global_step"] == 10
     # TensorBoard reads files in the order of their names, which begin with the second.
     first = next(folder.glob("events.out.*"))
     os.rename(first, first.with_name("events.out.tfevents.0000000001.first"))
     train_once(workloads.make(settings.workload_name), module, hyperparameters, settings, folder, {})
     accumulator = read(folder)
-    assert set(points(accumulator, "loss")) == set(range(1, 21))
-    assert set(points(accumulator, "validation/accuracy")) == {1, 5, 10, 15, 20}
+    assert set(points(accumulator, "4_training/loss")) == set(range(1, 21))
+    assert set(points(accumulator, "1_validation/accuracy")) == {1, 5, 10, 15, 20}
 
 
 def test_a_run_begun_again_drops_what_a_killed_one_left(tmp_path):
@@ -112,7 +123,7 @@ def test_a_run_begun_again_drops_what_a_killed_one_left(tmp_path):
         logger.finish()
         written = next(path for path in tmp_path.glob("events.out.*") if "th" not in path.suffix)
         os.rename(written, tmp_path / f"events.out.tfevents.{value:.0f}.{name}.th")
-    assert points(read(tmp_path), "loss") == {1: 2.0}
+    assert points(read(tmp_path), "4_training/loss") == {1: 2.0}
 
 
 def test_without_tensorboard_the_tables_are_written_and_a_line_says_so(tmp_path, monkeypatch, caplog):

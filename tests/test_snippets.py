@@ -1,4 +1,4 @@
-"""The code blocks of docs/loops.md and docs/trainers.md, and the examples, run as they are printed."""
+"""What docs/loops.md, docs/trainers.md and docs/first_hour.md print, and the examples, run as they are."""
 
 import functools
 import os
@@ -75,3 +75,25 @@ def test_examples(tmp_path):
     before, *after = [float(line.split()[-1 if "before" not in line else 2]) for line in finetuned.splitlines()]
     assert len(after) == 5
     assert max(after) < 0.3 < before
+
+
+def test_the_first_hour(tmp_path):
+    """Its commands, one after the other, say the words that are printed there; digits are a machine's own."""
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    recorded = re.findall(r"^```console\n\$ (.*?)\n(.*?)^```$", (ROOT / "docs/first_hour.md").read_text(), re.M | re.S)
+    assert len(recorded) == 5
+    programs = {"python": [], "weight-averaging": ["-m", "weight_averaging"]}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    for command, expected in recorded:
+        program, *arguments = command.split()
+        done = subprocess.run(
+            [sys.executable, *programs[program], *arguments],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert (done.returncode != 0) == ("error: " in expected), done.stderr
+        digits = r"\d[\d.,]*"
+        assert re.sub(digits, "0", done.stdout + done.stderr) == re.sub(digits, "0", expected)
+    assert (tmp_path / "average.pt").is_file()
+    assert (tmp_path / "runs" / "mine" / "horizon.png").stat().st_size > 10_000

@@ -28,7 +28,10 @@ def metrics(root: Path) -> dict[str, pd.DataFrame]:
 
 
 def test_a_stopped_suite_goes_on_and_repeats_nothing(tmp_path):
-    subprocess.run(command(tmp_path / "whole", *QUICK), check=True, capture_output=True)
+    done = subprocess.run(command(tmp_path / "whole", *QUICK), check=True, capture_output=True, text=True)
+    *runs, end = done.stdout.splitlines()
+    assert [line.split(": best validation/accuracy 0.")[0][:4] for line in runs] == ["1/2 ", "2/2 "]
+    assert end.startswith(f"all runs are in {tmp_path / 'whole'}; compare them: python -m scripts.report --runs=")
     whole = metrics(tmp_path / "whole")
     assert len(whole) == 2
     assert all(list(table["global_step"].astype(int)) == [1, *range(10, 121, 10)] for table in whole.values())
@@ -44,7 +47,7 @@ def test_a_stopped_suite_goes_on_and_repeats_nothing(tmp_path):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said.decode().splitlines()[-1] == f"stopped; the same command goes on from the last checkpoints in {broken}"
+    assert said.decode().splitlines()[-1] == f"stopped: the same command goes on from the last checkpoints in {broken}"
     subprocess.run(command(broken, *QUICK), check=True, capture_output=True)
     after = metrics(broken)
     assert after.keys() == whole.keys()

@@ -113,6 +113,9 @@ def run(folder: Path, *flags: str) -> subprocess.CompletedProcess:
 def test_a_sweep_on_this_machine_leaves_finished_jobs_out(tmp_path):
     result = run(tmp_path)
     assert result.returncode == 0, result.stderr
+    *_, last, following = result.stdout.splitlines()
+    assert last.startswith("done: mini_imagenet_vit-lawa-study_1-trial_2: best validation/accuracy 0.")
+    assert following == f"next: python -m scripts.report --runs={tmp_path}"
     trials = [tmp_path / f"lawa/study_1/mini_imagenet_vit_pytorch/trial_{trial}" for trial in (1, 2)]
     rates = [json.loads((trial / "hparams.json").read_text())["learning_rate"] for trial in trials]
     assert rates == [point["learning_rate"] for point in json.loads((ROOT / "miniperf/lawa.json").read_text())[:2]]
@@ -140,16 +143,20 @@ def test_under_miniperf_a_job_has_a_rank_for_each_of_its_gpus(tmp_path):
 
 
 TWO_AT_A_TIME = """
-import os, sys
+import sys
 from pathlib import Path
 from scripts import sweep
 
 class Job:
+    harness = "official"
+
     def __init__(self, folder, name):
         self.folder, self.name = folder, name
+        self.marker = Path(folder, name + ".done")
 
-    def __call__(self):
-        Path(self.folder, self.name).write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+    def command(self):
+        write = "import os, sys; open(sys.argv[1], 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])"
+        return [sys.executable, "-c", write, str(Path(self.folder, self.name))]
 
 sweep.FLAGS(["sweep", "--submission=lawa", "--workloads=ogbg", "--jobs=2", "--gpus=4"])
 sys.exit(sweep.start_here([Job(sys.argv[1], name) for name in "abc"], Path(sys.argv[1], "logs")))
@@ -161,3 +168,4 @@ def test_jobs_at_a_time_have_gpus_of_their_own(tmp_path):
     gpus = {name: (tmp_path / name).read_text() for name in "abc"}
     assert (gpus["a"], gpus["b"]) == ("0,1,2,3", "4,5,6,7")
     assert gpus["c"] in (gpus["a"], gpus["b"])
+    assert all((tmp_path / f"{name}.done").exists() for name in "abc")

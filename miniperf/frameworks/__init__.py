@@ -114,10 +114,15 @@ class OneProcess:
         raise UsageError("--torch_compile is for --framework=pytorch")
 
 
-def load(name: str) -> Framework:
-    """The framework of that name, imported now. UsageError if it is unknown or not installed."""
+def check(name: str) -> None:
+    """UsageError if there is no framework of that name."""
     if name not in NAMES:
         raise UsageError(f"--framework={name} is unknown; choose from {', '.join(NAMES)}")
+
+
+def load(name: str) -> Framework:
+    """The framework of that name, imported now. UsageError if it is unknown or not installed."""
+    check(name)
     try:
         for package in PACKAGES[name]:
             importlib.import_module(package)
