@@ -74,15 +74,9 @@ def run() -> None:
 def _run(framework: frameworks.Framework) -> None:
     workload = workloads.make(FLAGS.workload, FLAGS.framework)
     module = submission.load(FLAGS.submission_path, FLAGS.framework)
-    if FLAGS.tuning_ruleset == "self":
-        if FLAGS.tuning_search_space is not None:
-            raise UsageError("--tuning_search_space cannot be given with --tuning_ruleset=self")
-        trials = [None]
-    elif FLAGS.tuning_search_space is None:
-        raise UsageError("--tuning_search_space must be given with --tuning_ruleset=external")
-    else:
-        trials = search.load(FLAGS.tuning_search_space, FLAGS.num_tuning_trials, FLAGS.rng_seed or 0)
-        submission.check_trials(module, trials, workload.step_hint)
+    space, count = FLAGS.tuning_search_space, FLAGS.num_tuning_trials
+    trials = search.trials(FLAGS.tuning_ruleset, space, count, FLAGS.rng_seed or 0)
+    submission.check_trials(module, trials, workload.step_hint)
     names = (FLAGS.experiment_dir, FLAGS.experiment_name, FLAGS.workload, FLAGS.framework)
     with framework.first():
         follows = framework.rank > 0  # rank 0, which has made it

@@ -27,7 +27,7 @@ class BaseRecipe:
     The methods are functions that AlgoPerf asks of a submission; a submission module re-exports them.
 
     Attributes:
-        point: hyperparameters by name, of a submission under self-tuning, where the harness gives none.
+        point: hyperparameters by name, of a self-tuning submission; the harness then gives none.
     """
 
     optimizer: HasSettings
@@ -69,7 +69,9 @@ class BaseRecipe:
         if self._own is None:
             return hyperparameters
         if hyperparameters is not None:
-            raise ValueError("the submission has hyperparameters of its own: run with --tuning_ruleset=self")
+            raise ValueError(
+                "the submission has hyperparameters of its own: run with --tuning_ruleset=self and no search space"
+            )
         return self._own
 
     @cached_property
