@@ -8,6 +8,7 @@ submissions/self_tuning/ of mlcommons/submissions_algorithms. It is checked as `
 is left there.
 """
 
+import importlib
 import shutil
 from pathlib import Path
 
@@ -60,6 +61,11 @@ def run() -> None:
     }
     text = submission_info.pull_request(fields)
     files = bundle.write(ROOT, submission, space, folder)
+    optimizer = importlib.import_module(f"submissions.{submission.replace('/', '.')}.submission").recipe.optimizer
+    if optimizer.requirement:
+        path = folder / "requirements.txt"
+        path.write_text(f"# The optimizer itself, {optimizer.settings.name}.\n{optimizer.requirement}\n")
+        files.append(path)
     info = folder / submission_info.NAME
     info.write_text(submission_info.text(fields))
     findings = check_code.check(folder / "submission.py") + submission_info.check(info)

@@ -142,6 +142,13 @@ def test_the_command_tells_the_folder_and_the_pull_request_the_same(submission, 
         assert (result.returncode, result.stdout) == (0, ""), result.stdout
 
 
+def test_a_bundle_says_what_its_optimizer_needs(tmp_path):
+    result = make(tmp_path, "--submission=soap_lawa")
+    assert result.returncode == 0, result.stderr
+    requirements = (tmp_path / "weight_averaging_soap_lawa" / "requirements.txt").read_text()
+    assert requirements == "# The optimizer itself, soap.\npytorch_optimizer==4.1.0\n"
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -19,6 +19,9 @@ class HasSettings(Protocol):
     @property
     def settings(self) -> OptimizerSettings: ...
 
+    def missing(self) -> str | None:
+        """What to install first, in one line; None if nothing."""
+
 
 @dataclass(frozen=True)
 class BaseRecipe:
@@ -35,11 +38,20 @@ class BaseRecipe:
     averaging: Averaging | None = None
     point: Mapping[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        if self.averaging is not None and self.optimizer.settings.averages:
+            name = self.optimizer.settings.name
+            raise ValueError(
+                f"{name} brings an average of its own to evaluations: leave averaging={self.averaging.name} out"
+            )
+
     def check_hyperparameters(self, hyperparameters: Any, step_hint: int) -> None:
         """A ValueError in one line if these hyperparameters cannot be trained with.
 
         Not part of AlgoPerf's API: miniperf calls it for all trials of a search space before the first one starts.
         """
+        if missing := self.optimizer.missing():
+            raise ValueError(missing)
         hyperparameters = self._own_if_any(hyperparameters)
         settings = self.optimizer.settings
         also_known = {*AVERAGING_NAMES, BUFFERS} if self.averaging else set()
