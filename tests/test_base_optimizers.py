@@ -15,11 +15,14 @@ import pytest
 import torch
 from torch import nn
 
+from analysis import studies
 from miniperf import workloads
+from scripts import average_checkpoints
 from submissions.recipe.pytorch import Recipe, adamw, ademamix, lawa, schedule_free_adamw, soap, warmup_constant
 from tests import reference
 from tests.small_models import flat, model_of
 from tests.test_runner import assert_same_end, settings_of, train, trial
+from weight_averaging import averages
 
 needs_them = pytest.mark.skipif(
     any(optimizer.missing() for optimizer in (ademamix, schedule_free_adamw, soap)), reason="the extra `optimizers`"
@@ -259,6 +262,17 @@ def test_every_search_space_suits_its_submission(name):
         assert isinstance(points, list)
         for point in points:
             check(namedtuple("H", point)(**point), 10_000)
+
+
+@needs_them
+@pytest.mark.parametrize(("base", "slow"), [("ademamix", SLOW), ("soap", {})])
+@pytest.mark.parametrize("kind", AVERAGES)
+def test_an_average_can_be_made_of_a_runs_snapshots_instead(base, slow, kind):
+    average = average_checkpoints.average_of(f"{base}_{kind}", SimpleNamespace(**POINT, **slow, **AVERAGES[kind]), 100)
+    assert isinstance(average, {"lawa": averages.LAWA, "ema": averages.EMA}[kind])
+    assert average.interval == 2
+    assert studies._AVERAGED[f"{base}_{kind}"] == base
+    assert f"{base}_{kind}" in average_checkpoints.SUBMISSIONS
 
 
 @needs_them
