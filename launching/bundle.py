@@ -2,34 +2,28 @@
 
 There it is imported as `submissions.<ruleset>_tuning.<name>.submission`, below one more package or none. The modules
 that the submission needs, and they in turn, are copied beside it, and the module named in each of their import lines
-is replaced by its new relative name; but for the hyperparameters of a self-tuning one nothing else changes.
+is replaced by its new relative name; nothing else changes.
 """
 
 import ast
 import re
 from pathlib import Path
-from typing import Any
 
-from miniperf import search
+from launching import submission_info
 from miniperf.errors import UsageError
 
 
-def write(root: Path, submission: str, search_space: Path, point: int | None, folder: Path) -> list[Path]:
+def write(root: Path, submission: str, search_space: Path | None, folder: Path) -> list[Path]:
     """Write the bundle of `submissions/<submission>/submission.py` into the new `folder`; returns its files.
 
     Args:
         root: of this repository.
         submission: `pytorch/lawa`, say.
-        search_space: of external tuning.
-        point: None for external tuning; for a self-tuning submission the number, from 1, of the point of
-            `search_space` that it always trains with, and the file itself is left out.
+        search_space: of external tuning; None for a self-tuning submission.
     """
     if folder.exists():
         raise UsageError(f"{folder} exists; remove it or choose another --output_dir")
     start = f"submissions.{submission.replace('/', '.')}.submission"
-    if _file(root, start) is None:
-        raise UsageError(f"there is no submissions/{submission}/submission.py")
-    own = None if point is None else _point(search_space, point)
     home = start.removesuffix("submission")
     for module in sorted(_needed(root, start)):
         source = _file(root, module)
@@ -40,40 +34,27 @@ def write(root: Path, submission: str, search_space: Path, point: int | None, fo
     for package in {path.parent for path in folder.rglob("*.py")} | {folder}:
         (package / "__init__.py").touch()
     (folder / "LICENSE").write_text((root / "LICENSE").read_text())
-    if own is None:
-        (folder / "tuning_search_space.json").write_text(search_space.read_text())
-    else:
-        path = folder / "submission.py"
-        path.write_text(_self_tuned(path.read_text(), own))
+    if search_space is not None:
+        (folder / submission_info.SPACE).write_text(search_space.read_text())
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _point(search_space: Path, number: int) -> dict[str, Any]:
-    points = search.load(search_space, None)
-    if not 1 <= number <= len(points):
-        raise UsageError(f"--point={number}: {search_space} has the points 1 to {len(points)}")
-    return points[number - 1]._asdict()
-
-
-def _self_tuned(source: str, point: dict[str, Any]) -> str:
-    """The source of a submission, with `point` as an argument of its recipe."""
-    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
-    recipes = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "Recipe"]
-    if len(recipes) != 1:
-        raise UsageError("a self-tuning bundle can be made of a submission with one `Recipe(...)` only")
-    lines = source.splitlines(keepends=True)
-    last = (recipes[0].end_lineno or 0) - 1
-    end = (recipes[0].end_col_offset or 0) - 1  # its closing parenthesis
-    values = "".join(f"    {name!r}: {value!r},\n" for name, value in point.items()).replace("'", '"')
-    lines[last] = f"{lines[last][:end]}, point=POINT{lines[last][end:]}"
-    lines.insert(recipes[0].lineno - 1, f"POINT = {{\n{values}}}\n")
-    return "".join(lines)
 
 
 def description(root: Path, submission: str) -> str:
     """The first line of the submission's docstring."""
-    tree = ast.parse((root / "submissions" / submission / "submission.py").read_text())
-    return (ast.get_docstring(tree) or submission).splitlines()[0]
+    return (ast.get_docstring(_tree(root, submission)) or submission).splitlines()[0]
+
+
+def has_point(root: Path, submission: str) -> bool:
+    """Whether a submission brings hyperparameters along: it is for the self-tuning ruleset then."""
+    calls = [node for node in ast.walk(_tree(root, submission)) if isinstance(node, ast.Call)]
+    return any(keyword.arg == "point" for call in calls for keyword in call.keywords)
+
+
+def _tree(root: Path, submission: str) -> ast.Module:
+    path = root / "submissions" / submission / "submission.py"
+    if not path.is_file():
+        raise UsageError(f"there is no submissions/{submission}/submission.py")
+    return ast.parse(path.read_text())
 
 
 def _file(root: Path, module: str) -> Path | None:

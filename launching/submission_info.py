@@ -17,6 +17,7 @@ from launching.check_code import Finding
 from miniperf.errors import UsageError
 
 NAME = "submission_info.yml"
+SPACE = "tuning_search_space.json"  # beside it, under external tuning
 FIELDS = (
     "submission_name", "submission_folder", "authors", "affiliations", "version", "ruleset", "framework", "description",
 )  # fmt: skip
@@ -70,6 +71,12 @@ def check(path: Path) -> list[Finding]:
     named, folder = fields.get("submission_folder"), path.parent.name
     if not in_request and named not in (None, folder):
         found.append((_line_of("submission_folder", lines), f"submission_folder: this is {folder}, not {named}"))
+    if not in_request:
+        space, ruleset = (path.parent / SPACE).is_file(), fields.get("ruleset")
+        if ruleset == "external" and not space:
+            found.append((_line_of("ruleset", lines), f"ruleset: external tuning needs {SPACE}, which is not there"))
+        if ruleset == "self-tuning" and space:
+            found.append((_line_of("ruleset", lines), f"ruleset: a self-tuning submission has no {SPACE}: remove it"))
     return sorted(Finding(path, first + line, message) for line, message in found)
 
 

@@ -14,6 +14,8 @@ from launching.workloads import WORKLOADS, base_name
 from miniperf import search
 from miniperf.errors import UsageError
 
+SELF_TUNING = 1.5  # times the budget
+
 
 @dataclass(frozen=True)
 class Job:
@@ -26,7 +28,7 @@ class Job:
     study: int  # its seed
     trial: int  # from 1
     trials: int
-    space: str  # a list, also where the sweep's own was a dict of ranges: a seeded draw of it
+    space: str | None  # a list, also where the sweep's own was a dict of ranges: a seeded draw of it; None: self-tuning
     experiment_dir: str
     flags: tuple[str, ...] = ()  # further ones of scripts.run
     ranks: int = 1  # of miniperf; the official harness has its own from --gpus
@@ -49,11 +51,16 @@ class Job:
 
     def command(self) -> list[str]:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.ranks}"]
+        tuning = ["--tuning_ruleset=self"]
+        if self.space is not None:
+            tuning = [
+                f"--tuning_search_space={self.space}", f"--num_tuning_trials={self.trials}",
+                f"--hparam_start_index={self.trial - 1}", f"--hparam_end_index={self.trial}",
+            ]  # fmt: skip
         return [
             sys.executable, *(torchrun if self.ranks > 1 else []), "-m", "scripts.run", f"--harness={self.harness}",
             f"--framework={self.framework}", f"--submission={self.submission}", f"--workload={self.workload}",
-            f"--rng_seed={self.study}", f"--tuning_search_space={self.space}", f"--num_tuning_trials={self.trials}",
-            f"--hparam_start_index={self.trial - 1}", f"--hparam_end_index={self.trial}",
+            f"--rng_seed={self.study}", *tuning,
             f"--experiment_dir={self.experiment_dir}", "--resume_last_run", "--nosave_intermediate_checkpoints",
             *self.flags,
         ]  # fmt: skip
@@ -97,11 +104,12 @@ class Cost:
     gigabytes: float
 
 
-def cost(workload: str, gpus: int, point: dict[str, Any]) -> Cost:
+def cost(workload: str, gpus: int, point: dict[str, Any], self_tuning: bool = False) -> Cost:
     needs = WORKLOADS[base_name(workload)]
     averages = point.get("averaging_window", 1) + 1 if any(name.startswith("averaging") for name in point) else 0
     budgets = {"V100": needs.v100_seconds, "A100": needs.a100_seconds}
-    hours = {machine: seconds / 3600 * max(gpus, 1) for machine, seconds in budgets.items() if seconds is not None}
+    factor = (SELF_TUNING if self_tuning else 1.0) * max(gpus, 1) / 3600
+    hours = {machine: factor * seconds for machine, seconds in budgets.items() if seconds is not None}
     return Cost(hours, 4e-9 * needs.parameters * (3 + averages))
 
 

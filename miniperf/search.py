@@ -44,11 +44,31 @@ def load(path: str | Path, num_trials: int | None, seed: int = 0) -> list[Any]:
     return [kind(**point) for point in points[:num_trials]]
 
 
-def default_path(submission: str, workload: str, official: bool) -> str:
-    """A submission's search space: the workload's own, where there is one beside the paper's grids, or that of all."""
+def trials(ruleset: str, path: str | Path | None, num_trials: int | None, seed: int = 0) -> list[Any]:
+    """The hyperparameters of all trials: as `load`, or, where the ruleset is "self", None for the one trial.
+
+    UsageError also where ruleset, search space and number do not go together.
+    """
+    if ruleset == "self":
+        if path is not None:
+            raise UsageError("--tuning_search_space cannot be given with --tuning_ruleset=self")
+        if num_trials not in (None, 1):
+            raise UsageError(f"--num_tuning_trials={num_trials}: a self-tuning submission has one trial")
+        return [None]
+    if path is None:
+        raise UsageError("--tuning_search_space must be given with --tuning_ruleset=external")
+    return load(path, num_trials, seed)
+
+
+def default_path(submission: str, workload: str, official: bool) -> str | None:
+    """A submission's search space: the workload's own, where there is one beside the paper's grids, or that of all.
+
+    None where there is no file: so it is with self-tuning submissions.
+    """
     spaces = Path("tuning_search_spaces")
     own = spaces / "paper" / workload / f"{submission}.json"
-    return str(own if own.exists() else spaces / ("" if official else "miniperf") / f"{submission}.json")
+    found = own if own.exists() else spaces / ("" if official else "miniperf") / f"{submission}.json"
+    return str(found) if found.exists() else None
 
 
 def _from_list(space: list[Any]) -> list[dict[str, Any]]:

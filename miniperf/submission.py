@@ -58,7 +58,10 @@ def batch_size(module: ModuleType, workload_name: str, workload: Any) -> int:
 
 
 def check_trials(module: ModuleType, trials: list[Any], step_hint: int) -> None:
-    """Ask the submission, if it can tell, whether it can train with the hyperparameters of every trial."""
+    """Ask the submission, if it can tell, whether it can train with the hyperparameters of every trial.
+
+    None, the one trial under self-tuning, asks whether it has its own.
+    """
     check = getattr(module, "check_hyperparameters", None)
     if check is None:
         return
@@ -66,4 +69,5 @@ def check_trials(module: ModuleType, trials: list[Any], step_hint: int) -> None:
         try:
             check(hyperparameters, step_hint)
         except ValueError as error:
-            raise UsageError(f"trial {number}: {error}") from None
+            trial = "" if hyperparameters is None else f"trial {number}: "
+            raise UsageError(f"{trial}{error}") from None

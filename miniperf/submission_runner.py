@@ -92,20 +92,14 @@ def check_flags() -> list[Any]:
     frameworks.check(FLAGS.framework)
     workloads.module_of(FLAGS.workload, FLAGS.framework)
     submission.check_path(FLAGS.submission_path)
-    if FLAGS.tuning_ruleset == "self":
-        if FLAGS.tuning_search_space is not None:
-            raise UsageError("--tuning_search_space cannot be given with --tuning_ruleset=self")
-        return [None]
-    if FLAGS.tuning_search_space is None:
-        raise UsageError("--tuning_search_space must be given with --tuning_ruleset=external")
-    return search.load(FLAGS.tuning_search_space, FLAGS.num_tuning_trials, FLAGS.rng_seed or 0)
+    space, count = FLAGS.tuning_search_space, FLAGS.num_tuning_trials
+    return search.trials(FLAGS.tuning_ruleset, space, count, FLAGS.rng_seed or 0)
 
 
 def _run(framework: frameworks.Framework, trials: list[Any]) -> None:
     workload = workloads.make(FLAGS.workload, FLAGS.framework)
     module = submission.load(FLAGS.submission_path, FLAGS.framework)
-    if FLAGS.tuning_ruleset == "external":
-        submission.check_trials(module, trials, workload.step_hint)
+    submission.check_trials(module, trials, workload.step_hint)
     names = (FLAGS.experiment_dir, FLAGS.experiment_name, FLAGS.workload, FLAGS.framework)
     with framework.first():
         follows = framework.rank > 0  # rank 0, which has made it

@@ -7,9 +7,9 @@
     python -m scripts.run --harness=official --submission=lawa --workload=ogbg --data_dir=~/data
     python -m scripts.run --harness=official --engine=docker --submission=lawa --workload=ogbg --dry_run
 
-A submission of this repository is named by --submission, which sets its path and search space; any other by the
-official --submission_path and --tuning_search_space. All flags of the official runner work. All points of a list are
-run unless --num_tuning_trials says fewer.
+A submission of this repository is named by --submission, which sets its path and search space, or
+--tuning_ruleset=self where it has none; any other by the official --submission_path and --tuning_search_space. All
+flags of the official runner work. All points of a list are run unless --num_tuning_trials says fewer.
 
 Under miniperf training stops at the workload's step_hint unless --max_global_steps says otherwise, and of a run's
 checkpoints the last two are kept; all with --save_intermediate_checkpoints, which is the default of the official runner
@@ -52,8 +52,12 @@ def set_defaults() -> None:
         if FLAGS.submission not in known:
             raise UsageError(f"--submission={FLAGS.submission} is unknown; choose from {', '.join(known)}")
         _default("submission_path", f"{SUBMISSIONS}/{FLAGS.framework}/{FLAGS.submission}/submission.py")
-        if FLAGS.tuning_ruleset == "external":
-            _default("tuning_search_space", search.default_path(FLAGS.submission, str(FLAGS.workload), official_run))
+        if FLAGS.tuning_ruleset == "external" and FLAGS.tuning_search_space is None:
+            space = search.default_path(FLAGS.submission, str(FLAGS.workload), official_run)
+            if space is not None:
+                FLAGS.tuning_search_space = space
+            elif not FLAGS["tuning_ruleset"].present:
+                FLAGS.tuning_ruleset = "self"
     # The official harness takes 0 for "draw one", another one on each rank.
     _default("rng_seed", 1 if official_run else 0)
     if FLAGS.submission is not None:
@@ -82,13 +86,9 @@ def run_official() -> None:
             raise UsageError(f"--{name} must be given" + (", or --submission" if name != "workload" else ""))
     base_name(FLAGS.workload)
     official.check_seed(FLAGS.rng_seed)
-    space, trials = None, [None]
-    if FLAGS.tuning_ruleset == "external":
-        space = FLAGS.tuning_search_space
-        if space is None:
-            raise UsageError("--tuning_search_space must be given with --tuning_ruleset=external")
-        trials = search.load(space, FLAGS.num_tuning_trials)
-        _default("num_tuning_trials", len(trials))
+    space = FLAGS.tuning_search_space
+    trials = search.trials(FLAGS.tuning_ruleset, space, FLAGS.num_tuning_trials)
+    _default("num_tuning_trials", len(trials))
     official.check_trials(FLAGS.submission_path, space, trials, FLAGS.workload, FLAGS.framework)
     command, environment = _command()
     if FLAGS.dry_run:

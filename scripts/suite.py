@@ -8,7 +8,8 @@ Every run is a process of its own with one thread, in <experiment_dir>/<submissi
 again skips the finished runs and continues the others, so that it can be stopped at any moment.
 
 Of a submission's search space each workload takes one trial: the one whose learning rate is best for the baseline,
-as recorded in <search_spaces>/tuned_trials.json (docs/results/calibration.md tells how it was found). A study, one of
+as recorded in <search_spaces>/tuned_trials.json (docs/results/calibration.md tells how it was found). A submission
+without a search space tunes itself: it has one point for all workloads. A study, one of
 the paper's experiments in studies/, brings its own submissions and grid of hyperparameters, and the workloads and seeds
 unless --workloads and --seeds say otherwise. Where it says `offline: true`, runs without an average keep snapshots, and
 the submissions that average are made of these, evaluated on the validation set alone.
@@ -69,7 +70,7 @@ class Job:
     submission: str
     workload: str
     seed: int
-    search_space: Path
+    search_space: Path | None  # None: it tunes itself
     trials: list[int]  # of the search space, from 1; one, unless they are averages of one run
     steps: int
     evaluate_every: int
@@ -126,12 +127,15 @@ class Job:
     def _training(self) -> list[str]:
         trial = self.trials[0]
         snapshots = self.snapshots_every and [f"--save_snapshots_every_n_steps={self.snapshots_every}"]
+        tuning = ["--tuning_ruleset=self"]
+        if self.search_space is not None:
+            one = [f"--hparam_start_index={trial - 1}", f"--hparam_end_index={trial}"]
+            tuning = [f"--tuning_search_space={self.search_space}", *one]
         return [
             "scripts.run", f"--framework={FLAGS.framework}", f"--submission={self.submission}",
-            f"--workload={self.workload}",
+            f"--workload={self.workload}", *tuning,
             f"--rng_seed={self.seed}", f"--experiment_dir={FLAGS.experiment_dir}", "--resume_last_run",
-            f"--tuning_search_space={self.search_space}", "--continue_after_target",
-            f"--hparam_start_index={trial - 1}", f"--hparam_end_index={trial}", f"--max_global_steps={self.steps}",
+            "--continue_after_target", f"--max_global_steps={self.steps}",
             f"--eval_every_n_steps={self.evaluate_every}", "--nosave_intermediate_checkpoints", *(snapshots or []),
         ]  # fmt: skip
 
@@ -187,6 +191,7 @@ def jobs() -> list[Job]:
             raise UsageError(f"the submission {name!r} is unknown; choose from {', '.join(known)}")
     for workload in chosen:
         workloads.module_of(workload, FLAGS.framework)
+    own_point = [name for name in names if study is None and not (spaces / f"{name}.json").is_file()]
     try:
         tuned = json.loads((spaces / "tuned_trials.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
@@ -194,11 +199,16 @@ def jobs() -> list[Job]:
     if untuned := [workload for workload in chosen if workload not in tuned]:
         raise UsageError(f"{spaces}/tuned_trials.json has no trial for {', '.join(untuned)}; see scripts.calibrate")
     steps = {workload: FLAGS.max_global_steps or _step_hint(workload) for workload in chosen}
+    for name in own_point:
+        try:
+            submission.load(_path(name), FLAGS.framework).check_hyperparameters(None, max(steps.values()))
+        except ValueError as error:
+            raise UsageError(f"--search_spaces={spaces} has no {name}.json, and without one: {error}") from None
 
     result: list[Job] = []
     for seed, workload in itertools.product(range(seeds), chosen):
-        trials = {name: [tuned[workload]] for name in names}
-        files = {name: spaces / f"{name}.json" for name in names}
+        trials = {name: [1 if name in own_point else tuned[workload]] for name in names}
+        files = {name: None if name in own_point else spaces / f"{name}.json" for name in names}
         points: dict[str, list[dict[str, Any]]] = {}
         if study is not None:
             trials = {name: study.trials(name, tuned[workload]) for name in names}
@@ -222,7 +232,7 @@ def jobs() -> list[Job]:
 
 
 def _averages(
-    study: studies.Study, name: str, search_space: Path, trials: list[int], there: list[Job], step_hint: int
+    study: studies.Study, name: str, search_space: Path | None, trials: list[int], there: list[Job], step_hint: int
 ) -> list[Job]:
     """One job for each run `there` that `name` averages; these are told to keep the snapshots that it needs."""
     points = study.search_space(name)

@@ -4,7 +4,8 @@
 
 On this machine --jobs run at a time; on Slurm every workload is an array, whose jobs are requeued when preempted or
 out of time. The same command again continues a sweep that was cancelled: jobs that are finished or still in Slurm's
-queue are left out, the others resume from their checkpoints.
+queue are left out, the others resume from their checkpoints. A submission without a search space tunes itself: it has
+one trial.
 """
 
 import os
@@ -18,7 +19,7 @@ from absl import flags
 
 from launching import official, slurm, sweep
 from launching.workloads import base_name
-from miniperf import frameworks, search, workloads
+from miniperf import frameworks, search, submission, workloads
 from miniperf.errors import UsageError
 from miniperf.logs import evaluations_of
 from miniperf.progress import summary
@@ -57,18 +58,27 @@ def plan() -> tuple[list[sweep.Job], list[sweep.Cost]]:
     own = {search.default_path(FLAGS.submission, name, official_run) for name in FLAGS.workloads}
     if FLAGS.tuning_search_space is None and len(own) > 1:
         raise UsageError(
-            f"--workloads have search spaces of their own ({', '.join(sorted(own))}): sweep them one by one"
+            f"--workloads have search spaces of their own ({', '.join(sorted(map(str, own)))}): sweep them one by one"
         )
     source = FLAGS.tuning_search_space or own.pop()
-    trials = search.load(source, FLAGS.num_tuning_trials, FLAGS.space_seed)
-    for name in FLAGS.workloads if official_run else []:
-        official.check_trials(str(path), source, trials, name, FLAGS.framework)
+    ruleset = "self" if source is None else "external"
+    trials = search.trials(ruleset, source, FLAGS.num_tuning_trials, FLAGS.space_seed)
+    for name in FLAGS.workloads:
+        if official_run:
+            official.check_trials(str(path), source, trials, name, FLAGS.framework)
+        elif source is None:
+            module = submission.load(str(path), FLAGS.framework)
+            submission.check_trials(module, trials, workloads.make(name, FLAGS.framework).step_hint)
     root = Path(FLAGS.experiment_dir).absolute()
-    space = root / "sweep" / Path(source).name
-    points = sweep.expand(source, FLAGS.num_tuning_trials, FLAGS.space_seed, space, write=not FLAGS.dry_run)
+    space = None if source is None else root / "sweep" / Path(source).name
+    if source is not None and space is not None:
+        points = sweep.expand(source, FLAGS.num_tuning_trials, FLAGS.space_seed, space, write=not FLAGS.dry_run)
+    else:
+        points = [submission.load(str(path), FLAGS.framework).recipe.point]
     extra = (*([f"--gpus={FLAGS.gpus}"] if official_run else []), *shlex.split(FLAGS.run_flags))
     ranks = 1 if official_run else max(1, FLAGS.gpus)
-    common = {"ranks": ranks, "trials": len(points), "space": str(space), "experiment_dir": str(root), "flags": extra}
+    common = {"ranks": ranks, "trials": len(points), "experiment_dir": str(root), "flags": extra}
+    common["space"] = None if space is None else str(space)
     jobs, costs = [], []
     for workload in FLAGS.workloads:
         for study in range(1, FLAGS.studies + 1):
@@ -76,7 +86,8 @@ def plan() -> tuple[list[sweep.Job], list[sweep.Cost]]:
                 jobs.append(
                     sweep.Job(FLAGS.harness, FLAGS.framework, workload, FLAGS.submission, study, trial, **common)
                 )
-                costs.append(sweep.cost(workload, FLAGS.gpus, point) if official_run else sweep.Cost({}, 0.0))
+                cost = sweep.cost(workload, FLAGS.gpus, point, source is None) if official_run else sweep.Cost({}, 0.0)
+                costs.append(cost)
     return jobs, costs
 
 

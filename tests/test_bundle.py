@@ -17,7 +17,8 @@ from launching import bundle, check_code, check_space, submission_info
 from miniperf.errors import UsageError
 
 ROOT = Path.cwd()
-NAMES = ["nadamw", "nadamw_no_decay", "lawa", "lawa_no_decay", "ema", "ema_no_decay"]
+SELF_TUNING = ["nadamw_self", "lawa_self", "ema_self"]
+NAMES = ["nadamw", "nadamw_no_decay", "lawa", "lawa_no_decay", "ema", "ema_no_decay", *SELF_TUNING]
 TRAJECTORY = """
 import sys
 from tests.official_driver import FLAGS, RUNS, trajectory
@@ -27,19 +28,19 @@ assert bool({"submissions", "weight_averaging", "miniperf"} & set(sys.modules)) 
 """
 
 
-def write(name: str, folder: Path, point: int | None = None, framework: str = "pytorch") -> list[Path]:
-    return bundle.write(ROOT, f"{framework}/{name}", ROOT / f"tuning_search_spaces/{name}.json", point, folder)
+def write(name: str, folder: Path, framework: str = "pytorch") -> list[Path]:
+    space = None if name in SELF_TUNING else ROOT / f"tuning_search_spaces/{name}.json"
+    return bundle.write(ROOT, f"{framework}/{name}", space, folder)
 
 
 @pytest.mark.parametrize("framework", ["pytorch", "jax"])
-@pytest.mark.parametrize("point", [None, 2])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_bundle_is_whole_and_has_nothing_to_mend(name, point, framework, tmp_path):
-    files = {str(path.relative_to(tmp_path / name)) for path in write(name, tmp_path / name, point, framework)}
+def test_a_bundle_is_whole_and_has_nothing_to_mend(name, framework, tmp_path):
+    files = {str(path.relative_to(tmp_path / name)) for path in write(name, tmp_path / name, framework)}
     assert {"submission.py", "__init__.py", "LICENSE"} <= files
-    assert ("tuning_search_space.json" in files) == (point is None)
+    assert ("tuning_search_space.json" in files) == (name not in SELF_TUNING)
     assert check_code.check(tmp_path / name / "submission.py") == []
-    if point is None:
+    if name not in SELF_TUNING:
         assert check_space.check(tmp_path / name / "tuning_search_space.json") == []
     # Every relative import that is ever made ends inside the bundle, at a module that is there.
     for path in (tmp_path / name).rglob("*.py"):
@@ -58,7 +59,7 @@ def test_a_bundle_is_whole_and_has_nothing_to_mend(name, point, framework, tmp_p
 @pytest.mark.parametrize("framework", ["pytorch", "jax"])
 def test_a_bundle_trains_as_the_original(framework, tmp_path):
     package = "submissions_algorithms.submissions.external_tuning.lawa"
-    write("lawa", tmp_path.joinpath(*package.split(".")), framework=framework)
+    write("lawa", tmp_path.joinpath(*package.split(".")), framework)
     (tmp_path / "tests").mkdir()
     # Else the harness's `tests` are taken.
     for name in ("__init__.py", "official_driver.py", "official_batches.py", "reference.py"):
@@ -88,10 +89,10 @@ def rows(folder: Path, path: str, *flags: str) -> pd.DataFrame:
     return table.drop(columns=clock)
 
 
-def test_a_self_tuning_bundle_trains_as_the_original_does_with_its_point(tmp_path):
-    write("lawa", tmp_path / "mine", point=4)
+def test_a_self_tuning_bundle_trains_as_external_tuning_does_with_its_point(tmp_path):
+    write("lawa_self", tmp_path / "mine")
     write("lawa", tmp_path / "tuned")
-    point = json.loads((tmp_path / "tuned" / "tuning_search_space.json").read_text())[3]
+    point = json.loads((tmp_path / "tuned" / "tuning_search_space.json").read_text())[4]  # that of nadamw_baselinev05
     (tmp_path / "space.json").write_text(json.dumps([point]))
     own = rows(tmp_path, "mine/submission.py", "--tuning_ruleset=self")
     given = rows(tmp_path, "tuned/submission.py", "--tuning_ruleset=external", "--tuning_search_space=space.json")
@@ -105,7 +106,7 @@ def test_an_import_that_cannot_be_made_relative_is_refused(tmp_path):
     (tmp_path / "lib.py").touch()
     (tmp_path / "submissions" / "mine" / "submission.py").write_text("import lib\n")
     with pytest.raises(UsageError, match=r"submission\.py:1: write `from"):
-        bundle.write(tmp_path, "mine", tmp_path / "space.json", None, tmp_path / "out")
+        bundle.write(tmp_path, "mine", None, tmp_path / "out")
 
 
 def test_a_folder_is_not_written_over(tmp_path):
@@ -115,29 +116,37 @@ def test_a_folder_is_not_written_over(tmp_path):
 
 def make(folder: Path, *flags: str) -> subprocess.CompletedProcess:
     command = [
-        sys.executable, "-m", "scripts.bundle", "--submission=ema", "--authors=A. Name, B. Name",
+        sys.executable, "-m", "scripts.bundle", "--authors=A. Name, B. Name",
         "--affiliations=Some: Place", f"--output_dir={folder}", *flags,
     ]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("flags", [(), ("--ruleset=self-tuning", "--point=1")])
-def test_the_command_tells_the_folder_and_the_pull_request_the_same(flags, tmp_path):
-    result = make(tmp_path, *flags)
+@pytest.mark.parametrize("submission", ["ema", "ema_self"])
+def test_the_command_tells_the_folder_and_the_pull_request_the_same(submission, tmp_path):
+    result = make(tmp_path, f"--submission={submission}")
     assert result.returncode == 0, result.stderr
-    name = "weight_averaging_ema_self_tuning" if flags else "weight_averaging_ema"
+    name = f"weight_averaging_{submission}"
     fields = yaml.safe_load((tmp_path / name / "submission_info.yml").read_text())
     block = (tmp_path / f"{name}.pull_request.md").read_text().split("```yaml\n")[1].split("\n```")[0]
     assert yaml.safe_load(block) == fields
     assert list(fields) == list(submission_info.FIELDS)
     assert fields["submission_folder"] == name
-    assert fields["ruleset"] == ("self-tuning" if flags else "external")
+    assert fields["ruleset"] == ("external" if submission == "ema" else "self-tuning")
+    assert (tmp_path / name / "tuning_search_space.json").is_file() == (submission == "ema")
     assert (fields["framework"], fields["version"]) == ("PyTorch", "1.0")
     assert fields["affiliations"] == "Some: Place"
     check = [sys.executable, "-m", "scripts.check_submission", f"--submission_path={tmp_path / name}/submission.py"]
     for info in (tmp_path / name / "submission_info.yml", tmp_path / f"{name}.pull_request.md"):
         result = subprocess.run([*check, f"--submission_info={info}"], capture_output=True, text=True, check=False)
         assert (result.returncode, result.stdout) == (0, ""), result.stdout
+
+
+def test_a_bundle_says_what_its_optimizer_needs(tmp_path):
+    result = make(tmp_path, "--submission=soap_lawa")
+    assert result.returncode == 0, result.stderr
+    requirements = (tmp_path / "weight_averaging_soap_lawa" / "requirements.txt").read_text()
+    assert requirements == "# The optimizer itself, soap.\npytorch_optimizer==4.1.0\n"
 
 
 @pytest.mark.parametrize(
@@ -147,14 +156,16 @@ def test_the_command_tells_the_folder_and_the_pull_request_the_same(flags, tmp_p
         (["--authors=A # B"], "--authors: give one line without '#'"),
         (["--affiliations=A\nB"], "--affiliations: give one line without"),
         (["--name=My-Submission"], "--name: give the folder's own name, of small letters, digits and _"),
-        (["--point=1"], "--point says what --ruleset=self-tuning trains with"),
-        (["--ruleset=self-tuning"], "--point says what --ruleset=self-tuning trains with"),
-        (["--ruleset=self-tuning", "--point=6"], "--point=6: "),
-        (["--submission=lawaa"], "there is no "),
+        (["--tuning_search_space=no/such.json"], "--tuning_search_space: there is no no/such.json"),
+        (
+            ["--submission=ema_self", "--tuning_search_space=tuning_search_spaces/ema.json"],
+            "--tuning_search_space=tuning_search_spaces/ema.json: ema_self has hyperparameters of its own",
+        ),
+        (["--submission=lawaa"], "there is no submissions/pytorch/lawaa/submission.py"),
     ],
 )
 def test_the_command_refuses_what_the_leaderboard_would_not_take(flags, words, tmp_path):
-    result = make(tmp_path, *flags)
+    result = make(tmp_path, "--submission=ema", *flags)
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
     assert words in result.stderr

@@ -151,6 +151,8 @@ FIELDS = {
 def info_findings(tmp_path, text, name="mine/submission_info.yml"):
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
+    if "external" in text:
+        (path.parent / submission_info.SPACE).touch()
     path.write_text(text)
     return [(finding.line, finding.text) for finding in submission_info.check(path)]
 
@@ -180,6 +182,21 @@ def test_what_is_written_has_nothing_to_mend(tmp_path):
 def test_a_trap_of_the_leaderboards_workflow_is_found_at_its_line(tmp_path, old, new, line, words):
     text = submission_info.text(FIELDS).replace(old, new)
     assert any(at == line and words in found for at, found in info_findings(tmp_path, text))
+
+
+def test_a_search_space_is_beside_external_tuning_and_that_alone(tmp_path):
+    text = submission_info.text({**FIELDS, "ruleset": "self-tuning"})
+    assert info_findings(tmp_path, text) == []
+    info_findings(tmp_path, submission_info.text(FIELDS))  # leaves a search space there
+    assert info_findings(tmp_path, text) == [
+        (6, "ruleset: a self-tuning submission has no tuning_search_space.json: remove it")
+    ]
+    (tmp_path / "mine" / submission_info.SPACE).unlink()
+    (tmp_path / "mine" / "submission_info.yml").write_text(submission_info.text(FIELDS))
+    (finding,) = submission_info.check(tmp_path / "mine" / "submission_info.yml")
+    assert (finding.line, finding.text) == (
+        6, "ruleset: external tuning needs tuning_search_space.json, which is not there"
+    )  # fmt: skip
 
 
 def test_the_block_of_a_pull_request_is_read_as_the_workflow_does(tmp_path):

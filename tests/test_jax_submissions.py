@@ -1,5 +1,6 @@
 """The JAX submissions on a small model, against slow references and against their PyTorch twins."""
 
+import dataclasses
 import importlib
 import json
 from collections import namedtuple
@@ -27,6 +28,9 @@ from tests.test_submissions import GOOD, NAMES  # noqa: E402
 from weight_averaging.jax import HostLAWAState, host_lawa  # noqa: E402
 
 STEP_HINT = 100
+SLOW = {"beta3": 0.999, "alpha": 8.0}
+has_ademamix = not (recipes.ademamix.missing() or torch_recipes.ademamix.missing())
+TWINS = ["nadamw", "adamw", *(["ademamix"] if has_ademamix else [])]
 
 
 def train(optimizer, params, gradients, rate):
@@ -55,7 +59,8 @@ def test_nadamw_follows_its_equations(seed, steps, b1, b2, decay):
     rng = np.random.RandomState(seed)
     start, *gradients = rng.standard_normal((steps + 1, 31)).astype(np.float32)
     hyperparameters = point(one_minus_beta1=1 - b1, beta2=b2, weight_decay=decay)
-    found = train(recipes.nadamw.build(hyperparameters), {"kernel": start}, [{"kernel": g} for g in gradients], 1e-2)
+    optimizer = recipes.nadamw.build(hyperparameters, STEP_HINT)
+    found = train(optimizer, {"kernel": start}, [{"kernel": g} for g in gradients], 1e-2)
     expected = reference.nadamw(start, gradients, 1e-2, b1, b2, decay)
     np.testing.assert_allclose(found["kernel"], expected, rtol=2e-6, atol=2e-6)
 
@@ -68,20 +73,21 @@ def test_nadamw_is_not_that_of_optax():
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.sampled_from(["nadamw", "adamw"]), st.integers(0, 1000), st.integers(1, 20))
+@given(st.sampled_from(TWINS), st.integers(0, 1000), st.integers(1, 20))
 def test_an_optimizer_agrees_with_its_pytorch_twin(name, seed, steps):
     rng = np.random.RandomState(seed)
     sizes = {"kernel": (3, 4), "bias": (4,)}
     start, *gradients = [
         {name: rng.standard_normal(size).astype(np.float32) for name, size in sizes.items()} for _ in range(steps + 1)
     ]
-    hyperparameters = point(learning_rate=1e-2, weight_decay=0.3)
-    found = train(getattr(recipes, name).build(hyperparameters), start, gradients, 1e-2)
+    hyperparameters = point(learning_rate=1e-2, weight_decay=0.3, **SLOW)
+    step_hint = 12  # within the updates: a slow momentum's schedules end there
+    found = train(getattr(recipes, name).build(hyperparameters, step_hint), start, gradients, 1e-2)
 
     module = torch.nn.Module()
     for key, value in start.items():
         module.register_parameter(key, torch.nn.Parameter(torch.from_numpy(value.copy())))
-    optimizer = getattr(torch_recipes, name).build(module, hyperparameters)
+    optimizer = getattr(torch_recipes, name).build(module, hyperparameters, step_hint)
     for gradient in gradients:
         for key, value in gradient.items():
             getattr(module, key).grad = torch.from_numpy(value)
@@ -159,7 +165,15 @@ LAWA = {"averaging_interval": 2, "averaging_window": 3}
 EMA = {"averaging_interval": 2, "averaging_decay": 0.5}
 
 
-@pytest.mark.parametrize(("name", "settings"), [("lawa", LAWA), ("adamw_ema", EMA), ("nadamw_no_decay", {})])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("lawa", LAWA),
+        ("adamw_ema", EMA),
+        ("nadamw_no_decay", {}),
+        pytest.param("ademamix_lawa", {**LAWA, **SLOW}, marks=pytest.mark.skipif(not has_ademamix, reason="optax")),
+    ],
+)
 def test_evaluations_see_the_average_and_change_nothing(name, settings):
     plain, evaluated = Run(name, **settings), Run(name, **settings)
     kernels, means = [], []
@@ -172,7 +186,7 @@ def test_evaluations_see_the_average_and_change_nothing(name, settings):
         np.testing.assert_array_equal(evaluated.kernel(), plain.kernel())
         np.testing.assert_array_equal(evaluated.mean(), plain.mean())
         if step in (1, 3, 4, 8, 11):
-            average = (lambda snapshots: reference.lawa(snapshots, 3)) if name == "lawa" else None
+            average = (lambda snapshots: reference.lawa(snapshots, 3)) if name.endswith("lawa") else None
             if name == "adamw_ema":
                 average = lambda snapshots: reference.ema(snapshots, 0.5)  # noqa: E731
             for _ in range(2):  # the second time changes nothing
@@ -183,6 +197,15 @@ def test_evaluations_see_the_average_and_change_nothing(name, settings):
                 ):
                     expected = None if average is None else average(snapshots)
                     np.testing.assert_allclose(found, raw if expected is None else expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.skipif(not has_ademamix, reason="optax is too old")
+@pytest.mark.parametrize(("name", "average"), [("ademamix_lawa", LAWA), ("ademamix_ema", EMA)])
+def test_with_an_average_training_is_that_of_the_base_optimizer(name, average):
+    base, averaged = Run("ademamix", **SLOW), Run(name, **SLOW, **average)
+    for _ in range(3):
+        np.testing.assert_array_equal(averaged.update(3).kernel(), base.update(3).kernel())
+        averaged.prepare()
 
 
 def test_a_window_in_host_memory_gives_the_same_and_is_resumed(monkeypatch):
@@ -293,6 +316,13 @@ def test_every_search_space_suits_its_submission(name):
     for folder in ("tuning_search_spaces", "tuning_search_spaces/miniperf"):
         for values in json.loads(Path(folder, f"{name}.json").read_text()):
             module.check_hyperparameters(namedtuple("H", values)(**values), 10_000)
+
+
+def test_an_optimizer_that_this_optax_lacks_is_named_in_one_line():
+    recipe = recipes.Recipe(dataclasses.replace(recipes.ademamix, kind=None), recipes.warmup_cosine)
+    with pytest.raises(ValueError, match=r"ademamix is not in optax [\d.]+: pip install 'optax>=0.2.5'") as error:
+        recipe.check_hyperparameters(point(**SLOW), 100)
+    assert "\n" not in str(error.value)
 
 
 def test_bad_hyperparameters_are_named_in_one_line():

@@ -71,8 +71,13 @@ def train_and_die(kind: str, share: float, lines: int, marks: Path, *run: object
     train(*run)
 
 
-@pytest.mark.parametrize("name", ["lawa", "ema"])
+PACKAGED = [pytest.param(name, marks=pytest.mark.heavy) for name in ("ademamix_lawa", "soap_ema")]
+
+
+@pytest.mark.parametrize("name", ["lawa", "ema", *PACKAGED])
 def test_a_run_killed_anywhere_ends_like_an_unbroken_one(tmp_path, name, capsys, monkeypatch):
+    if name not in ("lawa", "ema"):
+        pytest.importorskip("pytorch_optimizer")
     monkeypatch.setattr(WORKLOAD, "max_eval_train_examples", 16)  # quick, like the batches
     settings = settings_of(name, steps=20, every=4, keep_all=False)
     settings = dataclasses.replace(settings, batch_size=16, save_snapshots_every_n_steps=4)

@@ -289,7 +289,18 @@ def test_a_slurm_job_is_requeued_and_resumes():
                 ("docker", "tuning_search_spaces/paper/wmt/interval_x_decay.json"),
             )
         ],
-        (["--workload=ogbg", "--tuning_ruleset=self"], "--tuning_ruleset=self does not fit"),
+        (
+            ["--workload=ogbg", "--tuning_ruleset=self"],
+            "--tuning_ruleset=self does not fit submissions/pytorch/lawa/submission.py: no hyperparameters: run with",
+        ),
+        (
+            ["--workload=ogbg", "--submission=lawa_self", "--tuning_search_space=tuning_search_spaces/lawa.json"],
+            "lawa_self/submission.py: trial 1: the submission has hyperparameters of its own: run with",
+        ),
+        (
+            ["--workload=ogbg", "--submission=lawa_self", "--num_tuning_trials=2"],
+            "a self-tuning submission has one trial",
+        ),
     ],
 )
 def test_nothing_is_started_where_something_is_missing(flags, words, tmp_path):

@@ -18,6 +18,9 @@ HYPERPARAMETERS = {
 }  # fmt: skip
 AVERAGING = {"nadamw": {}, "lawa": {"averaging_interval": 3, "averaging_window": 4}}
 AVERAGING["ema"] = {"averaging_interval": 3, "averaging_decay": 0.7}
+AVERAGING["ademamix_lawa"] = {"beta3": 0.999, "alpha": 8.0, **AVERAGING["lawa"]}
+AVERAGING["soap_ema"] = {"precondition_frequency": 3, **AVERAGING["ema"]}
+AVERAGING["schedule_free_adamw"] = {}
 
 
 def trial(tmp_path: Path, name: str) -> object:

@@ -149,7 +149,7 @@ POINT = {"learning_rate": 1e-2, "one_minus_beta1": 0.1, "beta2": 0.95, "weight_d
 def test_adamw_decays_neither_the_scales_of_norms_nor_biases():
     model = Sample()
     model.unused = nn.Parameter(torch.ones(3))  # a scale without a gradient
-    optimizer = adamw.build(model, SimpleNamespace(**POINT))
+    optimizer = adamw.build(model, SimpleNamespace(**POINT), step_hint=100)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for p in model.parameters():
         p.grad = torch.zeros_like(p)  # what moves now is decay alone
@@ -160,7 +160,7 @@ def test_adamw_decays_neither_the_scales_of_norms_nor_biases():
         "attention.out_proj.weight", "place",
     }  # fmt: skip
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
-    assert len(nadamw.build(model, SimpleNamespace(**POINT)).param_groups) == 1
+    assert len(nadamw.build(model, SimpleNamespace(**POINT), step_hint=100).param_groups) == 1
     assert not matrices("bias", 2)  # flax's, of attention: [heads, width of a head]
 
 
@@ -171,7 +171,7 @@ def test_adamw_follows_its_equations(epsilon):
     theta = {name: p.detach().double() for name, p in model.named_parameters()}
     m, v = ({name: torch.zeros_like(x) for name, x in theta.items()} for _ in range(2))
     given_epsilon = {} if epsilon is None else {"epsilon": epsilon}
-    optimizer = adamw.build(model, SimpleNamespace(**POINT, **given_epsilon))
+    optimizer = adamw.build(model, SimpleNamespace(**POINT, **given_epsilon), step_hint=100)
     for t in range(1, 6):
         for name, p in model.named_parameters():
             p.grad = torch.randn_like(p) * 1e-2

@@ -19,6 +19,9 @@ class HasSettings(Protocol):
     @property
     def settings(self) -> OptimizerSettings: ...
 
+    def missing(self) -> str | None:
+        """What to install first, in one line; None if nothing."""
+
 
 @dataclass(frozen=True)
 class BaseRecipe:
@@ -27,7 +30,7 @@ class BaseRecipe:
     The methods are functions that AlgoPerf asks of a submission; a submission module re-exports them.
 
     Attributes:
-        point: hyperparameters by name, of a submission under self-tuning, where the harness gives none.
+        point: hyperparameters by name, of a self-tuning submission; the harness then gives none.
     """
 
     optimizer: HasSettings
@@ -35,11 +38,20 @@ class BaseRecipe:
     averaging: Averaging | None = None
     point: Mapping[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        if self.averaging is not None and self.optimizer.settings.averages:
+            name = self.optimizer.settings.name
+            raise ValueError(
+                f"{name} brings an average of its own to evaluations: leave averaging={self.averaging.name} out"
+            )
+
     def check_hyperparameters(self, hyperparameters: Any, step_hint: int) -> None:
         """A ValueError in one line if these hyperparameters cannot be trained with.
 
         Not part of AlgoPerf's API: miniperf calls it for all trials of a search space before the first one starts.
         """
+        if missing := self.optimizer.missing():
+            raise ValueError(missing)
         hyperparameters = self._own_if_any(hyperparameters)
         settings = self.optimizer.settings
         also_known = {*AVERAGING_NAMES, BUFFERS} if self.averaging else set()
@@ -69,7 +81,9 @@ class BaseRecipe:
         if self._own is None:
             return hyperparameters
         if hyperparameters is not None:
-            raise ValueError("the submission has hyperparameters of its own: run with --tuning_ruleset=self")
+            raise ValueError(
+                "the submission has hyperparameters of its own: run with --tuning_ruleset=self and no search space"
+            )
         return self._own
 
     @cached_property

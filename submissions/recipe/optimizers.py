@@ -14,12 +14,14 @@ class OptimizerSettings:
         name: as the submissions are called.
         required, optional: its hyperparameters, and what each may be.
         decays: whether weight decay is for a parameter, from the last part of its name and its number of dimensions.
+        averages: whether it brings an average of its own to evaluations; none may be put on top of that.
     """
 
     name: str
     required: Mapping[str, Rule]
     decays: Callable[[str, int], bool]
     optional: Mapping[str, Rule] = field(default_factory=dict)
+    averages: bool = False
 
 
 def everything(name: str, ndim: int) -> bool:
@@ -42,7 +44,30 @@ _ADAM: dict[str, Rule] = {
     "beta2": (lambda x: 0 <= x < 1, "in [0, 1)"),
     "weight_decay": (lambda x: x >= 0, ">= 0"),
 }
+# Of those whose equations cannot do without a first momentum.
+_MOMENTUM: dict[str, Rule] = {**_ADAM, "one_minus_beta1": (lambda x: 0 < x < 1, "in (0, 1)")}
+_EPSILON: dict[str, Rule] = {"epsilon": (lambda x: x > 0, "> 0")}
 EPSILON = 1e-8  # where `epsilon` is not given
 
 nadamw = OptimizerSettings("nadamw", _ADAM, everything)
-adamw = OptimizerSettings("adamw", _ADAM, matrices, {"epsilon": (lambda x: x > 0, "> 0")})
+adamw = OptimizerSettings("adamw", _ADAM, matrices, _EPSILON)
+# Pagliardini et al. (arXiv 2409.03137): AdamW with a second, slow momentum.
+ademamix = OptimizerSettings(
+    "ademamix",
+    {**_MOMENTUM, "beta3": (lambda x: 0 < x < 1, "in (0, 1)"), "alpha": (lambda x: x >= 0, ">= 0")},
+    everything,
+    _EPSILON,
+)
+# Defazio et al. (arXiv 2405.15682): gradients at a mixture of the iterates and their average, which is evaluated.
+schedule_free_adamw = OptimizerSettings("schedule_free_adamw", _MOMENTUM, everything, _EPSILON, averages=True)
+# Vyas et al. (arXiv 2409.11321): Adam in the eigenbasis of Shampoo's preconditioner.
+soap = OptimizerSettings(
+    "soap",
+    _ADAM,
+    everything,
+    {
+        **_EPSILON,
+        "precondition_frequency": (lambda x: x >= 1 and x == int(x), "that is whole and >= 1"),
+        "max_precondition_dim": (lambda x: x >= 1 and x == int(x), "that is whole and >= 1"),
+    },
+)

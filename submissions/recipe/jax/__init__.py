@@ -2,7 +2,7 @@
 
 from ..averaging import ema, lawa
 from ..schedules import warmup_constant, warmup_cosine
-from .optimizers import adamw, nadamw
+from .optimizers import adamw, ademamix, nadamw
 from .recipe import Recipe
 
-__all__ = ["Recipe", "adamw", "ema", "lawa", "nadamw", "warmup_constant", "warmup_cosine"]
+__all__ = ["Recipe", "adamw", "ademamix", "ema", "lawa", "nadamw", "warmup_constant", "warmup_cosine"]

@@ -1,10 +1,12 @@
 """The base optimizers of the submissions in JAX."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from .. import optimizers
@@ -12,28 +14,70 @@ from ..optimizers import EPSILON, OptimizerSettings
 from .nadamw import scale_by_nadam
 
 
+def adams(hyperparameters: Any, step_hint: int) -> dict[str, Any]:
+    """The arguments that all the optimizers here share. `step_hint` is for those with schedules of their own."""
+    del step_hint
+    return {
+        "b1": 1.0 - hyperparameters.one_minus_beta1,
+        "b2": hyperparameters.beta2,
+        "eps": getattr(hyperparameters, "epsilon", EPSILON),
+    }
+
+
 @dataclass(frozen=True)
 class BaseOptimizer:
-    """A base optimizer: what it takes, and its transformation of gradients, called with b1, b2 and eps."""
+    """A base optimizer: what it takes, and its transformation of gradients, called with the arguments.
+
+    Attributes:
+        kind: None where the optax that is there has not got it.
+        requirement: of pip, for one that has.
+    """
 
     settings: OptimizerSettings
-    kind: Callable[..., optax.GradientTransformation]
+    kind: Callable[..., optax.GradientTransformation] | None
+    arguments: Callable[[Any, int], dict[str, Any]] = adams
+    requirement: str = ""
 
-    def build(self, hyperparameters: Any) -> optax.GradientTransformation:
+    def missing(self) -> str | None:
+        """What to install first, in one line; None if nothing."""
+        if self.kind is not None:
+            return None
+        return f"{self.settings.name} is not in optax {optax.__version__}: pip install '{self.requirement}'"
+
+    def build(self, hyperparameters: Any, step_hint: int) -> optax.GradientTransformation:
         """All of an update but the learning rate, which is a function of the step: theta <- theta - lr * update."""
+        assert self.kind is not None
 
         def decayed(params: Any) -> Any:
             return jax.tree_util.tree_map_with_path(
                 lambda path, leaf: self.settings.decays(str(getattr(path[-1], "key", path[-1])), leaf.ndim), params
             )
 
-        scale = self.kind(
-            b1=1.0 - hyperparameters.one_minus_beta1,
-            b2=hyperparameters.beta2,
-            eps=getattr(hyperparameters, "epsilon", EPSILON),
-        )
+        scale = self.kind(**self.arguments(hyperparameters, step_hint))
         return optax.chain(scale, optax.add_decayed_weights(hyperparameters.weight_decay, mask=decayed))
+
+
+def _ademamix(hyperparameters: Any, step_hint: int) -> dict[str, Any]:
+    """With the paper's two schedules (arXiv 2409.03137, section 3), which go on to the end of training.
+
+    In the logarithm of the slow momentum's decay they are harmonic: its half-life grows linearly. optax counts the
+    updates from 0, the paper from 1.
+    """
+    shared = adams(hyperparameters, step_hint)
+    fast, slow = math.log(shared["b1"]), math.log(hyperparameters.beta3)
+
+    def beta3(updates: jax.Array) -> jax.Array:
+        share = jnp.minimum((updates + 1) / step_hint, 1.0)
+        return jnp.exp(fast * slow / ((1 - share) * slow + share * fast))
+
+    def alpha(updates: jax.Array) -> jax.Array:
+        return hyperparameters.alpha * jnp.minimum((updates + 1) / step_hint, 1.0)
+
+    return {**shared, "b3": beta3, "alpha": alpha}
 
 
 nadamw = BaseOptimizer(optimizers.nadamw, scale_by_nadam)
 adamw = BaseOptimizer(optimizers.adamw, optax.scale_by_adam)
+ademamix = BaseOptimizer(
+    optimizers.ademamix, getattr(optax.contrib, "scale_by_ademamix", None), _ademamix, "optax>=0.2.5"
+)

@@ -49,7 +49,7 @@ class Recipe(BaseRecipe):
             raise ValueError("the submission is in JAX, the model in PyTorch: run it with --framework=jax")
         self.check_hyperparameters(hyperparameters, workload.step_hint)
         hyperparameters = self._own_if_any(hyperparameters)
-        optimizer = self.optimizer.build(hyperparameters)
+        optimizer = self.optimizer.build(hyperparameters, workload.step_hint)
         averager, averaging, raw = None, (), ()
         if self.averaging is not None:
             averager = WeightsAverager(self.averaging, hyperparameters, workload.step_hint, model_params, model_state)

@@ -1,8 +1,11 @@
 """The recipe in PyTorch: base optimizers, learning-rate schedules, the update step, averaging."""
 
 from ..averaging import ema, lawa
-from .optimizers import adamw, nadamw
+from .optimizers import adamw, ademamix, nadamw, schedule_free_adamw, soap
 from .recipe import Recipe
 from .schedules import warmup_constant, warmup_cosine
 
-__all__ = ["Recipe", "adamw", "ema", "lawa", "nadamw", "warmup_constant", "warmup_cosine"]
+__all__ = [
+    "Recipe", "adamw", "ademamix", "ema", "lawa", "nadamw", "schedule_free_adamw", "soap", "warmup_constant",
+    "warmup_cosine",
+]  # fmt: skip

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from weight_averaging.torch import Averager, recompute_batch_norm
+from weight_averaging.torch.batch_norm import batch_norms
 
 from ...api import spec
 from ..base import BaseRecipe
@@ -21,7 +22,7 @@ from .gradients import backward
 from .optimizers import BaseOptimizer
 from .recent_batches import RecentBatches
 
-RECOMPUTE_BATCHES = 10  # training batches that renew batch-norm statistics where averaging_buffers is "recompute"
+RECOMPUTE_BATCHES = 10  # training batches that renew batch-norm statistics where these are not averaged
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,16 @@ class Recipe(BaseRecipe):
             raise ValueError("the submission is in PyTorch, the model is not: run it with --framework=pytorch")
         self.check_hyperparameters(hyperparameters, workload.step_hint)
         hyperparameters = self._own_if_any(hyperparameters)
-        optimizer = self.optimizer.build(model_params, hyperparameters)
+        optimizer = self.optimizer.build(model_params, hyperparameters, workload.step_hint)
         scheduler = self.schedule(optimizer, hyperparameters, workload.step_hint)
         state: dict[str, Any] = {"optimizer": optimizer, "scheduler": scheduler}
         if self.averaging is not None:
             state["averager"] = averager_of(self.averaging, model_params, hyperparameters, workload.step_hint)
             if state["averager"].buffers == "recompute":
                 state["recent_batches"] = RecentBatches(RECOMPUTE_BATCHES)
+        elif self.optimizer.settings.averages and batch_norms(model_params):
+            # Training sees other weights than evaluations do, and so do its statistics.
+            state["recent_batches"] = RecentBatches(RECOMPUTE_BATCHES)
         return state
 
     def update_params(
@@ -74,6 +78,8 @@ class Recipe(BaseRecipe):
         averager = optimizer_state.get("averager")
         if averager is not None:
             averager.swap_out()  # an evaluation leaves the average in the model
+        if self.optimizer.settings.averages:
+            optimizer_state["optimizer"].train()  # likewise
         if USE_PYTORCH_DDP:
             model = in_ddp(model, DEVICE)
         model.train()
@@ -87,14 +93,16 @@ class Recipe(BaseRecipe):
 
         if hasattr(hyperparameters, "grad_clip"):
             nn.utils.clip_grad_norm_(model.parameters(), max_norm=hyperparameters.grad_clip)
+        logs = global_step <= 100 or global_step % 500 == 0
+        grad_norm = _norm(model) if logs else 0.0  # before a step that works on the gradients in place
         optimizer_state["optimizer"].step()
         optimizer_state["scheduler"].step()
         if averager is not None:
             averager.update(global_step + 1)
         if "recent_batches" in optimizer_state:
             optimizer_state["recent_batches"].append(batch)
-        if global_step <= 100 or global_step % 500 == 0:
-            _log(workload, model, loss, optimizer_state["scheduler"], averager, global_step)
+        if logs:
+            _log(workload, loss, grad_norm, optimizer_state["scheduler"], averager, global_step)
         return optimizer_state, model, model_state
 
     def prepare_for_eval(
@@ -124,16 +132,24 @@ class Recipe(BaseRecipe):
 
         if "averager" in optimizer_state:
             optimizer_state["averager"].swap_in(recompute)
+        elif self.optimizer.settings.averages:
+            optimizer_state["optimizer"].eval()  # once only: a second time changes nothing
+            if "recent_batches" in optimizer_state and optimizer_state["recent_batches"].batches:
+                recompute()
         return optimizer_state, current_param_container, model_state
 
 
 @torch.no_grad()
+def _norm(model: nn.Module) -> float:
+    """Of all gradients together."""
+    norms = torch._foreach_norm([p.grad for p in model.parameters() if p.grad is not None])
+    return torch.linalg.vector_norm(torch.stack(norms)).item()
+
+
 def _log(
-    workload: Any, model: nn.Module, loss: Tensor, scheduler: LRScheduler, averager: Averager | None, global_step: int
+    workload: Any, loss: Tensor, grad_norm: float, scheduler: LRScheduler, averager: Averager | None, global_step: int
 ) -> None:
     """Loss, gradient norm, learning rate and what the averager holds, at the steps where the official baseline logs."""
-    norms = torch._foreach_norm([p.grad for p in model.parameters() if p.grad is not None])
-    grad_norm = torch.linalg.vector_norm(torch.stack(norms)).item()
     if workload.metrics_logger is not None:
         metrics = {"loss": loss.item(), "grad_norm": grad_norm, "learning_rate": scheduler.get_last_lr()[0]}
         if averager is not None:

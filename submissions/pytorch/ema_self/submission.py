@@ -1,0 +1,13 @@
+"""NadamW with one point for every workload, evaluated at an exponential average of snapshots (EMA)."""
+
+from ...recipe.points import AVERAGING, NADAMW
+from ...recipe.pytorch import Recipe, ema, nadamw, warmup_cosine
+
+recipe = Recipe(optimizer=nadamw, schedule=warmup_cosine, averaging=ema, point=NADAMW | AVERAGING)
+
+init_optimizer_state = recipe.init_optimizer_state
+update_params = recipe.update_params
+prepare_for_eval = recipe.prepare_for_eval
+data_selection = recipe.data_selection
+get_batch_size = recipe.get_batch_size
+check_hyperparameters = recipe.check_hyperparameters
