@@ -20,12 +20,10 @@ workload (targets) and into tuned_trials.json beside the search space.
 
 import concurrent.futures
 import json
-import math
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ from absl import app, flags
 from tqdm import tqdm
 
 from miniperf import random_utils, search, workloads
+from miniperf.calibration import BASELINE, CONSTANT_SEEDS, HEAD, Run, calibrate, place
 from miniperf.errors import UsageError
 from miniperf.noise_scale import simple_noise_scale, workload_gradients
 from weight_averaging.offline import Snapshots
@@ -51,143 +50,47 @@ flags.DEFINE_string(
 flags.DEFINE_integer("evaluations", 50, "Evaluations in a run, evenly spaced.", lower_bound=1)
 flags.DEFINE_integer("jobs", os.cpu_count(), "Runs at a time.", lower_bound=1)
 
-BASELINE, CONSTANT = "nadamw", "nadamw_no_decay"
-MOST_SPREAD = 0.1  # of the updates to the target, relative
-CONSTANT_SEEDS = 3  # what decay gains is many times what seeds differ by, or the workload is no good
 NOISE_BATCHES = 64
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run of the baseline, or of it at a constant rate."""
-
-    submission: str
-    workload: str
-    seed: int
-    trial: int
-
-    @property
-    def folder(self) -> Path:
-        study = Path(FLAGS.experiment_dir, self.submission, f"study_{self.seed}")
-        return study / f"{self.workload}_pytorch" / f"trial_{self.trial}"
-
-    def table(self) -> pd.DataFrame:
-        """Its evaluations, trained now if they are not there yet."""
-        workload = workloads.make(self.workload)
-        steps = workload.step_hint
-        if not (self.folder / f"checkpoint_{steps}").exists():
-            command = [
-                sys.executable, "-m", "scripts.run", f"--submission={self.submission}", f"--workload={self.workload}",
-                f"--rng_seed={self.seed}", f"--experiment_dir={FLAGS.experiment_dir}", "--resume_last_run",
-                f"--tuning_search_space={FLAGS.search_spaces}/{self.submission}.json", "--continue_after_target",
-                f"--hparam_start_index={self.trial - 1}", f"--hparam_end_index={self.trial}",
-                f"--eval_every_n_steps={max(1, steps // FLAGS.evaluations)}", "--nosave_intermediate_checkpoints",
-                f"--save_snapshots_every_n_steps={place(workload)}",
-            ]  # fmt: skip
-            result = subprocess.run(
-                command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
-            )
-            if result.returncode:
-                raise UsageError(f"{self.folder}: the run failed: {' '.join(result.stderr.splitlines()[-1:])}")
-        return pd.read_csv(self.folder / "eval_measurements.csv")
+def folder(run: Run) -> Path:
+    study = Path(FLAGS.experiment_dir, run.submission, f"study_{run.seed}")
+    return study / f"{run.workload}_pytorch" / f"trial_{run.trial}"
 
 
-def place(workload: Any) -> int:
-    """The update by which the median run is to have reached the target."""
-    return max(1, round(workload.target_share * workload.step_hint))
+def table(run: Run) -> pd.DataFrame:
+    """The evaluations of a run, trained now if they are not there yet."""
+    workload = workloads.make(run.workload)
+    steps = workload.step_hint
+    if not (folder(run) / f"checkpoint_{steps}").exists():
+        command = [
+            sys.executable, "-m", "scripts.run", f"--submission={run.submission}", f"--workload={run.workload}",
+            f"--rng_seed={run.seed}", f"--experiment_dir={FLAGS.experiment_dir}", "--resume_last_run",
+            f"--tuning_search_space={FLAGS.search_spaces}/{run.submission}.json", "--continue_after_target",
+            f"--hparam_start_index={run.trial - 1}", f"--hparam_end_index={run.trial}",
+            f"--eval_every_n_steps={max(1, steps // FLAGS.evaluations)}", "--nosave_intermediate_checkpoints",
+            f"--save_snapshots_every_n_steps={place(workload)}",
+        ]  # fmt: skip
+        result = subprocess.run(
+            command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+        )
+        if result.returncode:
+            raise UsageError(f"{folder(run)}: the run failed: {' '.join(result.stderr.splitlines()[-1:])}")
+    return pd.read_csv(folder(run) / "eval_measurements.csv")
 
 
-def calibrate(name: str, tables: Any) -> tuple[list[str], list[str]]:
-    """The findings on one workload, as lines of Markdown, and its row of the table of checks.
-
-    Args:
-        tables: called with runs, gives their evaluations.
-    """
-    workload: Any = workloads.make(name)
-    metric, steps = workload.target_metric_name, workload.step_hint
-    column, columns = f"validation/{metric}", [f"validation/{metric}", f"test/{metric}"]
-    sign = 1 if workload.higher_is_better else -1
-    best = pd.DataFrame.max if workload.higher_is_better else pd.DataFrame.min
-
-    rates = [point.learning_rate for point in search.load(f"{FLAGS.search_spaces}/{BASELINE}.json", None)]
-    grid: dict[int, pd.DataFrame] = {}
-    tuned = start(name, len(rates))
-    wanted = around(tuned, len(rates))
-    while wanted:
-        grid.update(zip(wanted, tables([Run(BASELINE, name, 0, trial) for trial in wanted]), strict=True))
-        # Of equals the one that was tuned before, then the smaller rate.
-        tuned = max([tuned, *sorted(grid)], key=lambda trial: sign * grid[trial][column].iloc[-1])
-        wanted = [trial for trial in around(tuned, len(rates)) if trial not in grid]
-    lines = [f"## {name}", "", f"| learning rate | best {column} | final |", "|---|---|---|"]
-    lines += [
-        f"| {rates[trial - 1]:g} | {best(table[[column]])[column]:.5f} | {table[column].iloc[-1]:.5f} |"
-        for trial, table in sorted(grid.items())
-    ]
-
-    seeds, fewer = range(FLAGS.seeds), range(min(CONSTANT_SEEDS, FLAGS.seeds))
-    runs = [Run(BASELINE, name, seed, tuned) for seed in seeds] + [Run(CONSTANT, name, seed, tuned) for seed in fewer]
-    both = tables(runs)
-    decayed, constant = both[: len(seeds)], both[len(seeds) :]
-    reached = pd.DataFrame([best(t.loc[t["global_step"] <= place(workload), columns]) for t in decayed])
-    # As many digits as are written into the workload, so that the checks are about that very target.
-    targets = {name: float(f"{value:.5f}") for name, value in reached.median().items()}
-    taken = [first_step(table, column, targets[column], sign) for table in decayed]
-    ends, constant_ends = (pd.Series([t[column].iloc[-1] for t in group]) for group in (decayed, constant))
-    gain, spread = sign * (ends.mean() - constant_ends.mean()), max(ends.std(), constant_ends.std())
-    hits = pd.Series([step for step in taken if step is not None], dtype=float)
-    relative = hits.std() / hits.mean()
-    scale = noise_scale(workload, Run(BASELINE, name, 0, tuned))
-
-    def listed(values: pd.Series) -> str:
-        return ", ".join(f"{value:.5f}" for value in sorted(values))
-
-    lines += [
-        "",
-        f"Tuned: trial {tuned}, learning rate {rates[tuned - 1]:g}. Best {column} in the first "
-        f"{workload.target_share:.0%} of {steps} updates, {len(seeds)} seeds: {listed(reached[column])}. Updates "
-        f"to the target: {', '.join('missed' if step is None else str(step) for step in taken)}.",
-        "",
-        f"Final {column}: {listed(ends)}; at a constant rate: {listed(constant_ends)}.",
-        "",
-        f"Targets: validation **{targets[columns[0]]:.5f}**, test **{targets[columns[1]]:.5f}**.",
-        "",
-    ]
-    row = [
-        name,
-        said(1 < tuned < len(rates), f"{rates[tuned - 1]:g}"),
-        said(gain > spread, f"{gain / spread:.1f} SD"),
-        said(len(hits) == len(seeds), f"{len(hits)}/{len(seeds)}"),
-        said(len(hits) > 1 and relative < MOST_SPREAD, f"{relative:.1%}"),
-        f"{hits.mean() / steps:.2f}",
-        str(workload.batch_size),
-        f"{scale:.0f}" if math.isfinite(scale) else "none found",
-    ]
-    return lines, row
-
-
-def start(name: str, count: int) -> int:
-    """The trial that was the tuned one before, or the middle one of so many."""
+def tuned_before() -> dict[str, int]:
+    """The tuned trials of the last calibration, by workload."""
     path = Path(FLAGS.search_spaces, "tuned_trials.json")
-    before = json.loads(path.read_text()).get(name, 0) if path.exists() else 0
-    return before if 1 <= before <= count else (count + 1) // 2
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
-def around(trial: int, count: int) -> list[int]:
-    """A trial and its neighbours, of so many."""
-    return [near for near in (trial - 1, trial, trial + 1) if 1 <= near <= count]
-
-
-def first_step(table: pd.DataFrame, column: str, target: float, sign: int) -> int | None:
-    """The updates after which an evaluation first reached the target."""
-    there = table.loc[sign * table[column] >= sign * target, "global_step"]
-    return None if there.empty else int(there.iloc[0])
-
-
-def noise_scale(workload: Any, run: Run) -> float:
+def noise_scale(run: Run) -> float:
     """Of the gradients at the snapshot that a run kept where the target lies, in examples."""
+    workload: Any = workloads.make(run.workload)
     hyperparameters = search.load(f"{FLAGS.search_spaces}/{BASELINE}.json", None)[run.trial - 1]
     model, _ = workload.init_model_fn(random_utils.key_from_seed(0))
-    snapshots = Snapshots(run.folder / "snapshots")
+    snapshots = Snapshots(folder(run) / "snapshots")
     model.load_state_dict(snapshots.state(snapshots.latest_up_to(place(workload))))
     key = random_utils.key_from_seed(1)
     queue = workload._build_input_queue(key, "train", "", workload.batch_size)
@@ -196,22 +99,13 @@ def noise_scale(workload: Any, run: Run) -> float:
     return simple_noise_scale(gradients, workload.batch_size)
 
 
-def said(good: bool, what: str) -> str:
-    return what if good else f"**no**: {what}"
-
-
-HEAD = [
-    "| workload | best rate inside | annealing gains | reach it | spread of steps | mean place | batch | noise scale |",
-    "|---|---|---|---|---|---|---|---|",
-]
-
-
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     try:
-        for name in FLAGS.workloads:
-            workloads.make(name)
+        made = {name: workloads.make(name) for name in FLAGS.workloads}
+        rates = [point.learning_rate for point in search.load(f"{FLAGS.search_spaces}/{BASELINE}.json", None)]
+        before = tuned_before()
         # At least: the rates next to the tuned one; its own runs are among those of the seeds.
         total = len(FLAGS.workloads) * (2 + FLAGS.seeds + min(CONSTANT_SEEDS, FLAGS.seeds))
         with (
@@ -222,15 +116,16 @@ def main(argv: Sequence[str]) -> None:
 
             def tables(runs: list[Run]) -> list[pd.DataFrame]:
                 new = [run for run in runs if run not in done]
-                for run, table in zip(new, pool.map(Run.table, new), strict=True):
-                    done[run] = table
+                for run, evaluations in zip(new, pool.map(table, new), strict=True):
+                    done[run] = evaluations
                     bar.update()
                 return [done[run] for run in runs]
 
             findings = []
-            for name in FLAGS.workloads:
-                findings.append(calibrate(name, tables))
-                bar.write("\n".join([*findings[-1][0], *HEAD, f"| {' | '.join(findings[-1][1])} |"]))
+            for name, workload in made.items():
+                found = calibrate(name, workload, rates, before.get(name), FLAGS.seeds, tables, noise_scale)
+                findings.append(found)
+                bar.write("\n".join([*found[0], *HEAD, f"| {' | '.join(found[1])} |"]))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

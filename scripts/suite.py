@@ -196,14 +196,14 @@ def jobs() -> list[Job]:
         tuned = json.loads((spaces / "tuned_trials.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise UsageError(f"--search_spaces={spaces}: cannot read tuned_trials.json: {error}") from None
+    for name in own_point:
+        try:
+            submission.load(_path(name), FLAGS.framework).check_hyperparameters(None, 1000)  # of whatever length
+        except ValueError as error:
+            raise UsageError(f"--search_spaces={spaces} has no {name}.json, and without one: {error}") from None
     if untuned := [workload for workload in chosen if workload not in tuned]:
         raise UsageError(f"{spaces}/tuned_trials.json has no trial for {', '.join(untuned)}; see scripts.calibrate")
     steps = {workload: FLAGS.max_global_steps or _step_hint(workload) for workload in chosen}
-    for name in own_point:
-        try:
-            submission.load(_path(name), FLAGS.framework).check_hyperparameters(None, max(steps.values()))
-        except ValueError as error:
-            raise UsageError(f"--search_spaces={spaces} has no {name}.json, and without one: {error}") from None
 
     result: list[Job] = []
     for seed, workload in itertools.product(range(seeds), chosen):

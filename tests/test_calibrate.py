@@ -1,26 +1,18 @@
 """Calibration: the tuned rate, the target at its place, and the checks of a well-posed baseline."""
 
-import json
-from pathlib import Path
-
 import pandas as pd
 import pytest
-from absl import flags
 
-from miniperf import workloads
-from scripts import calibrate
+from miniperf import calibration, workloads
 
-ROOT = Path(__file__).parents[1]
 NAME = "mini_imagenet_vit"
 STEPS = workloads.make(NAME).step_hint
+RATES = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05]
 
 
-@pytest.fixture
-def flag_values(monkeypatch):
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["calibrate"])
-    monkeypatch.setattr(calibrate.FLAGS["seeds"], "value", 3)
-    monkeypatch.setattr(calibrate, "noise_scale", lambda workload, run: 123.4)
+def calibrated(tables, before: int | None = 3) -> tuple[list[str], list[str]]:
+    """Of the miniature's search space, three seeds."""
+    return calibration.calibrate(NAME, workloads.make(NAME), RATES, before, 3, tables, lambda run: 123.4)
 
 
 def table(final: float, by: float = 1.0) -> pd.DataFrame:
@@ -37,15 +29,16 @@ def runs(finals: dict[int, float], seeds: list[float], constant: list[float]):
         if {run.seed for run in asked} == {0}:
             return [table(finals[run.trial]) for run in asked]
         return [
-            table({calibrate.BASELINE: seeds, calibrate.CONSTANT: constant}[run.submission][run.seed]) for run in asked
+            table({calibration.BASELINE: seeds, calibration.CONSTANT: constant}[run.submission][run.seed])
+            for run in asked
         ]
 
     return tables
 
 
-def test_a_well_posed_baseline_passes_and_gets_the_median_at_its_place_for_a_target(flag_values):
+def test_a_well_posed_baseline_passes_and_gets_the_median_at_its_place_for_a_target():
     finals = {1: 0.5, 2: 0.7, 3: 0.9, 4: 0.8, 5: 0.6, 6: 0.1}
-    lines, row = calibrate.calibrate(NAME, runs(finals, [0.90, 0.89, 0.91], [0.7, 0.71, 0.69]))
+    lines, row = calibrated(runs(finals, [0.90, 0.89, 0.91], [0.7, 0.71, 0.69]))
     share = workloads.make(NAME).target_share
     target = max(i / 50 for i in range(51) if round(STEPS * i / 50) <= round(share * STEPS)) * 0.90
     assert any(f"Targets: validation **{target:.5f}**" in line for line in lines)
@@ -56,9 +49,9 @@ def test_a_well_posed_baseline_passes_and_gets_the_median_at_its_place_for_a_tar
     assert float(row[5]) == pytest.approx(share, abs=0.03)
 
 
-def test_what_is_ill_posed_is_said(flag_values):
+def test_what_is_ill_posed_is_said():
     at_the_edge = {1: 0.9, 2: 0.7, 3: 0.6, 4: 0.5, 5: 0.4, 6: 0.3}
-    lines, row = calibrate.calibrate(NAME, runs(at_the_edge, [0.90, 0.40, 0.95], [0.92, 0.93, 0.91]))
+    lines, row = calibrated(runs(at_the_edge, [0.90, 0.40, 0.95], [0.92, 0.93, 0.91]))
     assert row[1] == "**no**: 0.001"
     assert row[2].startswith("**no**: -")
     assert row[3] == "**no**: 2/3"
@@ -66,28 +59,22 @@ def test_what_is_ill_posed_is_said(flag_values):
 
 
 @pytest.mark.parametrize("before", [1, 4, 6, None])
-def test_rates_are_tried_until_the_best_has_a_worse_one_on_both_sides(flag_values, tmp_path, monkeypatch, before):
+def test_rates_are_tried_until_the_best_has_a_worse_one_on_both_sides(before):
     """From wherever the last calibration left it; without any, from the middle."""
-    space = calibrate.FLAGS.search_spaces
-    monkeypatch.setattr(calibrate.FLAGS["search_spaces"], "value", str(tmp_path))
-    (tmp_path / "nadamw.json").write_text((ROOT / space / "nadamw.json").read_text())
-    if before:
-        (tmp_path / "tuned_trials.json").write_text(json.dumps({NAME: before}))
     finals = {1: 0.5, 2: 0.7, 3: 0.9, 4: 0.8, 5: 0.6, 6: 0.1}
-    lines, row = calibrate.calibrate(NAME, runs(finals, [0.90, 0.89, 0.91], [0.7, 0.71, 0.69]))
+    lines, row = calibrated(runs(finals, [0.90, 0.89, 0.91], [0.7, 0.71, 0.69]), before)
     tried = [line.split(" | ")[0] for line in lines if line.startswith("| 0.")]
     assert {"| 0.002", "| 0.005", "| 0.01"} <= set(tried)
     assert len(tried) == {1: 4, 4: 4, 6: 5, None: 3}[before]
     assert row[1] == "0.005"
 
 
-def test_of_two_equal_rates_the_tuned_one_stays(flag_values):
+def test_of_two_equal_rates_the_tuned_one_stays():
     finals = {1: 0.5, 2: 0.9, 3: 0.9, 4: 0.9, 5: 0.6, 6: 0.1}
-    assert calibrate.start(NAME, 6) == 3
-    assert calibrate.calibrate(NAME, runs(finals, [0.9, 0.9, 0.9], [0.7, 0.7, 0.7]))[1][1] == "0.005"
+    assert calibrated(runs(finals, [0.9, 0.9, 0.9], [0.7, 0.7, 0.7]))[1][1] == "0.005"
 
 
-def test_a_spread_of_a_tenth_is_too_much(flag_values):
+def test_a_spread_of_a_tenth_is_too_much():
     finals = {1: 0.5, 2: 0.7, 3: 0.9, 4: 0.8, 5: 0.6, 6: 0.1}
-    row = calibrate.calibrate(NAME, runs(finals, [0.9, 0.8, 1.2], [0.1, 0.1, 0.1]))[1]
+    row = calibrated(runs(finals, [0.9, 0.8, 1.2], [0.1, 0.1, 0.1]))[1]
     assert row[4].startswith("**no**: ")

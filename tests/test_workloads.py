@@ -28,7 +28,7 @@ def leaves(value: Any) -> list[torch.Tensor]:
 def test_the_whole_api_is_there(workload):
     assert workload.step_hint > 1000
     assert workload.num_train_examples >= 500
-    assert min(workload.num_validation_examples, workload.num_test_examples) >= 100
+    assert min(workload.num_validation_examples, workload.num_test_examples) >= 50
     assert isinstance(workload.loss_type, spec.LossType)
     model, _ = workload.init_model_fn([0, 0])
     names = {name for name, _ in model.named_parameters()}
