@@ -23,18 +23,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
 from miniperf import random_utils, search, workloads
 from miniperf.calibration import BASELINE, CONSTANT_SEEDS, HEAD, Run, calibrate, place
 from miniperf.errors import UsageError
 from miniperf.noise_scale import simple_noise_scale, workload_gradients
+from scripts.start import start
 from weight_averaging.offline import Snapshots
 
 FLAGS = flags.FLAGS
@@ -99,41 +99,42 @@ def noise_scale(run: Run) -> float:
     return simple_noise_scale(gradients, workload.batch_size)
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    try:
-        made = {name: workloads.make(name) for name in FLAGS.workloads}
-        rates = [point.learning_rate for point in search.load(f"{FLAGS.search_spaces}/{BASELINE}.json", None)]
-        before = tuned_before()
-        # At least: the rates next to the tuned one; its own runs are among those of the seeds.
-        total = len(FLAGS.workloads) * (2 + FLAGS.seeds + min(CONSTANT_SEEDS, FLAGS.seeds))
-        with (
-            concurrent.futures.ThreadPoolExecutor(FLAGS.jobs) as pool,
-            tqdm(total=total, unit="run", disable=None) as bar,
-        ):
-            done: dict[Run, pd.DataFrame] = {}
+def run() -> None:
+    for name in FLAGS.workloads:
+        if name not in workloads.WORKLOADS:
+            raise UsageError(f"--workloads={name} is no miniature; choose from {', '.join(workloads.WORKLOADS)}")
+    rates = [point.learning_rate for point in search.load(f"{FLAGS.search_spaces}/{BASELINE}.json", None)]
+    before = tuned_before()
+    # At least: the rates next to the tuned one; its own runs are among those of the seeds.
+    total = len(FLAGS.workloads) * (2 + FLAGS.seeds + min(CONSTANT_SEEDS, FLAGS.seeds))
+    done: dict[Run, pd.DataFrame] = {}
+    findings = []
+    with (
+        concurrent.futures.ThreadPoolExecutor(FLAGS.jobs) as pool,
+        tqdm(total=total, unit="run", disable=None) as bar,
+    ):
 
-            def tables(runs: list[Run]) -> list[pd.DataFrame]:
-                new = [run for run in runs if run not in done]
-                for run, evaluations in zip(new, pool.map(table, new), strict=True):
-                    done[run] = evaluations
-                    bar.update()
-                return [done[run] for run in runs]
+        def tables(runs: list[Run]) -> list[pd.DataFrame]:
+            new = [run for run in runs if run not in done]
+            for made, evaluations in zip(new, pool.map(table, new), strict=True):
+                done[made] = evaluations
+                bar.update()
+            return [done[run] for run in runs]
 
-            findings = []
-            for name, workload in made.items():
+        try:
+            for name in FLAGS.workloads:
+                workload = workloads.make(name)
                 found = calibrate(name, workload, rates, before.get(name), FLAGS.seeds, tables, noise_scale)
                 findings.append(found)
                 bar.write("\n".join([*found[0], *HEAD, f"| {' | '.join(found[1])} |"]))
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # what has not begun, does not
+            raise
     path = Path(FLAGS.experiment_dir, "calibration.md")
     rows = [f"| {' | '.join(row)} |" for _, row in findings]
     path.write_text("\n".join([*HEAD, *rows, "", *(line for lines, _ in findings for line in lines)]))
-    print(f"written: {path}")
+    print(f"written: {path}; targets go into the workloads, tuned trials into {FLAGS.search_spaces}/tuned_trials.json")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    start(run, UsageError, "the same command goes on: finished runs are not repeated, others resume")
