@@ -37,6 +37,7 @@ from tests.official_batches import as_jax, batch  # noqa: E402
 HYPERPARAMETERS = {
     "learning_rate": 1e-3, "one_minus_beta1": 0.1, "beta2": 0.99, "weight_decay": 0.1, "warmup_factor": 0.0,
 }  # fmt: skip
+OWN = {"ademamix": {"beta3": 0.999, "alpha": 5.0}}  # of base optimizers
 AVERAGING = {
     "lawa": {"averaging_interval": 1, "averaging_window": 2},
     "ema": {"averaging_interval": 1, "averaging_decay": 0.5},
@@ -54,9 +55,10 @@ class Run:
     def __init__(self, submission: str, workload: str, rank: int = 0) -> None:
         module = submission if "." in submission else f"submissions.{self.framework}.{submission}.submission"
         self.submission = importlib.import_module(module)
-        self.kind = module.split(".")[-2].removesuffix("_no_decay").removeprefix("adamw_")
-        values = {**HYPERPARAMETERS, **AVERAGING.get(self.kind, {})}
-        self.hyperparameters = namedtuple("Hyperparameters", values)(**values)
+        words = module.split(".")[-2].split("_")
+        self.kind = next((word for word in words if word in AVERAGING), "none")
+        values = {**HYPERPARAMETERS, **AVERAGING.get(self.kind, {}), **OWN.get(words[0], {})}
+        self.hyperparameters = None if words[-1] == "self" else namedtuple("Hyperparameters", values)(**values)
         self.name, self.rank = workload, rank
         self.workload = self.make_workload(workload)
         self.model, self.model_state = self.workload.init_model_fn(self.key(1))
@@ -196,7 +198,8 @@ def check(make: type[Run], submission: str, workload: str) -> None:
     cheap = workload in CHEAP
     steps = 6 if cheap else 3
     raw = trajectory(make, submission, workload, steps + 1 if cheap else steps)
-    assert len(set(raw)) == len(raw), "the weights do not move"
+    still = 1 if submission.startswith("soap") else 0  # it spends the first gradient on its eigenbases
+    assert len(set(raw)) == len(raw) - still, "the weights do not move"
     run = make(submission, workload)
     threads = threading.active_count()
     history: list[list[np.ndarray]] = []

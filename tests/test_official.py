@@ -12,7 +12,8 @@ import pytest
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("algoperf") is None, reason="algoperf is not installed")
 
-SUBMISSIONS = ["nadamw", "nadamw_no_decay", "lawa", "lawa_no_decay", "ema", "ema_no_decay"]
+SUBMISSIONS = ["nadamw", "nadamw_no_decay", "lawa", "lawa_no_decay", "ema", "ema_no_decay", "nadamw_self", "lawa_self"]
+FROM_PACKAGES = ["ademamix", "ademamix_lawa", "soap_ema"]  # with base optimizers of pytorch_optimizer
 HEAVY = [
     "criteo1tb", "fastmri", "imagenet_resnet", "imagenet_vit", "librispeech_conformer", "librispeech_deepspeech", "wmt",
 ]  # fmt: skip
@@ -40,6 +41,12 @@ def run(*arguments: str, devices: int = 1) -> str:
 
 @pytest.mark.parametrize("submission", SUBMISSIONS)
 def test_a_submission_keeps_the_contract_on_mnist(submission):
+    assert f"mnist {submission}: " in run("tests/official_driver.py", submission, "mnist")
+
+
+@pytest.mark.parametrize("submission", FROM_PACKAGES)
+def test_a_submission_over_another_optimizer_keeps_the_contract_on_mnist(submission):
+    pytest.importorskip("pytorch_optimizer")
     assert f"mnist {submission}: " in run("tests/official_driver.py", submission, "mnist")
 
 
