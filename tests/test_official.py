@@ -12,7 +12,9 @@ import pytest
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("algoperf") is None, reason="algoperf is not installed")
 
-SUBMISSIONS = ["nadamw", "nadamw_no_decay", "lawa", "lawa_no_decay", "ema", "ema_no_decay", "nadamw_self", "lawa_self"]
+SUBMISSIONS = [
+    "nadamw", "nadamw_no_decay", "lawa", "lawa_no_decay", "ema", "ema_no_decay", "nadamw_self", "lawa_self",
+]  # fmt: skip
 FROM_PACKAGES = ["ademamix", "ademamix_lawa", "soap_ema"]  # with base optimizers of pytorch_optimizer
 HEAVY = [
     "criteo1tb", "fastmri", "imagenet_resnet", "imagenet_vit", "librispeech_conformer", "librispeech_deepspeech", "wmt",
