@@ -110,8 +110,8 @@ def suggested_horizon(total_updates: int) -> float:
     """1 % of a run of 10,000 updates or more, 4 % of a shorter one.
 
     1 % is the advice of Ajroldi et al. (Fig. 3), from runs of 10,000 to 200,000 updates. 4 % lies in what
-    was best on this project's miniature workloads, runs of 1,500 to 3,000 updates: 2 to 7 % to a target, 4 to 8 % half-way
-    through training (docs/results/horizon).
+    was best on this project's miniature workloads, runs of 1,500 to 3,000 updates: 2 to 7 % to a target, 4 to 8 %
+    half-way (docs/results/horizon).
     """
     return 0.01 if check_count("total_updates", total_updates) >= 10_000 else 0.04
 
