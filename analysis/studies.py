@@ -73,6 +73,11 @@ _AVERAGED = {
 MERGES = ("merge_no_decay",)
 
 
+def base_of(submission: str) -> str:
+    """What a submission averages; itself if it averages nothing."""
+    return _AVERAGED.get(submission, submission)
+
+
 @dataclass(frozen=True)
 class Study:
     """One study. `workloads` is None for all."""
@@ -184,7 +189,7 @@ def _checked(name: str, content: Any) -> Study:
     if not isinstance(offline, bool):
         raise UsageError(f"offline must be true or false, not {offline!r}")
     for submission in submissions:
-        if offline and _AVERAGED.get(submission, submission) not in submissions:
+        if offline and base_of(submission) not in submissions:
             raise UsageError(
                 f"offline: {submission} averages runs of {_AVERAGED[submission]}: name it among the submissions"
             )

@@ -8,11 +8,11 @@ Every run is a process of its own with one thread, in <experiment_dir>/<submissi
 again skips the finished runs and continues the others, so that it can be stopped at any moment.
 
 Of a submission's search space each workload takes one trial: the one whose learning rate is best for the baseline,
-as recorded in <search_spaces>/tuned_trials.json (docs/results/calibration.md tells how it was found). A submission
-without a search space tunes itself: it has one point for all workloads. A study, one of
-the paper's experiments in studies/, brings its own submissions and grid of hyperparameters, and the workloads and seeds
-unless --workloads and --seeds say otherwise. Where it says `offline: true`, runs without an average keep snapshots, and
-the submissions that average are made of these, evaluated on the validation set alone.
+as recorded in <search_spaces>/tuned_trials.json (docs/results/calibration.md tells how it was found); another base
+optimizer may have trials of its own there. A submission without a search space tunes itself: it has one point for all
+workloads. A study, one of the paper's experiments in studies/, brings its own submissions and grid of hyperparameters,
+and the workloads and seeds unless --workloads and --seeds say otherwise. Where it says `offline: true`, runs without an
+average keep snapshots, and the submissions that average are made of these, evaluated on the validation set alone.
 """
 
 import functools
@@ -201,17 +201,19 @@ def jobs() -> list[Job]:
             submission.load(_path(name), FLAGS.framework).check_hyperparameters(None, 1000)  # of whatever length
         except ValueError as error:
             raise UsageError(f"--search_spaces={spaces} has no {name}.json, and without one: {error}") from None
+    # Those of the base optimizer, where it has its own.
+    by_name = {name: tuned | tuned.get(studies.base_of(name), {}) for name in names}
     if untuned := [workload for workload in chosen if workload not in tuned]:
         raise UsageError(f"{spaces}/tuned_trials.json has no trial for {', '.join(untuned)}; see scripts.calibrate")
     steps = {workload: FLAGS.max_global_steps or _step_hint(workload) for workload in chosen}
 
     result: list[Job] = []
     for seed, workload in itertools.product(range(seeds), chosen):
-        trials = {name: [1 if name in own_point else tuned[workload]] for name in names}
+        trials = {name: [1 if name in own_point else by_name[name][workload]] for name in names}
         files = {name: None if name in own_point else spaces / f"{name}.json" for name in names}
         points: dict[str, list[dict[str, Any]]] = {}
         if study is not None:
-            trials = {name: study.trials(name, tuned[workload]) for name in names}
+            trials = {name: study.trials(name, by_name[name][workload]) for name in names}
             files = {name: _search_space(study, name) for name in names}
             points = {name: study.search_space(name) for name in names}
             for name in names:

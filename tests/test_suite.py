@@ -177,3 +177,19 @@ def test_a_misspelled_hyperparameter_of_a_grid_is_named_before_anything_runs(tmp
     assert "averaging_windw" in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not list((tmp_path / "runs").rglob("trial_*"))
+
+
+def test_another_optimizer_has_tuned_trials_of_its_own(tmp_path):
+    spaces = tmp_path / "spaces"
+    spaces.mkdir()
+    for name in ("nadamw", "ademamix", "ademamix_lawa"):
+        (spaces / f"{name}.json").write_text(Path(f"tuning_search_spaces/miniperf/{name}.json").read_text())
+    trials = {"mini_imagenet_vit": 1, "ademamix": {"mini_imagenet_vit": 2}}
+    (spaces / "tuned_trials.json").write_text(json.dumps(trials))
+    arguments = [
+        f"--search_spaces={spaces}", "--submissions=nadamw,ademamix,ademamix_lawa", "--workloads=mini_imagenet_vit",
+        "--max_global_steps=20",
+    ]  # fmt: skip
+    subprocess.run(command(tmp_path / "runs", *arguments), check=True, capture_output=True)
+    found = {path.parts[0]: path.parent.name for path in map(Path, metrics(tmp_path / "runs"))}
+    assert found == {"nadamw": "trial_1", "ademamix": "trial_2", "ademamix_lawa": "trial_2"}
