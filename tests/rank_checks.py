@@ -18,7 +18,7 @@ from tests import reference
 from tests.small_models import flat, model_of, randomise, saved, value_of
 from weight_averaging.averages import EMA as EMADescription
 from weight_averaging.averages import LAWA as LAWADescription
-from weight_averaging.torch import EMA, LAWA, Averages
+from weight_averaging.torch import EMA, LAWA, Averages, collector
 
 try:
     from torch.distributed.fsdp import fully_shard
@@ -36,8 +36,14 @@ def on_all_ranks(value):
     return values
 
 
-def replicas() -> None:
-    """DDP: one window, the same average everywhere, whatever happens in between."""
+def replicas(when: str = "at once") -> None:
+    """DDP: one window, the same average everywhere, whatever happens in between.
+
+    Args:
+        when: `"at once"` or, as on an accelerator, `"later"` a snapshot is known to be finite.
+    """
+    later = when == "later"
+    collector.defers = lambda device: later
     group = dist.group.WORLD
     model = DistributedDataParallel(model_of())
     lawa = LAWA(model, interval=1, window=3, process_group=group)
@@ -46,7 +52,7 @@ def replicas() -> None:
     )
     alone = LAWA(model, interval=1, window=3)
     held = on_all_ranks(len(lawa._track.slots()))
-    assert held == [3] + [0] * (dist.get_world_size() - 1), f"windows held: {held}"
+    assert held == [3 + later] + [0] * (dist.get_world_size() - 1), f"windows held: {held}"
 
     choices = random.Random(0)  # the same on every rank
     snapshots, step = [], 0
@@ -65,11 +71,13 @@ def replicas() -> None:
             if dist.get_rank() == dist.get_world_size() - 1:
                 with torch.no_grad():
                     next(model.parameters()).view(-1)[0] = float("nan")
-            assert not lawa.update(step)
-            assert not grid.update(step)
+            assert lawa.update(step) is later
+            assert grid.update(step) is later
             with torch.no_grad():
                 torch._foreach_copy_(list(model.parameters()), raw)
             alone.step = step
+            if choices.random() < 0.5:
+                assert step not in lawa.snapshot_steps
         elif action == "reload":  # from the state of the first rank, as the official harness does
             states = on_all_ranks((saved(lawa), saved(grid)))
             lawa = LAWA(model, interval=1, window=3, process_group=group)

@@ -24,6 +24,7 @@ def run(ranks: int, folder, *checks: str) -> None:
 def test_trap_13_replicas_share_one_window_and_shards_go_from_four_ranks_to_two(tmp_path):
     run(4, tmp_path, "replicas", f"shards_save:{tmp_path}/full:7", f"shards_save:{tmp_path}/part:3")
     run(2, tmp_path, "replicas", f"shards_load:{tmp_path}/full:7", f"shards_load:{tmp_path}/part:3")
+    run(2, tmp_path, "replicas:later")
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")

@@ -47,7 +47,9 @@ class Averager(Collector):
             and other floating-point buffers to average as well; parameters and statistics to leave as training has
             them. Names are those without wrappers.
         check_finite: refuse weights with a NaN or an infinity, for one more read of the weights at each snapshot. Turn
-            it off where that read matters (an interval of 1) and training stops at the first NaN anyway.
+            it off where that read matters (an interval of 1) and training stops at the first NaN anyway. An accelerator
+            is not waited for: what it finds is read before the next snapshot or any use of the average, and a bad one
+            is dropped then.
         process_group: replicas (DDP) that average together: they agree on which snapshots are collected, one of them
             holds what one is enough for, and `update` and `swap_in` are collective. None: each is on its own.
     Raises:
@@ -69,6 +71,7 @@ class Averager(Collector):
     @property
     def ready(self) -> bool:
         """Whether there is an average to swap in."""
+        self._settle()
         return len(self._shown.steps) >= self._needed
 
     @property
@@ -95,6 +98,7 @@ class Averager(Collector):
     @property
     def snapshot_steps(self) -> list[int]:
         """The updates whose snapshots are held (a window), or the last one taken in (an EMA); oldest first."""
+        self._settle()
         return list(self._shown.steps)
 
     @property
@@ -109,7 +113,7 @@ class Averager(Collector):
         the average stays as it is.
 
         Returns:
-            Whether a snapshot was collected.
+            Whether a snapshot was collected; on an accelerator, where one was due, before it is known to be finite.
         Raises:
             RuntimeError: the average, or that of another averager, is in the model, so that its weights are not those
                 of training.
@@ -174,6 +178,7 @@ class Averager(Collector):
 
     def _prepare(self) -> bool:
         """What comes before any use of the average: copies under way are complete on return. Whether it is ready."""
+        self._settle()
         if not self._swapped:
             self._look()
         for track in self._tracks():
@@ -306,6 +311,7 @@ class Averager(Collector):
         """For pickle and copy.deepcopy, together with the model: everything that training on needs, unshared."""
         if self._ranks.group is not None:
             raise TypeError("an averager with a process_group cannot be pickled or deep-copied: use its state_dict()")
+        self._settle()
         return {**self.__dict__, "_raw": packed(self._raw), "_guard": LoadGuard()}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:

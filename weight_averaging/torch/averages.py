@@ -86,7 +86,7 @@ class Averages(Averager):
                 key = (average.interval or 1, average.start)
                 windows[key] = max(windows.get(key, 0), average.window)
         shared = {
-            key: window_track(self._weights, self._ranks, self._copies, *key, window, self._placement)
+            key: window_track(self._weights, self._ranks, self._copies, *key, window, self._placement, self._defers)
             for key, window in windows.items()
         }
         self._track_of: dict[Average, Track] = {

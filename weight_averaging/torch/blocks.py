@@ -90,7 +90,9 @@ def plan(tensors: list[Tensor], device: torch.device) -> list[Block]:
 
 
 def squares(parts: list[Tensor]) -> list[Tensor]:
-    """The square sums of flat float32 tensors: a dot product reads memory once."""
+    """The square sums of flat float32 tensors, or their roots: each is read once."""
+    if parts and parts[0].device.type != "cpu":
+        return list(torch._foreach_norm(parts))  # one launch for many
     return [torch.dot(part, part) for part in parts]
 
 
@@ -101,7 +103,12 @@ def finite(sums: list[Tensor]) -> bool:
     """
     if len(sums) <= 1:
         return all(math.isfinite(total.item()) for total in sums)
-    return bool(torch.isfinite(torch.stack(sums)).all())
+    return bool(finite_later(sums))
+
+
+def finite_later(sums: list[Tensor]) -> Tensor:
+    """The same of one sum or more as a 0-d boolean tensor on their device. No wait."""
+    return torch.isfinite(torch.stack(sums)).all()
 
 
 def is_finite(values: Tensor) -> bool:

@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from weight_averaging.collection import BUFFERS, check_count, is_due, missed
 from weight_averaging.filters import Choice
-from weight_averaging.torch.blocks import finite, squares
+from weight_averaging.torch.blocks import finite, finite_later, squares
 from weight_averaging.torch.changes import Change
 from weight_averaging.torch.contexts import plain_tensors
 from weight_averaging.torch.frozen import FrozenProbe
 from weight_averaging.torch.new_tracks import host_copies
 from weight_averaging.torch.ranks import Ranks
 from weight_averaging.torch.tracks import Track
+from weight_averaging.torch.verdict import Verdict, defers
 from weight_averaging.torch.weights import LiveWeights
 
 logger = logging.getLogger("weight_averaging")
@@ -51,6 +52,7 @@ class Collector(abc.ABC):
         self._frozen = FrozenProbe()
         self._said: set[str] = set()
         self._refusing = False  # whether the last snapshot that was due was not finite
+        self._pending: tuple[int, list[Track], Verdict] | None = None  # a snapshot that may turn out not to be
 
     @plain_tensors
     def _build(self) -> None:
@@ -86,18 +88,66 @@ class Collector(abc.ABC):
 
     @plain_tensors
     def _collect(self, step: int, due: list[Track]) -> bool:
+        self._settle()
         self._look()
-        collected = self._take(due)
+        verdict = self._take_later(due) if self._defers else None
+        collected = verdict is not None or self._take(due)
         if collected:
             for track in due:
                 track.taken(step)
             self._frozen.begin(self._model, self._weights.selected)
-        elif not self._refusing:  # once, not at every snapshot of a run that is lost
-            held, name = due[0].steps, self._weights.not_finite() or "those of another rank"
+        if verdict is not None:
+            self._pending = (step, due, verdict)
+        else:
+            self._judged(step, due, collected, "those of another rank")
+        return collected
+
+    @property
+    def _defers(self) -> bool:
+        """Whether a snapshot is taken before it is known to be finite."""
+        return self.check_finite and defers(self._weights.device)
+
+    def _settle(self) -> None:
+        """Know whether the last snapshot was finite, and if not, be as if it had never been taken.
+
+        Before the next one, and before anything that depends on what the tracks hold.
+        """
+        if self._pending is not None:
+            (step, due, verdict), self._pending = self._pending, None
+            good = verdict.is_good()
+            for track in due:
+                track.keep() if good else track.drop()
+            self._judged(step, due, good, "finite again by now, or those of another rank")
+
+    def _judged(self, step: int, due: list[Track], good: bool, otherwise: str) -> None:
+        if not good and not self._refusing:  # once, not at every snapshot of a run that is lost
+            held, name = due[0].steps, self._weights.not_finite() or otherwise
             stays = f"the average stays that of step {held[-1]}" if held else "there is no average yet"
             logger.warning("step %d: weights are not finite and are not collected (%s); %s", step, name, stays)
-        self._refusing = not collected
-        return collected
+        self._refusing = not good
+
+    def _take_later(self, due: list[Track]) -> Verdict:
+        """The same as `_take` without a wait for the device, which checks the weights as it takes them in.
+
+        A track that mixes them with others needs to know before; the others read each block while it is in the cache.
+        """
+        weights = self._weights
+        good, sums = None, []
+        if any(track.mixes for track in due):
+            good = self._agreed(weights.square_sums())
+        for track in due:
+            track.begin()
+        for block, parts in weights.blocks():
+            for track in due:
+                track.take(block, parts, good)
+            if good is None:
+                sums += squares(parts)
+        return Verdict(self._agreed(sums) if good is None else good)
+
+    def _agreed(self, sums: list[Tensor]) -> Tensor:
+        """Whether the square sums of all ranks are finite; this one may hold no element of any tensor."""
+        here = finite_later(sums) if sums else torch.ones((), dtype=torch.bool, device=self._weights.device)
+        return self._ranks.all_agree_later(here)
 
     def _take(self, due: list[Track]) -> bool:
         """One pass over the weights for all tracks. False, with nothing changed, if they are to be finite and are not.
@@ -106,7 +156,8 @@ class Collector(abc.ABC):
         """
         weights = self._weights
         at_once = len(weights.plan) == 1 and self._ranks.alone
-        if self.check_finite and not at_once and not self._ranks.all_agree(weights.are_finite(), weights.device):
+        ahead = self.check_finite and not at_once
+        if ahead and not self._ranks.all_agree(finite(weights.square_sums()), weights.device):
             return False
         fresh = list(due)
         for block, parts in weights.blocks():

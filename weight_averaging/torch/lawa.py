@@ -78,7 +78,14 @@ class LAWA(Averager):
 
     def _make_tracks(self) -> None:
         self._track = window_track(
-            self._weights, self._ranks, self._copies, self.interval, self.start, self.window, self._placement
+            self._weights,
+            self._ranks,
+            self._copies,
+            self.interval,
+            self.start,
+            self.window,
+            self._placement,
+            self._defers,
         )
 
     @classmethod

@@ -21,13 +21,15 @@ def window_track(
     start: int,
     window: int,
     placement: str,
+    spare: bool,
 ) -> WindowTrack:
     """A window of snapshots; of replicas the first holds it."""
     if not ranks.is_owner:
-        return WindowTrack(weights, interval, start, None, None, True, window=window)
+        return WindowTrack(weights, interval, start, None, None, True, window=window, spare=spare)
     holds = f"a window of {window} snapshots of {weights.numel:,} weights"
-    memory = _memory(weights, placement, window, holds)
-    return WindowTrack(weights, interval, start, memory, _used(weights, copies, memory), True, window=window)
+    memory = _memory(weights, placement, window + spare, holds)
+    used = _used(weights, copies, memory)
+    return WindowTrack(weights, interval, start, memory, used, True, window=window, spare=spare)
 
 
 def exponential_track(

@@ -43,12 +43,15 @@ class Ranks:
 
     def all_agree(self, yes: bool, device: torch.device) -> bool:
         """Whether `yes` on all ranks. Collective."""
+        return bool(self.all_agree_later(torch.tensor(yes, device=device))) if self._sharing else yes
+
+    def all_agree_later(self, yes: Tensor) -> Tensor:
+        """The same of a 0-d boolean tensor on the model's device. Collective; no wait where the group needs none."""
         if self._sharing:
-            flag = torch.tensor(int(yes), device=device)
+            yes = yes.to(torch.int32)
             for group in self._sharing:
-                dist.all_reduce(flag, dist.ReduceOp.MIN, group=group)
-            yes = bool(flag)
-        return yes
+                dist.all_reduce(yes, dist.ReduceOp.MIN, group=group)
+        return yes.to(torch.bool)
 
     @contextlib.contextmanager
     def idle_cores(self, others_wait: bool) -> Iterator[None]:

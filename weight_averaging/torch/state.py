@@ -23,6 +23,7 @@ _CONTENTS = ("averager", "step", "names", "shapes", "dtypes", "tracks", "raw", "
 
 def state_of(averager: "Averager") -> dict[str, Any]:
     """See `Averager.state_dict`."""
+    averager._settle()
     weights, swapped = averager._weights, averager._swapped
     if swapped and weights.is_sharded:
         raise RuntimeError("the state of a model with DTensors cannot be saved while swapped: call swap_out()")
@@ -58,6 +59,7 @@ def load(averager: "Averager", state: dict[str, Any], settings: str) -> None:
             'purpose, load_state_dict(state, settings="new")'
         )
     averager._refuse_another("load_state_dict()")
+    averager._settle()
     if averager._swapped:
         _refuse_stale_raw(averager, state)
     averager.swap_out()
@@ -90,7 +92,8 @@ def _settings(averager: "Averager") -> dict[str, Any]:
 
 def _track_state(weights: LiveWeights, track: Track) -> dict[str, Any]:
     """The state of a track, oldest vector first; of a model with DTensors also the memory not used yet."""
-    vectors = track.slots() if weights.is_sharded else track.vectors()
+    size = track.window if isinstance(track, WindowTrack) else 1
+    vectors = track.slots()[:size] if weights.is_sharded else track.vectors()
     return {
         "interval": track.interval,
         "start": track.start,

@@ -19,6 +19,7 @@ from weight_averaging.torch.pickling import packed, unpacked
 from weight_averaging.torch.placement import Memory
 from weight_averaging.torch.weights import LiveWeights
 
+LATER_BLOCK = 1 << 22  # elements that are taken in at a time if they turn out good: they stay in a device's cache
 MEAN_BLOCK = 1 << 20  # elements of a mean that are worked on at a time on a CPU: all partial sums stay in the cache
 
 
@@ -32,6 +33,7 @@ class Track(abc.ABC):
     Attributes:
         interval, start: updates between snapshots, and the first that may be taken.
         by_owner: whether of several replicas one holds the vectors for all.
+        mixes: whether what `take` does to what is held cannot be undone.
         steps: of the snapshots that the track holds (a window) or the last one taken in (an EMA); oldest first.
         count: snapshots taken in so far.
         description: of an exponential average, with all its numbers; of a window nothing.
@@ -56,13 +58,28 @@ class Track(abc.ABC):
     def begin(self) -> None:  # noqa: B027 - not every track has something to do
         """A snapshot is about to be taken in."""
 
+    @property
+    def mixes(self) -> bool:
+        return False
+
     @abc.abstractmethod
-    def take(self, block: Block, parts: list[Tensor]) -> None:
-        """Take in a block of the snapshot under way, given as the float32 tensors that make it up."""
+    def take(self, block: Block, parts: list[Tensor], good: Tensor | None = None) -> None:
+        """Take in a block of the snapshot under way, given as the float32 tensors that make it up.
+
+        Args:
+            good: if it `mixes`, a 0-d boolean tensor on their device: change nothing unless it is true.
+        """
 
     @abc.abstractmethod
     def taken(self, step: int) -> None:
         """The snapshot of update `step` is complete."""
+
+    def keep(self) -> None:  # noqa: B027 - not every track has something to do
+        """The last snapshot taken in turns out to be good."""
+
+    @abc.abstractmethod
+    def drop(self) -> None:
+        """The last snapshot taken in turns out to be bad: all is as if it had never been taken."""
 
     @abc.abstractmethod
     def vectors(self) -> list[Tensor]:
@@ -112,20 +129,30 @@ class ExponentialTrack(Track):
         self._ema = self._memory.new(self.weights.numel) if self._memory is not None else None
         self._copied: Tensor | None = None  # where snapshots arrive that come from another memory
         self._arriving = 0.0  # the weight of the one that is under way or has arrived; 0: there is none
+        self._before: tuple[list[int], int] = ([], 0)  # steps and count before the last one
         if self._copies is not None and self._memory is not None:
             self._copied = self._memory.new(self.weights.numel)
 
     def begin(self) -> None:
         self._blend()  # all tracks before the first one copies again: none waits for another's new copy
 
-    def take(self, block: Block, parts: list[Tensor]) -> None:
+    @property
+    def mixes(self) -> bool:
+        return self._ema is not None and self._copies is None and bool(self.steps)
+
+    def take(self, block: Block, parts: list[Tensor], good: Tensor | None = None) -> None:
         if self._ema is None or self._copies is not None:
             return
         own = cut(self._ema[block.range], parts)
-        if self.steps:
+        if not self.steps:
+            torch._foreach_copy_(own, parts)
+        elif good is None:
             torch._foreach_lerp_(own, parts, self._weight(self.count + 1))
         else:
-            torch._foreach_copy_(own, parts)
+            weight = self._weight(self.count + 1)
+            for into, values in zip(own, parts, strict=True):
+                for piece, new in zip(into.split(LATER_BLOCK), values.split(LATER_BLOCK), strict=True):
+                    piece.lerp_(torch.where(good, new, piece), weight)  # a weight of 0 would not do: 0 x NaN is NaN
 
     def taken(self, step: int) -> None:
         if self._ema is not None and self._copies is not None:
@@ -135,7 +162,12 @@ class ExponentialTrack(Track):
                 self._arriving = self._weight(self.count + 1)
             else:
                 self._copies.begin(step, self.weights.flat_copy, self._ema)
+        self._before = (self.steps, self.count)
         self.steps, self.count = [step], self.count + 1
+
+    def drop(self) -> None:
+        self.steps, self.count = self._before
+        self._arriving = 0.0
 
     def _blend(self) -> None:
         """Take in the snapshot that was copied beside training; no copy is under way on return."""
@@ -179,24 +211,42 @@ class ExponentialTrack(Track):
 
 
 class WindowTrack(Track):
-    """The latest `window` snapshots, in vectors that are reused."""
+    """The latest `window` snapshots, in vectors that are reused.
 
-    def __init__(self, *arguments: Any, window: int) -> None:
+    Args:
+        spare: whether there is one vector more, so that the oldest snapshot is there until the newest is known to be
+            good.
+    """
+
+    def __init__(self, *arguments: Any, window: int, spare: bool = False) -> None:
         super().__init__(*arguments)
-        self.window = window
+        self.window, self._spare = window, spare
         # Oldest first; then those that wait to be used.
         self._held: list[Tensor] = []
-        self._free = [self._memory.new(self.weights.numel) for _ in range(window)] if self._memory is not None else []
+        self._free: list[Tensor] = []
+        if self._memory is not None:
+            self._free = [self._memory.new(self.weights.numel) for _ in range(window + spare)]
         self._sums: list[Tensor] = []
 
     def begin(self) -> None:
         """Give up the oldest snapshot first: an interruption between two blocks leaves one less, never a mixed one."""
-        if len(self.steps) == self.window:
-            self.steps = self.steps[1:]
-            self._free += self._held[:1]
-            self._held = self._held[1:]
+        self._shorten(self.window if self._spare else self.window - 1)
 
-    def take(self, block: Block, parts: list[Tensor]) -> None:
+    def keep(self) -> None:
+        self._shorten(self.window)
+
+    def _shorten(self, length: int) -> None:
+        surplus = max(0, len(self.steps) - length)
+        self.steps = self.steps[surplus:]
+        self._free += self._held[:surplus]
+        self._held = self._held[surplus:]
+
+    def drop(self) -> None:
+        self.steps, self.count = self.steps[:-1], self.count - 1
+        self._free = self._held[-1:] + self._free
+        self._held = self._held[:-1]
+
+    def take(self, block: Block, parts: list[Tensor], good: Tensor | None = None) -> None:
         if self._free and self._copies is None:
             torch._foreach_copy_(cut(self._free[0][block.range], parts), parts)
 

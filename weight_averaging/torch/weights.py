@@ -160,9 +160,9 @@ class LiveWeights:
                 parts = [staged]
             yield block, parts
 
-    def are_finite(self) -> bool:
-        """Whether no tensor holds a NaN or an infinity; each is read once."""
-        return finite([total for _, parts in self.blocks() for total in squares(parts)])
+    def square_sums(self) -> list[Tensor]:
+        """What tells, by `blocks.finite`, whether no tensor holds a NaN or an infinity; each is read once."""
+        return [total for _, parts in self.blocks() for total in squares(parts)]
 
     def not_finite(self) -> str:
         """The name of the first tensor that is not finite; empty if all are. Slow: for a message."""
