@@ -1,2 +1,14 @@
+import pytest
+
 # Scripts, run by tests in processes of their own.
 collect_ignore_glob = ["official_*.py", "jax_device_checks.py"]
+
+
+def pytest_collection_modifyitems(items):
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))

@@ -135,7 +135,7 @@ def test_copies_are_put_off_at_all():
     assert streams.outstanding == 0
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_trap_11_on_cuda_with_a_slow_copy(monkeypatch):
     from weight_averaging.torch import copies
 

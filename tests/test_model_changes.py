@@ -332,7 +332,7 @@ def test_new_tracks_take_over_what_the_old_ones_held(make):
 
 
 @KINDS
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_model_that_moves_takes_its_averages_along(make):
     model, twin = model_of(), model_of()
     averager, other = make(model), make(twin)

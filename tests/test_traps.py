@@ -130,7 +130,7 @@ def test_trap_9_a_resumed_averager_goes_on_as_if_never_stopped(before, after, la
     np.testing.assert_array_equal(value_of(other, resumed), value_of(averager, model))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_trap_10_a_host_window_stays_on_the_host_whatever_the_map_location():
     model = scalar_model().cuda()
     lawa = LAWA(model, interval=1, window=2, placement="host")

@@ -174,7 +174,7 @@ def test_a_bad_snapshot_would_be_noticed(forget, monkeypatch):
         assert not np.array_equal(value_of(ema, model), before)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["lawa", "ema", "grid"])
 def test_bad_weights_are_dropped_on_cuda(kind):
     model, twin = model_of(), model_of().cuda()

@@ -14,7 +14,7 @@ from torch import Tensor
 # float32 elements a block: 8 MiB stays in a last-level cache, yet an operation on it outweighs the cost of starting
 # threads. On an accelerator larger blocks mean fewer launches. Of 2^16 to 2^21 the last was best on two cores.
 CPU_BLOCK = 1 << 21
-ACCELERATOR_BLOCK = 1 << 26
+ACCELERATOR_BLOCK = 1 << 22
 SMALL = 1 << 15  # elements of a tensor
 
 

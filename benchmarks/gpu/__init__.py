@@ -1,0 +1,1 @@
+"""Averaging on a GPU: its tests, and what it costs there."""

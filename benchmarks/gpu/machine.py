@@ -1,0 +1,84 @@
+"""What the measurements share: the machine, models, tables."""
+
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from benchmarks.timing import device, synchronize
+from miniperf.workloads.finewebedu_lm.model import Decoder
+from miniperf.workloads.finewebedu_lm.sizes import Sizes
+
+ON_CUDA = torch.cuda.is_available()
+
+
+def name() -> str:
+    """Of the device."""
+    if ON_CUDA:
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def slug() -> str:
+    """The device's name as a file's."""
+    return re.sub(r"[^a-z0-9]+", "_", name().lower()).strip("_")
+
+
+def described() -> str:
+    """One line of all that the numbers depend on."""
+    parts = [f"**{name()}**"]
+    if ON_CUDA:
+        try:
+            query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+            driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
+        except (OSError, subprocess.CalledProcessError, IndexError):
+            driver = "unknown"
+        parts += [f"driver {driver}", f"CUDA {torch.version.cuda}"]
+    parts += [f"{torch.get_num_threads()} CPU threads", f"torch {torch.__version__}"]
+    return "; ".join([*parts, f"Python {platform.python_version()}"])
+
+
+def few_large(numel: int) -> nn.Module:
+    """Eight tensors."""
+    return nn.ParameterList([nn.Parameter(torch.randn(numel // 8, device=device())) for _ in range(8)])
+
+
+def many_small(sizes: Sizes) -> nn.Module:
+    """A language model's."""
+    torch.manual_seed(0)
+    return Decoder(sizes).to(device())
+
+
+def numel(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def host_seconds(action: Callable[[], object], rounds: int) -> float:
+    """Median seconds until a call returns, whatever the device still has to do."""
+    times = []
+    for _ in range(rounds):
+        synchronize()
+        start = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - start)
+    synchronize()
+    return sorted(times)[rounds // 2]
+
+
+def free() -> None:
+    """Give back what the last measurement held."""
+    if ON_CUDA:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """In Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
