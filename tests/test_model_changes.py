@@ -332,6 +332,30 @@ def test_new_tracks_take_over_what_the_old_ones_held(make):
 
 
 @KINDS
+def test_a_model_found_on_another_device_at_a_snapshot_goes_on_there(make, monkeypatch):
+    """The device is another one in name only."""
+    model, twin = model_of(), model_of()
+    averager, other = make(model), make(twin)
+    moved = False
+
+    def look():
+        nonlocal moved
+        if step == 3 and not moved:
+            moved = True
+            averager._weights.device = torch.device("cpu")
+
+    monkeypatch.setattr(averager._weights, "look", look)
+    for step in range(1, 7):
+        if step == 3:
+            averager._weights.device = torch.device("meta")
+        for m, a in ((model, averager), (twin, other)):
+            randomise(m, step)
+            a.update(step)
+    assert moved
+    np.testing.assert_array_equal(value_of(averager, model), value_of(other, twin))
+
+
+@KINDS
 @pytest.mark.gpu
 def test_a_model_that_moves_takes_its_averages_along(make):
     model, twin = model_of(), model_of()

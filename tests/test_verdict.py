@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.small_models import flat, model_of, randomise, saved, value_of
 from tests.test_copies import LateStreams
 from weight_averaging import averages
-from weight_averaging.torch import EMA, LAWA, Averages
+from weight_averaging.torch import EMA, LAWA, Averages, tracks
 from weight_averaging.torch.copies import HostCopies
 
 GRID = [
@@ -165,7 +165,9 @@ def test_a_bad_snapshot_would_be_noticed(forget, monkeypatch):
     if forget == "settle":
         monkeypatch.setattr(EMA, "_settle", lambda self: None)
     else:
-        monkeypatch.setattr(torch, "where", lambda condition, new, old: new)
+        monkeypatch.setattr(
+            tracks, "lerp_if", lambda good, own, parts, weight: torch._foreach_lerp_(own, parts, weight)
+        )
     spoil(model, float("nan"))
     ema.update(2)
     if forget == "settle":
@@ -201,3 +203,16 @@ def values_on_cpu(averager, model):
         with averager.averaged():
             found.append(flat(copy.deepcopy(model).cpu()))
     return found
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.floats(0.001, 0.999), st.lists(st.integers(0, 40), min_size=1, max_size=4), st.booleans(), st.integers(0, 99))
+def test_lerp_if_is_lerp_or_nothing(weight, sizes, good, seed):
+    generator = torch.Generator().manual_seed(seed)
+    own, parts = ([torch.randn(size, generator=generator) for size in sizes] for _ in range(2))
+    expected = [a.lerp(b, weight) if good else a.clone() for a, b in zip(own, parts, strict=True)]
+    if not good:
+        parts[0].fill_(float("nan"))
+    tracks.lerp_if(torch.tensor(good), own, parts, weight)
+    for mine, theirs in zip(own, expected, strict=True):
+        assert torch.equal(mine, theirs)

@@ -2,15 +2,16 @@
 
 import platform
 import re
+import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from benchmarks.timing import device, synchronize
+from benchmarks.timing import device, medians, synchronize
 from miniperf.workloads.finewebedu_lm.model import Decoder
 from miniperf.workloads.finewebedu_lm.sizes import Sizes
 
@@ -57,6 +58,26 @@ def many_small(sizes: Sizes) -> nn.Module:
 
 def numel(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
+
+
+def device_seconds(actions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds that the device is busy with each action, taken in turns; without CUDA as `medians`.
+
+    It is given something to do first, so that all that an action launches waits there already.
+    """
+    if not ON_CUDA:
+        return medians(actions, rounds)
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    for _ in range(rounds + 1):  # the first warms up
+        for name, action in actions.items():
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda._sleep(30_000_000)  # cycles: about 17 ms
+            begin.record()
+            action()
+            end.record()
+            synchronize()
+            times[name].append(begin.elapsed_time(end) / 1e3)
+    return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
 def host_seconds(action: Callable[[], object], rounds: int) -> float:

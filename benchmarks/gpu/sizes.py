@@ -35,7 +35,7 @@ class Scale:
 
 # 539 million: criteo1tb's DLRM in the harness's PyTorch.
 FULL = Scale(
-    large=500_000_000, model=PAPER, window=20, rounds=15, batch=8, length=1024, turn=64, turns=5, criteo=539_000_000,
+    large=500_000_000, model=PAPER, window=20, rounds=15, batch=8, length=1024, turn=64, turns=3, criteo=539_000_000,
     swaps=1000,
 )  # fmt: skip
 SMALL = Scale(

@@ -20,6 +20,11 @@ EVERY = {"LAWA, host, interval 64": 64, "EMA, interval 64": 64, "LAWA, host, int
 Row = tuple[str, float, float]  # what runs, from when to when, in milliseconds
 
 
+def often(turn: int) -> dict[str, int]:
+    """The intervals, where a turn is shorter."""
+    return {name: min(every, turn) for name, every in EVERY.items()}
+
+
 class Training:
     """The model, AdamW and batches of noise, in bf16 autocast on CUDA."""
 
@@ -51,13 +56,12 @@ class Training:
 
     def averagers(self, turn: int) -> dict[str, Averager]:
         """One of each that is compared; an interval of 64 means once a turn."""
-        often = {name: min(every, turn) for name, every in EVERY.items()}
         options: dict[str, Any] = {"window": self.scale.window, "placement": "host"}
         made: dict[str, Averager] = {
             name: LAWA(self.model, interval=every, **options)
             if name.startswith("LAWA")
             else EMA(self.model, interval=every, decay=0.9)
-            for name, every in often.items()
+            for name, every in often(turn).items()
         }
         return made
 
@@ -75,16 +79,17 @@ def step(scale: Scale) -> str:
                 rows.append([f"compiled: {type(error).__name__}", *[""] * (1 + len(EVERY))])
                 continue
         averagers = training.averagers(scale.turn)
+        lengths = {name: max(scale.turn // 4, every) for name, every in often(scale.turn).items()}
         for averager in [None, *averagers.values()]:
-            training.turn(averager, scale.turn if averager is None else 3)
+            training.turn(averager, 3)
         plain: list[float] = []
         ratios: dict[str, list[float]] = {name: [] for name in averagers}
         for number in range(scale.turns):
             order = list(averagers)[:: 1 if number % 2 else -1]
-            base = training.turn(None, scale.turn)
+            base = training.turn(None, scale.turn // 2)
             for name in order:
-                took = training.turn(averagers[name], scale.turn)
-                after = training.turn(None, scale.turn)
+                took = training.turn(averagers[name], lengths[name])
+                after = training.turn(None, scale.turn // 2)
                 ratios[name].append(2 * took / (base + after))  # between two turns without
                 plain.append(base)
                 base = after
@@ -95,9 +100,9 @@ def step(scale: Scale) -> str:
         del training, averagers
         machine.free()
     note = (
-        f"AdamW (fused), {scale.batch} x {scale.length} tokens, {scale.turns} turns of {scale.turn} steps of each, every "
-        "turn between two turns without averaging; the ratio to their mean, median (least to most). LAWA: "
-        f"{scale.window} snapshots in pinned host memory. Goal: <= 1.005 at an interval of 64."
+        f"AdamW (fused), {scale.batch} x {scale.length} tokens. {scale.turns} turns of {scale.turn} steps, at an interval "
+        f"of 1 of {scale.turn // 4}, each between two turns without averaging; the ratio to their mean, median (least to "
+        f"most). LAWA: {scale.window} snapshots in pinned host memory. Goal: <= 1.005 at an interval of 64."
     )
     return note + "\n\n" + machine.table(["", "a step without", *EVERY], rows)
 
@@ -124,7 +129,7 @@ def overlap(scale: Scale, picture: Path) -> str:
     )
 
 
-_STEPS = 8
+_STEPS = 11  # the last snapshot has steps after it
 
 
 def _profiled(training: Training, lawa: LAWA) -> list[Row]:

@@ -57,7 +57,7 @@ def updates(scale: Scale) -> str:
     ):
         flat = flat_kernels(machine.numel(model))
         actions = actions_of(model)
-        seconds = medians({**flat, **actions}, scale.rounds)
+        seconds = machine.device_seconds({**flat, **actions}, scale.rounds)
         copy, lerp = seconds["copy_ (flat)"], seconds["lerp_ (flat)"]
         for name, value in seconds.items():
             nbytes = 8 if name.startswith(("copy_", "LAWA")) else 12
@@ -70,10 +70,10 @@ def updates(scale: Scale) -> str:
         del actions, flat, model
         machine.free()
     note = (
-        "An EMA update moves 12 bytes a weight, a snapshot (LAWA) 8. `/ copy` is the ratio to the time in which a flat "
-        "`copy_` moves as many bytes, `/ kernel` that to a flat kernel of the same kind (`lerp_`, `copy_`). Not counted as "
-        "needed: the read of the check for NaN and infinity. `returns` is when the call returns, with the device idle "
-        "before. Goal: EMA <= 1.15."
+        "An EMA update moves 12 bytes a weight, a snapshot (LAWA) 8. `ms`: how long the device is busy. `/ copy`: to "
+        "the time in which a flat `copy_` moves as many bytes. `/ kernel`: to a flat kernel of the same kind (`lerp_`, "
+        "`copy_`). The check for NaN and infinity reads the weights once more: 16 and 12 bytes. `returns`: when the "
+        "call returns, with the device idle before. Goal: EMA <= 1.15."
     )
     return note + "\n\n" + machine.table(["model", "update", "ms", "GB/s", "/ copy", "/ kernel", "returns, us"], rows)
 
@@ -107,7 +107,7 @@ def block_sizes(scale: Scale) -> str:
     rows = []
     model = machine.many_small(scale.model)
     try:
-        for power in (20, 21, 22, 23, 24, 26) if machine.ON_CUDA else (12, 14):
+        for power in (20, 22, 24, 26) if machine.ON_CUDA else (12, 14):
             setattr(blocks, place, 1 << power)
             ema = EMA(model, decay=0.9)
             plain = EMA(model, decay=0.9, check_finite=False)
@@ -120,7 +120,7 @@ def block_sizes(scale: Scale) -> str:
                 for block in lawa._weights.plan:
                     lawa._average(block)
 
-            seconds = medians(
+            seconds = machine.device_seconds(
                 {
                     "ema": lambda ema=ema, step=step: ema.update(next(step)),  # type: ignore[misc]
                     "plain": lambda plain=plain, step=step: plain.update(next(step)),  # type: ignore[misc]
@@ -226,8 +226,9 @@ def memory(scale: Scale) -> str:
         "", "training", "promised", "evaluation", "promised", "host vectors", "promised", "less host memory available",
     ]  # fmt: skip
     note = (
-        f"Peaks on the device beyond the language model itself, and what is in host memory, in models of {one / GB:.2f} "
-        "GB; promised: [engine](../../engine.md). The last column is the machine's, other processes and libraries included."
+        "Peaks on the device beyond the language model itself, and what is in host memory, in models of "
+        f"{one / GB:.2f} GB; promised: [engine](../../engine.md). The last column is the machine's, with other "
+        "processes and libraries."
     )
     return note + "\n\n" + machine.table(head, rows)
 

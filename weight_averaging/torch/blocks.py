@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 # float32 elements a block: 8 MiB stays in a last-level cache, yet an operation on it outweighs the cost of starting
-# threads. On an accelerator larger blocks mean fewer launches. Of 2^16 to 2^21 the last was best on two cores.
+# threads. On an accelerator larger blocks mean fewer launches. Of 2^16 to 2^21 the last was best on two cores, of 2^20
+# to 2^26 on an H100 the last three (docs/results/gpu).
 CPU_BLOCK = 1 << 21
-ACCELERATOR_BLOCK = 1 << 22
+ACCELERATOR_BLOCK = 1 << 24
 SMALL = 1 << 15  # elements of a tensor
 
 

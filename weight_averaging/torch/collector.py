@@ -72,8 +72,10 @@ class Collector(abc.ABC):
         last, self.step = self.step, step
         if last and step > last + 1:
             self._say_missed(last, step)
-        due = [track for track in self._tracks() if is_due(step, track.interval, track.start)]
-        return self._collect(step, due) if due else False
+        return self._collect(step) if self._due(step) else False
+
+    def _due(self, step: int) -> list[Track]:
+        return [track for track in self._tracks() if is_due(step, track.interval, track.start)]
 
     def _say_missed(self, last: int, step: int) -> None:
         for track in self._tracks():
@@ -87,9 +89,10 @@ class Collector(abc.ABC):
                 )
 
     @plain_tensors
-    def _collect(self, step: int, due: list[Track]) -> bool:
+    def _collect(self, step: int) -> bool:
         self._settle()
         self._look()
+        due = self._due(step)  # a model on another device has new tracks
         verdict = self._take_later(due) if self._defers else None
         collected = verdict is not None or self._take(due)
         if collected:

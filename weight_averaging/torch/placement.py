@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from weight_averaging.placement import on_host
+from weight_averaging.torch.pinned import pinned
 
 
 def choose(placement: str, device: torch.device, need: int, holds: str) -> torch.device:
@@ -27,7 +28,7 @@ class Memory:
     pinned: bool
 
     def new(self, numel: int) -> torch.Tensor:
-        return torch.empty(numel, dtype=torch.float32, device=self.place, pin_memory=self.pinned)
+        return pinned(numel) if self.pinned else torch.empty(numel, dtype=torch.float32, device=self.place)
 
     def own(self, vector: torch.Tensor) -> torch.Tensor:
         """A vector that came by pickle, as memory of this kind that may be changed outside torch.inference_mode."""

@@ -19,7 +19,6 @@ from weight_averaging.torch.pickling import packed, unpacked
 from weight_averaging.torch.placement import Memory
 from weight_averaging.torch.weights import LiveWeights
 
-LATER_BLOCK = 1 << 22  # elements that are taken in at a time if they turn out good: they stay in a device's cache
 MEAN_BLOCK = 1 << 20  # elements of a mean that are worked on at a time on a CPU: all partial sums stay in the cache
 
 
@@ -114,6 +113,23 @@ class Track(abc.ABC):
                 self.__dict__[name] = _map_tensors(value, self._memory.own)
 
 
+def lerp_if(good: Tensor, averages: list[Tensor], values: list[Tensor], weight: float) -> None:
+    """averages += weight (values - averages) if `good` is true, a 0-d boolean tensor on their device; else nothing.
+
+    A weight of 0 would not do, since 0 x NaN is NaN. Fused SGD has what is needed: it reads and writes once, in few
+    launches, and leaves out a step whose gradients overflowed. With the weight as learning rate, the values as
+    gradients to ascend and a weight decay of 1 its step is this one (on a CPU bit for bit, with a weight below .5).
+    """
+    if weight < 0.5 and good.device.type in ("cuda", "cpu"):
+        torch._fused_sgd_(
+            averages, values, [], lr=weight, weight_decay=1.0, maximize=True, found_inf=good.logical_not().float(),
+            momentum=0.0, dampening=0.0, nesterov=False, is_first_step=False,
+        )  # fmt: skip
+        return
+    for average, value in zip(averages, values, strict=True):
+        average.lerp_(torch.where(good, value, average), weight)
+
+
 def cut(vector: Tensor, like: list[Tensor]) -> list[Tensor]:
     """Views of a flat vector, as long as the tensors of `like`."""
     return [vector] if len(like) == 1 else list(vector.split([part.numel() for part in like]))
@@ -149,10 +165,7 @@ class ExponentialTrack(Track):
         elif good is None:
             torch._foreach_lerp_(own, parts, self._weight(self.count + 1))
         else:
-            weight = self._weight(self.count + 1)
-            for into, values in zip(own, parts, strict=True):
-                for piece, new in zip(into.split(LATER_BLOCK), values.split(LATER_BLOCK), strict=True):
-                    piece.lerp_(torch.where(good, new, piece), weight)  # a weight of 0 would not do: 0 x NaN is NaN
+            lerp_if(good, own, parts, self._weight(self.count + 1))
 
     def taken(self, step: int) -> None:
         if self._ema is not None and self._copies is not None:

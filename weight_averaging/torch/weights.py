@@ -162,6 +162,8 @@ class LiveWeights:
 
     def square_sums(self) -> list[Tensor]:
         """What tells, by `blocks.finite`, whether no tensor holds a NaN or an infinity; each is read once."""
+        if self._is_flat and self.device.type != "cpu":
+            return squares(self.tensors())  # one launch for all
         return [total for _, parts in self.blocks() for total in squares(parts)]
 
     def not_finite(self) -> str:
@@ -230,12 +232,13 @@ class LiveWeights:
         for block in self.plan:
             pieces = values_of(block).split(block.sizes)
             with writing(into):  # not around the line above: what it makes is changed elsewhere
-                for part, values in zip(block.parts, pieces, strict=True):
+                targets, values = [], []
+                for part, piece in zip(block.parts, pieces, strict=True):
                     tensor = into[part.index]
-                    if tensor.is_contiguous():
-                        tensor.view(-1)[part.start : part.stop].copy_(values)
-                    else:  # never cut into parts
-                        tensor.copy_(values.view(tensor.shape))
+                    whole = not tensor.is_contiguous()  # never cut into parts
+                    targets.append(tensor if whole else tensor.view(-1)[part.start : part.stop])
+                    values.append(piece.view(tensor.shape) if whole else piece)
+                torch._foreach_copy_(targets, values)
 
     def scratch(self) -> Tensor:
         """Space for one block on the model's device."""
