@@ -2,10 +2,10 @@
 
     python -m benchmarks.gpu --out=docs/results/gpu
 
-Writes <out>/<device>.md and <device>_overlap.png, anew after every section, so that a stopped run keeps what it has.
-Takes some five minutes on an H100. It needs a Python with torch, numpy, matplotlib and pytest and hypothesis for the
-tests, no installation of this repository, no network. Without CUDA it does all the same on the processor, small: to see
-that it runs.
+Writes <out>/<device>.md and <device>_overlap.png, after every section, so that a stopped run keeps what it has; what
+the page has of other sections stays. Takes some five minutes on an H100. It needs a Python with torch, numpy and
+matplotlib, pytest and hypothesis for the tests, no installation of this repository and no network. Without CUDA it does
+all the same on the processor, small: to see that it runs.
 """
 
 import argparse
@@ -52,7 +52,18 @@ def sections(scale: Scale, picture: Path) -> dict[str, tuple[str, Callable[[], s
         "nadamw": ("NadamW", lambda: updates.nadamw(scale)),
         "criteo": ("A window of criteo1tb's size", lambda: updates.criteo(scale)),
         "step": ("A training step", lambda: step.step(scale)),
+        "compiled": ("A training step, compiled", lambda: step.step(scale, compiled=True)),
     }
+
+
+def _sections_of(page: Path, head: str) -> dict[str, str]:
+    """What a page has by title, if it is of this machine with this software."""
+    if not page.exists():
+        return {}
+    found, *parts = page.read_text().split("\n## ")
+    if found.strip() != head:
+        return {}
+    return {title: text.strip() for title, _, text in (part.partition("\n") for part in parts)}
 
 
 def main() -> int:
@@ -69,11 +80,14 @@ def main() -> int:
     chosen = arguments.sections.split(",") if arguments.sections else list(known)
     if unknown := [name for name in chosen if name not in known]:
         parser.error(f"--sections={','.join(unknown)}: there are {','.join(known)}")
+    if not machine.ON_CUDA and not arguments.sections:
+        chosen.remove("compiled")  # a minute of compiling shows nothing of this library
     arguments.out.mkdir(parents=True, exist_ok=True)
     page = arguments.out / f"{machine.slug()}.md"
-    text = [f"# Averaging on {machine.name()}", "", "    python -m benchmarks.gpu", "", machine.described()]
+    head = [f"# Averaging on {machine.name()}", "", "    python -m benchmarks.gpu", "", machine.described()]
     if scale is SMALL:
-        text += ["", "Small sizes: to see that it runs. The numbers mean nothing."]
+        head += ["", "Small sizes: to see that it runs. The numbers mean nothing."]
+    texts = _sections_of(page, "\n".join(head))
     failures = 0
     for name in tqdm(chosen, unit="section", disable=None):
         title, make = known[name]
@@ -85,8 +99,9 @@ def main() -> int:
             traceback.print_exc()
             made = f"failed: {type(error).__name__}: {' '.join(str(error).split())}"
         machine.free()
-        text += ["", f"## {title}", "", made]
-        page.write_text("\n".join(text) + "\n")
+        texts[title] = made
+        found = [f"## {title}\n\n{texts[title]}" for title, _ in known.values() if title in texts]
+        page.write_text("\n\n".join(["\n".join(head), *found]) + "\n")
         tqdm.write(f"{name}: {time.perf_counter() - start:.1f} s")
     print(f"written: {page}" + (f"; {failures} sections failed" if failures else ""))
     return 1 if failures else 0

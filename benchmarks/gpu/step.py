@@ -66,45 +66,34 @@ class Training:
         return made
 
 
-def step(scale: Scale) -> str:
-    """Ratios of whole turns of steps, in turns."""
-    rows = []
-    for mode in ("eager", "compiled") if machine.ON_CUDA else ("eager",):
-        training = Training(scale)
-        if mode == "compiled":
-            try:
-                training.forward = torch.compile(training.model)
-                training.step()
-            except Exception as error:  # no compiler on this machine, say
-                rows.append([f"compiled: {type(error).__name__}", *[""] * (1 + len(EVERY))])
-                continue
-        averagers = training.averagers(scale.turn)
-        lengths = {name: max(scale.turn // 4, every) for name, every in often(scale.turn).items()}
-        for averager in [None, *averagers.values()]:
-            training.turn(averager, 3)
-        plain: list[float] = []
-        ratios: dict[str, list[float]] = {name: [] for name in averagers}
-        for number in range(scale.turns):
-            order = list(averagers)[:: 1 if number % 2 else -1]
-            base = training.turn(None, scale.turn // 2)
-            for name in order:
-                took = training.turn(averagers[name], lengths[name])
-                after = training.turn(None, scale.turn // 2)
-                ratios[name].append(2 * took / (base + after))  # between two turns without
-                plain.append(base)
-                base = after
-        tokens = scale.batch * scale.length
-        seconds = statistics.median(plain)
-        cells = [f"{statistics.median(r):.4f} ({min(r):.4f} to {max(r):.4f})" for r in ratios.values()]
-        rows.append([mode, f"{1e3 * seconds:.2f} ms, {tokens / seconds:,.0f} tokens/s", *cells])
-        del training, averagers
-        machine.free()
+def step(scale: Scale, compiled: bool = False) -> str:
+    """Ratios of turns of steps, each to the turns before and after it."""
+    training = Training(scale)
+    if compiled:
+        training.forward = torch.compile(training.model)
+    averagers = training.averagers(scale.turn)
+    lengths = {name: max(scale.turn // 4, every) for name, every in often(scale.turn).items()}
+    for averager in [None, *averagers.values()]:
+        training.turn(averager, 3)
+    plain: list[float] = []
+    ratios: dict[str, list[float]] = {name: [] for name in averagers}
+    for number in range(scale.turns):
+        base = training.turn(None, scale.turn // 2)
+        for name in list(averagers)[:: 1 if number % 2 else -1]:
+            took = training.turn(averagers[name], lengths[name])
+            after = training.turn(None, scale.turn // 2)
+            ratios[name].append(2 * took / (base + after))
+            plain.append(base)
+            base = after
+    tokens, seconds = scale.batch * scale.length, statistics.median(plain)
     note = (
-        f"AdamW (fused), {scale.batch} x {scale.length} tokens. {scale.turns} turns of {scale.turn} steps, at an interval "
-        f"of 1 of {scale.turn // 4}, each between two turns without averaging; the ratio to their mean, median (least to "
-        f"most). LAWA: {scale.window} snapshots in pinned host memory. Goal: <= 1.005 at an interval of 64."
+        f"The language model{', torch.compile' if compiled else ''}, AdamW (fused), {scale.batch} x {scale.length} "
+        f"tokens: {1e3 * seconds:.2f} ms a step without averaging, {tokens / seconds:,.0f} tokens/s. {scale.turns} turns "
+        f"of {scale.turn} steps, at an interval of 1 of {scale.turn // 4}, each between two turns without averaging; the "
+        f"ratio to their mean. LAWA: {scale.window} snapshots in pinned host memory. Goal: <= 1.005 at interval 64."
     )
-    return note + "\n\n" + machine.table(["", "a step without", *EVERY], rows)
+    rows = [[name, *(f"{value:.4f}" for value in (statistics.median(r), min(r), max(r)))] for name, r in ratios.items()]
+    return note + "\n\n" + machine.table(["", "step / step without, median", "least", "most"], rows)
 
 
 def overlap(scale: Scale, picture: Path) -> str:
@@ -121,11 +110,14 @@ def overlap(scale: Scale, picture: Path) -> str:
         return text + "\n\nNo copies: averages and model are in the same memory."
     total = sum(stop - start for start, stop in copies)
     hidden = sum(_covered(copy, computing) for copy in copies) / total
+    later = (computing[-1][1] - computing[0][0]) / _STEPS  # the same stretch of the next step, where nothing is copied
+    without = sum(_covered((start + later, stop + later), computing) for start, stop in copies) / total
     nbytes = 4 * machine.numel(training.model) * len(copies)
     return (
         f"A snapshot after every fourth of {_STEPS} steps, its copy to pinned host memory on a stream of its own: "
         f"{len(copies)} copies of {total / len(copies):.1f} ms, {nbytes / total / 1e6:.0f} GB/s; "
-        f"**{100 * hidden:.1f} % of that time kernels of the training run too**.\n\n{text}"
+        f"**{100 * hidden:.0f} % of that time kernels of the training run too**, of as long a time one step later, "
+        f"without a copy, {100 * without:.0f} %.\n\n{text}"
     )
 
 
