@@ -7,7 +7,7 @@ FRAMEWORK ?= pytorch
 DEMO := runs/demo$(if $(filter-out pytorch,$(FRAMEWORK)),_$(FRAMEWORK))
 SUITE := runs/suite
 
-.PHONY: help demo suite test lint benchmarks clean
+.PHONY: help demo suite test lint benchmarks gpu clean
 
 help:
 	@echo "make demo        train an MRI and a language model by NadamW, +LAWA and +EMA, three seeds, print who was first (five minutes)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test        run the tests"
 	@echo "make lint        ruff, mypy, hadolint, shellcheck"
 	@echo "make benchmarks  cost of averaging beside other libraries and the memory-traffic limit"
+	@echo "make gpu         tests and benchmarks on a GPU, in minutes; make PY=python3 gpu uses a Python that has torch already"
 	@echo "make clean       remove the virtual environment"
 
 $(VENV)/ready: setup.cfg pyproject.toml requirements/data.txt
@@ -62,6 +63,10 @@ benchmarks: $(VENV)/ready-benchmarks
 	$(PY) -m benchmarks.growth
 	$(PY) -m benchmarks.trainers
 	$(PY) -m benchmarks.jax_averaging_cost
+
+# A Python that is given as PY has all that is needed.
+gpu: $(if $(filter-out $(VENV)/bin/python,$(PY)),,$(VENV)/ready-benchmarks)
+	$(PY) -m benchmarks.gpu
 
 clean:
 	rm -rf $(VENV)

@@ -78,19 +78,18 @@ def step(scale: Scale, compiled: bool = False) -> str:
     plain: list[float] = []
     ratios: dict[str, list[float]] = {name: [] for name in averagers}
     for number in range(scale.turns):
-        base = training.turn(None, scale.turn // 2)
         for name in list(averagers)[:: 1 if number % 2 else -1]:
-            took = training.turn(averagers[name], lengths[name])
-            after = training.turn(None, scale.turn // 2)
-            ratios[name].append(2 * took / (base + after))
-            plain.append(base)
-            base = after
+            # Of one length: the ends of a turn, where the device waits, count alike.
+            before, took, after = (training.turn(a, lengths[name]) for a in (None, averagers[name], None))
+            ratios[name].append(2 * took / (before + after))
+            plain += [before, after]
     tokens, seconds = scale.batch * scale.length, statistics.median(plain)
+    how = "torch.compile, " if compiled else ""
     note = (
-        f"The language model{', torch.compile' if compiled else ''}, AdamW (fused), {scale.batch} x {scale.length} "
-        f"tokens: {1e3 * seconds:.2f} ms a step without averaging, {tokens / seconds:,.0f} tokens/s. {scale.turns} turns "
-        f"of {scale.turn} steps, at an interval of 1 of {scale.turn // 4}, each between two turns without averaging; the "
-        f"ratio to their mean. LAWA: {scale.window} snapshots in pinned host memory. Goal: <= 1.005 at interval 64."
+        f"The language model, {how}AdamW (fused), {scale.batch} x {scale.length} tokens: {1e3 * seconds:.2f} ms a step "
+        f"without averaging, {tokens / seconds:,.0f} tokens/s. {scale.turns} turns of {scale.turn} steps, at an interval "
+        f"of 1 of {scale.turn // 4}, each between two turns without averaging; the ratio to their mean. LAWA: "
+        f"{scale.window} snapshots in pinned host memory. Goal: <= 1.005 at an interval of 64."
     )
     rows = [[name, *(f"{value:.4f}" for value in (statistics.median(r), min(r), max(r)))] for name, r in ratios.items()]
     return note + "\n\n" + machine.table(["", "step / step without, median", "least", "most"], rows)
