@@ -68,6 +68,7 @@ _AVERAGED = {
     "lawa": "nadamw", "ema": "nadamw", "adamw_lawa": "adamw", "adamw_ema": "adamw",
     "ademamix_lawa": "ademamix", "ademamix_ema": "ademamix", "soap_lawa": "soap", "soap_ema": "soap",
     "lawa_no_decay": "nadamw_no_decay", "ema_no_decay": "nadamw_no_decay", "merge_no_decay": "nadamw_no_decay",
+    "lawa_wsd": "nadamw_wsd", "ema_wsd": "nadamw_wsd",
 }  # fmt: skip
 # Averages that are made of snapshots only: no submission, and the search space is that of what they average.
 MERGES = ("merge_no_decay",)

@@ -32,10 +32,10 @@ from weight_averaging.cli.common import listed, not_averaged
 if TYPE_CHECKING:
     from weight_averaging.offline import Snapshots
 
-# Whose runs are those of nadamw, adamw, ademamix, soap or nadamw_no_decay but for the average.
+# Whose runs are those of nadamw, adamw, ademamix, soap, nadamw_no_decay or nadamw_wsd but for the average.
 SUBMISSIONS = (
     "lawa", "ema", "adamw_lawa", "adamw_ema", "ademamix_lawa", "ademamix_ema", "soap_lawa", "soap_ema",
-    "lawa_no_decay", "ema_no_decay", "merge_no_decay",
+    "lawa_no_decay", "ema_no_decay", "merge_no_decay", "lawa_wsd", "ema_wsd",
 )  # fmt: skip
 MERGE = ("averaging_shape", "averaging_share", "averaging_interval")
 
@@ -152,7 +152,7 @@ def average_of(submission: str, hyperparameters: Any, step_hint: int) -> Average
     """
     from submissions.recipe.averaging import ema, lawa
 
-    kind = submission.removesuffix("_no_decay").rpartition("_")[2]
+    kind = submission.removesuffix("_no_decay").removesuffix("_wsd").rpartition("_")[2]
     if kind == "merge":
         given = {name for name in dir(hyperparameters) if name.startswith("averaging_")}
         if given != set(MERGE):

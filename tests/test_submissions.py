@@ -22,14 +22,14 @@ from submissions.recipe.batch_sizes import get_batch_size
 from submissions.recipe.optimizers import matrices
 from submissions.recipe.pytorch import adamw, nadamw
 from submissions.recipe.pytorch.nadamw import NadamW
-from submissions.recipe.pytorch.schedules import warmup_constant, warmup_cosine
+from submissions.recipe.pytorch.schedules import warmup_constant, warmup_cosine, warmup_stable_decay
 from tests import reference
 
 NAMES = [
     f"{name}{decay}"
     for name in ("nadamw", "lawa", "ema", "adamw", "adamw_lawa", "adamw_ema")
     for decay in ("", "_no_decay")
-]
+] + ["nadamw_wsd", "lawa_wsd", "ema_wsd"]
 
 
 @settings(max_examples=40, deadline=None)
@@ -106,6 +106,22 @@ def test_without_decay_the_rate_stays_at_the_top():
     assert set(rates[10:]) == {2.0}
 
 
+@pytest.mark.parametrize(("warmup", "share", "final"), [(0.1, None, 0.0), (0.0, 0.5, 0.1), (0.3, 1.0, 0.0)])
+def test_a_constant_rate_with_a_short_decay_in_closed_form(warmup, share, final):
+    given = {} if share is None else {"decay_share": share}
+    rates = rates_of(warmup_stable_decay, SimpleNamespace(warmup_factor=warmup, final_lr_factor=final, **given))
+    up = round(100 * warmup)
+    begin = max(up, 100 - round(100 * (share or 0.2)))
+    for t, rate in enumerate(rates):
+        if t < up:
+            expected = t / up
+        elif t <= begin:
+            expected = 1.0
+        else:
+            expected = final + (1 - final) * (1 - math.sqrt(min(1, (t - begin) / (100 - begin))))
+        assert rate == pytest.approx(2.0 * expected, abs=1e-9), t
+
+
 def rates_of(schedule, hyperparameters) -> list[float]:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
     with warnings.catch_warnings():
@@ -123,7 +139,13 @@ def rates_of(schedule, hyperparameters) -> list[float]:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.sampled_from([(schedules.warmup_cosine, warmup_cosine), (schedules.warmup_constant, warmup_constant)]),
+    st.sampled_from(
+        [
+            (schedules.warmup_cosine, warmup_cosine),
+            (schedules.warmup_constant, warmup_constant),
+            (schedules.warmup_stable_decay, warmup_stable_decay),
+        ]
+    ),
     st.floats(0.0, 0.9),
     st.floats(0.0, 1.0),
     st.floats(0.05, 1.0),

@@ -87,7 +87,7 @@ def step(scale: Scale, compiled: bool = False) -> str:
     how = "torch.compile, " if compiled else ""
     note = (
         f"The language model, {how}AdamW (fused), {scale.batch} x {scale.length} tokens: {1e3 * seconds:.2f} ms a step "
-        f"without averaging, {tokens / seconds:,.0f} tokens/s. {scale.turns} turns of {scale.turn} steps, at an interval "
+        f"without averaging, {tokens / seconds:,.0f} tokens/s. {scale.turns} turns of {scale.turn} steps, at intervals "
         f"of 1 of {scale.turn // 4}, each between two turns without averaging; the ratio to their mean. LAWA: "
         f"{scale.window} snapshots in pinned host memory. Goal: <= 1.005 at an interval of 64."
     )

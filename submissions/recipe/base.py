@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from .averaging import BUFFERS, Averaging
 from .averaging import NAMES as AVERAGING_NAMES
 from .batch_sizes import get_batch_size
-from .hyperparameters import check
+from .hyperparameters import OF_SCHEDULE, check
 from .optimizers import OptimizerSettings
 
 
@@ -55,7 +55,8 @@ class BaseRecipe:
         hyperparameters = self._own_if_any(hyperparameters)
         settings = self.optimizer.settings
         also_known = {*AVERAGING_NAMES, BUFFERS} if self.averaging else set()
-        check(hyperparameters, settings.required, settings.optional, also_known)
+        optional = {**settings.optional, **OF_SCHEDULE.get(self.schedule.__name__, {})}
+        check(hyperparameters, settings.required, optional, also_known)
         if self.averaging is not None:
             self.averaging.arguments(hyperparameters, step_hint)
 

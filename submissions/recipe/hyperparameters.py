@@ -17,6 +17,11 @@ OPTIONAL: dict[str, Rule] = {
     "schedule_fraction": (lambda x: 0 < x <= 1, "in (0, 1], a share of step_hint"),
 }
 
+# Of one schedule alone, by its name.
+OF_SCHEDULE: dict[str, dict[str, Rule]] = {
+    "warmup_stable_decay": {"decay_share": (lambda x: 0 < x <= 1, "in (0, 1], a share of the schedule")},
+}
+
 
 def check(
     hyperparameters: Any, required: Mapping[str, Rule], optional: Mapping[str, Rule], also_known: set[str]

@@ -23,6 +23,25 @@ def warmup_constant(step: int, step_hint: int, hyperparameters: Any) -> float:
     return _warmup(step, int(hyperparameters.warmup_factor * step_hint))
 
 
+DECAY_SHARE = 0.2  # where `decay_share` is not given
+
+
+def warmup_stable_decay(step: int, step_hint: int, hyperparameters: Any) -> float:
+    """Linear warmup, 1, and over the last `decay_share` (default .2) of the schedule down to `final_lr_factor`.
+
+    The decay is 1 - sqrt(its share that is over), the best of those compared by Hägele et al. (2024, arXiv 2405.18392,
+    section 3). `schedule_fraction` as for the cosine; constant after the end.
+    """
+    total, warmup_steps = lengths(step_hint, hyperparameters)
+    if step < warmup_steps:
+        return _warmup(step, warmup_steps)
+    decay = max(1, round(getattr(hyperparameters, "decay_share", DECAY_SHARE) * total))
+    begin = max(total - decay, warmup_steps)
+    final = getattr(hyperparameters, "final_lr_factor", 0.0)
+    share = min(1.0, max(0, step - begin) / (total - begin))
+    return final + (1.0 - final) * (1.0 - math.sqrt(share))
+
+
 def lengths(step_hint: int, hyperparameters: Any) -> tuple[int, int]:
     """The updates of a schedule that ends, in all and of warmup."""
     total = max(1, round(getattr(hyperparameters, "schedule_fraction", 1.0) * step_hint))

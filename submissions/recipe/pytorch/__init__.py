@@ -3,9 +3,9 @@
 from ..averaging import ema, lawa
 from .optimizers import adamw, ademamix, nadamw, schedule_free_adamw, soap
 from .recipe import Recipe
-from .schedules import warmup_constant, warmup_cosine
+from .schedules import warmup_constant, warmup_cosine, warmup_stable_decay
 
 __all__ = [
     "Recipe", "adamw", "ademamix", "ema", "lawa", "nadamw", "schedule_free_adamw", "soap", "warmup_constant",
-    "warmup_cosine",
+    "warmup_cosine", "warmup_stable_decay",
 ]  # fmt: skip

@@ -3,8 +3,9 @@
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LambdaLR, LinearLR, LRScheduler, SequentialLR
 
+from .. import schedules
 from ..schedules import lengths
 
 
@@ -23,11 +24,13 @@ def warmup_constant(optimizer: Optimizer, hyperparameters: Any, step_hint: int) 
     return _in_turn(optimizer, int(hyperparameters.warmup_factor * step_hint), [constant], [])
 
 
-def _in_turn(
-    optimizer: Optimizer, warmup_steps: int, schedules: list[LRScheduler], milestones: list[int]
-) -> LRScheduler:
+def warmup_stable_decay(optimizer: Optimizer, hyperparameters: Any, step_hint: int) -> LRScheduler:
+    return LambdaLR(optimizer, lambda step: schedules.warmup_stable_decay(step, step_hint, hyperparameters))
+
+
+def _in_turn(optimizer: Optimizer, warmup_steps: int, parts: list[LRScheduler], milestones: list[int]) -> LRScheduler:
     if warmup_steps > 0:
         # From (almost) zero: LinearLR refuses a start of zero.
         warmup = LinearLR(optimizer, start_factor=1e-10, end_factor=1.0, total_iters=warmup_steps)
-        schedules, milestones = [warmup, *schedules], [warmup_steps, *milestones]
-    return SequentialLR(optimizer, schedules, milestones)
+        parts, milestones = [warmup, *parts], [warmup_steps, *milestones]
+    return SequentialLR(optimizer, parts, milestones)

@@ -1,0 +1,12 @@
+"""NadamW with warmup, a constant rate and a short decay, evaluated at the mean of the latest snapshots (LAWA)."""
+
+from ...recipe.pytorch import Recipe, lawa, nadamw, warmup_stable_decay
+
+recipe = Recipe(optimizer=nadamw, schedule=warmup_stable_decay, averaging=lawa)
+
+init_optimizer_state = recipe.init_optimizer_state
+update_params = recipe.update_params
+prepare_for_eval = recipe.prepare_for_eval
+data_selection = recipe.data_selection
+get_batch_size = recipe.get_batch_size
+check_hyperparameters = recipe.check_hyperparameters
