@@ -5,9 +5,9 @@ import sys
 from collections.abc import Sequence
 
 from weight_averaging.averages import SnapshotError
-from weight_averaging.cli import average, extract, inspect, merge
+from weight_averaging.cli import average, extract, inspect, merge, plan
 
-COMMANDS = {"average": average, "merge": merge, "extract": extract, "inspect": inspect}
+COMMANDS = {"average": average, "merge": merge, "extract": extract, "inspect": inspect, "plan": plan}
 EXAMPLES = """\
 for example:
   weight-averaging inspect runs/mine                        what is there, and what can be averaged
@@ -21,7 +21,7 @@ for example:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="weight-averaging",
-        description="Averages of the checkpoints of a training run.",
+        description="Averages of the checkpoints of a training run, and what averaging costs during one.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse and run; a fault is one line on stderr and the exit status 2, Ctrl-C one line and 130."""
     args = parser().parse_args(argv)
     try:
-        _check_torch()
+        if args.command != "plan":
+            _check_torch()
         args.run(args)
     except (SnapshotError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,0 +1,77 @@
+"""where the averages of a training run could live, and what they would cost, on paper
+
+For a LAWA and an EMA on the device, on the host, or made after training from snapshots on disk: memory of a rank and of
+a node, bytes to the host or the disk at each snapshot, the share of a step that goes into averaging, seconds of a swap
+in and out, and the first limit that breaks. The model behind it, and how near it comes: docs/scale.md.
+"""
+
+import argparse
+
+from weight_averaging.cli.common import size
+from weight_averaging.cost import BYTES, Machine, Run, places
+
+EXAMPLES = """\
+for example:
+  weight-averaging plan --params 124e6 --step-seconds 0.05
+      a language model on one GPU
+  weight-averaging plan --params 7e9 --dtype bf16 --ranks 64 --shards 8 --step-seconds 1.2 --host-gb 1000
+      on 8 nodes, each of them with a whole copy in 8 shards
+  weight-averaging plan --params 539e6 --ranks 4 --interval 1 --step-seconds 0.1 --pcie-gbs 12 --device-gb 8
+      a slow link and little memory left
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    run, machine = Run(params=1), Machine()
+
+    def number(name: str, default: float | None, text: str, kind: type = float) -> None:
+        option = f"--{name.replace('_', '-')}"
+        names = dict.fromkeys((option, f"--{name}"))
+        shown = "" if default is None else f" (default: {default:g})"
+        parser.add_argument(*names, dest=name, type=kind, default=default, required=default is None, help=text + shown)
+
+    number("params", None, "weights of the model, as 7e9")
+    parser.add_argument("--dtype", choices=sorted(BYTES), default="float32", help="of the weights (default: float32)")
+    number("ranks", run.ranks, "processes, one a device", int)
+    number("shards", run.shards, "ranks that share one copy of the weights (FSDP); 1: each has all (DDP)", int)
+    number("window", run.window, "snapshots of the LAWA", int)
+    number("interval", run.interval, "updates between snapshots", int)
+    number("step_seconds", None, "seconds of an update without averaging")
+    number("ranks_per_node", machine.ranks_per_node, "devices of a node", int)
+    number("device_gb", machine.device_gb, "GB of each device that training leaves free")
+    number("host_gb", machine.host_gb, "GB of a node's memory that are free")
+    number("device_gbs", machine.device_gbs, "GB/s of the device's memory, reads and writes: a copy on an H100")
+    number("host_gbs", machine.host_gbs, "GB/s at which the node computes a mean: 16 cores beside an H100")
+    number("pcie_gbs", machine.pcie_gbs, "GB/s from a device to the host")
+    number("disk_gbs", machine.disk_gbs, "GB/s at which a node writes snapshots")
+
+
+def run(args: argparse.Namespace) -> None:
+    given = vars(args)
+    training = Run(
+        dtype_bytes=BYTES[args.dtype],
+        **{name: given[name] for name in ("params", "ranks", "shards", "window", "interval", "step_seconds")},
+    )
+    machine = Machine(**{name: given[name] for name in Machine.__dataclass_fields__})
+    where = f"{training.ranks} ranks, {training.shards} shards" if training.shards > 1 else f"{training.ranks} ranks"
+    print(f"{args.params:.3g} weights in {args.dtype}, {where}; LAWA of {args.window}, every {args.interval} updates\n")
+    head = ("", "device", "evaluating", "host, a node", "disk", "to it, a snapshot", "of a step", "swap", "")
+    rows: list[tuple[str, ...]] = [head]
+    for (kind, place), cost in places(training, machine).items():
+        rows.append(
+            (
+                f"{kind.upper()}, {place}",
+                *(size(value) if value else "-" for value in (cost.device, cost.evaluation, cost.host, cost.disk)),
+                size(cost.traffic) if cost.traffic else "-",
+                f"{100 * cost.share:.3f} %",
+                f"{cost.swap:.3g} s" if cost.swap else "-",
+                cost.limit or "fits",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(
+        "\nDevice memory is that of the rank that has most, beside the model itself. Not counted: launches, which are "
+        "what\nan update of a small model costs, and from disk the pass over the snapshots after training."
+    )
