@@ -1,10 +1,12 @@
 """The cost of averaging Hugging Face checkpoints from a disk, beside reading them.
 
     python -m benchmarks.hugging_face_cost
+    python -m benchmarks.hugging_face_cost --megabytes=2000 --actions=mean,written,grid --rounds=1 --folder=/mnt/disk
 
 Writes `--count` folders of `--megabytes` of bfloat16 weights each, in two parts with an index, by the safetensors
 library, and takes every action in turns, on one thread. Before each the files are put out of memory (the page cache):
-seconds are those of the disk and the machine. Where the machine is busy with other things CPU seconds say more.
+seconds are those of the disk and the machine. Where the machine is busy with other things CPU seconds say more. The
+averages stay within 4 GB, as those of the command do; the most memory that the process had of its own is told.
 """
 
 import argparse
@@ -14,7 +16,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -22,9 +24,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks.offline_cost import grid, memory_added
 from benchmarks.timing import machine
+from weight_averaging.averages import Average
 from weight_averaging.offline import LAWA, Plan, Snapshots
-from weight_averaging.offline.writing import average_to_files
+from weight_averaging.offline.writing import average_to_files, groups
 
 WIDTH = 2048
 PIECE = 1 << 20
@@ -90,12 +94,13 @@ def by_library(folder: Path) -> None:
         pass
 
 
-def unwritten(folder: Path) -> None:
-    """The pass of this library, its result not written."""
+def unwritten(folder: Path, wanted: Sequence[tuple[Average, int]]) -> None:
+    """The passes of this library, their results not written."""
     snapshots = Snapshots(folder)
-    plan = Plan([(LAWA(window=len(snapshots.steps)), snapshots.steps[-1])], snapshots.steps, latest=())
-    for _ in plan.run(snapshots.stream(plan.needed)):
-        pass
+    plan = Plan(wanted, snapshots.steps, latest=())
+    for names in groups(snapshots.layout, plan.peak, BUDGET):
+        for _ in plan.run(snapshots.stream(plan.needed, names)):
+            pass
 
 
 def main() -> None:
@@ -103,6 +108,11 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=500, help="of a checkpoint (default: 500)")
     parser.add_argument("--count", type=int, default=10, help="checkpoints (default: 10)")
     parser.add_argument("--rounds", type=int, default=3, help="timings of each action; the median counts (default: 3)")
+    parser.add_argument(
+        "--actions",
+        default="read,mean,written,safe_open",
+        help="what to take (default: read,mean,written,safe_open; also: grid)",
+    )
     parser.add_argument("--folder", default=None, help="where to put them (default: the temporary folder)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -111,18 +121,26 @@ def main() -> None:
         folder.mkdir()
         write(folder, arguments.count, arguments.megabytes * 1_000_000)
         out = Path(name) / "average"
-        actions: dict[str, Callable[[], object]] = {
-            "read the files": lambda: read(folder),
-            "mean, this library": lambda: unwritten(folder),
-            "mean, this library, written to a folder": lambda: average(folder, out),
-            "mean, tensors by safetensors' safe_open": lambda: by_library(folder),
+        mean: list[tuple[Average, int]] = [(LAWA(window=arguments.count), arguments.count)]
+        points = grid(arguments.count)
+        known: dict[str, tuple[str, Callable[[], object]]] = {
+            "read": ("read the files", lambda: read(folder)),
+            "mean": ("mean, this library", lambda: unwritten(folder, mean)),
+            "written": ("mean, this library, written to a folder", lambda: average(folder, out)),
+            "safe_open": ("mean, tensors by safetensors' safe_open", lambda: by_library(folder)),
+            "grid": (f"grid of {len(points)}, this library", lambda: unwritten(folder, points)),
         }
+        chosen = ["read", *(name for name in arguments.actions.split(",") if name != "read")]
+        if unknown := [name for name in chosen if name not in known]:
+            parser.error(f"--actions={','.join(unknown)}: there are {','.join(known)}")
+        actions = dict(known[name] for name in chosen)
         seconds: dict[str, list[tuple[float, float]]] = {key: [] for key in actions}
+        most = 0.0
         for _ in range(arguments.rounds):
             for key, action in actions.items():
                 forget(folder)
                 start, cpu = time.perf_counter(), time.process_time()
-                action()
+                most = max(most, memory_added(action) * 2**20)
                 seconds[key].append((time.perf_counter() - start, time.process_time() - cpu))
                 print(f"{key}: {seconds[key][-1]}", flush=True)
         total = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
@@ -132,6 +150,7 @@ def main() -> None:
     for key, pairs in seconds.items():
         wall, cpu = (statistics.median(values) for values in zip(*pairs))
         print(f"| {key} | {wall:.2f} | {wall / base:.2f} | {total / wall / 1e9:.2f} | {cpu:.2f} |")
+    print(f"\nmost memory of its own: {most / 1e9:.2f} GB")
 
 
 if __name__ == "__main__":
