@@ -67,6 +67,7 @@ _OPTIONAL = ("paper", "grid", "trials", "offline")
 _AVERAGED = {
     "lawa": "nadamw", "ema": "nadamw", "adamw_lawa": "adamw", "adamw_ema": "adamw",
     "ademamix_lawa": "ademamix", "ademamix_ema": "ademamix", "soap_lawa": "soap", "soap_ema": "soap",
+    "shampoo_lawa": "shampoo", "shampoo_ema": "shampoo",
     "lawa_no_decay": "nadamw_no_decay", "ema_no_decay": "nadamw_no_decay", "merge_no_decay": "nadamw_no_decay",
     "lawa_wsd": "nadamw_wsd", "ema_wsd": "nadamw_wsd",
 }  # fmt: skip

@@ -32,9 +32,10 @@ from weight_averaging.cli.common import listed, not_averaged
 if TYPE_CHECKING:
     from weight_averaging.offline import Snapshots
 
-# Whose runs are those of nadamw, adamw, ademamix, soap, nadamw_no_decay or nadamw_wsd but for the average.
+# Whose runs are those of nadamw, adamw, ademamix, soap, shampoo, nadamw_no_decay or nadamw_wsd but for the average.
 SUBMISSIONS = (
     "lawa", "ema", "adamw_lawa", "adamw_ema", "ademamix_lawa", "ademamix_ema", "soap_lawa", "soap_ema",
+    "shampoo_lawa", "shampoo_ema",
     "lawa_no_decay", "ema_no_decay", "merge_no_decay", "lawa_wsd", "ema_wsd",
 )  # fmt: skip
 MERGE = ("averaging_shape", "averaging_share", "averaging_interval")

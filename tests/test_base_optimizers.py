@@ -18,7 +18,16 @@ from torch import nn
 from analysis import studies
 from miniperf import workloads
 from scripts import average_checkpoints
-from submissions.recipe.pytorch import Recipe, adamw, ademamix, lawa, schedule_free_adamw, soap, warmup_constant
+from submissions.recipe.pytorch import (
+    Recipe,
+    adamw,
+    ademamix,
+    lawa,
+    schedule_free_adamw,
+    shampoo,
+    soap,
+    warmup_constant,
+)
 from tests import reference
 from tests.small_models import flat, model_of
 from tests.test_runner import assert_same_end, settings_of, train, trial
@@ -244,11 +253,11 @@ def test_averaging_on_top_of_an_average_is_refused_in_one_line():
         Recipe(optimizer=schedule_free_adamw, schedule=warmup_constant, averaging=lawa)
 
 
-@pytest.mark.parametrize("optimizer", [ademamix, schedule_free_adamw, soap])
+@pytest.mark.parametrize("optimizer", [ademamix, schedule_free_adamw, shampoo, soap])
 def test_a_missing_package_is_named_in_one_line(optimizer, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     recipe = Recipe(optimizer=optimizer, schedule=warmup_constant)
-    with pytest.raises(ValueError, match=rf"missing: pip install {re.escape(optimizer.requirement)}$") as error:
+    with pytest.raises(ValueError, match=rf"missing: pip install '?{re.escape(optimizer.requirement)}'?$") as error:
         recipe.check_hyperparameters(SimpleNamespace(), 100)
     assert "\n" not in str(error.value)
 

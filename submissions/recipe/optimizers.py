@@ -60,6 +60,20 @@ ademamix = OptimizerSettings(
 )
 # Defazio et al. (arXiv 2405.15682): gradients at a mixture of the iterates and their average, which is evaluated.
 schedule_free_adamw = OptimizerSettings("schedule_free_adamw", _MOMENTUM, everything, _EPSILON, averages=True)
+_WHOLE: Rule = (lambda x: x >= 1 and x == int(x), "that is whole and >= 1")
+# Anil et al. (arXiv 2002.09018) in the implementation of Shi et al. (arXiv 2309.06497), the paper's.
+shampoo = OptimizerSettings(
+    "shampoo",
+    _MOMENTUM,
+    everything,
+    {
+        **_EPSILON,
+        "momentum": (lambda x: 0 <= x < 1, "in [0, 1)"),
+        "max_preconditioner_dim": _WHOLE,
+        "precondition_frequency": _WHOLE,
+        "start_preconditioning_step": _WHOLE,
+    },
+)
 # Vyas et al. (arXiv 2409.11321): Adam in the eigenbasis of Shampoo's preconditioner.
 soap = OptimizerSettings(
     "soap",
@@ -67,7 +81,7 @@ soap = OptimizerSettings(
     everything,
     {
         **_EPSILON,
-        "precondition_frequency": (lambda x: x >= 1 and x == int(x), "that is whole and >= 1"),
-        "max_precondition_dim": (lambda x: x >= 1 and x == int(x), "that is whole and >= 1"),
+        "precondition_frequency": _WHOLE,
+        "max_precondition_dim": _WHOLE,
     },
 )

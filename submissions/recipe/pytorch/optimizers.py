@@ -12,6 +12,7 @@ from torch.optim import AdamW, Optimizer
 
 from .. import optimizers
 from ..optimizers import EPSILON, OptimizerSettings
+from . import shampoo as distributed_shampoo
 from .nadamw import NadamW
 
 
@@ -30,20 +31,23 @@ class BaseOptimizer:
     """A base optimizer: what it takes, and what is called with parameter groups and the arguments.
 
     Attributes:
-        requirement: of pip, for the package that it is from, named as it is imported; "" where torch is enough.
+        requirement: of pip, for the package that it is from; "" where torch is enough.
+        package: as it is imported, where the requirement says otherwise.
     """
 
     settings: OptimizerSettings
     kind: Callable[..., Optimizer]
     arguments: Callable[[Any, int], dict[str, Any]] = adams
     requirement: str = ""
+    package: str = ""
 
     def missing(self) -> str | None:
         """What to install first, in one line; None if nothing."""
-        package = self.requirement.partition("==")[0]
+        package = self.package or self.requirement.partition("==")[0]
         if not package or importlib.util.find_spec(package) is not None:
             return None
-        return f"{self.settings.name} is from the package {package}, which is missing: pip install {self.requirement}"
+        wanted = f"'{self.requirement}'" if " " in self.requirement else self.requirement
+        return f"{self.settings.name} is from the package {package}, which is missing: pip install {wanted}"
 
     def build(self, model: nn.Module, hyperparameters: Any, step_hint: int) -> Optimizer:
         """The optimizer of a model's parameters. The state of one that decays them all has one group, else two."""
@@ -89,3 +93,10 @@ schedule_free_adamw = BaseOptimizer(
     requirement="schedulefree==1.4.1",
 )
 soap = BaseOptimizer(optimizers.soap, partial(_of_package, "pytorch_optimizer", "SOAP"), _soap, PYTORCH_OPTIMIZER)
+shampoo = BaseOptimizer(
+    optimizers.shampoo,
+    distributed_shampoo.shampoo,
+    distributed_shampoo.arguments,
+    distributed_shampoo.REQUIREMENT,
+    distributed_shampoo.PACKAGE,
+)
