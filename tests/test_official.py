@@ -14,8 +14,12 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("algoperf") is None, re
 
 SUBMISSIONS = [
     "nadamw", "nadamw_no_decay", "lawa", "lawa_no_decay", "ema", "ema_no_decay", "nadamw_self", "lawa_self",
+    "lawa_wsd",
 ]  # fmt: skip
-FROM_PACKAGES = ["ademamix", "ademamix_lawa", "soap_ema"]  # with base optimizers of pytorch_optimizer
+FROM_PACKAGES = {  # where their base optimizer is from
+    "ademamix": "pytorch_optimizer", "ademamix_lawa": "pytorch_optimizer", "soap_ema": "pytorch_optimizer",
+    "schedule_free_adamw": "schedulefree", "shampoo_lawa": "distributed_shampoo",
+}  # fmt: skip
 HEAVY = [
     "criteo1tb", "fastmri", "imagenet_resnet", "imagenet_vit", "librispeech_conformer", "librispeech_deepspeech", "wmt",
 ]  # fmt: skip
@@ -48,7 +52,7 @@ def test_a_submission_keeps_the_contract_on_mnist(submission):
 
 @pytest.mark.parametrize("submission", FROM_PACKAGES)
 def test_a_submission_over_another_optimizer_keeps_the_contract_on_mnist(submission):
-    pytest.importorskip("pytorch_optimizer")
+    pytest.importorskip(FROM_PACKAGES[submission])
     assert f"mnist {submission}: " in run("tests/official_driver.py", submission, "mnist")
 
 
