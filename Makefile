@@ -60,6 +60,7 @@ benchmarks: $(VENV)/ready-benchmarks
 	$(PY) -m benchmarks.averaging_cost
 	$(PY) -m benchmarks.nadamw_step
 	$(PY) -m benchmarks.training_step
+	$(PY) -m benchmarks.optimizer_step
 	$(PY) -m benchmarks.growth
 	$(PY) -m benchmarks.trainers
 	$(PY) -m benchmarks.jax_averaging_cost

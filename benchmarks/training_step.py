@@ -36,10 +36,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 class Training:
     """One submission on one miniature workload."""
 
-    def __init__(self, workload_name: str, submission_name: str, averaging: dict[str, Any]) -> None:
+    def __init__(
+        self, workload_name: str, submission_name: str, averaging: dict[str, Any], base: dict[str, Any] = BASE
+    ) -> None:
         self.workload = workloads.make(workload_name)
         self.module = submission.load(f"submissions/pytorch/{submission_name}/submission.py")
-        values = {**BASE, **averaging}
+        values = {**base, **averaging}
         self.hyperparameters = namedtuple("Hyperparameters", values)(**values)
         keys = random_utils.split(random_utils.key_from_seed(0), 3)
         torch.manual_seed(0)
@@ -50,6 +52,23 @@ class Training:
             self.workload, self.model, self.model_state, self.hyperparameters, keys[2]
         )
         self.step = 101  # beyond the steps whose losses are all logged
+
+    def update(self, batch: Any) -> None:
+        """One training step."""
+        self.state, self.model, self.model_state = self.module.update_params(
+            workload=self.workload,
+            current_param_container=self.model,
+            current_params_types=self.workload.model_params_types,
+            model_state=self.model_state,
+            hyperparameters=self.hyperparameters,
+            batch=batch,
+            loss_type=self.workload.loss_type,
+            optimizer_state=self.state,
+            eval_results=[],
+            global_step=self.step,
+            rng=(0, self.step),
+        )
+        self.step += 1
 
     def turn(self) -> float:
         """The ratio over a turn, without drawing the batches."""
@@ -67,20 +86,7 @@ class Training:
         averager.update = timed
         start = time.process_time()
         for batch in batches:
-            self.state, self.model, self.model_state = self.module.update_params(
-                workload=self.workload,
-                current_param_container=self.model,
-                current_params_types=self.workload.model_params_types,
-                model_state=self.model_state,
-                hyperparameters=self.hyperparameters,
-                batch=batch,
-                loss_type=self.workload.loss_type,
-                optimizer_state=self.state,
-                eval_results=[],
-                global_step=self.step,
-                rng=(0, self.step),
-            )
-            self.step += 1
+            self.update(batch)
         total = time.process_time() - start
         averager.update = update
         return total / (total - spent)
