@@ -17,7 +17,7 @@ from launching import bundle, check_code, check_space, submission_info
 from miniperf.errors import UsageError
 
 ROOT = Path.cwd()
-SELF_TUNING = ["nadamw_self", "lawa_self", "ema_self"]
+SELF_TUNING = ["nadamw_self", "lawa_self", "ema_self"]  # in both frameworks
 NAMES = ["nadamw", "nadamw_no_decay", "lawa", "lawa_no_decay", "ema", "ema_no_decay", *SELF_TUNING]
 TRAJECTORY = """
 import sys

@@ -9,5 +9,14 @@ NADAMW = {
     "warmup_factor": 0.02,
     "dropout_rate": 0.1,
 }
+# The defaults of SOAP's authors (Vyas et al., arXiv 2409.11321). Untuned on the benchmark.
+SOAP = {
+    "learning_rate": 0.003,
+    "one_minus_beta1": 0.05,
+    "beta2": 0.95,
+    "weight_decay": 0.01,
+    "precondition_frequency": 10,
+    "warmup_factor": 0.02,
+}
 # Ajroldi et al. (arXiv 2502.06761): the average covers about 1 % of training, in twenty snapshots.
 AVERAGING = {"averaging_horizon": 0.01, "averaging_window": 20}
