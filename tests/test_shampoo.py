@@ -95,3 +95,11 @@ def test_its_state_is_tensors_and_numbers(tmp_path):
     torch.save(run.state["optimizer"].state_dict(), tmp_path / "state.pt")
     again = torch.load(tmp_path / "state.pt", weights_only=True)
     assert set(again) == {"state", "rates"}
+
+
+def test_a_state_without_a_parameter_is_refused():
+    run = Run("shampoo", **SETTINGS).update(4)
+    state = run.state["optimizer"].state_dict()
+    del state["state"]["0"]
+    with pytest.raises(ValueError, match=r"the state is of \d+ parameters, the model has \d+$"):
+        Run("shampoo", **SETTINGS).state["optimizer"].load_state_dict(state)

@@ -42,7 +42,7 @@ class Collector(abc.ABC):
             raise ValueError(f"buffers must be one of {', '.join(BUFFERS)}, not {buffers!r}")
         self.start = check_count("start", start)
         self.buffers = buffers
-        self.check_finite = check_finite
+        self._check_finite = check_finite
         self.step = 0  # the last update seen
         self._model = model
         self._weights = LiveWeights(model, buffers == "average", include, exclude)
@@ -104,6 +104,11 @@ class Collector(abc.ABC):
         else:
             self._judged(step, due, collected, "those of another rank")
         return collected
+
+    @property
+    def check_finite(self) -> bool:
+        """As it was given: whether windows have a spare vector was settled with it."""
+        return self._check_finite
 
     @property
     def _defers(self) -> bool:

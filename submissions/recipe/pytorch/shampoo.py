@@ -1,5 +1,6 @@
 """Distributed Shampoo (facebookresearch/optimizers) with a state that the harness can save."""
 
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,10 +33,10 @@ def shampoo(groups: list[dict[str, Any]], **given: Any) -> Optimizer:
     Every rank computes all of it. The library could spread it over ranks, but then each would hold a part of the state,
     and the harness saves that of the first alone.
     """
-    from distributed_shampoo.distributed_shampoo import DistributedShampoo
-    from distributed_shampoo.shampoo_types import AdamGraftingConfig
+    library = importlib.import_module(f"{PACKAGE}.{PACKAGE}")  # the other submissions do without
+    types = importlib.import_module(f"{PACKAGE}.shampoo_types")
 
-    class Shampoo(DistributedShampoo):  # type: ignore[misc, unused-ignore]
+    class Shampoo(library.DistributedShampoo):  # type: ignore[misc, name-defined, unused-ignore]
         """Its own state dict has objects, and wants to be told the parameters' names: they are numbered here."""
 
         def state_dict(self) -> dict[str, Any]:
@@ -46,6 +47,10 @@ def shampoo(groups: list[dict[str, Any]], **given: Any) -> Optimizer:
             return {**state, "rates": rates}
 
         def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            """ValueError, in one line, for a state of other parameters: the library would leave out those without."""
+            mine = {number for number, _ in self._numbered()}
+            if set(state_dict["state"]) != mine:
+                raise ValueError(f"the state is of {len(state_dict['state'])} parameters, the model has {len(mine)}")
             self.load_distributed_state_dict(state_dict, self._numbered(), save_param_groups=False)
             for group, rates in zip(self.param_groups, state_dict["rates"], strict=True):
                 group.update(rates)
@@ -61,6 +66,6 @@ def shampoo(groups: list[dict[str, Any]], **given: Any) -> Optimizer:
         use_nesterov=True,
         use_merge_dims=True,
         use_decoupled_weight_decay=True,
-        grafting_config=AdamGraftingConfig(beta2=given["betas"][1], epsilon=1e-8),
+        grafting_config=types.AdamGraftingConfig(beta2=given["betas"][1], epsilon=1e-8),
     )
     return made
