@@ -3,6 +3,7 @@ refused in one line."""
 
 import copy
 import logging
+import pickle
 
 import numpy as np
 import pytest
@@ -329,6 +330,27 @@ def test_new_tracks_take_over_what_the_old_ones_held(make):
         if step == 3:
             averager._move(None)
         np.testing.assert_array_equal(value_of(averager, model), value_of(other, twin))
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+@KINDS
+def test_a_parameter_renamed_right_after_a_copy_goes_on(make, how, caplog):
+    model = model_of()
+    averager = make(model)
+    gains = []
+    for step in (1, 2, 3):
+        if step == 3:
+            pair = (model, averager)
+            model, averager = copy.deepcopy(pair) if how == "deepcopy" else pickle.loads(pickle.dumps(pair))
+            model[1].register_parameter("gain", model[1]._parameters.pop("weight"))
+        randomise(model, step)
+        averager.update(step)
+        gains.append(next(p for name, p in model[1].named_parameters() if name != "bias").detach().clone())
+    expected = (
+        (gains[1] + gains[2]) / 2 if not isinstance(averager, EMA) else gains[0] / 4 + gains[1] / 4 + gains[2] / 2
+    )
+    torch.testing.assert_close(averaged(averager, model)["1.gain"], expected)
+    assert words(caplog) == []
 
 
 @KINDS

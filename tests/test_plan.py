@@ -103,7 +103,7 @@ def test_memory_of_replicas_on_a_cpu_is_what_was_measured():
         n, ranks = int(row["weights"]), int(row["ranks"])
         found = cost("lawa", "host", Run(params=n, ranks=ranks, window=int(row["window"])), Machine())
         paper = found.host - 4 * n + ranks * found.device  # no spare there; raw weights of each rank
-        assert float(row["value"]) == pytest.approx(paper, rel=0.08)
+        assert float(row["value"]) == pytest.approx(paper, rel=0.05)
 
 
 def table(names, seconds, machine, ranks) -> list[str]:
@@ -140,6 +140,8 @@ def test_the_tables_of_the_docs_are_these_sums():
     ("arguments", "said"),
     [
         (["--params=0", "--step-seconds=1"], "error: params must be >= 1, not 0"),
+        (["--params=inf", "--step-seconds=1"], "error: params must be >= 1, not inf"),
+        (["--params=1e9", "--step_seconds=1", "--host_gb=inf"], "error: host_gb must be > 0, not inf"),
         (["--params=1e9", "--step_seconds=0"], "error: step_seconds must be > 0, not 0"),
         (["--params=1e9", "--step_seconds=1", "--ranks=6", "--shards=4"],
          "error: shards must divide ranks: 6 ranks are no multiple of 4 shards"),

@@ -54,9 +54,9 @@ class Run:
 
     def __post_init__(self) -> None:
         for name in ("params", "dtype_bytes", "ranks", "shards", "window", "interval"):
-            if not getattr(self, name) >= 1:
+            if not 1 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be >= 1, not {getattr(self, name):g}")
-        if not self.step_seconds > 0:
+        if not 0 < self.step_seconds < math.inf:
             raise ValueError(f"step_seconds must be > 0, not {self.step_seconds:g}")
         if self.ranks % self.shards:
             raise ValueError(f"shards must divide ranks: {self.ranks} ranks are no multiple of {self.shards} shards")
@@ -92,7 +92,7 @@ class Machine:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not value > 0:
+            if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be > 0, not {value:g}")
 
 

@@ -43,7 +43,7 @@ class Known:
     name: str
     shapes: tuple[tuple[int, ...], tuple[int, ...]]  # whole, and on this rank
     numel: int
-    identity: TensorWeakRef | None  # None: not known, as after unpickling or under FSDP1
+    identity: TensorWeakRef | None  # None: not known, as under FSDP1
 
     @property
     def present_id(self) -> int:

@@ -255,7 +255,19 @@ class LiveWeights:
         """Without memory that only caches, and whose views would come back as separate tensors."""
         emptied = dict.fromkeys(("_staging", "_gathered", "_flat", "_raw_vector", "_signature"))
         known = [replace(tensor, identity=None) for tensor in self._known]
-        return {**self.__dict__, **emptied, "_raw": [], "_gathering": [], "_known": known}
+        identified = [tensor.identity is not None for tensor in self._known]
+        return {**self.__dict__, **emptied, "_raw": [], "_gathering": [], "_known": known, "_identified": identified}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """The copied parameters are known by their objects at once: one may get another name before the next look."""
+        self.__dict__.update(state)
+        found = [
+            entry.tensor() if told else None for entry, told in zip(self.entries, self.__dict__.pop("_identified"))
+        ]
+        self._known = [
+            known if tensor is None else replace(known, identity=TensorWeakRef(tensor))
+            for known, tensor in zip(self._known, found, strict=True)
+        ]
 
 
 def _reshard_flat(handle: Any) -> None:
