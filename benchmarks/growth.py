@@ -23,7 +23,7 @@ from matplotlib import pyplot as plt
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks.timing import device, machine, medians
+from benchmarks.timing import device, machine, medians, resident
 from weight_averaging.placement import free_host_bytes
 from weight_averaging.torch import EMA, LAWA
 
@@ -91,12 +91,6 @@ def with_ranks(ranks: int, numel: int, window: int) -> dict[str, float]:
         torch.multiprocessing.spawn(rank_main, args=(ranks, folder, numel, window), nprocs=ranks)
         result: dict[str, float] = torch.load(Path(folder, "result"))
         return result
-
-
-def resident() -> int:
-    """Bytes of this process that are in memory."""
-    fields = Path("/proc/self/statm").read_text().split()
-    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def measure(largest: int) -> tuple[list[dict[str, Any]], list[str]]:

@@ -1,5 +1,6 @@
 """Timing by interleaved medians: the machines are shared, so only ratios within one run mean anything."""
 
+import os
 import platform
 import statistics
 import time
@@ -33,12 +34,21 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def device_name() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def machine() -> str:
     """One line about where the figures come from."""
-    if torch.cuda.is_available():
-        name = torch.cuda.get_device_name()
-    else:
-        lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    name = device_name()
+    if not torch.cuda.is_available():
         name += f", {torch.get_num_threads()} threads"
     return f"{name}; torch {torch.__version__}; Python {platform.python_version()}"

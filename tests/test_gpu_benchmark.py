@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 
 def run(*arguments):
@@ -36,6 +37,14 @@ def test_every_section_has_a_table_of_finite_numbers(tmp_path):
     again = run(f"--out={tmp_path}", "--small", "--sections=criteo")
     assert again.returncode == 0, again.stderr[-3000:]
     assert page.read_text().split("## A window")[0] == "## ".join([head, *parts]).split("## A window")[0]
+
+
+def test_skipped_tests_are_not_said_to_have_passed(tmp_path):
+    done = run(f"--out={tmp_path}", "--small", "--sections=tests")
+    assert done.returncode == 0, done.stderr[-3000:]
+    (page,) = tmp_path.glob("*.md")
+    counted = "passed" if torch.cuda.is_available() else "skipped"
+    assert re.search(rf"`pytest -m gpu`: \d+ {counted}", page.read_text())
 
 
 def test_a_failed_section_leaves_the_others(tmp_path):

@@ -103,7 +103,7 @@ class Cost:
     Attributes:
         device: on the rank that has most, beside training; `evaluation`: while the average is in the model.
         host: on a node; `disk`: of all snapshots that the window needs.
-        traffic: an update, to the host or the disk, of the rank that has most.
+        traffic: a snapshot, to the host or the disk, of the rank that has most.
         update: of the device for one snapshot; `exposed`: beyond that, where training waits for a copy.
         share: of a step, on average.
         swap: in and out.

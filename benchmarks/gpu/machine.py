@@ -6,34 +6,25 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from benchmarks.timing import device, medians, synchronize
+from benchmarks.timing import device, device_name, medians, synchronize
 from miniperf.workloads.finewebedu_lm.model import Decoder
 from miniperf.workloads.finewebedu_lm.sizes import Sizes
 
 ON_CUDA = torch.cuda.is_available()
 
 
-def name() -> str:
-    """Of the device."""
-    if ON_CUDA:
-        return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def slug() -> str:
     """The device's name as a file's."""
-    return re.sub(r"[^a-z0-9]+", "_", name().lower()).strip("_")
+    return re.sub(r"[^a-z0-9]+", "_", device_name().lower()).strip("_")
 
 
 def described() -> str:
     """One line of all that the numbers depend on."""
-    parts = [f"**{name()}**"]
+    parts = [f"**{device_name()}**"]
     if ON_CUDA:
         try:
             query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
@@ -89,7 +80,7 @@ def host_seconds(action: Callable[[], object], rounds: int) -> float:
         action()
         times.append(time.perf_counter() - start)
     synchronize()
-    return sorted(times)[rounds // 2]
+    return statistics.median(times)
 
 
 def free() -> None:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from benchmarks import nadamw_step
 from benchmarks.averaging_cost import peers
 from benchmarks.gpu import machine
 from benchmarks.gpu.sizes import Scale
-from benchmarks.timing import device, medians, synchronize
+from benchmarks.timing import device, medians, resident, synchronize
 from weight_averaging.placement import free_host_bytes
 from weight_averaging.torch import EMA, LAWA, Averager, blocks
 
@@ -239,21 +238,17 @@ def _vectors(track: Any) -> list[torch.Tensor]:
 
 
 def _allocated() -> int:
-    return torch.cuda.memory_allocated() if machine.ON_CUDA else _resident()
+    return torch.cuda.memory_allocated() if machine.ON_CUDA else resident()
 
 
 def _peak() -> int:
-    return torch.cuda.max_memory_allocated() if machine.ON_CUDA else _resident()
+    return torch.cuda.max_memory_allocated() if machine.ON_CUDA else resident()
 
 
 def _forget_peak() -> None:
     if machine.ON_CUDA:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-
-
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 def growth(scale: Scale) -> str:
@@ -269,13 +264,13 @@ def growth(scale: Scale) -> str:
             averager.swap_in()
             averager.swap_out()
         synchronize()
-        before = (_allocated(), torch.cuda.memory_reserved() if machine.ON_CUDA else 0, _resident())
+        before = (_allocated(), torch.cuda.memory_reserved() if machine.ON_CUDA else 0, resident())
         for step in range(6, 6 + scale.swaps):
             averager.update(step)
             averager.swap_in()
             averager.swap_out()
         synchronize()
-        after = (_allocated(), torch.cuda.memory_reserved() if machine.ON_CUDA else 0, _resident())
+        after = (_allocated(), torch.cuda.memory_reserved() if machine.ON_CUDA else 0, resident())
         rows.append([kind, *(f"{(b - a) / 1e6:.1f}" for a, b in zip(before, after, strict=True))])
         del averager, model
     head = ["", "device memory, MB", "reserved, MB", "resident in host memory, MB"]

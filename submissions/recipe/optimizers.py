@@ -71,7 +71,6 @@ shampoo = OptimizerSettings(
         "momentum": (lambda x: 0 <= x < 1, "in [0, 1)"),
         "max_preconditioner_dim": _WHOLE,
         "precondition_frequency": _WHOLE,
-        "start_preconditioning_step": _WHOLE,
     },
 )
 # Vyas et al. (arXiv 2409.11321): Adam in the eigenbasis of Shampoo's preconditioner.

@@ -137,7 +137,7 @@ class Collector(abc.ABC):
     def _take_later(self, due: list[Track]) -> Verdict:
         """The same as `_take` without a wait for the device, which checks the weights as it takes them in.
 
-        A track that mixes them with others needs to know before; the others read each block while it is in the cache.
+        A track that mixes them with others needs to know before; for the others each block is checked after its copy.
         """
         weights = self._weights
         good, sums = None, []

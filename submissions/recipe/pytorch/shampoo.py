@@ -17,14 +17,16 @@ REQUIREMENT = f"torch-shampoo @ git+https://github.com/facebookresearch/optimize
 def arguments(hyperparameters: Any, step_hint: int) -> dict[str, Any]:
     """Those of the published submission, where a hyperparameter does not say otherwise."""
     del step_hint
-    given = {
-        "momentum": 0.5, "epsilon": 1e-8, "max_preconditioner_dim": 1024, "precondition_frequency": 100,
-        "start_preconditioning_step": -1,  # the library's default: the first multiple of the frequency
-    }  # fmt: skip
+    given = {"momentum": 0.5, "epsilon": 1e-8, "max_preconditioner_dim": 1024, "precondition_frequency": 100}
     given |= {name: getattr(hyperparameters, name) for name in given if hasattr(hyperparameters, name)}
-    whole = {name: int(given[name]) for name in given if name not in ("momentum", "epsilon")}
-    betas = (1.0 - hyperparameters.one_minus_beta1, hyperparameters.beta2)
-    return {**given, **whole, "lr": hyperparameters.learning_rate, "betas": betas}
+    whole = {name: int(given[name]) for name in ("max_preconditioner_dim", "precondition_frequency")}
+    return {
+        **given,
+        **whole,
+        "start_preconditioning_step": whole["precondition_frequency"],  # the library's default, which it warns of
+        "lr": hyperparameters.learning_rate,
+        "betas": (1.0 - hyperparameters.one_minus_beta1, hyperparameters.beta2),
+    }
 
 
 def shampoo(groups: list[dict[str, Any]], **given: Any) -> Optimizer:
