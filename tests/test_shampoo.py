@@ -1,5 +1,6 @@
 """Distributed Shampoo, where it is installed: its equations; averaging, evaluations and resumes leave it alone."""
 
+import importlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from submissions.recipe.pytorch import shampoo
+from submissions.recipe.pytorch.shampoo import PACKAGE
 from tests import reference
 from tests.small_models import flat
 from tests.test_base_optimizers import AVERAGES, POINT, Run, trained
@@ -103,3 +105,10 @@ def test_a_state_without_a_parameter_is_refused():
     del state["state"]["0"]
     with pytest.raises(ValueError, match=r"the state is of \d+ parameters, the model has \d+$"):
         Run("shampoo", **SETTINGS).state["optimizer"].load_state_dict(state)
+
+
+def test_another_commit_of_the_library_is_told(monkeypatch):
+    types = importlib.import_module(f"{PACKAGE}.shampoo_types")
+    monkeypatch.delattr(types, "AdamGraftingConfig")
+    with pytest.raises(ImportError, match="is of another commit: pip install --force-reinstall 'torch-shampoo @ git"):
+        Run("shampoo", **SETTINGS)

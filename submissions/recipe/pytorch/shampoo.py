@@ -34,9 +34,14 @@ def shampoo(groups: list[dict[str, Any]], **given: Any) -> Optimizer:
 
     Every rank computes all of it. The library could spread it over ranks, but then each would hold a part of the state,
     and the harness saves that of the first alone.
+
+    Raises:
+        ImportError: what is installed is of another commit.
     """
     library = importlib.import_module(f"{PACKAGE}.{PACKAGE}")  # the other submissions do without
     types = importlib.import_module(f"{PACKAGE}.shampoo_types")
+    if not hasattr(types, "AdamGraftingConfig"):  # as it was renamed later
+        raise ImportError(f"{PACKAGE} is of another commit: pip install --force-reinstall '{REQUIREMENT}'")
 
     class Shampoo(library.DistributedShampoo):  # type: ignore[misc, name-defined, unused-ignore]
         """Its own state dict has objects, and wants to be told the parameters' names: they are numbered here."""
