@@ -17,7 +17,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -25,15 +25,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks.offline_cost import grid, memory_added, return_memory_at_once
+from benchmarks.offline_cost import BUDGET, grid, memory_added, return_memory_at_once
+from benchmarks.offline_cost import average as take
 from benchmarks.timing import machine
 from weight_averaging.averages import Average
 from weight_averaging.offline import LAWA, Plan, Snapshots
-from weight_averaging.offline.writing import average_to_files, groups
+from weight_averaging.offline.writing import average_to_files
 
 WIDTH = 2048
 PIECE = 1 << 20
-BUDGET = 4_000_000_000
 
 
 def write(folder: Path, count: int, size: int) -> None:
@@ -95,15 +95,6 @@ def by_library(folder: Path) -> None:
         pass
 
 
-def unwritten(folder: Path, wanted: Sequence[tuple[Average, int]]) -> None:
-    """The passes of this library, their results not written."""
-    snapshots = Snapshots(folder)
-    plan = Plan(wanted, snapshots.steps, latest=())
-    for names in groups(snapshots.layout, plan.peak, BUDGET):
-        for _ in plan.run(snapshots.stream(plan.needed, names)):
-            pass
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=500, help="of a checkpoint (default: 500)")
@@ -126,10 +117,10 @@ def main() -> None:
         points = grid(arguments.count)
         known: dict[str, tuple[str, Callable[[], object]]] = {
             "read": ("read the files", lambda: read(folder)),
-            "mean": ("mean, this library", lambda: unwritten(folder, mean)),
+            "mean": ("mean, this library", lambda: take(folder, mean)),
             "written": ("mean, this library, written to a folder", lambda: average(folder, out)),
             "safe_open": ("mean, tensors by safetensors' safe_open", lambda: by_library(folder)),
-            "grid": (f"grid of {len(points)}, this library", lambda: unwritten(folder, points)),
+            "grid": (f"grid of {len(points)}, this library", lambda: take(folder, points)),
         }
         chosen = ["read", *(name for name in arguments.actions.split(",") if name != "read")]
         if unknown := [name for name in chosen if name not in known]:

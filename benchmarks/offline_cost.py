@@ -15,7 +15,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -24,14 +24,14 @@ from torch import nn
 from benchmarks.timing import machine
 from weight_averaging.averages import EMA, LAWA, Average
 from weight_averaging.offline import Plan
+from weight_averaging.offline.pieces import groups, streams
 from weight_averaging.offline.reading import Snapshots
 from weight_averaging.offline.safetensors_files import SafetensorsWriter
-from weight_averaging.offline.writing import groups
 
 INTERVALS = (1, 2, 3, 4)  # in snapshots; windows and decays: five each
 WINDOWS = (2, 3, 4, 5, 6)
 DECAYS = (0.5, 0.7, 0.8, 0.9, 0.95)
-BUDGET = 2_000_000_000
+BUDGET = 4_000_000_000
 
 
 def model_of(numel: int) -> nn.Module:
@@ -56,11 +56,13 @@ def read(paths: list[Path], buffer: bytearray) -> None:
             file.readinto(buffer)
 
 
-def average(folder: Path, wanted: list[tuple[Average, int]]) -> None:
+def average(folder: Path, wanted: Sequence[tuple[Average, int]]) -> None:
+    """As the command does; results are not written."""
     snapshots = Snapshots(folder)
-    plan = Plan(wanted, snapshots.steps)
-    for names in groups(snapshots.layout, plan.peak, BUDGET):
-        for _ in plan.run(snapshots.stream(plan.needed, names)):
+    plan = Plan(wanted, snapshots.steps, latest=())
+    cut = groups(snapshots.layout, plan.peak, BUDGET, snapshots.mapped)
+    for _, results in plan.run_parts(streams(snapshots, plan.needed, cut, lambda count: None)):
+        for _ in results:
             pass
 
 

@@ -118,7 +118,7 @@ def test_ctrl_c_leaves_nothing_and_says_so(capsys, folder, tmp_path, monkeypatch
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(writing.Plan, "run", interrupted)
+    monkeypatch.setattr(writing.Plan, "run_parts", interrupted)
     for out in ("x.pt", "x.safetensors"):
         with pytest.raises(SystemExit) as end:
             cli.main(["average", str(folder), "--lawa=window=2", f"--out={tmp_path / out}"])

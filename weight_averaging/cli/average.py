@@ -13,7 +13,8 @@ What to average; flags may be repeated, and values with colons between are multi
   --power gamma=6.94             the power-function EMA of EDM2, whose length grows with training
   --merge shape=1-sqrt,share=.2  as if the learning rate had decayed over the last fifth (linear, cosine, 1-sqrt)
 
-Each checkpoint is read once. What does not fit into --memory-gb goes through in groups of tensors.
+Each checkpoint is read once, and all of them in turn for a piece of the model at a time, where files can be mapped
+(not folders of torch.distributed.checkpoint, nor files from before torch 1.6: there --memory-gb bounds a piece).
 """
 
 import argparse
@@ -145,8 +146,9 @@ def run(args: argparse.Namespace) -> None:
 def write(args: argparse.Namespace, snapshots: "Snapshots", wanted: Sequence[tuple[Average, int]]) -> None:
     """Write the wanted averages to `args.out`, and say where each is, what went in and how to load it."""
     from weight_averaging.offline import Plan
+    from weight_averaging.offline.pieces import groups, memory
     from weight_averaging.offline.writers import loading
-    from weight_averaging.offline.writing import average_to_files, groups, memory
+    from weight_averaging.offline.writing import average_to_files
 
     plan = Plan(
         wanted,
@@ -157,13 +159,13 @@ def write(args: argparse.Namespace, snapshots: "Snapshots", wanted: Sequence[tup
     )
     outputs = _outputs(args.out, snapshots, wanted)
     budget = int(args.memory_gb * 1e9)
-    parts = groups(snapshots.layout, plan.peak, budget)
+    parts = groups(snapshots.layout, plan.peak, budget, snapshots.mapped)
     total = snapshots.nbytes * len(plan.needed)
     count = f"{len(wanted)} averages" if len(wanted) > 1 else "1 average"
     print(
         f"{count} from {len(plan.needed)} snapshots, {size(total)} to read; memory "
         f"{size(memory(snapshots.layout, plan.peak, parts))}: {plan.peak} float32 copies and a snapshot"
-        + (f", of {len(parts)} groups of tensors in turn" if len(parts) > 1 else "")
+        + (f", of {len(parts)} pieces of the model in turn" if len(parts) > 1 else "")
     )
     with progress(total) as on_read:
         average_to_files(snapshots, plan, outputs, budget, on_read, args.plain_names)

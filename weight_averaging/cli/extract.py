@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     layout = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in result.items()}
     with state_dict_writer(args.out, layout, {"format": "pt"}) as file:
         for name, tensor in result.items():
-            file.write(name, tensor)
+            file.write_part(name, 0, tensor)
     elements = sum(tensor.numel() for tensor in result.values())
     print(f"{args.out}: {len(result)} tensors, {elements:,} elements, {size(args.out.stat().st_size)}")
     print(f"load: {state_dict_loading(args.out)}")

@@ -1,10 +1,15 @@
 """Files on their way from the disk into memory while others are worked on."""
 
 import contextlib
+import ctypes
+import functools
+import mmap
 import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from torch import Tensor
 
 _PIECE = 8 << 20  # bytes that are asked for at a time
 _MOST = 1 << 30  # of a file: more might push out of memory what is being worked on
@@ -41,3 +46,16 @@ def _fetch(paths: Sequence[Path], end: threading.Event) -> None:
                         os.posix_fadvise(descriptor, start, _PIECE, os.POSIX_FADV_WILLNEED)
                 finally:
                     os.close(descriptor)
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
+def fetch(tensor: Tensor) -> None:
+    """The system is asked to read the pages of a tensor that is mapped. It is no error if that cannot be asked for."""
+    if hasattr(mmap, "MADV_WILLNEED") and tensor.is_contiguous() and tensor.nbytes:
+        start = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+        size = tensor.data_ptr() + tensor.nbytes - start
+        _library().madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_WILLNEED)

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -9,9 +10,11 @@ from torch import Tensor
 from weight_averaging.averages import Average, SnapshotError
 from weight_averaging.names import clean_names
 from weight_averaging.offline.layouts import Layout, State, layout_difference, layout_of
-from weight_averaging.offline.tracks import BLOCK, Recursion, Sum, Track, mean, new_vector
+from weight_averaging.offline.tracks import BLOCK, Memory, Recursion, Sum, Track, mean
 from weight_averaging.offline.unaveraged import Unchanging, latest_of
 from weight_averaging.torch.blocks import is_finite
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -103,12 +106,32 @@ class Plan:
             SnapshotError: snapshots with other names, shapes or types than the first, or weights that are not finite,
                 or a snapshot that is needed does not come, or quantised weights that change.
         """
+        self._unchanging.begin()
+        yield from self._pass(stream, Memory())
+        self._unchanging.end()
+
+    def run_parts(
+        self, streams: Iterable[tuple[Part, Iterable[tuple[int, State]]]]
+    ) -> Iterator[tuple[Part, Iterator[Result]]]:
+        """The same for models in parts: for each part a stream of all snapshots, and the results of that part.
+
+        Of a tensor in parts, one that is not finite but constant stays as it is, and the others are averaged.
+        """
+        self._unchanging.begin()
+        memory = Memory()
+        memory.again = True
+        for part, stream in streams:
+            yield part, self._pass(stream, memory)
+        self._unchanging.end()
+
+    def _pass(self, stream: Iterable[tuple[int, State]], memory: Memory) -> Iterator[Result]:
+        self._memory = memory
         held: dict[int, dict[str, Tensor]] = {}
         expected = iter(self.needed)
         wanted = next(expected, None)
         self._layout: Layout | None = None
         self._constant: dict[str, Tensor] = {}
-        self._unchanging.begin()
+        self._unchanging.begin_part()
         for track in self._tracks.values():
             track.values.clear()
             track.results = sum(other is track for other in self._tracks.values())
@@ -126,11 +149,10 @@ class Plan:
                 averaged = self._finish(self._tracks[average, at], step, state, held)
                 yield Result(average, at, dict(zip(names, averaged.values())))
             for old in [s for s in held if self._held_until[s] <= step]:
-                del held[old]
+                memory.give(held.pop(old).values())
             wanted = next(expected, None)
         if wanted is not None:
             raise SnapshotError(f"the snapshot of step {wanted} is needed and did not come")
-        self._unchanging.end()
 
     def _check_layout(self, step: int, state: State) -> None:
         layout = layout_of(state)
@@ -155,8 +177,8 @@ class Plan:
                 continue
             flat = _flat(tensor)
             size, device = flat.numel(), flat.device
-            targets = [track.targets(name, size, device) for track in active]
-            copy = held[step].setdefault(name, new_vector(size, device)) if hold else None
+            targets = [track.targets(name, size, device, self._memory) for track in active]
+            copy = held[step].setdefault(name, self._memory.take(size, device)) if hold else None
             for start in range(0, size, BLOCK):
                 stop = min(start + BLOCK, size)
                 values = flat[start:stop].to(torch.float32)
@@ -186,17 +208,23 @@ class Plan:
         final = track.results == 0
         for name, tensor in state.items():
             if name in self._constant or not self._is_averaged(name, tensor):
-                result[name] = tensor.clone()
+                floating = self.float32 and tensor.dtype.is_floating_point
+                result[name] = tensor.to(torch.float32 if floating else tensor.dtype, copy=True)
                 continue
             if isinstance(track, Sum) and track not in self._running:
                 value = mean([held[member][name] for member in track.members])
             else:
                 value = track.value(name, final)
             if tensor.dtype.is_complex:
-                result[name] = torch.view_as_complex(value.view(*tensor.shape, 2)).to(tensor.dtype)
+                result[name] = torch.view_as_complex(value.view(*tensor.shape, 2)).to(
+                    tensor.dtype, copy=self._memory.again
+                )
             else:
-                result[name] = value.view(tensor.shape).to(torch.float32 if self.float32 else tensor.dtype)
+                dtype = torch.float32 if self.float32 else tensor.dtype
+                result[name] = value.view(tensor.shape).to(dtype, copy=self._memory.again)
         if final:
+            for vectors in track.values.values():
+                self._memory.give(vectors)
             track.values.clear()
         return result
 

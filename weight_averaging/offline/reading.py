@@ -48,6 +48,7 @@ class Snapshots:
         latest: the names of what averagers leave as training has it, in all files; empty if that is not known.
         frozen: those of `latest` that are frozen.
         nbytes: of one snapshot's weights.
+        mapped: a part of a tensor can be read without the rest, in all files.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Snapshots:
         self.form = sources[self.paths[self.steps[-1]]].form
         self.latest = set(frozenset.intersection(*(source.latest for source in sources.values())))
         self.frozen = set(frozenset.intersection(*(source.frozen for source in sources.values())))
+        self.mapped = all(source.mapped for source in sources.values())
         self.nbytes = sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in self.layout.values())
 
     def _of_folder(self) -> list[Path]:
@@ -134,11 +136,12 @@ class Snapshots:
     def state(self, step: int, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """The weights of one snapshot, or those of these names; read when they are used, where that is possible."""
         source = self.open(step)
-        originals = self._originals(source, names)
+        originals = self.originals(source, names)
         tensors = source.read(list(originals.values()))
         return {name: tensors[original] for name, original in originals.items()}
 
-    def _originals(self, source: Source, names: Iterable[str] | None) -> dict[str, str]:
+    def originals(self, source: Source, names: Iterable[str] | None = None) -> dict[str, str]:
+        """What the tensors of these names, or all, are called in a checkpoint. SnapshotError if one is not in it."""
         originals = self.saved_names(source)
         chosen = list(self.layout if names is None else names)
         if lacking := [name for name in chosen if name not in originals]:

@@ -41,6 +41,7 @@ class SafetensorsFile:
     Attributes:
         layout: shape and type by name, in the order of the bytes.
         metadata: the file's own strings.
+        aligned: all tensors are, so that `read` copies none.
     Raises:
         SnapshotError: the file is no whole safetensors file.
     """
@@ -71,6 +72,7 @@ class SafetensorsFile:
                 raise SnapshotError(f"{path} is damaged: the bytes of {name} do not fit its shape")
             if end > self._size:
                 raise SnapshotError(f"{path} is truncated: {self._size} bytes, and {name} ends at {end}")
+        self.aligned = all(begin % dtype.itemsize == 0 for dtype, _, begin, _ in ranges.values())
         self._ranges = dict(sorted(ranges.items(), key=lambda item: item[1][2]))
         self.layout = {name: (shape, dtype) for name, (dtype, shape, _, _) in self._ranges.items()}
 
@@ -113,21 +115,34 @@ class SafetensorsWriter:
             header[name] = entry
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
-        self._left = {name: (tuple(shape), dtype) for name, (shape, dtype) in layout.items()}
+        self._layout = {name: (tuple(shape), dtype) for name, (shape, dtype) in layout.items()}
+        self._left = {name: math.prod(shape) for name, (shape, _) in self._layout.items()}  # elements
         self._head = len(text).to_bytes(8, "little") + text
         self._size = len(self._head) + end
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Write one tensor. ValueError if it is not as announced, or written already."""
-        if self._left.get(name) != (tuple(tensor.shape), tensor.dtype):
+        if self._layout.get(name) != (tuple(tensor.shape), tensor.dtype):
             raise ValueError(
                 f"{self._path}: {name} is not to be written, or not as {tensor.dtype} {list(tensor.shape)}"
             )
-        del self._left[name]
-        tensor = tensor.detach().cpu().contiguous()
-        if tensor.numel():
-            self._file.seek(len(self._head) + self._offsets[name])
-            self._file.write((ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr()))
+        self.write_part(name, 0, tensor)
+
+    def write_part(self, name: str, start: int, part: Tensor) -> None:
+        """Write the elements of a tensor from `start` on. ValueError if there are more of them than it has."""
+        shape, dtype = self._layout[name]
+        left = self._left.get(name, -1) - part.numel()
+        if left < 0 or start + part.numel() > math.prod(shape) or part.dtype != dtype:
+            raise ValueError(
+                f"{self._path}: {name} is written already, or not of {math.prod(shape)} elements of {dtype}"
+            )
+        self._left[name] = left
+        if not left:
+            del self._left[name]
+        part = part.detach().cpu().contiguous()
+        if part.numel():
+            self._file.seek(len(self._head) + self._offsets[name] + start * dtype.itemsize)
+            self._file.write((ctypes.c_char * part.nbytes).from_address(part.data_ptr()))
 
     def __enter__(self) -> "SafetensorsWriter":
         with contextlib.ExitStack() as stack:

@@ -1,6 +1,7 @@
 """What a pass over saved snapshots keeps of each average, tensor by tensor: sums, or the value of a recursion."""
 
 import abc
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -9,6 +10,30 @@ from weight_averaging.torch.mean import accumulators, add, mean_of, pairwise_mea
 
 # float32 elements that are worked on at a time: 1 MiB stays in a core's cache while every average takes it in.
 BLOCK = 1 << 18
+_LARGE = 1 << 16  # elements; what is smaller does not come from the system page by page
+
+
+class Memory:
+    """Float32 vectors. Those that are given back serve again: the system's pages cost more than what is done to them.
+
+    Attributes:
+        again: whether any is given back; if not, vectors may leave as results.
+    """
+
+    def __init__(self) -> None:
+        self.again = False
+        self._free: list[Tensor] = []
+
+    def take(self, size: int, device: torch.device) -> Tensor:
+        for index, vector in enumerate(self._free):
+            if vector.numel() >= size and vector.device == device:
+                return self._free.pop(index)[:size]
+        return torch.empty(size, dtype=torch.float32, device=device)
+
+    def give(self, vectors: Iterable[Tensor]) -> None:
+        if self.again:
+            whole = (vector if vector._base is None else vector._base for vector in vectors)
+            self._free += [vector for vector in whole if vector.numel() >= _LARGE]
 
 
 class Track(abc.ABC):
@@ -33,9 +58,9 @@ class Track(abc.ABC):
     def value(self, name: str, final: bool) -> Tensor:
         """The average of a tensor, flat; the track's own memory only if it is final."""
 
-    def targets(self, name: str, size: int, device: torch.device) -> list[Tensor]:
+    def targets(self, name: str, size: int, device: torch.device, memory: "Memory") -> list[Tensor]:
         if name not in self.values:
-            self.values[name] = [new_vector(size, device) for _ in range(self.count)]
+            self.values[name] = [memory.take(size, device) for _ in range(self.count)]
         return self.values[name]
 
 
@@ -85,10 +110,6 @@ class Recursion(Track):
 
     def value(self, name: str, final: bool) -> Tensor:
         return self.values[name][0] if final else self.values[name][0].clone()
-
-
-def new_vector(size: int, device: torch.device) -> Tensor:
-    return torch.empty(size, dtype=torch.float32, device=device)
 
 
 def mean(vectors: list[Tensor]) -> Tensor:

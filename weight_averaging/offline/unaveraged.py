@@ -72,8 +72,12 @@ class Unchanging:
         self._frozen = frozenset(frozen)
 
     def begin(self) -> None:
-        self._seen: dict[str, int] = {}
         self._changed: list[str] = []
+        self.begin_part()
+
+    def begin_part(self) -> None:
+        """Other elements of the tensors follow."""
+        self._seen: dict[str, int] = {}
 
     def see(self, step: int, name: str, tensor: Tensor, chosen: bool) -> None:
         """Take note of a tensor that is not averaged; `chosen` if that is for another reason than its type.

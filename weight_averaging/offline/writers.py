@@ -23,9 +23,10 @@ _TORCH = (".pt", ".pth", ".pth.tar", ".bin", ".ckpt")
 
 
 class Writer(contextlib.AbstractContextManager[Any], Protocol):
-    """Takes every tensor once, in any order, within its `with` block."""
+    """Takes every element of every tensor once, in any order, within its `with` block."""
 
-    def write(self, name: str, tensor: Tensor) -> None: ...
+    def write_part(self, name: str, start: int, part: Tensor) -> None:
+        """Take the elements of a tensor from number `start` on."""
 
 
 def ending(path: Path) -> str:
@@ -62,13 +63,13 @@ def writer_for(path: Path, source: Source, layout: Layout, about: Mapping[str, s
         assert isinstance(source, HuggingFaceSource)
         return _FolderWriter(path, source, layout, about, float32)
     if isinstance(source, TorchSource) and _is_like(path, source):
-        return _TorchWriter(path, source.filled)
+        return _TorchWriter(path, source.filled, layout)
     return state_dict_writer(path, layout, about)
 
 
 def state_dict_writer(path: Path, layout: Layout, about: Mapping[str, str]) -> Writer:
     """What writes a state dict alone, as `.safetensors` or in a file of torch.save."""
-    return SafetensorsWriter(path, layout, about) if path.suffix == ".safetensors" else _TorchWriter(path, dict)
+    return SafetensorsWriter(path, layout, about) if path.suffix == ".safetensors" else _TorchWriter(path, dict, layout)
 
 
 def check_path(path: Path, source: Source) -> None:
@@ -106,14 +107,18 @@ class _TorchWriter(Writer):
 
     Args:
         contents: makes the file's contents of the state dict.
+        layout: of the state dict.
     """
 
-    def __init__(self, path: Path, contents: Callable[[dict[str, Tensor]], Any]) -> None:
-        self._path, self._contents = path, contents
+    def __init__(self, path: Path, contents: Callable[[dict[str, Tensor]], Any], layout: Layout) -> None:
+        self._path, self._contents, self._layout = path, contents, layout
         self._state: dict[str, Tensor] = {}
 
-    def write(self, name: str, tensor: Tensor) -> None:
-        self._state[name] = tensor
+    def write_part(self, name: str, start: int, part: Tensor) -> None:
+        shape, dtype = self._layout[name]
+        if name not in self._state:
+            self._state[name] = torch.empty(shape, dtype=dtype)
+        self._state[name].view(-1)[start : start + part.numel()].copy_(part.view(-1))
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None:
@@ -130,8 +135,8 @@ class _FolderWriter(Writer):
         self._path, self._source, self._layout, self._about, self._float32 = path, source, layout, about, float32
         self._partial = path.with_name(f".partial_{path.name}")
 
-    def write(self, name: str, tensor: Tensor) -> None:
-        self._parts[self._source.files[name]].write(name, tensor)
+    def write_part(self, name: str, start: int, part: Tensor) -> None:
+        self._parts[self._source.files[name]].write_part(name, start, part)
 
     def __enter__(self) -> "_FolderWriter":
         check_path(self._path, self._source)

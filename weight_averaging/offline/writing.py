@@ -1,43 +1,16 @@
-"""Averages from snapshots to files, with memory bounded: models larger than memory go tensor by tensor."""
+"""Averages from snapshots to files, with memory bounded: models go piece by piece."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
 from weight_averaging.averages import Average
-from weight_averaging.offline.layouts import Layout, State
+from weight_averaging.offline.pieces import groups, streams
 from weight_averaging.offline.plan import Plan
 from weight_averaging.offline.reading import Snapshots
 from weight_averaging.offline.writers import Writer, writer_for
-
-
-def groups(layout: Layout, models: int, budget: int) -> list[list[str]]:
-    """The tensors cut into groups for which `models` float32 copies and one snapshot fit into `budget` bytes.
-
-    A tensor that does not fit alone is a group of its own.
-    """
-    result: list[list[str]] = []
-    left = 0
-    for name, kind in layout.items():
-        size = _size(kind, models)
-        if not result or size > left:
-            result.append([])
-            left = budget
-        result[-1].append(name)
-        left -= size
-    return result
-
-
-def memory(layout: Layout, models: int, names: list[list[str]]) -> int:
-    """Bytes that the largest group takes."""
-    return max(sum(_size(layout[name], models) for name in group) for group in names)
-
-
-def _size(kind: tuple[tuple[int, ...], torch.dtype], models: int) -> int:
-    shape, dtype = kind
-    return torch.Size(shape).numel() * ((8 if dtype.is_complex else 4) * models + dtype.itemsize)
 
 
 def average_to_files(
@@ -50,7 +23,7 @@ def average_to_files(
 ) -> None:
     """Write each wanted average to its file, or folder: see `writers.writer_for`.
 
-    Every snapshot's bytes are read once; its file is opened once per group of tensors.
+    Every snapshot's bytes are read once. Its file is opened once if it can be mapped, else once per group of tensors.
 
     Args:
         plan: of `outputs`' averages over the snapshots.
@@ -74,16 +47,9 @@ def average_to_files(
             writers[average, step] = writer_for(path, source, layout, about, plan.float32), names
         for writer, _ in writers.values():
             stack.enter_context(writer)
-        for group in groups(snapshots.layout, plan.peak, budget):
-            for result in plan.run(_told(snapshots, plan.needed, group, on_read)):
+        cut = groups(snapshots.layout, plan.peak, budget, snapshots.mapped)
+        for pieces, results in plan.run_parts(streams(snapshots, plan.needed, cut, on_read)):
+            for result in results:
                 writer, names = writers[result.average, result.step]
-                for name, tensor in result.state.items():
-                    writer.write(names[name], tensor)
-
-
-def _told(
-    snapshots: Snapshots, steps: list[int], names: list[str], on_read: Callable[[int], object]
-) -> Iterator[tuple[int, State]]:
-    for step, state in snapshots.stream(steps, names):
-        yield step, state
-        on_read(sum(tensor.nbytes for tensor in state.values()))
+                for piece in pieces:
+                    writer.write_part(names[piece.name], piece.start, result.state[piece.name])

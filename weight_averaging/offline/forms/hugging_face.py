@@ -72,6 +72,7 @@ class HuggingFaceSource(Source):
             self._parts[part] = _Part(path / part) if part.endswith(".safetensors") else TorchSource(path / part, allow)
         if self.index is None:
             self.files = dict.fromkeys(self._parts[name].layout, name)
+        self.mapped = all(part.mapped for part in self._parts.values())
         self.layout: Layout = {}
         for part, source in self._parts.items():
             self.layout |= {tensor: kind for tensor, kind in source.layout.items() if self.files.get(tensor) == part}
@@ -123,7 +124,7 @@ class _Part(SafetensorsSource):
     def __init__(self, path: Path) -> None:
         Source.__init__(self, path)
         self._file = SafetensorsFile(path)
-        self.layout = self._file.layout
+        self.layout, self.mapped = self._file.layout, self._file.aligned
 
 
 def _numel(shape: tuple[int, ...]) -> int:

@@ -27,7 +27,7 @@ class SafetensorsSource(Source):
         if _PART.search(path.stem):
             raise SnapshotError(f"{path} is one of several parts of a model: name the folder that has all of them")
         self._file = SafetensorsFile(path)
-        self.layout = self._file.layout
+        self.layout, self.mapped = self._file.layout, self._file.aligned
         self.own_names = LATEST in self._file.metadata
         self.latest = frozenset(json.loads(self._file.metadata.get(LATEST, "[]")))
         self.frozen = frozenset(json.loads(self._file.metadata.get(FROZEN, "[]")))

@@ -17,6 +17,7 @@ class Source(abc.ABC):
         layout: shape and type by name, as saved.
         step, epoch: completed updates and epochs as the checkpoint itself tells; None if it does not.
         own_names: whether names are those of the model for sure, so that nothing in them is a wrapper's.
+        mapped: tensors are contiguous views of mapped files, whose bytes are read when they are used.
         latest, frozen: names of what averagers leave as training has it, and of what of it is frozen.
     """
 
@@ -25,6 +26,7 @@ class Source(abc.ABC):
     step: int | None = None
     epoch: int | None = None
     own_names: bool = False
+    mapped: bool = False
     latest: frozenset[str] = frozenset()
     frozen: frozenset[str] = frozenset()
 

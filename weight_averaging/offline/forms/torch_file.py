@@ -1,5 +1,6 @@
 """One file of torch.save: a state dict, or a checkpoint that holds one."""
 
+import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ class TorchSource(Source):
         self.averagers = [str(state["averager"]) for state in averager_states(self._contents)]
         put_raw(path, self._state, self._contents)
         self.layout = layout_of(self._state)
+        is_new = zipfile.is_zipfile(path)  # the format since torch 1.6, which can be mapped
+        self.mapped = is_new and all(tensor.is_contiguous() for tensor in self._state.values())
 
     def read(self, names: list[str]) -> dict[str, Tensor]:
         return {name: self._state[name] for name in names}

@@ -1,0 +1,121 @@
+"""Models that go through piece by piece, each piece of all snapshots before the next one.
+
+The sums of a piece stay in the processor's cache from one snapshot to the next, and their memory serves the next piece:
+sums of whole models would go through memory once for every snapshot, and their fresh pages cost the system more than
+the arithmetic (docs/results/offline_cost.md).
+"""
+
+import collections
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weight_averaging.offline.fetching import fetch
+from weight_averaging.offline.forms.source import Source
+from weight_averaging.offline.layouts import Layout, State
+from weight_averaging.offline.reading import Snapshots
+from weight_averaging.offline.tracks import BLOCK
+
+IN_CACHE = 10 << 20  # bytes of a group
+AHEAD = 8  # pieces that the system is asked to read beforehand
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The elements [start, stop) of a tensor, flattened; `whole` if these are all."""
+
+    name: str
+    start: int
+    stop: int
+    whole: bool
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """A view. Of what has two dimensions or more it has two: some checks are for those alone."""
+        if self.whole:
+            return tensor
+        part = tensor.reshape(-1)[self.start : self.stop]
+        return part if tensor.ndim < 2 else part.unsqueeze(0)
+
+
+def groups(layout: Layout, models: int, budget: int, cut: bool) -> list[list[Piece]]:
+    """The model cut into groups of pieces of different tensors.
+
+    `models` float32 copies of a group and one snapshot of it fit into `budget` bytes.
+
+    Args:
+        cut: groups are as small as the cache, and large tensors are cut. Else a piece is a tensor, and one that does
+            not fit alone is a group of its own.
+    """
+    if cut:
+        budget = min(budget, IN_CACHE)
+    result: list[list[Piece]] = []
+    left = 0
+    for name, kind in layout.items():
+        numel = torch.Size(kind[0]).numel()
+        most = max(budget // (_bytes(kind, models) * BLOCK), 1) * BLOCK if cut else numel
+        for start in range(0, max(numel, 1), max(most, 1)):
+            piece = Piece(name, start, min(start + most, numel), numel <= most)
+            size = (piece.stop - start) * _bytes(kind, models)
+            if not result or size > left or start > 0:  # of a tensor a group has one piece
+                result.append([])
+                left = budget
+            result[-1].append(piece)
+            left -= size
+    return result
+
+
+def memory(layout: Layout, models: int, cut: list[list[Piece]]) -> int:
+    """Bytes that the largest group takes."""
+    return max(sum((p.stop - p.start) * _bytes(layout[p.name], models) for p in group) for group in cut)
+
+
+def _bytes(kind: tuple[tuple[int, ...], torch.dtype], models: int) -> int:
+    """Of an element."""
+    _, dtype = kind
+    return (8 if dtype.is_complex else 4) * models + dtype.itemsize
+
+
+def streams(
+    snapshots: Snapshots, steps: Sequence[int], cut: Iterable[list[Piece]], on_read: Callable[[int], object]
+) -> Iterator[tuple[list[Piece], Iterator[tuple[int, State]]]]:
+    """Each group of pieces, and the stream of (step, that part of the weights), to be read to its end.
+
+    Args:
+        on_read: told the number of bytes whenever some have been worked on.
+    """
+    cut = list(cut)
+    opened: dict[int, tuple[Source, dict[str, str]]] = {}
+
+    def state(step: int, pieces: list[Piece]) -> State:
+        if step not in opened:
+            source = snapshots.open(step)
+            opened[step] = source, snapshots.originals(source)
+        source, names = opened[step] if snapshots.mapped else opened.pop(step)
+        tensors = source.read([names[piece.name] for piece in pieces])
+        return {piece.name: piece.of(tensors[names[piece.name]]) for piece in pieces}
+
+    read = ((step, state(step, pieces)) for pieces in cut for step in steps)
+    states = _fetched(read) if snapshots.mapped else read
+
+    def stream() -> Iterator[tuple[int, State]]:
+        for _ in steps:
+            step, part = next(states)
+            yield step, part
+            on_read(sum(tensor.nbytes for tensor in part.values()))
+
+    for pieces in cut:
+        yield pieces, stream()
+
+
+def _fetched(states: Iterator[tuple[int, State]]) -> Iterator[tuple[int, State]]:
+    """The same; the system is asked for the pages of those to come."""
+    waiting: collections.deque[tuple[int, State]] = collections.deque()
+    for step, state in states:
+        for tensor in state.values():
+            fetch(tensor)
+        waiting.append((step, state))
+        if len(waiting) > AHEAD:
+            yield waiting.popleft()
+    yield from waiting
