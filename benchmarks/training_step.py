@@ -34,13 +34,16 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class Training:
-    """One submission on one miniature workload."""
+    """One submission on one miniature workload; by its name in submissions/pytorch, or by the path of its file."""
 
     def __init__(
         self, workload_name: str, submission_name: str, averaging: dict[str, Any], base: dict[str, Any] = BASE
     ) -> None:
         self.workload = workloads.make(workload_name)
-        self.module = submission.load(f"submissions/pytorch/{submission_name}/submission.py")
+        is_path = submission_name.endswith(".py")
+        self.module = submission.load(
+            submission_name if is_path else f"submissions/pytorch/{submission_name}/submission.py"
+        )
         values = {**base, **averaging}
         self.hyperparameters = namedtuple("Hyperparameters", values)(**values)
         keys = random_utils.split(random_utils.key_from_seed(0), 3)
@@ -69,6 +72,21 @@ class Training:
             rng=(0, self.step),
         )
         self.step += 1
+
+    def prepare(self) -> None:
+        """For an evaluation."""
+        self.state, self.model, self.model_state = self.module.prepare_for_eval(
+            workload=self.workload,
+            current_param_container=self.model,
+            current_params_types=self.workload.model_params_types,
+            model_state=self.model_state,
+            hyperparameters=self.hyperparameters,
+            loss_type=self.workload.loss_type,
+            optimizer_state=self.state,
+            eval_results=[],
+            global_step=self.step,
+            rng=(0, self.step),
+        )
 
     def turn(self) -> float:
         """The ratio over a turn, without drawing the batches."""

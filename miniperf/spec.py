@@ -10,6 +10,13 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+# What submissions name in their annotations.
+Tensor = Shape = RandomState = OptimizerState = Hyperparameters = Any
+ParameterContainer = ParameterShapeTree = ParameterTypeTree = ModelAuxiliaryState = ModelInitState = UpdateReturn = Any
+InitOptimizerFn = UpdateParamsFn = PrepareForEvalFn = DataSelectionFn = Any
+Timing = Steps = int
+ParameterKey = str
+
 if not TYPE_CHECKING and "algoperf.spec" in sys.modules:
     from algoperf.spec import ForwardPassMode, LossType, ParameterType, ShapeTuple, TrainingCompleteError, Workload
 else:

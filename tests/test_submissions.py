@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from miniperf import random_utils, spec, submission
 from submissions.recipe import schedules
 from submissions.recipe.batch_sizes import get_batch_size
 from submissions.recipe.optimizers import matrices
@@ -264,3 +265,36 @@ def test_the_library_imports_nothing_of_algoperf():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+OTHERS = """
+from algoperf import spec
+from algoperf.pytorch_utils import pytorch_setup
+import algoperf.random_utils as prng
+
+def init_optimizer_state(workload: spec.Workload, model_params: spec.ParameterContainer, *rest) -> spec.OptimizerState:
+    return {"mode": spec.ForwardPassMode.TRAIN, "ddp": pytorch_setup()[0], "split": prng.split}
+
+def update_params(*args) -> spec.UpdateReturn: ...
+def data_selection(*args) -> dict[str, spec.Tensor]: ...
+def get_batch_size(name: str) -> int: ...
+"""
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_a_submission_of_others_that_imports_algoperf_gets_this_harness(tmp_path, monkeypatch, installed):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "algoperf"]:
+        monkeypatch.delitem(sys.modules, name)
+    if installed:  # whose enums are others
+        (tmp_path / "algoperf").mkdir()
+        (tmp_path / "algoperf" / "__init__.py").write_text("raise ImportError('not this one')")
+    name = f"others_{installed}"
+    (tmp_path / f"{name}.py").write_text(OTHERS)
+    module = submission.load(f"{name}.py")
+    made = module.init_optimizer_state(None, None)
+    assert made["mode"] is spec.ForwardPassMode.TRAIN
+    assert made["split"] is random_utils.split
+    assert made["ddp"] is False
+    assert "algoperf" not in sys.modules
