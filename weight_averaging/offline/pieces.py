@@ -7,6 +7,7 @@ the arithmetic (docs/results/offline_cost.md).
 
 import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -110,12 +111,13 @@ def streams(
 
 
 def _fetched(states: Iterator[tuple[int, State]]) -> Iterator[tuple[int, State]]:
-    """The same; the system is asked for the pages of those to come."""
+    """The same; a thread asks the system for the pages of those to come, since what it does for them takes time too."""
     waiting: collections.deque[tuple[int, State]] = collections.deque()
-    for step, state in states:
-        for tensor in state.values():
-            fetch(tensor)
-        waiting.append((step, state))
-        if len(waiting) > AHEAD:
-            yield waiting.popleft()
-    yield from waiting
+    with ThreadPoolExecutor(1, "fetching") as thread:
+        for step, state in states:
+            for tensor in state.values():
+                thread.submit(fetch, tensor)
+            waiting.append((step, state))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft()
+        yield from waiting

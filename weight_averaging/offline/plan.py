@@ -181,7 +181,7 @@ class Plan:
             copy = held[step].setdefault(name, self._memory.take(size, device)) if hold else None
             for start in range(0, size, BLOCK):
                 stop = min(start + BLOCK, size)
-                values = flat[start:stop].to(torch.float32)
+                values = self._memory.float32(flat[start:stop])
                 if not is_finite(values):
                     self._make_constant(step, name, tensor)
                     break

@@ -23,12 +23,21 @@ class Memory:
     def __init__(self) -> None:
         self.again = False
         self._free: list[Tensor] = []
+        self._block = torch.empty(0)
 
     def take(self, size: int, device: torch.device) -> Tensor:
         for index, vector in enumerate(self._free):
             if vector.numel() >= size and vector.device == device:
                 return self._free.pop(index)[:size]
         return torch.empty(size, dtype=torch.float32, device=device)
+
+    def float32(self, values: Tensor) -> Tensor:
+        """A flat block as float32: itself, or in memory that the next block will take."""
+        if values.dtype == torch.float32:
+            return values
+        if self._block.numel() < values.numel() or self._block.device != values.device:
+            self._block = torch.empty(values.numel(), dtype=torch.float32, device=values.device)
+        return self._block[: values.numel()].copy_(values)
 
     def give(self, vectors: Iterable[Tensor]) -> None:
         if self.again:
