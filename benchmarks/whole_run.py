@@ -212,7 +212,7 @@ def profile(names: list[str], rounds: int) -> pd.DataFrame:
 
 def picture(parts: pd.DataFrame, file: Path) -> None:
     names = list(dict.fromkeys(workload for workload, _ in parts.index))
-    figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 2.6), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(names), figsize=(max(8.0, 3.2 * len(names)), 2.6), sharey=True, squeeze=False)
     for axis, workload in zip(axes[0], names):
         mine = parts.loc[workload].iloc[::-1]
         left = np.zeros(len(mine))
