@@ -179,3 +179,33 @@ def test_float32_is_for_masks_and_what_is_excluded_too(tmp_path):
     _, (state,) = averaged(tmp_path / "run", tmp_path / "out", [(LAWA(window=2), 2)], float32=True, suffix=".pt")
     assert all(value.dtype == torch.float32 for value in state.values())
     averaged(tmp_path / "run", tmp_path / "files", [(LAWA(window=2), 2)], float32=True)
+
+
+@pytest.mark.parametrize("form", ["torch", "safetensors", "parts", "old"])
+def test_a_checkpoint_that_is_replaced_meanwhile_is_told_and_one_that_is_deleted_is_not_missed(tmp_path, small, form):
+    layout = [((50,), torch.float32)] * 4
+    for name, act in (("replaced", None), ("deleted", lambda path: path.unlink())):
+        run, wanted = tmp_path / name, [(LAWA(window=4), 4)]
+        written(run, layout, form)
+        _, expected = averaged(run, tmp_path / f"{name}_expected", wanted)
+        snapshots = Snapshots(run)
+        plan = Plan(wanted, snapshots.steps, latest=())
+        path = next(path for path in sorted(snapshots.paths[2].rglob("*.safetensors")) or [snapshots.paths[2]])
+        read = []
+
+        def on_read(count, act=act, path=path, read=read):
+            read.append(count)
+            if len(read) == 2:
+                contents = path.read_bytes()
+                path.unlink()
+                if act is None:
+                    path.write_bytes(contents)
+
+        out = tmp_path / f"{name}.safetensors"
+        if act is None:
+            with pytest.raises(SnapshotError, match=f"{path.name} changed while it was averaged: average again when"):
+                average_to_files(snapshots, plan, {wanted[0]: out}, 450, on_read)
+            assert not out.exists()
+        elif snapshots.mapped:
+            average_to_files(snapshots, plan, {wanted[0]: out}, 450, on_read)
+            assert out.read_bytes() == expected[0]

@@ -6,13 +6,16 @@ the arithmetic (docs/results/offline_cost.md).
 """
 
 import collections
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.fetching import fetch
 from weight_averaging.offline.forms.source import Source
 from weight_averaging.offline.layouts import Layout, State
@@ -85,12 +88,16 @@ def streams(
 
     Args:
         on_read: told the number of bytes whenever some have been worked on.
+    Raises:
+        SnapshotError: at the end, if a file was written to meanwhile: pieces of two models may have come together.
     """
     cut = list(cut)
     opened: dict[int, tuple[Source, dict[str, str]]] = {}
+    stamps: dict[int, dict[Path, tuple[int, int]]] = {}
 
     def state(step: int, pieces: list[Piece]) -> State:
         if step not in opened:
+            stamps.setdefault(step, _stamps(snapshots.paths[step]))
             source = snapshots.open(step)
             opened[step] = source, snapshots.originals(source)
         source, names = opened[step] if snapshots.mapped else opened.pop(step)
@@ -108,6 +115,20 @@ def streams(
 
     for pieces in cut:
         yield pieces, stream()
+    for step, before in stamps.items():
+        for path, stamp in _stamps(snapshots.paths[step]).items():
+            if before.get(path, stamp) != stamp:
+                raise SnapshotError(f"{path} changed while it was averaged: average again when nothing writes to it")
+
+
+def _stamps(path: Path) -> dict[Path, tuple[int, int]]:
+    """Time of the last change and size of a checkpoint's files; of one that was deleted there is nothing."""
+    found = {}
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        with contextlib.suppress(FileNotFoundError):
+            about = file.stat()
+            found[file] = about.st_mtime_ns, about.st_size
+    return found
 
 
 def _fetched(states: Iterator[tuple[int, State]]) -> Iterator[tuple[int, State]]:

@@ -49,12 +49,13 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._size = path.stat().st_size
-        with open(path, "rb") as file:
-            start = file.read(8)
-            length = int.from_bytes(start, "little")
-            if len(start) < 8 or not 2 <= length <= min(_MAX_HEADER, self._size - 8):
-                raise SnapshotError(f"{path} is not a safetensors file, or is truncated: {self._size} bytes")
-            text = file.read(length)
+        # Once: a file that another takes the place of, or that is deleted, stays what it was for whoever reads it.
+        self._mapped = torch.from_file(str(path), shared=False, size=self._size, dtype=torch.uint8)
+        contents = bytes_of(self._mapped)
+        length = int.from_bytes(contents[:8], "little")
+        if self._size < 8 or not 2 <= length <= min(_MAX_HEADER, self._size - 8):
+            raise SnapshotError(f"{path} is not a safetensors file, or is truncated: {self._size} bytes")
+        text = bytes(contents[8 : 8 + length])
         try:
             header = json.loads(text)
             self.metadata: dict[str, str] = header.pop("__metadata__", {})
@@ -78,11 +79,10 @@ class SafetensorsFile:
 
     def read(self, names: list[str]) -> dict[str, Tensor]:
         """The tensors of these names, as views of the mapped file: their bytes are read when they are used."""
-        mapped = torch.from_file(str(self.path), shared=False, size=self._size, dtype=torch.uint8)
         tensors = {}
         for name in names:
             dtype, shape, begin, end = self._ranges[name]
-            piece = mapped[begin:end]
+            piece = self._mapped[begin:end]
             if begin % dtype.itemsize:  # headers of some writers are not padded
                 piece = piece.clone()
             tensors[name] = piece.view(dtype).view(shape)
