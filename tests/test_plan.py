@@ -106,6 +106,19 @@ def test_memory_of_replicas_on_a_cpu_is_what_was_measured():
         assert float(row["value"]) == pytest.approx(paper, rel=0.05)
 
 
+def test_within_a_quarter_of_what_a_cpu_took():
+    """From 1e7 weights on: one million stays in the cache. Means of short windows: of long ones docs/scale.md tells."""
+    machine = Machine(device_gbs=56)
+    with open("docs/results/engine/growth.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["varied"] == "weights" and int(row["weights"]) >= 10**7]
+    assert len(rows) == 12
+    for row in rows:
+        run = Run(params=int(row["weights"]), window=int(row["window"]))
+        ema, lawa = (cost(kind, "device", run, machine) for kind in ("ema", "lawa"))
+        paper = {"EMA update": ema.update, "snapshot": lawa.update, "mean, swap": lawa.swap}[row["action"]]
+        assert 0.75 < paper / float(row["value"]) < 1.25, row
+
+
 def table(names, seconds, machine, ranks) -> list[str]:
     lines = []
     for name in names:
