@@ -47,7 +47,7 @@ suite: $(VENV)/ready
 	$(PY) -m scripts.report --runs=$(SUITE)
 
 test: $(VENV)/ready
-	$(PY) -m pytest -n 2 --dist worksteal  # which starts few modules in both processes
+	$(PY) -m pytest -n 2
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .
