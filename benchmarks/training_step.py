@@ -58,35 +58,27 @@ class Training:
 
     def update(self, batch: Any) -> None:
         """One training step."""
-        self.state, self.model, self.model_state = self.module.update_params(
-            workload=self.workload,
-            current_param_container=self.model,
-            current_params_types=self.workload.model_params_types,
-            model_state=self.model_state,
-            hyperparameters=self.hyperparameters,
-            batch=batch,
-            loss_type=self.workload.loss_type,
-            optimizer_state=self.state,
-            eval_results=[],
-            global_step=self.step,
-            rng=(0, self.step),
-        )
+        self.state, self.model, self.model_state = self.module.update_params(batch=batch, **self._given())
         self.step += 1
+
+    def _given(self) -> dict[str, Any]:
+        """What both functions of a submission are given."""
+        return {
+            "workload": self.workload,
+            "current_param_container": self.model,
+            "current_params_types": self.workload.model_params_types,
+            "model_state": self.model_state,
+            "hyperparameters": self.hyperparameters,
+            "loss_type": self.workload.loss_type,
+            "optimizer_state": self.state,
+            "eval_results": [],
+            "global_step": self.step,
+            "rng": (0, self.step),
+        }
 
     def prepare(self) -> None:
         """For an evaluation."""
-        self.state, self.model, self.model_state = self.module.prepare_for_eval(
-            workload=self.workload,
-            current_param_container=self.model,
-            current_params_types=self.workload.model_params_types,
-            model_state=self.model_state,
-            hyperparameters=self.hyperparameters,
-            loss_type=self.workload.loss_type,
-            optimizer_state=self.state,
-            eval_results=[],
-            global_step=self.step,
-            rng=(0, self.step),
-        )
+        self.state, self.model, self.model_state = self.module.prepare_for_eval(**self._given())
 
     def turn(self) -> float:
         """The ratio over a turn, without drawing the batches."""

@@ -33,7 +33,13 @@ def load(path: str, framework: str = "pytorch") -> ModuleType:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     with _standing_in(framework):
-        module = importlib.import_module(".".join(parts.with_suffix("").parts))
+        try:
+            module = importlib.import_module(".".join(parts.with_suffix("").parts))
+        except ImportError as error:
+            if str(error.name).partition(".")[0] not in ("algoperf", "miniperf"):
+                raise
+            what, remedy = str(error).partition(" (")[0], "run it under the harness itself, --harness=official"
+            raise UsageError(f"{path} imports of algoperf what miniperf does not have: {what}; {remedy}") from None
     missing = [name for name in FUNCTIONS if not callable(getattr(module, name, None))]
     if missing:
         raise UsageError(f"{path} lacks the function {', '.join(missing)}; a submission exports {', '.join(FUNCTIONS)}")
@@ -49,7 +55,8 @@ def _standing_in(framework: str) -> Iterator[None]:
     """Within the block a submission that imports `algoperf` gets miniperf's modules of the same names.
 
     With those of an installed `algoperf` it would not fit the workloads here: the members of an enum are equal to none
-    of another enum. In a process of the official harness all is left as it is.
+    of another enum. What a function imports later is not stood in for. In a process of the official harness all is
+    left as it is.
     """
     if "algoperf.spec" in sys.modules:
         yield

@@ -209,3 +209,20 @@ def test_a_checkpoint_that_is_replaced_meanwhile_is_told_and_one_that_is_deleted
         elif snapshots.mapped:
             average_to_files(snapshots, plan, {wanted[0]: out}, 450, on_read)
             assert out.read_bytes() == expected[0]
+
+
+def test_a_transposed_tensor_that_is_not_averaged_is_written_too(tmp_path):
+    (tmp_path / "run").mkdir()
+    counts = torch.arange(6).view(2, 3).t()
+    for step in (1, 2):
+        torch.save({"counts": counts, "w": torch.ones(3)}, tmp_path / "run" / f"step_{step}.pt")
+    for suffix in (".pt", ".safetensors"):
+        _, (state,) = averaged(tmp_path / "run", tmp_path / f"out{suffix}", [(LAWA(window=2), 2)], suffix=suffix)
+        if suffix == ".pt":
+            assert torch.equal(state["counts"], counts)
+
+
+def test_an_empty_file_is_told(tmp_path):
+    (tmp_path / "step_1.safetensors").touch()
+    with pytest.raises(SnapshotError, match=r"step_1\.safetensors is not a safetensors file, or is truncated: 0 bytes"):
+        Snapshots(tmp_path)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from miniperf import random_utils, spec, submission
+from miniperf.errors import UsageError
 from submissions.recipe import schedules
 from submissions.recipe.batch_sizes import get_batch_size
 from submissions.recipe.optimizers import matrices
@@ -298,3 +299,18 @@ def test_a_submission_of_others_that_imports_algoperf_gets_this_harness(tmp_path
     assert made["split"] is random_utils.split
     assert made["ddp"] is False
     assert "algoperf" not in sys.modules
+
+
+@pytest.mark.parametrize("line", ["import algoperf.data_utils", "from algoperf import data_utils"])
+def test_what_miniperf_has_no_stand_in_for_is_one_line(tmp_path, monkeypatch, line):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "algoperf"]:
+        monkeypatch.delitem(sys.modules, name)
+    name = f"wants_more_{line[:4].strip()}"
+    (tmp_path / f"{name}.py").write_text(f"{line}\n")
+    says = (
+        rf"^{name}\.py imports of algoperf what miniperf does not have: .*data_utils.*; run it under the"
+    )
+    with pytest.raises(UsageError, match=says):
+        submission.load(f"{name}.py")

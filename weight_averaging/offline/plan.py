@@ -107,7 +107,7 @@ class Plan:
                 or a snapshot that is needed does not come, or quantised weights that change.
         """
         self._unchanging.begin()
-        yield from self._pass(stream, Memory())
+        yield from self._pass(stream, Memory(again=False))
         self._unchanging.end()
 
     def run_parts(
@@ -118,8 +118,7 @@ class Plan:
         Of a tensor in parts, one that is not finite but constant stays as it is, and the others are averaged.
         """
         self._unchanging.begin()
-        memory = Memory()
-        memory.again = True
+        memory = Memory(again=True)
         for part, stream in streams:
             yield part, self._pass(stream, memory)
         self._unchanging.end()

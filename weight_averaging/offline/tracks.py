@@ -16,18 +16,18 @@ _LARGE = 1 << 16  # elements; what is smaller does not come from the system page
 class Memory:
     """Float32 vectors. Those that are given back serve again: the system's pages cost more than what is done to them.
 
-    Attributes:
-        again: whether any is given back; if not, vectors may leave as results.
+    Args:
+        again: whether they do; if not, vectors may leave as results.
     """
 
-    def __init__(self) -> None:
-        self.again = False
+    def __init__(self, again: bool) -> None:
+        self.again = again
         self._free: list[Tensor] = []
         self._block = torch.empty(0)
 
     def take(self, size: int, device: torch.device) -> Tensor:
         for index, vector in enumerate(self._free):
-            if vector.numel() >= size and vector.device == device:
+            if vector.numel() >= size >= _LARGE and vector.device == device:
                 return self._free.pop(index)[:size]
         return torch.empty(size, dtype=torch.float32, device=device)
 
@@ -67,7 +67,7 @@ class Track(abc.ABC):
     def value(self, name: str, final: bool) -> Tensor:
         """The average of a tensor, flat; the track's own memory only if it is final."""
 
-    def targets(self, name: str, size: int, device: torch.device, memory: "Memory") -> list[Tensor]:
+    def targets(self, name: str, size: int, device: torch.device, memory: Memory) -> list[Tensor]:
         if name not in self.values:
             self.values[name] = [memory.take(size, device) for _ in range(self.count)]
         return self.values[name]

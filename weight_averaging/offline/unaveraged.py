@@ -108,7 +108,8 @@ class Unchanging:
 
     def _differs(self, name: str, tensor: Tensor) -> bool:
         """Whether it is not what it was at first."""
-        checksum = zlib.crc32(bytes_of(tensor.detach().cpu().contiguous()))
+        data = tensor.detach().cpu().contiguous()  # held: `bytes_of` is a view
+        checksum = zlib.crc32(bytes_of(data))
         return self._seen.setdefault(name, checksum) != checksum
 
 

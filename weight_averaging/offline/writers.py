@@ -116,9 +116,12 @@ class _TorchWriter(Writer):
 
     def write_part(self, name: str, start: int, part: Tensor) -> None:
         shape, dtype = self._layout[name]
+        if part.shape == shape:  # all of it; what is tied stays so
+            self._state[name] = part
+            return
         if name not in self._state:
             self._state[name] = torch.empty(shape, dtype=dtype)
-        self._state[name].view(-1)[start : start + part.numel()].copy_(part.view(-1))
+        self._state[name].view(-1)[start : start + part.numel()].copy_(part.reshape(-1))
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None:
