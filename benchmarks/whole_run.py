@@ -247,16 +247,20 @@ def main() -> None:
     names = arguments.workloads.split(",")
     try:
         for name in names:
-            point(name, "nadamw")
             workloads.module_of(name, "pytorch")
-    except (UsageError, KeyError) as error:
-        parser.error(f"--workloads: {error}")
+            point(name, "nadamw")
+    except UsageError as error:
+        parser.error(str(error))
+    except KeyError as error:
+        parser.error(f"--workloads: {error} has no tuned trial in {SPACES / 'tuned_trials.json'}")
+    if min(arguments.seeds, arguments.rounds) < 1:
+        parser.error("--seeds and --rounds must be >= 1")
     if not arguments.baseline.is_file():
         parser.error(f"--baseline={arguments.baseline} is no file: name pytorch_nadamw_full_budget.py of a checkout")
     torch.set_num_threads(1)
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    with working_folder(arguments.baseline) as folder:
+    with working_folder(arguments.baseline.resolve()) as folder:
         table = compare(folder, names, arguments.seeds, out / "runs.csv")
         parts = profile(names, arguments.rounds)
     picture(parts, out / "profile.png")

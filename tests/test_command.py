@@ -127,6 +127,12 @@ def test_ctrl_c_leaves_nothing_and_says_so(capsys, folder, tmp_path, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.parametrize("text", ["abc", "-1", "0", "nan", "inf"])
+def test_memory_is_a_positive_number(capsys, folder, tmp_path, text):
+    said = command(capsys, "average", folder, "--lawa=window=2", f"--memory-gb={text}", f"--out={tmp_path / 'x.pt'}")
+    assert said.endswith(f"argument --memory-gb/--memory_gb: must be a number > 0, not {text}\n")
+
+
 def test_checksums_are_compared_if_asked(capsys, tmp_path):
     with recording.SnapshotWriter(tmp_path / "run", interval=1) as writer:
         writer.update(1, torch.nn.Linear(2, 2))

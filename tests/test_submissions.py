@@ -309,8 +309,6 @@ def test_what_miniperf_has_no_stand_in_for_is_one_line(tmp_path, monkeypatch, li
         monkeypatch.delitem(sys.modules, name)
     name = f"wants_more_{line[:4].strip()}"
     (tmp_path / f"{name}.py").write_text(f"{line}\n")
-    says = (
-        rf"^{name}\.py imports of algoperf what miniperf does not have: .*data_utils.*; run it under the"
-    )
+    says = rf"^{name}\.py imports of algoperf what miniperf does not have: .*data_utils.*; run it under the"
     with pytest.raises(UsageError, match=says):
         submission.load(f"{name}.py")

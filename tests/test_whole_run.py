@@ -38,10 +38,27 @@ def test_the_parts_of_an_update_add_up_and_nothing_stays_patched(monkeypatch):
 def test_a_wrong_baseline_or_workload_is_one_line(capsys, monkeypatch, tmp_path):
     for flags, says in (
         (["--baseline=no.py"], "--baseline=no.py is no file: name pytorch_nadamw_full_budget.py of a checkout"),
-        ([f"--baseline={__file__}", "--workloads=nope"], "--workloads: 'nope'"),
+        ([f"--baseline={__file__}", "--workloads=nope"], "--workload=nope is unknown; choose from mini_"),
+        ([f"--baseline={__file__}", "--seeds=0"], "--seeds and --rounds must be >= 1"),
     ):
         monkeypatch.setattr("sys.argv", ["whole_run", *flags, f"--out={tmp_path / 'out'}"])
         with pytest.raises(SystemExit):
             whole_run.main()
         assert says in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_baseline_by_a_relative_path_is_found_in_the_working_folder(monkeypatch, tmp_path):
+    (tmp_path / "theirs.py").write_text("mine = 1")
+    monkeypatch.chdir(tmp_path)
+    found = []
+
+    def compare(folder, names, seeds, file):
+        found.append(((folder / whole_run.path_of(whole_run.BASELINE)).read_text(), file.parent))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(whole_run, "compare", compare)
+    monkeypatch.setattr("sys.argv", ["whole_run", "--baseline=theirs.py", "--out=out"])
+    with pytest.raises(KeyboardInterrupt):
+        whole_run.main()
+    assert found == [("mine = 1", tmp_path / "out")]

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -41,8 +42,18 @@ def add_writing(parser: argparse.ArgumentParser) -> None:
         "--include", action="append", metavar="NAME", help="to average though frozen, a mask, of spectral norm, ..."
     )
     parser.add_argument(
-        "--memory-gb", "--memory_gb", type=float, default=4.0, help="memory to stay within (default: 4)"
+        "--memory-gb", "--memory_gb", type=_positive, default=4.0, help="memory to stay within (default: 4)"
     )
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number > 0, not {text}")
+    return value
 
 
 def opened(paths: Sequence[Path], allow: Sequence[str], in_order: bool = False) -> "Snapshots":
