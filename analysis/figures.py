@@ -97,6 +97,10 @@ def misses(here: pd.DataFrame, short: dict[str, str]) -> str:
 def _title(axis: Axes, title: str, here: pd.DataFrame, short: dict[str, str]) -> None:
     """The panel's title, and below it who missed the target."""
     lines = textwrap.wrap(misses(here, short), 56)
+    if len(lines) > 3:  # they would be higher than the panel; the table beside the figure names them
+        every = here.groupby("submission")["reached"].agg(["any", "all"])
+        some = (every["any"] & ~every["all"]).sum()
+        lines = [f"{(~every['any']).sum()} of {len(every)} missed" + (f", {some} more in some studies" if some else "")]
     axis.set_title(title, pad=7 + 9 * len(lines), fontsize=10 if len(title) < 40 else 8)
     axis.annotate("\n".join(lines), (0.5, 1.0), xycoords="axes fraction", xytext=(0, 2), textcoords="offset points",
                   fontsize=7, color="0.35", ha="center", va="bottom")  # fmt: skip

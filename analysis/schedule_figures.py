@@ -17,21 +17,21 @@ def against_shorter(logs: Logs, targets: pd.DataFrame, baseline: str, trials: pd
     Args:
         logs, targets: of `study_figures.select` and `targets.resolve`.
         baseline: the submission whose runs are shortened.
-        trials: of `to_target.trials`, with the column base.
+        trials: of `to_target.trials`, with the columns base and line, the average's name.
     """
     lengths = [
         horizon.schedule_length(h, targets["step_hint"][w]) for h, w in zip(trials["hparams"], trials["workload"])
     ]
     trials = trials.assign(length=lengths)
     longest = trials["length"] == trials.groupby("workload")["length"].transform("max")
-    looks = style.looks(trials["base"], baseline)
+    looks = style.looks(trials["line"], baseline)
     colour = next(c for c in style.COLOURS if c not in {own for own, _ in looks.values()})
     of_runs = curves.by_folder(logs, targets)
     figure, axes = style.panels(len(targets))
     for axis, (workload, target) in zip(axes, targets.iterrows()):
         here = trials[trials["workload"] == workload]
         for name, (own, line) in looks.items():
-            mine = here[longest & (here["base"] == name)]
+            mine = here[longest & (here["line"] == name)]
             x, mean, low, high = curves.band([of_runs[folder] for folder in mine["folder"]], "steps")
             axis.plot(x, mean, color=own, linestyle=line, label=name, linewidth=1 if name == baseline else 1.5)
             if len(mine) > 1:

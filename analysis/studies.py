@@ -11,7 +11,8 @@ A study says which submissions train on which workloads with which seeds and hyp
     search_spaces: tuning_search_spaces/miniperf   # <submission>.json: the points to start from
     grid:                                # optional: per submission, values multiplied out over each of those points;
       lawa: {averaging_window: [5, 20], averaging_horizon: [.01, .1]}   # null leaves a hyperparameter out
-    trials: all                          # optional: every point for each workload, rather than its tuned one
+    trials: all                          # optional: every point for each workload, rather than its tuned one, or
+                                         # neighbours: those before and after the tuned one too
     offline: true                        # optional: the averages are made of snapshots of the runs that they average
     figures:
       - {name: fig1, kind: curves}       # see `KINDS`
@@ -93,7 +94,7 @@ class Study:
     seeds: int
     search_spaces: Path
     grid: dict[str, dict[str, list[Any]]]
-    all_trials: bool
+    which_trials: str  # tuned, neighbours or all
     figures: tuple[dict[str, Any], ...]
     offline: bool = False
 
@@ -134,10 +135,11 @@ class Study:
     def trials(self, submission: str, tuned: int) -> list[int]:
         """The trials to run on a workload whose tuned one is number `tuned` of the search space, counted from 1."""
         total = len(self.search_space(submission))
-        if self.all_trials:
-            return list(range(1, total + 1))
-        each = total // len(self.points(submission))
-        return list(range((tuned - 1) * each + 1, tuned * each + 1))
+        points = len(self.points(submission))
+        reach = {"tuned": 0, "neighbours": 1, "all": points}[self.which_trials]
+        each = total // points
+        first, last = max(1, tuned - reach), min(points, tuned + reach)
+        return list(range((first - 1) * each + 1, last * each + 1))
 
     def source(self, submission: str, trial: int) -> int:
         """The trial, of what is `averaged`, whose snapshots an offline trial averages: the same but for the averaging.
@@ -185,8 +187,8 @@ def _checked(name: str, content: Any) -> Study:
     if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
         raise UsageError(f"seeds must be a whole number >= 1, not {seeds!r}")
     grid = _grid(content.get("grid") or {}, submissions)
-    if content.get("trials", "all") != "all":
-        raise UsageError(f"trials must be all, or left out, not {content['trials']!r}")
+    if content.get("trials", "all") not in ("all", "neighbours"):
+        raise UsageError(f"trials must be all or neighbours, or left out, not {content['trials']!r}")
     offline = content.get("offline", False)
     if not isinstance(offline, bool):
         raise UsageError(f"offline must be true or false, not {offline!r}")
@@ -209,7 +211,7 @@ def _checked(name: str, content: Any) -> Study:
         seeds=seeds,
         search_spaces=Path(content["search_spaces"]),
         grid=grid,
-        all_trials="trials" in content,
+        which_trials=content.get("trials", "tuned"),
         figures=_figures(content["figures"]),
         offline=offline,
     )

@@ -81,6 +81,12 @@ def _arm(submission: str, hparams: dict[str, Any], grid: dict[str, list[Any]]) -
     return ", ".join([submission, *varied])
 
 
+def _arms_without(x: str, study: Study, trials: pd.DataFrame) -> list[str]:
+    """Of each run its arm but for the hyperparameter x, against which the arms are drawn: a line each."""
+    others = {base: {name: values for name, values in grid.items() if name != x} for base, grid in study.grid.items()}
+    return [_arm(base, h, others.get(base, {})) for base, h in zip(trials["base"], trials["hparams"])]
+
+
 def _curves(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, unit: Unit) -> Figure:
     return figures.learning_curves(logs, targets, to_target.studies(trials), baseline_arm(study, logs), unit)
 
@@ -121,11 +127,12 @@ def _best(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame,
 
 
 def _sweep(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, x: str, y: str) -> Figure:
-    rows = trials.assign(x=[h.get(x, np.nan) for h in trials["hparams"]])
-    return panels.against(rows, study.baseline, targets, y, x, "base")
+    rows = trials.assign(x=[h.get(x, np.nan) for h in trials["hparams"]], line=_arms_without(x, study, trials))
+    return panels.against(rows, study.baseline, targets, y, x, "line")
 
 
 def _shorter(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame) -> Figure:
+    trials = trials.assign(line=_arms_without("schedule_fraction", study, trials))
     return schedule_figures.against_shorter(logs, targets, study.baseline, trials)
 
 

@@ -129,6 +129,8 @@ def legend_below(figure: Figure, axes: Iterable[Axes], order: Iterable[str] = ()
     labels = [*(label for label in order if label in handles), *(label for label in handles if label not in order)]
     width = 0.7 + 0.065 * max(map(len, labels))  # inches, of the longest label with its line
     columns = max(1, min(len(labels), int(figure.get_figwidth() / width)))
+    rows = -(-len(labels) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.17 * max(0, rows - 2))  # `panels` has room for two
     figure.legend([handles[label] for label in labels], labels, loc="outside lower center", ncols=columns)
 
 

@@ -92,19 +92,26 @@ def test_points_of_a_grid_become_submissions(tmp_path):
     study = studies.load(path)
     write_runs(tmp_path / "runs", study, seeds=1)
     selected = study_figures.select(logs.read(tmp_path / "runs"), study)
-    assert selected.runs["submission"].nunique() == 3 * 3
-    assert "ema, learning_rate=0.01" in set(selected.runs["submission"])
+    assert selected.runs["submission"].nunique() == 2 * 3
+    assert "lawa, learning_rate=0.01" in set(selected.runs["submission"])
     assert study_figures.baseline_arm(study, selected) == "nadamw, learning_rate=0.001"  # the search space's first
 
 
-def test_the_trials_of_a_study_are_the_tuned_ones_or_all():
-    rates = studies.load(ROOT / "studies/learning_rate.yaml")
-    assert rates.trials("lawa", tuned=3) == list(range(1, len(rates.points("lawa")) + 1))
-    finals = studies.load(ROOT / "studies/final_learning_rate.yaml")  # three values at each point
-    assert finals.trials("lawa", tuned=2) == [4, 5, 6]
+def test_the_trials_of_a_study_are_the_tuned_ones_or_their_neighbours_too_or_all():
+    grid = studies.load(ROOT / "studies/language_model_grid.yaml")
+    baseline = grid.baseline
+    assert grid.trials(baseline, tuned=3) == list(range(1, len(grid.points(baseline)) + 1))
+    rates = studies.load(ROOT / "studies/learning_rate.yaml")  # two averages at each point
+    assert rates.trials("nadamw", tuned=3) == [2, 3, 4]
+    assert rates.trials("lawa", tuned=3) == [3, 4, 5, 6, 7, 8]
+    assert rates.trials("nadamw", tuned=1) == [1, 2]  # at the edge
+    assert rates.trials("nadamw", tuned=6) == [5, 6]
+    finals = studies.load(ROOT / "studies/final_learning_rate.yaml")  # three values at each point, two averages
+    assert finals.trials("nadamw", tuned=2) == [4, 5, 6]
+    assert finals.trials("lawa", tuned=2) == [7, 8, 9, 10, 11, 12]
     chosen = [finals.search_space("lawa")[trial - 1] for trial in finals.trials("lawa", tuned=2)]
     assert {point["learning_rate"] for point in chosen} == {finals.points("lawa")[1]["learning_rate"]}
-    assert [point["final_lr_factor"] for point in chosen] == [1.0, 0.5, 0.0]
+    assert [point["final_lr_factor"] for point in chosen] == [1.0, 1.0, 0.5, 0.5, 0.0, 0.0]
 
 
 def test_null_leaves_a_hyperparameter_out():
