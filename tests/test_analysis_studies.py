@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from analysis import horizon, horizon_figures, logs, studies, study_figures, targets
+from analysis import figures, horizon, horizon_figures, logs, studies, study_figures, targets, to_target
 from analysis.errors import UsageError
 from tests import synthetic_logs
 
@@ -334,3 +334,18 @@ def test_a_missing_search_space_is_named(tmp_path):
     study = _load(tmp_path, search_spaces="nowhere")
     with pytest.raises(UsageError, match=r"cannot read the search space nowhere/lawa\.json"):
         study.search_space("lawa")
+
+
+def test_of_many_who_miss_the_panel_tells_how_many_and_the_legend_gets_its_room(tmp_path):
+    content = yaml.safe_load((ROOT / "studies/lawa_horizon.yaml").read_text())
+    content |= {"workloads": ["toy"], "figures": [{"name": "curves", "kind": "curves"}]}
+    path = tmp_path / "many.yaml"
+    path.write_text(yaml.safe_dump(content))
+    study = studies.load(path)
+    write_runs(tmp_path / "runs", study, seeds=1)
+    selected = study_figures.select(logs.read(tmp_path / "runs"), study)
+    found = targets.resolve(selected)
+    best = to_target.studies(to_target.trials(selected, found)).assign(reached=False)
+    figure = figures.learning_curves(selected, found, best, "nadamw", "steps")
+    assert any(f"{best['submission'].nunique()} of" in text.get_text() for text in figure.axes[0].texts)
+    assert figure.get_figheight() > 2.7 + 0.5
