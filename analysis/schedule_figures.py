@@ -25,7 +25,7 @@ def against_shorter(logs: Logs, targets: pd.DataFrame, baseline: str, trials: pd
     trials = trials.assign(length=lengths)
     longest = trials["length"] == trials.groupby("workload")["length"].transform("max")
     looks = style.looks(trials["line"], baseline)
-    colour = next(c for c in style.COLOURS if c not in {own for own, _ in looks.values()})
+    colour = next((c for c in style.COLOURS if c not in {own for own, _ in looks.values()}), style.GREY)
     of_runs = curves.by_folder(logs, targets)
     figure, axes = style.panels(len(targets))
     for axis, (workload, target) in zip(axes, targets.iterrows()):

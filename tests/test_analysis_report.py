@@ -96,6 +96,21 @@ def test_learning_curves_mark_targets_and_misses(tmp_path):
     assert len(toy.collections) == 3  # a band each
 
 
+def test_of_many_who_miss_the_panel_tells_how_many_and_the_legend_gets_its_room(tmp_path):
+    for value in range(12):
+        for seed in range(2):
+            values = [0.1, 0.9 if value == 0 or (value == 1 and seed) else 0.2]
+            synthetic_logs.write(tmp_path, f"lawa_with_a_long_name_{value}", values, study=seed)
+    synthetic_logs.write(tmp_path, "nadamw", [0.1, 0.9])
+    found = results.of(read(tmp_path))
+    figure = figures.learning_curves(found.logs, found.targets, found.best, "nadamw", "steps")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["10 of 13 missed, 1 more in some studies"]
+    figure.draw_without_rendering()
+    legend, panel = figure.legends[0].get_window_extent(), figure.axes[0].get_tightbbox()
+    assert legend.y1 <= panel.y0
+    assert panel.height > 200  # not squeezed
+
+
 def test_speedups_show_bounds_as_hollow(tmp_path):
     write_runs(tmp_path)
     found = results.of(read(tmp_path))

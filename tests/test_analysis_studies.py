@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from analysis import figures, horizon, horizon_figures, logs, studies, study_figures, targets, to_target
+from analysis import horizon, horizon_figures, logs, studies, study_figures, targets, to_target
 from analysis.errors import UsageError
 from tests import synthetic_logs
 
@@ -112,6 +112,25 @@ def test_the_trials_of_a_study_are_the_tuned_ones_or_their_neighbours_too_or_all
     chosen = [finals.search_space("lawa")[trial - 1] for trial in finals.trials("lawa", tuned=2)]
     assert {point["learning_rate"] for point in chosen} == {finals.points("lawa")[1]["learning_rate"]}
     assert [point["final_lr_factor"] for point in chosen] == [1.0, 1.0, 0.5, 0.5, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("name", ["final_learning_rate", "shorter_schedules"])
+def test_windows_are_lines_of_their_own(tmp_path, name):
+    study = studies.load(ROOT / f"studies/{name}.yaml")
+    windows = range(1, 9)  # more than there are colours
+    study = dataclasses.replace(
+        study, grid=study.grid | {"lawa": study.grid["lawa"] | {"averaging_window": list(windows)}}
+    )
+    write_runs(tmp_path, study, seeds=1, workloads=("toy",))
+    selected = study_figures.select(logs.read(tmp_path), study)
+    found = targets.resolve(selected)
+    trials = to_target.trials(selected, found)
+    option = next(figure for figure in study.figures if figure["kind"] in ("sweep", "shorter"))
+    drawing = study_figures._sweep if option["kind"] == "sweep" else study_figures._shorter
+    options = {key: value for key, value in option.items() if key in ("x", "y")}
+    labels = drawing(study, selected, found, trials, **options).axes[0].get_legend_handles_labels()[1]
+    assert {f"lawa, interval=5, window={window}" for window in windows} <= set(labels)
+    assert "nadamw" in labels
 
 
 def test_null_leaves_a_hyperparameter_out():
@@ -334,18 +353,3 @@ def test_a_missing_search_space_is_named(tmp_path):
     study = _load(tmp_path, search_spaces="nowhere")
     with pytest.raises(UsageError, match=r"cannot read the search space nowhere/lawa\.json"):
         study.search_space("lawa")
-
-
-def test_of_many_who_miss_the_panel_tells_how_many_and_the_legend_gets_its_room(tmp_path):
-    content = yaml.safe_load((ROOT / "studies/lawa_horizon.yaml").read_text())
-    content |= {"workloads": ["toy"], "figures": [{"name": "curves", "kind": "curves"}]}
-    path = tmp_path / "many.yaml"
-    path.write_text(yaml.safe_dump(content))
-    study = studies.load(path)
-    write_runs(tmp_path / "runs", study, seeds=1)
-    selected = study_figures.select(logs.read(tmp_path / "runs"), study)
-    found = targets.resolve(selected)
-    best = to_target.studies(to_target.trials(selected, found)).assign(reached=False)
-    figure = figures.learning_curves(selected, found, best, "nadamw", "steps")
-    assert any(f"{best['submission'].nunique()} of" in text.get_text() for text in figure.axes[0].texts)
-    assert figure.get_figheight() > 2.7 + 0.5
