@@ -4,6 +4,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
+from analysis import horizon
+from analysis.studies import Study
+
 HEADER = "accumulated_submission_time,global_step,score,validation/accuracy,validation/num_examples"
 
 
@@ -35,3 +40,24 @@ def write(
         content = {"workload": properties, "rng_seed": study, "command": f"python -m scripts.run {submission}"} | meta
         (folder / "meta_data_0.json").write_text(json.dumps(content))
     return folder
+
+
+def write_study(
+    root: Path,
+    study: Study,
+    seeds: int = 2,
+    workloads: Sequence[str] = ("toy", "toy_two"),
+    points: list[dict] | None = None,
+) -> None:
+    """Runs of a study: the higher the learning rate the faster; averaging is best over 5 % of training."""
+    for submission in study.submissions:
+        for trial, point in enumerate(points or study.search_space(submission), start=1):
+            speed = 0.05 * (point["learning_rate"] / 0.005) ** 0.3
+            share = horizon.horizon_of(point, 400)
+            if np.isfinite(share):
+                speed *= 1.6 - 0.15 * np.log(share / 0.05) ** 2
+            speed *= 1 + 0.1 * point.get("final_lr_factor", 0) - 0.2 * ("decay" in submission)
+            for workload in workloads:
+                for seed in range(seeds):
+                    values = 0.8 * (1 - np.exp(-max(speed, 0.001) * (1 + 0.05 * seed) * np.arange(1, 41)))
+                    write(root, submission, values, study=seed, trial=trial, workload=workload, hparams=point)

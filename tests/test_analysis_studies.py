@@ -1,37 +1,18 @@
 """Studies: the committed files, what is said of bad ones, and their figures on made-up logs."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import yaml
 
-from analysis import horizon, horizon_figures, logs, studies, study_figures, targets, to_target
+from analysis import logs, studies, study_figures, targets, to_target
 from analysis.errors import UsageError
 from tests import synthetic_logs
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "studies").glob("*.yaml"))
-
-
-def write_runs(root, study, seeds=2, workloads=("toy", "toy_two"), points=None):
-    """Runs of a study: the higher the learning rate the faster; averaging is best over 5 % of training."""
-    for submission in study.submissions:
-        for trial, point in enumerate(points or study.search_space(submission), start=1):
-            speed = 0.05 * (point["learning_rate"] / 0.005) ** 0.3
-            share = horizon.horizon_of(point, 400)
-            if np.isfinite(share):
-                speed *= 1.6 - 0.15 * np.log(share / 0.05) ** 2
-            speed *= 1 + 0.1 * point.get("final_lr_factor", 0) - 0.2 * ("decay" in submission)
-            for workload in workloads:
-                for seed in range(seeds):
-                    values = 0.8 * (1 - np.exp(-max(speed, 0.001) * (1 + 0.05 * seed) * np.arange(1, 41)))
-                    synthetic_logs.write(
-                        root, submission, values, study=seed, trial=trial, workload=workload, hparams=point
-                    )
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +57,7 @@ def test_every_experiment_has_a_study():
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_committed_studies_can_be_drawn(file, tmp_path):
     study = studies.load(file)
-    write_runs(tmp_path / "runs", study, seeds=2, workloads=study.workloads or ("toy",))
+    synthetic_logs.write_study(tmp_path / "runs", study, seeds=2, workloads=study.workloads or ("toy",))
     selected = study_figures.select(logs.read(tmp_path / "runs"), study)
     written = study_figures.draw(study, selected, targets.resolve(selected), tmp_path / "out")
     assert {path.stem for path in written} == {figure["name"] for figure in study.figures}
@@ -90,7 +71,7 @@ def test_points_of_a_grid_become_submissions(tmp_path):
     path = tmp_path / "grid.yaml"
     path.write_text(yaml.safe_dump(content))
     study = studies.load(path)
-    write_runs(tmp_path / "runs", study, seeds=1)
+    synthetic_logs.write_study(tmp_path / "runs", study, seeds=1)
     selected = study_figures.select(logs.read(tmp_path / "runs"), study)
     assert selected.runs["submission"].nunique() == 2 * 3
     assert "lawa, learning_rate=0.01" in set(selected.runs["submission"])
@@ -121,7 +102,7 @@ def test_windows_are_lines_of_their_own(tmp_path, name):
     study = dataclasses.replace(
         study, grid=study.grid | {"lawa": study.grid["lawa"] | {"averaging_window": list(windows)}}
     )
-    write_runs(tmp_path, study, seeds=1, workloads=("toy",))
+    synthetic_logs.write_study(tmp_path, study, seeds=1, workloads=("toy",))
     selected = study_figures.select(logs.read(tmp_path), study)
     found = targets.resolve(selected)
     trials = to_target.trials(selected, found)
@@ -138,53 +119,6 @@ def test_null_leaves_a_hyperparameter_out():
     space = study.search_space("ema")
     assert len(space) == 8 * len(study.points("ema"))
     assert all("averaging_horizon" not in point and "averaging_interval" in point for point in space)
-
-
-def test_horizon_of_a_run():
-    assert horizon.horizon_of({"averaging_horizon": 0.1, "averaging_window": 20}, 1000) == 0.1
-    assert horizon.horizon_of({"averaging_interval": 10, "averaging_window": 20}, 1000) == 0.2
-    assert horizon.horizon_of({"averaging_interval": 10, "averaging_decay": 19 / 21}, 1000) == pytest.approx(0.2)
-    assert np.isnan(horizon.horizon_of({"learning_rate": 0.1}, 1000))
-
-
-def test_the_parabola_finds_the_best_horizon(tmp_path):
-    study = studies.load(ROOT / "studies/lawa_horizon.yaml")
-    short = {**study.grid["lawa"], "averaging_interval": [1, 2, 4]}  # the toy has 400 updates
-    study = dataclasses.replace(study, grid={"lawa": short})
-    write_runs(tmp_path, study, workloads=("toy",))
-    selected = study_figures.select(logs.read(tmp_path), study)
-    measured = targets.resolve(selected)
-    rows = horizon.measure(selected, measured, 1.0)
-    figure = horizon_figures.against_horizon(rows, "nadamw", measured, "steps", "part", "share")
-    axis = figure.axes[0]
-    workload, shown = axis.get_title().split(", best ")
-    assert workload == "toy"
-    assert 3 <= float(shown.removesuffix(" %")) <= 8  # made to be best at 5 %
-    labels = {line.get_label() for line in axis.lines}
-    assert {"nadamw", "lawa, window=5", "lawa, window=20", "parabola, all runs", "its optimum"} <= labels
-
-
-def test_no_optimum_without_runs_behind_it():
-    horizons = (0.01, 0.02, 0.04, 0.08, 0.16)
-    rows = pd.DataFrame(
-        [
-            {"study": seed, "horizon": h, "steps": 100 + 10 * np.log(h / 0.04) ** 2 + seed}
-            for seed in range(3)
-            for h in horizons
-        ]
-    )
-    found = horizon.optimum(rows, "horizon", "steps", lower=True)
-    assert found.best == pytest.approx(0.04)
-    assert found.low <= found.best <= found.high
-    alone = horizon.optimum(rows[rows["study"] == 0], "horizon", "steps", lower=True)
-    assert alone.best == pytest.approx(0.04)
-    assert np.isnan(alone.low)
-    assert np.isnan(alone.high)
-    # A seed that missed at one horizon takes that horizon out; one that always missed takes all.
-    missed = rows.assign(steps=rows["steps"].where((rows["study"] != 1) | (rows["horizon"] != 0.01), np.inf))
-    assert horizon.optimum(missed, "horizon", "steps", lower=True).ends == (0.02, 0.16)
-    missed = rows.assign(steps=rows["steps"].where(rows["study"] != 1, np.inf))
-    assert horizon.optimum(missed, "horizon", "steps", lower=True) is None
 
 
 def test_offline_points_know_the_run_that_they_average():
@@ -205,73 +139,9 @@ def test_a_merge_takes_the_search_space_of_what_it_merges():
     assert merges[0] == {**trained[0], "averaging_shape": "linear", "averaging_share": 0.1, "averaging_interval": 10}
 
 
-def points_on_a_parabola(best, noise, seeds=3, level=0.0):
-    random = np.random.default_rng(1)
-    rows = [
-        {"x": x, "horizon": x, "study": seed, "y": 100 + level * seed + np.log(x / best) ** 2 + noise * random.normal()}
-        for seed in range(seeds)
-        for x in np.geomspace(0.005, 0.32, 7)
-    ]
-    return pd.DataFrame(rows)
-
-
-def test_the_optimum_is_found_whatever_the_seeds_levels():
-    found = horizon.optimum(points_on_a_parabola(0.03, 0.01, level=50.0), "x", "y", lower=True)
-    assert found.best == pytest.approx(0.03, rel=0.02)
-    assert found.low <= found.best <= found.high < 1.02 * found.low
-    rough = horizon.optimum(points_on_a_parabola(0.03, 1.0), "x", "y", lower=True)
-    assert rough.high > 1.2 * rough.low  # noise widens the interval
-
-
-def test_the_optimum_outside_of_the_range_is_its_end():
-    found = horizon.optimum(points_on_a_parabola(2.0, 0.01), "x", "y", lower=True)
-    assert found.ends == pytest.approx((0.005, 0.16))  # .32 is longer than what is fitted
-    assert found.best == found.high == pytest.approx(0.16)
-    found = horizon.optimum(points_on_a_parabola(0.03, 0.01).assign(y=lambda rows: -rows["y"]), "x", "y", lower=True)
-    assert found.best in found.ends  # the parabola opens the wrong way
-    assert horizon.optimum(points_on_a_parabola(0.03, 0.1).query("x < .02"), "x", "y", lower=True) is None
-
-
-def test_gain_is_over_the_run_of_the_same_seed_and_hyperparameters(tmp_path):
-    """Two lengths of schedule, of which the first half counts."""
-    for seed in (0, 1):
-        for fraction in (0.5, 1.0):
-            raw = np.linspace(0.1, 0.5, 40) + 0.1 * seed + 0.05 * fraction
-            raw = raw[: int(40 * fraction)]
-            trial = int(2 * fraction)
-            common = {"study": seed, "trial": trial, "workload": "toy"}
-            hparams = {"learning_rate": 1.0, "schedule_fraction": fraction}
-            synthetic_logs.write(tmp_path, "nadamw", raw, hparams=hparams, **common)
-            better = np.where(np.arange(len(raw)) < len(raw) / 2, raw + 0.01 * trial, raw - 1)
-            averaging = {"averaging_interval": 2, "averaging_window": 5}
-            folder = synthetic_logs.write(tmp_path, "lawa", better, hparams={**hparams, **averaging}, **common)
-            for path in (folder, tmp_path / "nadamw" / folder.relative_to(tmp_path / "lawa")):
-                meta = json.loads((path / "meta_data_0.json").read_text())
-                meta["workload"]["step_hint"] = 400
-                (path / "meta_data_0.json").write_text(json.dumps(meta))
-    read = logs.read(tmp_path)
-    rows = horizon.measure(read, targets.resolve(read), 0.5)
-    lawa = rows[rows["submission"] == "lawa"].set_index(["study", "trial"])
-    assert dict(lawa["gain"]) == pytest.approx({(0, 1): 0.01, (1, 1): 0.01, (0, 2): 0.02, (1, 2): 0.02})
-    assert dict(lawa["horizon"].xs(0)) == pytest.approx({1: 0.05, 2: 0.025})
-    assert (rows.loc[rows["submission"] == "nadamw", "gain"] == 0).all()
-
-
-def test_leads_over_workloads_by_horizon(tmp_path):
-    for workload, faster in (("toy", 2.0), ("toy_two", 1.25)):
-        for submission, speed in (("nadamw", 1.0), ("lawa", faster)):
-            averaging = {"averaging_interval": 1, "averaging_window": 4} if submission == "lawa" else {}
-            values = np.minimum(0.8, 0.02 * speed * np.arange(1, 41))
-            synthetic_logs.write(tmp_path, submission, values, workload=workload, hparams={"lr": 1.0, **averaging})
-    read = logs.read(tmp_path)
-    table = horizon.leads(read, targets.resolve(read), "nadamw", (0.5,))
-    assert list(table.index) == [0.01]
-    assert table[0.5].item() == pytest.approx(np.sqrt(1 / 2.0 * 1 / 1.25))
-
-
 def test_a_workload_of_the_study_without_runs_is_named(tmp_path):
     study = _load(tmp_path, workloads=["toy", "other"])
-    write_runs(tmp_path / "runs", study, seeds=1)
+    synthetic_logs.write_study(tmp_path / "runs", study, seeds=1)
     with pytest.raises(UsageError, match="no run of other; there are toy, toy_two"):
         study_figures.select(logs.read(tmp_path / "runs"), study)
 
