@@ -30,7 +30,7 @@ from benchmarks.offline_cost import average as take
 from benchmarks.timing import machine
 from weight_averaging.averages import Average
 from weight_averaging.offline import LAWA, Plan, Snapshots
-from weight_averaging.offline.writing import average_to_files
+from weight_averaging.offline.writing.to_files import average_to_files
 
 WIDTH = 2048
 PIECE = 1 << 20

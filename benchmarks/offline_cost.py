@@ -24,8 +24,8 @@ from torch import nn
 from benchmarks.timing import machine
 from weight_averaging.averages import EMA, LAWA, Average
 from weight_averaging.offline import Plan
-from weight_averaging.offline.pieces import groups, streams
-from weight_averaging.offline.reading import Snapshots
+from weight_averaging.offline.passes.pieces import groups, streams
+from weight_averaging.offline.reading.snapshots import Snapshots
 from weight_averaging.offline.safetensors_files import SafetensorsWriter
 
 INTERVALS = (1, 2, 3, 4)  # in snapshots; windows and decays: five each

@@ -14,8 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from analysis import logs
 from analysis.errors import UsageError
+from analysis.reading import logs
 
 
 def once(archive: Path) -> tuple[float, float]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from launching.workloads import WORKLOADS
+from launching.official_workloads import WORKLOADS
 
 FUNCTIONS = ("init_optimizer_state", "update_params", "data_selection", "get_batch_size")
 BY_KEYWORD = {

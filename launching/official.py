@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from launching.workloads import WORKLOADS, base_name, needs_of
+from launching.official_workloads import WORKLOADS, base_name, needs_of
 from miniperf import submission
 from miniperf.errors import UsageError
 from submissions.recipe.batch_sizes import get_batch_size

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launching.workloads import SEVEN
+from launching.official_workloads import SEVEN
 
 # Points of tuning_search_spaces/nadamw.json, from 1.
 POINT = dict.fromkeys(SEVEN, 5) | {"imagenet_vit": 2, "fastmri": 3, "wmt": 3}

@@ -10,7 +10,7 @@ from typing import Any
 import submitit
 
 from launching import slurm
-from launching.workloads import WORKLOADS, base_name
+from launching.official_workloads import WORKLOADS, base_name
 from miniperf import search
 from miniperf.errors import UsageError
 

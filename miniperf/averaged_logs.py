@@ -21,7 +21,7 @@ from miniperf.frameworks.pytorch import FRAMEWORK
 from miniperf.logs import MetricsLogger, meta_data, write_json
 from weight_averaging.averages import Average, SnapshotError
 from weight_averaging.offline import Plan, latest_of
-from weight_averaging.offline.reading import Snapshots
+from weight_averaging.offline.reading.snapshots import Snapshots
 
 
 class Source:

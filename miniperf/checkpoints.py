@@ -12,7 +12,7 @@ from typing import Any
 
 from miniperf.errors import UsageError, storage_errors
 from miniperf.frameworks import Framework
-from weight_averaging.replacing import replacing
+from weight_averaging.atomic_file import replacing
 
 KEPT = 2  # if not all are: should the newest turn out to be damaged, there is another
 CONTENTS = {

@@ -6,7 +6,7 @@
 Reads every run below --runs (folders or .tar.xz archives), prints ranks, and steps and time to target per workload and
 submission with the ratio to the baseline, and writes into --out: table.md, learning_curves, speedup and
 performance_profiles as PNG and PDF, and report.html, which opens in any browser without a network. With --study, a file
-of studies/, it draws that experiment's figures too, each point of a grid as a submission of its own.
+of comparisons/, it draws that experiment's figures too, each point of a grid as a submission of its own.
 """
 
 import shlex
@@ -15,22 +15,14 @@ from pathlib import Path
 
 from absl import flags
 
-from analysis import (
-    figures,
-    files,
-    hours,
-    logs,
-    page,
-    ratio_figures,
-    results,
-    studies,
-    study_figures,
-    style,
-    tables,
-    versions,
-)
+from analysis.comparisons import comparison, draw
 from analysis.errors import UsageError
-from analysis.results import Results
+from analysis.figures import learning_curves, ratios, style
+from analysis.measures import gpu_hours, results
+from analysis.measures.results import Results
+from analysis.reading import files, logs
+from analysis.report import page, tables
+from analysis.targets import versions
 from scripts.start import start
 
 FLAGS = flags.FLAGS
@@ -49,25 +41,25 @@ def run() -> None:
     read = logs.read(FLAGS.runs, FLAGS.framework).only(FLAGS.submissions)
     baseline, study = FLAGS.baseline, None
     if FLAGS.study is not None:
-        study = studies.load(FLAGS.study)
-        read = study_figures.select(read, study)
-        baseline = study_figures.baseline_arm(study, read)
+        study = comparison.load(FLAGS.study)
+        read = draw.select(read, study)
+        baseline = draw.baseline_arm(study, read)
     found = results.of(read, FLAGS.version, baseline, FLAGS.x)
     out = files.output_folder(FLAGS.out or _beside(Path(FLAGS.runs[0])))
     text = _text(found)
     (out / "table.md").write_text(text + "\n")
     ranked = list(found.scores.index)
-    curves = figures.learning_curves(found.logs, found.targets, found.best, found.baseline, found.unit, ranked)
+    curves = learning_curves.learning_curves(found.logs, found.targets, found.best, found.baseline, found.unit, ranked)
     style.save(curves, out / "learning_curves")
     style.save(
-        figures.performance_profiles(found.profile, found.scores, found.baseline, found.unit),
+        learning_curves.performance_profiles(found.profile, found.scores, found.baseline, found.unit),
         out / "performance_profiles",
     )
     names = ["table.md", "learning_curves.png", "performance_profiles.png"]
     if found.ratios:
-        style.save(ratio_figures.speedups(found.ratios, found.baseline, found.unit), out / "speedup")
+        style.save(ratios.speedups(found.ratios, found.baseline, found.unit), out / "speedup")
         names.append("speedup.png")
-    drawn = study_figures.draw(study, found.logs, found.targets, out) if study is not None else []
+    drawn = draw.draw(study, found.logs, found.targets, out) if study is not None else []
     page.write(out / "report.html", found, shlex.join(["python", *sys.orig_argv[1:]]))
     for line in found.notes:
         print(line, file=sys.stderr)
@@ -83,7 +75,7 @@ def _beside(runs: Path) -> Path:
 
 def _text(found: Results) -> str:
     gpus = found.targets.attrs["gpus"]
-    ranking = tables.ranking(found, hours.gpu_hours(found.best, found.targets, gpus), gpus)
+    ranking = tables.ranking(found, gpu_hours.gpu_hours(found.best, found.targets, gpus), gpus)
     parts = [f"Scores by {results.title(found)}:", tables.markdown(ranking)]
     by_submission = tables.by_submission(found.best, found.baseline)
     parts += ["By workload:", tables.format_by_submission(by_submission, found.baseline)]

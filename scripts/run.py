@@ -28,7 +28,7 @@ from pathlib import Path
 from absl import app, flags
 
 from launching import official
-from launching.workloads import base_name
+from launching.official_workloads import base_name
 from miniperf import command_line, frameworks, search, submission_runner, workloads
 from miniperf.errors import UsageError
 

@@ -13,9 +13,12 @@ from pathlib import Path
 import pandas as pd
 from absl import flags
 
-from analysis import files, hours, logs, results, score, speedup, tables, to_target, versions, what_if
 from analysis.errors import UsageError
-from analysis.results import Results
+from analysis.measures import gpu_hours, results, score, speedup, to_target, what_if
+from analysis.measures.results import Results
+from analysis.reading import files, logs
+from analysis.report import tables
+from analysis.targets import versions
 from scripts.start import start
 
 FLAGS = flags.FLAGS
@@ -24,7 +27,9 @@ flags.DEFINE_list("logs", None, "Folders or .tar.xz archives of run logs, with c
 flags.DEFINE_enum("version", None, [*versions.names(), versions.OWN], "Benchmark version; default: guessed.")
 flags.DEFINE_string("baseline", None, "The submission to compare with; default: baseline or nadamw, else the best.")
 flags.DEFINE_list("submissions", None, "Only these; default: all.")
-flags.DEFINE_multi_string("what_if", [], "Add a hypothetical entry, NAME:steps*RATIO (see analysis/what_if.py).")
+flags.DEFINE_multi_string(
+    "what_if", [], "Add a hypothetical entry, NAME:steps*RATIO (see analysis/measures/what_if.py)."
+)
 flags.DEFINE_integer("gpus", None, "GPUs of the machine, for GPU-hours; default: as the logs say.", lower_bound=1)
 flags.DEFINE_string("out", None, "Folder for Markdown, CSV files and the picture; default: none written.")
 
@@ -35,7 +40,7 @@ def run() -> None:
     found = results.of(read, FLAGS.version, FLAGS.baseline, "seconds", imagined)
     fastest, _ = score.score(to_target.studies(found.trials, "fastest"), found.targets)
     gpus = FLAGS.gpus or found.targets.attrs["gpus"]
-    spent = hours.gpu_hours(found.best, found.targets, gpus)
+    spent = gpu_hours.gpu_hours(found.best, found.targets, gpus)
     by_fastest = [f"{fastest[name]:.4f}" for name in found.scores.index]
     shown = tables.ranking(found, spent, gpus).assign(**{"score, fastest trial": by_fastest})
     text = [f"## Scores by {results.title(found)}", tables.markdown(shown)]
@@ -60,9 +65,9 @@ def _write(out: Path, found: Results, fastest: pd.Series, spent: pd.DataFrame, t
         speedup.rows(found.ratios).to_csv(out / "speedups.csv", index=False)
     found.logs.skipped.to_csv(out / "skipped.csv", index=False)
     # Here, since matplotlib takes as long to import as an archive of 450 runs to read.
-    from analysis import figures, style
+    from analysis.figures import learning_curves, style
 
-    profiles = figures.performance_profiles(found.profile, found.scores, found.baseline, found.unit)
+    profiles = learning_curves.performance_profiles(found.profile, found.scores, found.baseline, found.unit)
     style.save(profiles, out / "performance_profiles")
 
 

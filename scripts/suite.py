@@ -1,8 +1,8 @@
 """Run submissions x workloads x seeds, several at a time.
 
     python -m scripts.suite --submissions=nadamw,lawa,ema --workloads=mini_criteo1tb --seeds=3
-    python -m scripts.suite --study=studies/lawa_horizon.yaml --experiment_dir=runs/horizon
-    python -m scripts.suite --study=studies/no_decay.yaml --workloads=mini_ogbg --seeds=1 --experiment_dir=runs/quick
+    python -m scripts.suite --study=comparisons/lawa_horizon.yaml --experiment_dir=runs/horizon
+    python -m scripts.suite --study=comparisons/no_decay.yaml --workloads=mini_ogbg --seeds=1 --experiment_dir=runs/q
 
 Every run is a process of its own with one thread, in <experiment_dir>/<submission>/study_<seed>. Calling the command
 again skips the finished runs and continues the others, so that it can be stopped at any moment.
@@ -10,8 +10,9 @@ again skips the finished runs and continues the others, so that it can be stoppe
 Of a submission's search space each workload takes one trial: the one whose learning rate is best for the baseline,
 as recorded in <search_spaces>/tuned_trials.json (docs/results/calibration.md tells how it was found); another base
 optimizer may have trials of its own there. A submission without a search space tunes itself: it has one point for all
-workloads. A study, one of the paper's experiments in studies/, brings its own submissions and grid of hyperparameters,
-and the workloads and seeds unless --workloads and --seeds say otherwise. Where it says `offline: true`, runs without an
+workloads. A study, one of the paper's experiments in comparisons/, brings its own submissions and grid of
+hyperparameters, and the workloads and seeds unless --workloads and --seeds say otherwise.
+Where it says `offline: true`, runs without an
 average keep snapshots, and the submissions that average are made of these, evaluated on the validation set alone.
 """
 
@@ -33,7 +34,7 @@ from typing import Any
 from absl import app, flags
 from tqdm import tqdm
 
-from analysis import studies
+from analysis.comparisons import comparison
 from analysis.errors import UsageError as StudyError
 from miniperf import command_line, frameworks, submission, workloads
 from miniperf.errors import UsageError
@@ -172,7 +173,7 @@ def jobs() -> list[Job]:
         UsageError: an unknown submission or workload, or files of another study.
         StudyError: an unusable study.
     """
-    study = studies.load(FLAGS.study) if FLAGS.study is not None else None
+    study = comparison.load(FLAGS.study) if FLAGS.study is not None else None
     names, spaces = FLAGS.submissions, Path(FLAGS.search_spaces)
     every_workload = sorted(workloads.names(FLAGS.framework))
     chosen, seeds = FLAGS.workloads or every_workload, FLAGS.seeds or 1
@@ -186,7 +187,7 @@ def jobs() -> list[Job]:
         chosen = FLAGS.workloads or study.workloads or every_workload
         seeds = FLAGS.seeds or study.seeds
     for name in names:
-        if not Path(_path(name)).is_file() and (study is None or name not in studies.MERGES):
+        if not Path(_path(name)).is_file() and (study is None or name not in comparison.MERGES):
             known = sorted(path.parent.name for path in Path().glob(_path("*")))
             raise UsageError(f"the submission {name!r} is unknown; choose from {', '.join(known)}")
     for workload in chosen:
@@ -202,7 +203,7 @@ def jobs() -> list[Job]:
         except ValueError as error:
             raise UsageError(f"--search_spaces={spaces} has no {name}.json, and without one: {error}") from None
     # Those of the base optimizer, where it has its own.
-    by_name = {name: tuned | tuned.get(studies.base_of(name), {}) for name in names}
+    by_name = {name: tuned | tuned.get(comparison.base_of(name), {}) for name in names}
     if untuned := [workload for workload in chosen if workload not in tuned]:
         raise UsageError(f"{spaces}/tuned_trials.json has no trial for {', '.join(untuned)}; see scripts.calibrate")
     steps = {workload: FLAGS.max_global_steps or _step_hint(workload) for workload in chosen}
@@ -234,7 +235,7 @@ def jobs() -> list[Job]:
 
 
 def _averages(
-    study: studies.Study, name: str, search_space: Path | None, trials: list[int], there: list[Job], step_hint: int
+    study: comparison.Study, name: str, search_space: Path | None, trials: list[int], there: list[Job], step_hint: int
 ) -> list[Job]:
     """One job for each run `there` that `name` averages; these are told to keep the snapshots that it needs."""
     points = study.search_space(name)
@@ -258,9 +259,9 @@ def _averages(
     return result
 
 
-def _check_points(study: studies.Study, name: str, points: list[dict[str, Any]], step_hint: int) -> None:
+def _check_points(study: comparison.Study, name: str, points: list[dict[str, Any]], step_hint: int) -> None:
     """A UsageError in one line if the submission cannot train with one of the points of its grid."""
-    if name in studies.MERGES:
+    if name in comparison.MERGES:
         check = functools.partial(average_of, name)
     else:
         check = submission.load(_path(name), FLAGS.framework).check_hyperparameters
@@ -271,7 +272,7 @@ def _check_points(study: studies.Study, name: str, points: list[dict[str, Any]],
             raise UsageError(f"study {study.name}: grid of {name}: {error}") from None
 
 
-def _search_space(study: studies.Study, name: str) -> Path:
+def _search_space(study: comparison.Study, name: str) -> Path:
     """The file with a submission's points, written if it is not there."""
     path = Path(FLAGS.experiment_dir, "search_spaces", f"{name}.json")
     text = json.dumps(study.search_space(name), indent=2)

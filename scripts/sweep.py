@@ -18,7 +18,7 @@ from pathlib import Path
 from absl import flags
 
 from launching import official, slurm, sweep
-from launching.workloads import base_name
+from launching.official_workloads import base_name
 from miniperf import frameworks, search, submission, workloads
 from miniperf.errors import UsageError
 from miniperf.logs import evaluations_of

@@ -1,7 +1,7 @@
 import pytest
 
-# Scripts, run by tests in processes of their own.
-collect_ignore_glob = ["official_*.py", "jax_device_checks.py"]
+# What is no test: helpers, and scripts that tests run in processes of their own.
+collect_ignore = ["support", "processes"]
 
 
 def pytest_collection_modifyitems(items):

@@ -26,7 +26,7 @@ Weights?", ICML 2025 (arXiv 2502.06761); `suggest` has them as a function.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from weight_averaging.collection import suggest
+from weight_averaging.averages.horizon import suggest
 
 if TYPE_CHECKING:
     from weight_averaging.torch import EMA, LAWA, Averager, Averages, recompute_batch_norm

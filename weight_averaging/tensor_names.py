@@ -1,6 +1,6 @@
 """Names of tensors: without what wrappers add, and those that averages leave alone. Pure Python.
 
-Online the modules themselves tell more (`weight_averaging.torch.selection`); here there is nothing but a state dict.
+Online the modules themselves tell more (`weight_averaging.torch.model.selection`); here there are names alone.
 """
 
 import re

@@ -8,23 +8,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import (
-    figures,
-    horizon,
-    horizon_figures,
-    hours,
-    panels,
-    ratio_figures,
-    schedule_figures,
-    speedup,
-    style,
-    tables,
-    to_target,
-)
-from analysis.curves import Unit
+from analysis.comparisons.comparison import Study
 from analysis.errors import UsageError
-from analysis.logs import Logs
-from analysis.studies import Study
+from analysis.figures import horizon as horizon_figures
+from analysis.figures import learning_curves, panels, ratios, shorter_schedules, style
+from analysis.measures import gpu_hours, horizon, speedup, to_target
+from analysis.measures.curves import Unit
+from analysis.reading.logs import Logs
+from analysis.report import tables
 
 
 def select(logs: Logs, study: Study) -> Logs:
@@ -88,21 +79,21 @@ def _arms_without(x: str, study: Study, trials: pd.DataFrame) -> list[str]:
 
 
 def _curves(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, unit: Unit) -> Figure:
-    return figures.learning_curves(logs, targets, to_target.studies(trials), baseline_arm(study, logs), unit)
+    return learning_curves.learning_curves(logs, targets, to_target.studies(trials), baseline_arm(study, logs), unit)
 
 
 def _speedup(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, unit: Unit) -> Figure:
     best, baseline = to_target.studies(trials), baseline_arm(study, logs)
     others = [name for name in dict.fromkeys(best["submission"]) if name != baseline]
-    return ratio_figures.speedups(speedup.compare(best, targets, others, baseline, unit), baseline, unit)
+    return ratios.speedups(speedup.compare(best, targets, others, baseline, unit), baseline, unit)
 
 
 def _hours(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame) -> str:
-    spent = hours.gpu_hours(to_target.studies(trials), targets, targets.attrs["gpus"])
+    spent = gpu_hours.gpu_hours(to_target.studies(trials), targets, targets.attrs["gpus"])
     shown = pd.DataFrame(
         {
             "submission": spent.index,
-            "hours to the targets": list(hours.shown(spent).values()),
+            "hours to the targets": list(gpu_hours.shown(spent).values()),
             "missed": [f"{row['misses']:.0f} of {row['studies']:.0f}" for _, row in spent.iterrows()],
             "workloads without a run": spent["missing"].tolist(),
         }
@@ -133,7 +124,7 @@ def _sweep(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame
 
 def _shorter(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame) -> Figure:
     trials = trials.assign(line=_arms_without("schedule_fraction", study, trials))
-    return schedule_figures.against_shorter(logs, targets, study.baseline, trials)
+    return shorter_schedules.against_shorter(logs, targets, study.baseline, trials)
 
 
 def _on_measured(

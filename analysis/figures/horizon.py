@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import horizon, panels, style, tables
 from analysis.errors import UsageError
-from analysis.logs import Logs
+from analysis.figures import panels, style
+from analysis.measures import horizon
+from analysis.reading.logs import Logs
+from analysis.report import tables
 
 # Levels at which averages are compared: what the baseline reaches by these shares of its training.
 SHARES = (0.3, 0.5, 0.7, 0.8, 0.9)

@@ -6,9 +6,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import curves, style
-from analysis.curves import Unit
-from analysis.logs import Logs
+from analysis.figures import style
+from analysis.measures import curves
+from analysis.measures.curves import Unit
+from analysis.reading.logs import Logs
 
 LABEL = {"steps": "updates", "seconds": "submission time"}
 

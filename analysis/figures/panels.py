@@ -5,7 +5,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import horizon, style
+from analysis.figures import style
+from analysis.measures import horizon
 
 MISS = "x"
 

@@ -5,9 +5,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import speedup, style
-from analysis.curves import Unit
-from analysis.speedup import Speedup
+from analysis.figures import style
+from analysis.measures import speedup
+from analysis.measures.curves import Unit
+from analysis.measures.speedup import Speedup
 
 ALL = "all workloads"
 

@@ -3,8 +3,9 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import curves, horizon, panels, style
-from analysis.logs import Logs
+from analysis.figures import panels, style
+from analysis.measures import curves, horizon
+from analysis.reading.logs import Logs
 
 ANNEALED = "{}, annealed by then"
 

@@ -10,7 +10,7 @@ study.
 import numpy as np
 import pandas as pd
 
-from analysis.targets import base
+from analysis.targets.resolve import base
 
 
 def budgets(best: pd.DataFrame, targets: pd.DataFrame, unit: str) -> pd.Series:

@@ -5,8 +5,8 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from analysis import to_target
-from analysis.logs import Logs
+from analysis.measures import to_target
+from analysis.reading.logs import Logs
 
 Unit = Literal["steps", "seconds"]
 

@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 
-from analysis import censoring
+from analysis.measures import censoring
 
 
 def gpu_hours(best: pd.DataFrame, targets: pd.DataFrame, gpus: int) -> pd.DataFrame:
@@ -17,8 +17,8 @@ def gpu_hours(best: pd.DataFrame, targets: pd.DataFrame, gpus: int) -> pd.DataFr
 
     Returns:
         Per submission: hours (sum over workloads of the mean over studies of the time to target, a miss counted with
-        the budget, see analysis/censoring.py, times `gpus`), misses and studies (those without a run too), and missing
-        (workloads without a run). With a miss `hours` is a lower bound.
+        the budget, see `analysis.measures.censoring`, times `gpus`), misses and studies (those without a run too), and
+        missing (workloads without a run). With a miss `hours` is a lower bound.
     """
     budget = censoring.budgets(best, targets, "seconds")
     rows = censoring.times(best, budget, "seconds")

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import lead, to_target
-from analysis.logs import Logs
+from analysis.measures import lead, to_target
+from analysis.reading.logs import Logs
 
 RESAMPLES = 2000
 # The parabola is fitted up to here: an average over more of training holds the beginning of it, and what that costs is

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from analysis import curves
-from analysis.curves import Unit
-from analysis.logs import Logs
+from analysis.measures import curves
+from analysis.measures.curves import Unit
+from analysis.reading.logs import Logs
 
 SHARES = (0.3, 0.5, 0.7, 0.9)
 
@@ -70,7 +70,7 @@ def _length(runs: list[pd.DataFrame], target: pd.Series, unit: Unit) -> float:
         return float(ends[unit].max()) if len(ends) else np.nan
     if unit == "steps":
         return float(hint)
-    # Neither slow updates nor steps that are none (analysis/pace.py) make training longer than is allowed.
+    # Neither slow updates nor steps that are none (analysis/measures/pace.py) make training longer than is allowed.
     return float(np.fmin(hint * (ends["seconds"] / ends["steps"]).median(), target.get("budget_s", np.nan)))
 
 

@@ -7,7 +7,7 @@ Such steps cannot be compared with anything.
 import numpy as np
 import pandas as pd
 
-from analysis.logs import Logs
+from analysis.reading.logs import Logs
 
 TOO_SLOW = (
     20.0  # published runs are up to 10 times slower than budget and step hint say, the two of 2024 40 to 640 times

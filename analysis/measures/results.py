@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis import curves, lead, meta, pace, score, speedup, targets, to_target, what_if
 from analysis.errors import UsageError
-from analysis.logs import Logs, summary_of_skipped
-from analysis.speedup import Speedup
-from analysis.versions import OWN
-from analysis.what_if import WhatIf
+from analysis.measures import curves, lead, pace, score, speedup, to_target, what_if
+from analysis.measures.speedup import Speedup
+from analysis.measures.what_if import WhatIf
+from analysis.reading import meta
+from analysis.reading.logs import Logs, summary_of_skipped
+from analysis.targets import resolve
+from analysis.targets.versions import OWN
 
 BASELINES = ("baseline", "nadamw", "adamw", "nadamw_baselinev05")
 
@@ -21,7 +23,7 @@ class Results:
 
     Attributes:
         logs: the runs whose workloads have a target.
-        targets: of `targets.resolve`.
+        targets: of `resolve.resolve`.
         trials, best: of `to_target.trials` (steps that are no updates as NaN) and `to_target.studies`.
         times: median seconds or steps to target, of `to_target.submissions`.
         scores: the best first.
@@ -65,9 +67,9 @@ def of(
         imagined: hypothetical entries to add.
 
     Raises:
-        UsageError: as `targets.resolve`; the baseline has no run; the submission of a hypothetical entry has none.
+        UsageError: as `resolve.resolve`; the baseline has no run; the submission of a hypothetical entry has none.
     """
-    measured = targets.resolve(logs, version)
+    measured = resolve.resolve(logs, version)
     notes = [*summary_of_skipped(logs), *measured.attrs["notes"]]
     logs = logs.select(logs.runs["workload"].isin(measured.index))
     trials = to_target.trials(logs, measured)
@@ -89,7 +91,7 @@ def of(
     chosen, more = _baseline(list(scores.index), baseline)
     others = [name for name in scores.index if name != chosen]
     ratios = speedup.compare(best, measured, others, chosen, unit)
-    scored = best[best["workload"].isin(targets.base(measured).index)]
+    scored = best[best["workload"].isin(resolve.base(measured).index)]
     notes += more + [_no_ratio(scored, name, chosen) for name in others if name not in ratios]
     notes += _missing(best, measured)
     if (line := to_target.unequal(trials)) is not None:
@@ -147,7 +149,7 @@ def _baseline(ranked: list[str], asked: str | None) -> tuple[str, list[str]]:
 def _missing(best: pd.DataFrame, measured: pd.DataFrame) -> list[str]:
     """Lines on workloads that nobody or not everybody ran: the score is a share of all workloads."""
     count = measured.attrs["workloads"]
-    names = targets.base(measured).index
+    names = resolve.base(measured).index
     ran = best[best["workload"].isin(names)].groupby("submission")["workload"].agg(set)
     lines = []
     if len(names) < count:

@@ -6,8 +6,8 @@ Source: Dahl et al., "Benchmarking Neural Network Training Algorithms" (2023), s
 import numpy as np
 import pandas as pd
 
-from analysis import targets as targets_
-from analysis import to_target
+from analysis.measures import to_target
+from analysis.targets import resolve as targets_
 
 MAX_RATIO = 4.0
 POINTS = 100

@@ -1,8 +1,8 @@
 """How much sooner a submission reaches the target than a baseline, with its uncertainty.
 
-A miss counts with the budget (analysis/censoring.py). The ratio then compares the time spent until target or budget. It
-errs in a known direction, which the result names: with misses of the submission alone the true ratio is larger (>=), of
-the baseline alone smaller (<=); with misses of both it is undetermined (?).
+A miss counts with the budget (`analysis.measures.censoring`). The ratio then compares the time spent until target or
+budget. It errs in a known direction, which the result names: with misses of the submission alone the true ratio is
+larger (>=), of the baseline alone smaller (<=); with misses of both it is undetermined (?).
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis import censoring, to_target
-from analysis.meta import workload_property
+from analysis.measures import censoring, to_target
+from analysis.reading.meta import workload_property
 
 REPLICATES = 4000
 

@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from analysis.logs import Logs
+from analysis.reading.logs import Logs
 
 Rule = Literal["fewest_evaluations", "fastest"]
 STUDY = ["submission", "workload", "study"]
@@ -84,7 +84,7 @@ def studies(table: pd.DataFrame, rule: Rule = "fewest_evaluations") -> pd.DataFr
 
 def submissions(best: pd.DataFrame, unit: str = "seconds") -> pd.DataFrame:
     """Median over studies: rows submissions, columns workloads; inf where half of the studies or more missed, NaN
-    where there is no run, or no steps that count (analysis/pace.py)."""
+    where there is no run, or no steps that count (analysis/measures/pace.py)."""
     with np.errstate(invalid="ignore"):  # the median of two infinities
         medians = best.dropna(subset=unit).groupby(["submission", "workload"])[unit].median()
     # pandas averages the middle two; inf and inf give NaN there.

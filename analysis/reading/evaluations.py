@@ -5,7 +5,7 @@ import io
 
 import pandas as pd
 
-from analysis.files import MEASUREMENTS, Skipped
+from analysis.reading.files import MEASUREMENTS, Skipped
 
 _TIME = ("score", "accumulated_submission_time")
 HALF_WRITTEN = "half-written last line"

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from analysis.errors import UsageError
-from analysis.evaluations import KEPT, Table
-from analysis.files import MEASUREMENTS, Skipped, files
+from analysis.reading.evaluations import KEPT, Table
+from analysis.reading.files import MEASUREMENTS, Skipped, files
 
 _TRIAL = re.compile(r"trial_(\d+)")
 _WORKLOAD = re.compile(r"(.+)_(pytorch|jax)")

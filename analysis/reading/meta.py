@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.errors import UsageError
-from analysis.logs import Logs
+from analysis.reading.logs import Logs
 
 RULESETS = {"external": "external tuning", "self": "self-tuning"}
 

@@ -12,11 +12,13 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader
 from plotly.offline import get_plotlyjs
 
-from analysis import curves, figures, hours, results, runs, speedup, style
-from analysis.results import Results
-from analysis.runs import number
-from analysis.speedup import Speedup
-from analysis.targets import base
+from analysis.figures import learning_curves, style
+from analysis.measures import curves, gpu_hours, results, speedup
+from analysis.measures.results import Results
+from analysis.measures.speedup import Speedup
+from analysis.report import run_rows
+from analysis.report.run_rows import number
+from analysis.targets.resolve import base
 
 
 def write(path: Path, found: Results, command: str) -> None:
@@ -28,7 +30,7 @@ def write(path: Path, found: Results, command: str) -> None:
     """
     of_runs = curves.by_folder(found.logs, found.targets)
     ranked = list(found.scores.index)
-    scale, label = figures.axis_of(found.best, found.unit)
+    scale, label = learning_curves.axis_of(found.best, found.unit)
     scored = base(found.targets).index
     data = {
         "baseline": found.baseline,
@@ -55,12 +57,12 @@ def write(path: Path, found: Results, command: str) -> None:
             "share": {name: _numbers(found.profile.loc[name]) for name in ranked},
         },
         "bands": _bands(found, of_runs),
-        "runs": runs.rows(found.trials, found.best, of_runs, found.unit),
+        "runs": run_rows.rows(found.trials, found.best, of_runs, found.unit),
         "ratios": _ratios(found.ratios),
         "shares": [f"{share:.0%}" for share in found.leads.columns],
         "leads": _leads(found),
     }
-    template = Environment(loader=PackageLoader("analysis"), autoescape=True).get_template("report.html.j2")
+    template = Environment(loader=PackageLoader("analysis.report", ""), autoescape=True).get_template("report.html.j2")
     page = template.render(
         plotly=_packed(get_plotlyjs()),
         data=_packed(json.dumps(data, allow_nan=False, separators=(",", ":"))),
@@ -81,7 +83,7 @@ def _packed(text: str) -> str:
 
 def _submissions(found: Results) -> list[dict[str, Any]]:
     """The submissions, the best first."""
-    spent = hours.shown(hours.gpu_hours(found.best, found.targets, found.targets.attrs["gpus"]))
+    spent = gpu_hours.shown(gpu_hours.gpu_hours(found.best, found.targets, found.targets.attrs["gpus"]))
     looks = style.looks(list(found.scores.index), found.baseline)
     workloads = base(found.targets).index
     rows = []

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from analysis import hours
-from analysis.results import Results
-from analysis.speedup import Speedup
-from analysis.targets import base
+from analysis.measures import gpu_hours
+from analysis.measures.results import Results
+from analysis.measures.speedup import Speedup
+from analysis.targets.resolve import base
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -74,7 +74,7 @@ def ranking(found: Results, spent: pd.DataFrame, gpus: int) -> pd.DataFrame:
     steps) to target to the baseline's. With hypothetical entries also the score without them.
 
     Args:
-        spent: of `hours.gpu_hours`.
+        spent: of `gpu_hours.gpu_hours`.
         gpus: that these hours are of.
     """
     names = found.scores.index
@@ -85,7 +85,7 @@ def ranking(found: Results, spent: pd.DataFrame, gpus: int) -> pd.DataFrame:
         "submission": names,
         "score": [f"{score:.4f}" for score in found.scores],
         "targets reached": [f"{reached[name]}/{found.targets.attrs['workloads']}" for name in names],
-        f"GPU-hours ({gpus} GPUs)" if gpus > 1 else "hours": [hours.shown(spent)[name] for name in names],
+        f"GPU-hours ({gpus} GPUs)" if gpus > 1 else "hours": [gpu_hours.shown(spent)[name] for name in names],
     }
     if len(found.real_scores) < len(found.scores):
         real = found.real_scores.reindex(names)

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import UsageError
-from analysis.logs import Logs
-from analysis.meta import of_workloads
+from analysis.reading.logs import Logs
+from analysis.reading.meta import of_workloads
 
 VERSIONS = Path(__file__).parent / "versions"
 OWN = "own"  # the version of runs whose workloads no benchmark version knows: each says its target itself

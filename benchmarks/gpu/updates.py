@@ -13,7 +13,8 @@ from benchmarks.gpu import machine
 from benchmarks.gpu.sizes import Scale
 from benchmarks.timing import device, medians, resident, synchronize
 from weight_averaging.placement import free_host_bytes
-from weight_averaging.torch import EMA, LAWA, Averager, blocks
+from weight_averaging.torch import EMA, LAWA, Averager
+from weight_averaging.torch.model import blocks
 
 GB = 1e9
 

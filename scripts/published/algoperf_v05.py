@@ -1,6 +1,6 @@
 """What the published AlgoPerf v0.5 logs say about weight averaging: the tables and figures of that analysis.
 
-    python -m scripts.published_v05 --logs=algoperf_v05_external.tar.xz
+    python -m scripts.published.algoperf_v05 --logs=algoperf_v05_external.tar.xz
 
 Compares lawa_queue and lawa_ema with the NadamW baseline, and writes tables.md and figures below docs/results. The
 reading of them is in the README.md beside them.
@@ -13,8 +13,12 @@ import pandas as pd
 from absl import flags
 from matplotlib.figure import Figure
 
-from analysis import curves, figures, logs, ratio_figures, score, speedup, style, tables, targets, to_target
 from analysis.errors import UsageError
+from analysis.figures import learning_curves, ratios, style
+from analysis.measures import curves, score, speedup, to_target
+from analysis.reading import logs
+from analysis.report import tables
+from analysis.targets import resolve
 from scripts.start import start
 
 FLAGS = flags.FLAGS
@@ -158,12 +162,12 @@ def shown(table: pd.DataFrame, **forms: str) -> str:
 def run() -> None:
     out = Path(FLAGS.out)
     read = logs.read(FLAGS.logs)
-    measured_all = targets.resolve(read, "v0.5")
+    measured_all = resolve.resolve(read, "v0.5")
     imagined = what_if(to_target.trials(read, measured_all), measured_all)
-    base = targets.base(measured_all).index
+    base = resolve.base(measured_all).index
     read = read.only(NAMES)
     read = read.select(read.runs["workload"].isin(base))
-    measured = targets.resolve(read, "v0.5")
+    measured = resolve.resolve(read, "v0.5")
     trials = to_target.trials(read, measured)
     best = to_target.studies(trials)
     of_runs = curves.by_folder(read, measured)
@@ -202,12 +206,14 @@ def run() -> None:
     }
     out.mkdir(parents=True, exist_ok=True)
     text = "\n\n".join(f"## {title}\n\n{table}" for title, table in parts.items())
-    (out / "tables.md").write_text(f"# Tables\n\nMade by `python -m scripts.published_v05`.\n\n{text}\n")
+    (out / "tables.md").write_text(f"# Tables\n\nMade by `python -m scripts.published.algoperf_v05`.\n\n{text}\n")
     print(text)
-    style.save(figures.learning_curves(read, measured, best, BASELINE, "seconds"), out / "learning_curves", ["png"])
+    style.save(
+        learning_curves.learning_curves(read, measured, best, BASELINE, "seconds"), out / "learning_curves", ["png"]
+    )
     style.save(ends_figure(trials, measured), out / "where_runs_end", ["png"])
-    ratios = speedup.compare(best, measured, [QUEUE, EMA], BASELINE)
-    style.save(ratio_figures.speedups(ratios, BASELINE), out / "time_to_target", ["png"])
+    ratio_rows = speedup.compare(best, measured, [QUEUE, EMA], BASELINE)
+    style.save(ratios.speedups(ratio_rows, BASELINE), out / "time_to_target", ["png"])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the current AlgoPerf leaderboard (4 x A100, self-tuning) says: the tables and figures of that analysis.
 
-    python -m scripts.leaderboard_a100 --logs=algoperf_a100_self_tuning.tar.xz
+    python -m scripts.published.leaderboard_a100 --logs=algoperf_a100_self_tuning.tar.xz
 
 Where in training the targets lie, how long an update takes, who is first where, and what fewer steps to target would
 score. Writes tables.md and figures below docs/results; the reading of them is in the README.md beside them.
@@ -11,10 +11,14 @@ import pandas as pd
 from absl import flags
 from matplotlib.figure import Figure
 
-from analysis import curves, figures, files, logs, results, score, style, tables, targets, to_target, what_if
 from analysis.errors import UsageError
-from analysis.results import Results
-from analysis.what_if import WhatIf
+from analysis.figures import learning_curves, style
+from analysis.measures import curves, results, score, to_target, what_if
+from analysis.measures.results import Results
+from analysis.measures.what_if import WhatIf
+from analysis.reading import files, logs
+from analysis.report import tables
+from analysis.targets import resolve
 from scripts.start import start
 
 FLAGS = flags.FLAGS
@@ -198,7 +202,7 @@ def run() -> None:
     if found.targets.attrs["version"] != "v0.6-a100":
         raise UsageError(f"--logs={FLAGS.logs}: runs of {results.title(found)}, not of the A100 leaderboard")
     runs = runs_of(found)
-    base = targets.base(found.targets).index
+    base = resolve.base(found.targets).index
     reached = np.isfinite(found.times[base].astype(float)).sum(axis=1)
     frameworks = found.best.groupby("submission")["framework"].first()
     scores = pd.DataFrame(
@@ -222,14 +226,14 @@ def run() -> None:
         ),
     }
     text = "\n\n".join(f"## {title}\n\n{table}" for title, table in parts.items())
-    (out / "tables.md").write_text(f"# Tables\n\nMade by `python -m scripts.leaderboard_a100`.\n\n{text}\n")
+    (out / "tables.md").write_text(f"# Tables\n\nMade by `python -m scripts.published.leaderboard_a100`.\n\n{text}\n")
     print(text)
     style.save(how_far(runs, found), out / "how_far", ["png"])
     style.save(pace(runs, found), out / "pace", ["png"])
     style.save(winners(found), out / "winners", ["png"])
     entries = [what_if.parse(f"{TUNED[0]}:steps*{FLAGS.ratios}#{name}") for name in ("lawa", "ema")]
     with_them = results.of(found.logs, imagined=entries)
-    profiles = figures.performance_profiles(with_them.profile, with_them.scores, TUNED[0], found.unit)
+    profiles = learning_curves.performance_profiles(with_them.profile, with_them.scores, TUNED[0], found.unit)
     style.save(profiles, out / "what_if", ["png"])
 
 

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from weight_averaging.collection import BUFFERS as ALL_BUFFERS
-from weight_averaging.collection import check_count, check_decay, check_horizon, decay_from_window, interval_and_window
+from weight_averaging.averages.checks import BUFFERS as ALL_BUFFERS
+from weight_averaging.averages.checks import check_count, check_decay, check_horizon
+from weight_averaging.averages.horizon import decay_from_window, interval_and_window
 
 HORIZON = ("averaging_horizon", "averaging_window")
 NAMES = {*HORIZON, "averaging_interval", "averaging_decay"}

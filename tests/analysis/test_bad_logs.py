@@ -5,16 +5,15 @@ import os
 import subprocess
 import sys
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from analysis import logs, results, to_target
 from analysis.errors import UsageError
-from tests import synthetic_logs
+from analysis.measures import results, to_target
+from analysis.reading import logs
+from tests.support import ROOT, synthetic_logs
 
-ROOT = Path(__file__).parents[1]
 HIT = [0.1, 0.2, 0.6]  # reaches the target of .5 at the third evaluation, after 30 updates and 3 s
 
 

@@ -1,18 +1,19 @@
 """Studies: the committed files, what is said of bad ones, and their figures on made-up logs."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from analysis import logs, studies, study_figures, targets, to_target
+from analysis.comparisons import comparison, draw
 from analysis.errors import UsageError
-from tests import synthetic_logs
+from analysis.measures import to_target
+from analysis.reading import logs
+from analysis.targets import resolve
+from tests.support import ROOT, synthetic_logs
 
-ROOT = Path(__file__).parents[1]
-FILES = sorted((ROOT / "studies").glob("*.yaml"))
+FILES = sorted((ROOT / "comparisons").glob("*.yaml"))
 
 
 @pytest.fixture(autouse=True)
@@ -22,9 +23,11 @@ def _from_the_root(monkeypatch):
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_committed_studies_load_and_their_submissions_exist(file):
-    study = studies.load(file)
+    study = comparison.load(file)
     for submission in study.submissions:
-        assert submission in studies.MERGES or (ROOT / "submissions/pytorch" / submission / "submission.py").is_file()
+        assert (
+            submission in comparison.MERGES or (ROOT / "submissions/pytorch" / submission / "submission.py").is_file()
+        )
         space = study.search_space(submission)
         grid = study.grid.get(submission, {})
         assert len(space) == len(study.points(submission)) * np.prod([len(v) for v in grid.values()], dtype=int)
@@ -33,7 +36,7 @@ def test_committed_studies_load_and_their_submissions_exist(file):
 
 
 def test_every_experiment_has_a_study():
-    covered = " ".join(studies.load(file).paper for file in FILES)
+    covered = " ".join(comparison.load(file).paper for file in FILES)
     for experiment in (
         "Fig. 1 ",
         "2,",
@@ -56,38 +59,38 @@ def test_every_experiment_has_a_study():
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_committed_studies_can_be_drawn(file, tmp_path):
-    study = studies.load(file)
+    study = comparison.load(file)
     synthetic_logs.write_study(tmp_path / "runs", study, seeds=2, workloads=study.workloads or ("toy",))
-    selected = study_figures.select(logs.read(tmp_path / "runs"), study)
-    written = study_figures.draw(study, selected, targets.resolve(selected), tmp_path / "out")
+    selected = draw.select(logs.read(tmp_path / "runs"), study)
+    written = draw.draw(study, selected, resolve.resolve(selected), tmp_path / "out")
     assert {path.stem for path in written} == {figure["name"] for figure in study.figures}
     assert all(path.stat().st_size > (5000 if path.suffix in (".png", ".pdf") else 100) for path in written)
 
 
 def test_points_of_a_grid_become_submissions(tmp_path):
-    content = yaml.safe_load((ROOT / "studies/learning_rate.yaml").read_text())
+    content = yaml.safe_load((ROOT / "comparisons/learning_rate.yaml").read_text())
     del content["trials"]
     content["grid"] = {name: {"learning_rate": [0.0005, 0.001, 0.01]} for name in content["submissions"]}
     path = tmp_path / "grid.yaml"
     path.write_text(yaml.safe_dump(content))
-    study = studies.load(path)
+    study = comparison.load(path)
     synthetic_logs.write_study(tmp_path / "runs", study, seeds=1)
-    selected = study_figures.select(logs.read(tmp_path / "runs"), study)
+    selected = draw.select(logs.read(tmp_path / "runs"), study)
     assert selected.runs["submission"].nunique() == 2 * 3
     assert "lawa, learning_rate=0.01" in set(selected.runs["submission"])
-    assert study_figures.baseline_arm(study, selected) == "nadamw, learning_rate=0.001"  # the search space's first
+    assert draw.baseline_arm(study, selected) == "nadamw, learning_rate=0.001"  # the search space's first
 
 
 def test_the_trials_of_a_study_are_the_tuned_ones_or_their_neighbours_too_or_all():
-    grid = studies.load(ROOT / "studies/language_model_grid.yaml")
+    grid = comparison.load(ROOT / "comparisons/language_model_grid.yaml")
     baseline = grid.baseline
     assert grid.trials(baseline, tuned=3) == list(range(1, len(grid.points(baseline)) + 1))
-    rates = studies.load(ROOT / "studies/learning_rate.yaml")  # two averages at each point
+    rates = comparison.load(ROOT / "comparisons/learning_rate.yaml")  # two averages at each point
     assert rates.trials("nadamw", tuned=3) == [2, 3, 4]
     assert rates.trials("lawa", tuned=3) == [3, 4, 5, 6, 7, 8]
     assert rates.trials("nadamw", tuned=1) == [1, 2]  # at the edge
     assert rates.trials("nadamw", tuned=6) == [5, 6]
-    finals = studies.load(ROOT / "studies/final_learning_rate.yaml")  # three values at each point, two averages
+    finals = comparison.load(ROOT / "comparisons/final_learning_rate.yaml")  # three values at each point, two averages
     assert finals.trials("nadamw", tuned=2) == [4, 5, 6]
     assert finals.trials("lawa", tuned=2) == [7, 8, 9, 10, 11, 12]
     chosen = [finals.search_space("lawa")[trial - 1] for trial in finals.trials("lawa", tuned=2)]
@@ -97,17 +100,17 @@ def test_the_trials_of_a_study_are_the_tuned_ones_or_their_neighbours_too_or_all
 
 @pytest.mark.parametrize("name", ["final_learning_rate", "shorter_schedules"])
 def test_windows_are_lines_of_their_own(tmp_path, name):
-    study = studies.load(ROOT / f"studies/{name}.yaml")
+    study = comparison.load(ROOT / f"comparisons/{name}.yaml")
     windows = range(1, 9)  # more than there are colours
     study = dataclasses.replace(
         study, grid=study.grid | {"lawa": study.grid["lawa"] | {"averaging_window": list(windows)}}
     )
     synthetic_logs.write_study(tmp_path, study, seeds=1, workloads=("toy",))
-    selected = study_figures.select(logs.read(tmp_path), study)
-    found = targets.resolve(selected)
+    selected = draw.select(logs.read(tmp_path), study)
+    found = resolve.resolve(selected)
     trials = to_target.trials(selected, found)
     option = next(figure for figure in study.figures if figure["kind"] in ("sweep", "shorter"))
-    drawing = study_figures._sweep if option["kind"] == "sweep" else study_figures._shorter
+    drawing = draw._sweep if option["kind"] == "sweep" else draw._shorter
     options = {key: value for key, value in option.items() if key in ("x", "y")}
     labels = drawing(study, selected, found, trials, **options).axes[0].get_legend_handles_labels()[1]
     assert {f"lawa, interval=5, window={window}" for window in windows} <= set(labels)
@@ -115,14 +118,14 @@ def test_windows_are_lines_of_their_own(tmp_path, name):
 
 
 def test_null_leaves_a_hyperparameter_out():
-    study = studies.load(ROOT / "studies/ema_horizon.yaml")
+    study = comparison.load(ROOT / "comparisons/ema_horizon.yaml")
     space = study.search_space("ema")
     assert len(space) == 8 * len(study.points("ema"))
     assert all("averaging_horizon" not in point and "averaging_interval" in point for point in space)
 
 
 def test_offline_points_know_the_run_that_they_average():
-    study = studies.load(ROOT / "studies/final_learning_rate.yaml")
+    study = comparison.load(ROOT / "comparisons/final_learning_rate.yaml")
     for trial in study.trials("lawa", tuned=2):
         averaged, trained = study.search_space("lawa")[trial - 1], study.search_space("nadamw")
         source = trained[study.source("lawa", trial) - 1]
@@ -130,7 +133,7 @@ def test_offline_points_know_the_run_that_they_average():
 
 
 def test_a_merge_takes_the_search_space_of_what_it_merges():
-    study = studies.load(ROOT / "studies/merges.yaml")
+    study = comparison.load(ROOT / "comparisons/merges.yaml")
     assert study.averaged("nadamw") is None
     assert study.averaged("merge_no_decay") == "nadamw_no_decay"
     merges, trained = (study.search_space(name) for name in ("merge_no_decay", "nadamw_no_decay"))
@@ -143,12 +146,12 @@ def test_a_workload_of_the_study_without_runs_is_named(tmp_path):
     study = _load(tmp_path, workloads=["toy", "other"])
     synthetic_logs.write_study(tmp_path / "runs", study, seeds=1)
     with pytest.raises(UsageError, match="no run of other; there are toy, toy_two"):
-        study_figures.select(logs.read(tmp_path / "runs"), study)
+        draw.select(logs.read(tmp_path / "runs"), study)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "comparisons").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_average_of_an_offline_study_has_its_run(path):
-    study = studies.load(path)
+    study = comparison.load(path)
     for name in filter(study.averaged, study.submissions):
         for trial, point in enumerate(study.search_space(name), start=1):
             source = study.search_space(study.averaged(name))[study.source(name, trial) - 1]
@@ -164,7 +167,7 @@ GOOD = {
 def _load(folder, **changes):
     content = {key: value for key, value in {**GOOD, **changes}.items() if value is not ...}
     (folder / "s.yaml").write_text(yaml.safe_dump(content))
-    return studies.load(folder / "s.yaml")
+    return comparison.load(folder / "s.yaml")
 
 
 @pytest.mark.parametrize(
@@ -213,10 +216,10 @@ def test_a_bad_study_is_one_line(tmp_path, changes, message):
 
 def test_no_study_and_no_yaml(tmp_path):
     with pytest.raises(UsageError, match=r"--study=.*none\.yaml: No such file"):
-        studies.load(tmp_path / "none.yaml")
+        comparison.load(tmp_path / "none.yaml")
     (tmp_path / "bad.yaml").write_text("a: [1\nb: 2")
     with pytest.raises(UsageError, match=r"bad\.yaml is not YAML"):
-        studies.load(tmp_path / "bad.yaml")
+        comparison.load(tmp_path / "bad.yaml")
 
 
 def test_a_missing_search_space_is_named(tmp_path):

@@ -2,16 +2,17 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import horizon, horizon_figures, logs, studies, study_figures, targets
-from tests import synthetic_logs
-
-ROOT = Path(__file__).parents[1]
+from analysis.comparisons import comparison, draw
+from analysis.figures import horizon as horizon_figures
+from analysis.measures import horizon
+from analysis.reading import logs
+from analysis.targets import resolve
+from tests.support import ROOT, synthetic_logs
 
 
 @pytest.fixture(autouse=True)
@@ -27,12 +28,12 @@ def test_horizon_of_a_run():
 
 
 def test_the_parabola_finds_the_best_horizon(tmp_path):
-    study = studies.load(ROOT / "studies/lawa_horizon.yaml")
+    study = comparison.load(ROOT / "comparisons/lawa_horizon.yaml")
     short = {**study.grid["lawa"], "averaging_interval": [1, 2, 4]}  # the toy has 400 updates
     study = dataclasses.replace(study, grid={"lawa": short})
     synthetic_logs.write_study(tmp_path, study, workloads=("toy",))
-    selected = study_figures.select(logs.read(tmp_path), study)
-    measured = targets.resolve(selected)
+    selected = draw.select(logs.read(tmp_path), study)
+    measured = resolve.resolve(selected)
     rows = horizon.measure(selected, measured, 1.0)
     figure = horizon_figures.against_horizon(rows, "nadamw", measured, "steps", "part", "share")
     axis = figure.axes[0]
@@ -111,7 +112,7 @@ def test_gain_is_over_the_run_of_the_same_seed_and_hyperparameters(tmp_path):
                 meta["workload"]["step_hint"] = 400
                 (path / "meta_data_0.json").write_text(json.dumps(meta))
     read = logs.read(tmp_path)
-    rows = horizon.measure(read, targets.resolve(read), 0.5)
+    rows = horizon.measure(read, resolve.resolve(read), 0.5)
     lawa = rows[rows["submission"] == "lawa"].set_index(["study", "trial"])
     assert dict(lawa["gain"]) == pytest.approx({(0, 1): 0.01, (1, 1): 0.01, (0, 2): 0.02, (1, 2): 0.02})
     assert dict(lawa["horizon"].xs(0)) == pytest.approx({1: 0.05, 2: 0.025})
@@ -125,6 +126,6 @@ def test_leads_over_workloads_by_horizon(tmp_path):
             values = np.minimum(0.8, 0.02 * speed * np.arange(1, 41))
             synthetic_logs.write(tmp_path, submission, values, workload=workload, hparams={"lr": 1.0, **averaging})
     read = logs.read(tmp_path)
-    table = horizon.leads(read, targets.resolve(read), "nadamw", (0.5,))
+    table = horizon.leads(read, resolve.resolve(read), "nadamw", (0.5,))
     assert list(table.index) == [0.01]
     assert table[0.5].item() == pytest.approx(np.sqrt(1 / 2.0 * 1 / 1.25))

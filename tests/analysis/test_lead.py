@@ -3,8 +3,9 @@
 import pandas as pd
 import pytest
 
-from analysis import lead, tables
-from analysis.logs import Logs
+from analysis.measures import lead
+from analysis.reading.logs import Logs
+from analysis.report import tables
 
 
 def logs_of(curves: dict[str, list[list[float]]]) -> Logs:

@@ -7,10 +7,12 @@ import tarfile
 import numpy as np
 import pytest
 
-from analysis import logs, targets, to_target, versions
 from analysis.errors import UsageError
-from tests import synthetic_logs
-from tests.synthetic_logs import HEADER
+from analysis.measures import to_target
+from analysis.reading import logs
+from analysis.targets import resolve, versions
+from tests.support import synthetic_logs
+from tests.support.synthetic_logs import HEADER
 
 
 def reasons(read: logs.Logs) -> dict[str, int]:
@@ -81,7 +83,7 @@ def test_nan_and_words_reach_nothing(tmp_path):
     file = synthetic_logs.write(tmp_path, "one", [float("nan"), 0.4, 0.7]) / "eval_measurements.csv"
     file.write_text(file.read_text().replace("0.4", "oops"))
     read = logs.read(tmp_path)
-    trials = to_target.trials(read, targets.resolve(read))
+    trials = to_target.trials(read, resolve.resolve(read))
     assert trials.loc[0, ["steps", "best", "final"]].tolist() == [30, 0.7, 0.7]
 
 
@@ -123,13 +125,13 @@ def test_two_logs_of_one_run(tmp_path):
 def test_an_unknown_workload_says_how_to_add_one(tmp_path):
     synthetic_logs.write(tmp_path, "one", [0.1], target=None)
     with pytest.raises(UsageError, match=r"no target is known for workload 'toy': add it .* analysis/versions/"):
-        targets.resolve(logs.read(tmp_path))
+        resolve.resolve(logs.read(tmp_path))
 
 
 def test_a_variant_of_another_version_is_named(tmp_path):
     synthetic_logs.write(tmp_path, "one", [0.1], workload="fastmri_tanh", metric="ssim", target=None)
     with pytest.raises(UsageError, match=r"fastmri_tanh is no workload of v0.6 but of v0.5: pass --version=v0.5"):
-        targets.resolve(logs.read(tmp_path), "v0.6")
+        resolve.resolve(logs.read(tmp_path), "v0.6")
 
 
 def test_mixed_versions_in_one_folder(tmp_path):
@@ -137,7 +139,7 @@ def test_mixed_versions_in_one_folder(tmp_path):
     for folder, hint in zip(folders, (36189, 18094)):
         (folder / "meta_data_0.json").write_text(json.dumps({"workload.step_hint": hint}))
     with pytest.raises(UsageError, match=r"mixed benchmark versions: toy has step_hint 36189 in .* but 18094 in"):
-        targets.resolve(logs.read(tmp_path))
+        resolve.resolve(logs.read(tmp_path))
 
 
 def test_logs_of_another_version_than_asked_for(tmp_path):
@@ -146,19 +148,19 @@ def test_logs_of_another_version_than_asked_for(tmp_path):
     read = logs.read(tmp_path)
     assert versions.guess(read) == "v0.5"
     with pytest.raises(UsageError, match=r"step_hint 36189, v0.6 has 18094; score them apart, with --version=v0.5"):
-        targets.resolve(read, "v0.6")
+        resolve.resolve(read, "v0.6")
 
 
 def test_a_missing_metric_column_is_named(tmp_path):
     synthetic_logs.write(tmp_path, "one", [0.1], workload="wmt", target=None)
     expected = r"wmt_pytorch/trial_1/eval_measurements.csv has no column validation/bleu, but validation/accuracy"
     with pytest.raises(UsageError, match=expected):
-        targets.resolve(logs.read(tmp_path))
+        resolve.resolve(logs.read(tmp_path))
 
 
 def test_the_runs_own_targets(tmp_path):
     synthetic_logs.write(tmp_path, "one", [0.1, 0.6], target=0.55)
-    table = targets.resolve(logs.read(tmp_path))
+    table = resolve.resolve(logs.read(tmp_path))
     assert table.loc["toy", ["metric", "lower", "target"]].tolist() == ["accuracy", False, 0.55]
     assert table.attrs["version"] == versions.OWN
 
@@ -168,7 +170,7 @@ def test_unequal_studies_are_told_in_one_line(tmp_path):
         for trial in (1, 2) if study else (1,):
             synthetic_logs.write(tmp_path, "one", [0.1], study=study, trial=trial)
     read = logs.read(tmp_path)
-    line = to_target.unequal(to_target.trials(read, targets.resolve(read)))
+    line = to_target.unequal(to_target.trials(read, resolve.resolve(read)))
     assert line == "unequal: 1 of 3 studies have other than 2 trials: one (1)"
 
 

@@ -5,17 +5,17 @@ import subprocess
 import sys
 import tarfile
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import hours, logs, results, targets
 from analysis.errors import UsageError
-from tests import published
+from analysis.measures import gpu_hours, results
+from analysis.reading import logs
+from analysis.targets import resolve
+from tests.support import ROOT, published
 
-ROOT = Path(__file__).parents[1]
 # A checkout of mlcommons/submissions_algorithms, whose folder scoring/ the medians are compared with.
 OFFICIAL = os.environ.get("ALGOPERF_SCORING")
 MEDIANS = """
@@ -55,7 +55,7 @@ def test_its_baseline_unit_and_budget_are_found(leaderboard):
 
 def test_who_reaches_less_is_not_cheaper(leaderboard):
     found, _ = leaderboard
-    spent = hours.gpu_hours(found.best, found.targets, 4)["hours"]
+    spent = gpu_hours.gpu_hours(found.best, found.targets, 4)["hours"]
     assert spent["schedule_free_adamw_v2"] < spent["single_worker_dilocov2"]
 
 
@@ -80,9 +80,9 @@ def test_without_the_ninth_workload_and_meta_data_it_is_the_version_before(leade
     whole = leaderboard[0].logs
     part = whole.select(whole.runs["workload"] != "finewebedu_lm")
     part = logs.Logs(part.runs.assign(meta=[{}] * len(part.runs)), part.evaluations, part.columns, part.skipped)
-    assert targets.resolve(part).attrs["version"] == "v0.6"
+    assert resolve.resolve(part).attrs["version"] == "v0.6"
     with pytest.raises(UsageError, match=r"says? max_allowed_runtime_sec .* v0.6 has .*--version=v0.6-a100"):
-        targets.resolve(whole, "v0.6")
+        resolve.resolve(whole, "v0.6")
 
 
 @pytest.mark.skipif(OFFICIAL is None, reason="no checkout of the official scoring code; name one in ALGOPERF_SCORING")
@@ -111,7 +111,7 @@ def test_all_medians_are_the_official_ones(path, inside, official, ruleset, tole
 
 def test_the_committed_analysis_is_what_its_command_makes(tmp_path):
     path = published.need(published.A100)
-    command = [sys.executable, "-m", "scripts.leaderboard_a100", f"--logs={path}", f"--out={tmp_path}"]
+    command = [sys.executable, "-m", "scripts.published.leaderboard_a100", f"--logs={path}", f"--out={tmp_path}"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     committed = ROOT / "docs/results/leaderboard_a100"
     assert (tmp_path / "tables.md").read_text() == (committed / "tables.md").read_text()

@@ -3,17 +3,16 @@
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import hours, logs, score, speedup, targets, to_target
-from tests import published as published_logs
-from tests import synthetic_logs
-
-ROOT = Path(__file__).parents[1]
+from analysis.measures import gpu_hours, score, speedup, to_target
+from analysis.reading import logs
+from analysis.targets import resolve
+from tests.support import ROOT, synthetic_logs
+from tests.support import published as published_logs
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +20,7 @@ def published():
     path = published_logs.need(published_logs.V05)
     start = time.process_time()
     read = logs.read(path)
-    measured = targets.resolve(read)
+    measured = resolve.resolve(read)
     trials = to_target.trials(read, measured)
     scores, _ = score.score(to_target.studies(trials), measured)
     return read, measured, trials, scores, time.process_time() - start
@@ -50,7 +49,13 @@ def test_the_published_medians(published):
 
 
 def test_the_committed_analysis_is_what_its_command_makes(published, tmp_path):
-    command = [sys.executable, "-m", "scripts.published_v05", f"--logs={published_logs.V05}", f"--out={tmp_path}"]
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.published.algoperf_v05",
+        f"--logs={published_logs.V05}",
+        f"--out={tmp_path}",
+    ]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     committed = ROOT / "docs/results/published_v05"
     assert (tmp_path / "tables.md").read_text() == (committed / "tables.md").read_text()
@@ -63,7 +68,7 @@ def test_two_rules_for_the_best_trial(tmp_path):
     synthetic_logs.write(tmp_path, "one", [0.1, 0.2, 0.3, 0.6], trial=2, seconds_per_step=0.5, step_hint=30)
     _align_hints(tmp_path)
     read = logs.read(tmp_path)
-    trials = to_target.trials(read, targets.resolve(read))
+    trials = to_target.trials(read, resolve.resolve(read))
     assert to_target.studies(trials)["seconds"].tolist() == [30.0]
     assert to_target.studies(trials, "fastest")["seconds"].tolist() == [20.0]
     differ = to_target.difference(trials)
@@ -81,7 +86,7 @@ def test_median_over_studies_counts_misses_as_infinite(tmp_path):
         synthetic_logs.write(tmp_path, "one", values, study=study)
         synthetic_logs.write(tmp_path, "two", values if study == 0 else [0.1, 0.2], study=study)
     read = logs.read(tmp_path)
-    best = to_target.studies(to_target.trials(read, targets.resolve(read)))
+    best = to_target.studies(to_target.trials(read, resolve.resolve(read)))
     assert to_target.submissions(best, "steps")["toy"].tolist() == [20, np.inf]
 
 
@@ -234,10 +239,10 @@ def test_variants_have_no_part_in_the_ratio():
 
 def test_gpu_hours_count_a_miss_and_a_workload_without_a_run_with_the_budget():
     best = pd.concat([studies(base=[3600.0, None], ours=[3600.0]), studies(base=[3600.0]).assign(workload="other")])
-    table = hours.gpu_hours(best, plain(["toy", "other"]).assign(budget_s=7200.0), gpus=4)
+    table = gpu_hours.gpu_hours(best, plain(["toy", "other"]).assign(budget_s=7200.0), gpus=4)
     assert table.loc["base", ["hours", "misses", "missing"]].tolist() == [4 * (1.5 + 1), 1, 0]
     assert table.loc["ours", ["hours", "misses", "missing"]].tolist() == [4 * (1 + 2), 1, 1]
-    assert hours.shown(table) == {"base": ">= 10", "ours": ">= 12"}
+    assert gpu_hours.shown(table) == {"base": ">= 10", "ours": ">= 12"}
 
 
 def test_nothing_in_common_is_no_ratio():

@@ -2,17 +2,16 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import logs, results, what_if
 from analysis.errors import UsageError
-from tests import published, synthetic_logs
+from analysis.measures import results, what_if
+from analysis.reading import logs
+from tests.support import ROOT, published, synthetic_logs
 
-ROOT = Path(__file__).parents[1]
 HIT = [0.1, 0.2, 0.6]  # after 30 updates and 3 s
 
 

@@ -21,7 +21,7 @@ SELF_TUNING = ["nadamw_self", "lawa_self", "ema_self"]  # in both frameworks
 NAMES = ["nadamw", "nadamw_no_decay", "lawa", "lawa_no_decay", "ema", "ema_no_decay", *SELF_TUNING]
 TRAJECTORY = """
 import sys
-from tests.official_driver import FLAGS, RUNS, trajectory
+from tests.processes.official_driver import FLAGS, RUNS, trajectory
 module, which, FLAGS.framework = sys.argv[1:]
 print(trajectory(RUNS[FLAGS.framework], module, "mnist", 4)[1:])
 assert bool({"submissions", "weight_averaging", "miniperf"} & set(sys.modules)) == (which == "original")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from launching import official
-from launching.workloads import SEVEN, WORKLOADS, base_name, needs_of
+from launching.official_workloads import SEVEN, WORKLOADS, base_name, needs_of
 from miniperf.errors import UsageError
 from submissions.recipe.batch_sizes import get_batch_size
 

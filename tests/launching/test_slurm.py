@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("submitit")
 
-from tests.test_runner import assert_same_end
+from tests.miniperf.test_runner import assert_same_end
 
 STEPS = 600
 FLAGS = f"--max_global_steps={STEPS} --eval_every_n_steps=50 --continue_after_target"

@@ -148,9 +148,9 @@ def test_merges_of_a_run_at_a_constant_rate_stand_beside_the_decay(tmp_path):
         (["--submissions=merge_no_decay"], "the submission 'merge_no_decay' is unknown; choose from adamw,"),
         (["--submissions=lawaa"], "the submission 'lawaa' is unknown; choose from adamw,"),
         (["--workloads=mini_wnt"], "--workload=mini_wnt is unknown; choose from mini_criteo1tb"),
-        (["--study=studies/nothing.yaml"], "--study=studies/nothing.yaml: No such file"),
+        (["--study=comparisons/nothing.yaml"], "--study=comparisons/nothing.yaml: No such file"),
         (["--study=setup.cfg"], "setup.cfg"),
-        (["--study=studies/no_decay.yaml", "--submissions=ema"], "--submissions cannot be given with --study"),
+        (["--study=comparisons/no_decay.yaml", "--submissions=ema"], "--submissions cannot be given with --study"),
         (["--search_spaces=nowhere"], "--search_spaces=nowhere: cannot read tuned_trials.json"),
     ],
 )

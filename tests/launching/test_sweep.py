@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("submitit")
 
 from launching import paper, sweep
-from launching.workloads import SEVEN
+from launching.official_workloads import SEVEN
 from miniperf import search
 from miniperf.errors import UsageError
 

@@ -16,7 +16,7 @@ import torch
 from miniperf import checkpoints
 from miniperf.errors import UsageError
 from miniperf.frameworks.pytorch import FRAMEWORK as PYTORCH
-from tests.test_runner import assert_same_end, leaves, settings_of, train, trial
+from tests.miniperf.test_runner import assert_same_end, leaves, settings_of, train, trial
 
 SMALL = {name: {} for name in checkpoints.CONTENTS} | {"model_params": {"w": torch.arange(64.0)}, "global_step": 5}
 

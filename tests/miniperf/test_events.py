@@ -13,7 +13,7 @@ from miniperf import checkpoints, submission, workloads
 from miniperf.frameworks.pytorch import FRAMEWORK as PYTORCH
 from miniperf.logs import MetricsLogger, write_json
 from miniperf.runner import train_once
-from tests.test_runner import settings_of, train, trial
+from tests.miniperf.test_runner import settings_of, train, trial
 
 
 def read(folder: Path) -> EventAccumulator:

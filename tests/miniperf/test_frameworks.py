@@ -52,7 +52,8 @@ LIBRARY = [
 OF_JAX = [name for name in LIBRARY if name.startswith("weight_averaging.jax")]
 OF_TRAINERS = [name for name in LIBRARY if name.startswith("weight_averaging.trainers")]
 OF_NONE = [
-    f"weight_averaging.{name}" for name in ("averages", "collection", "filters", "names", "pairwise", "placement")
+    f"weight_averaging.{name}"
+    for name in ("averages", "averages.schedule", "include_exclude", "tensor_names", "placement")
 ]
 
 

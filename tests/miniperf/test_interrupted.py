@@ -82,7 +82,7 @@ def test_averages_of_checkpoints(tmp_path):
 
 
 def test_averages_evaluated_on_a_workload(tmp_path):
-    from tests.test_runner import settings_of, train, trial
+    from tests.miniperf.test_runner import settings_of, train, trial
 
     home = tmp_path / "nadamw/study_0/mini_imagenet_vit_pytorch/trial_1"
     train(home, trial(tmp_path, "nadamw"), settings_of("nadamw", steps=16, every=1))

@@ -14,7 +14,7 @@ pytest.importorskip("flax")
 
 from miniperf import checkpoints
 from miniperf.frameworks.jax import FRAMEWORK as JAX
-from tests.test_runner import leaves
+from tests.miniperf.test_runner import leaves
 
 RUN = """
 import io, os, signal, sys

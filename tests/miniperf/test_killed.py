@@ -15,8 +15,8 @@ import pytest
 from miniperf import checkpoints
 from miniperf.logs import MetricsLogger
 from miniperf.workloads import make
-from tests.killing import Lines, die_writing, in_a_process, newest
-from tests.test_runner import assert_same_end, settings_of, train, trial
+from tests.miniperf.test_runner import assert_same_end, settings_of, train, trial
+from tests.support.killing import Lines, die_writing, in_a_process, newest
 from weight_averaging.offline.recording import SnapshotWriter, read_manifest, verify
 from weight_averaging.torch import Averager
 

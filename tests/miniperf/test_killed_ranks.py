@@ -23,8 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 from miniperf import checkpoints
 from miniperf.frameworks.pytorch import FRAMEWORK as PYTORCH
 from submissions.recipe.pytorch.nadamw import NadamW
-from tests.killing import Lines, die_writing, in_a_process, newest
-from tests.test_runner import leaves
+from tests.miniperf.test_runner import leaves
+from tests.support.killing import Lines, die_writing, in_a_process, newest
 from weight_averaging.torch import EMA, LAWA, Averager
 
 STEPS, EVERY = 24, 4

@@ -18,8 +18,8 @@ from miniperf.workloads.finewebedu_lm.model import Decoder
 from miniperf.workloads.finewebedu_lm.sizes import Sizes
 from miniperf.workloads.finewebedu_lm_124m.pytorch import FinewebeduLm124mWorkload
 from scripts import average_checkpoints
-from tests.test_runner import assert_same_end, leaves
-from tests.test_token_batches import write
+from tests.miniperf.test_runner import assert_same_end, leaves
+from tests.miniperf.workloads.test_token_batches import write
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 
@@ -28,7 +28,7 @@ POINT = {
     "grad_clip": 0.1, "weight_decay": 0.1, "averaging_interval": 2, "averaging_window": 3,
 }  # fmt: skip
 LM = [
-    "tests/small_lm.py",
+    "tests/support/small_lm.py",
     "--workload=finewebedu_lm_124m",
     "--submission=adamw_lawa",
     "--save_snapshots_every_n_steps=4",

@@ -47,24 +47,24 @@ def run(*arguments: str, devices: int = 1) -> str:
 
 @pytest.mark.parametrize("submission", SUBMISSIONS)
 def test_a_submission_keeps_the_contract_on_mnist(submission):
-    assert f"mnist {submission}: " in run("tests/official_driver.py", submission, "mnist")
+    assert f"mnist {submission}: " in run("tests/processes/official_driver.py", submission, "mnist")
 
 
 @pytest.mark.parametrize("submission", FROM_PACKAGES)
 def test_a_submission_over_another_optimizer_keeps_the_contract_on_mnist(submission):
     pytest.importorskip(FROM_PACKAGES[submission])
-    assert f"mnist {submission}: " in run("tests/official_driver.py", submission, "mnist")
+    assert f"mnist {submission}: " in run("tests/processes/official_driver.py", submission, "mnist")
 
 
 @pytest.mark.parametrize("workload", ["ogbg", "criteo1tb_test"])
 def test_lawa_keeps_the_contract_on_a_small_workload(workload):
-    assert f"{workload} lawa: " in run("tests/official_driver.py", "lawa", workload)
+    assert f"{workload} lawa: " in run("tests/processes/official_driver.py", "lawa", workload)
 
 
 @pytest.mark.parametrize("devices", [1, 4])
 @pytest.mark.parametrize("submission", ["nadamw", "lawa", "adamw_ema"])
 def test_a_submission_in_jax_keeps_the_contract_on_mnist(submission, devices):
-    output = run("tests/official_driver.py", submission, "mnist", "--framework=jax", devices=devices)
+    output = run("tests/processes/official_driver.py", submission, "mnist", "--framework=jax", devices=devices)
     assert f"mnist {submission}: " in output
     assert "the restored state has 1 leading axes too many" in output
 
@@ -73,7 +73,9 @@ def test_a_submission_in_jax_keeps_the_contract_on_mnist(submission, devices):
 @pytest.mark.parametrize(("submission", "devices"), [("lawa", 1), ("lawa", 4), ("ema", 1), ("ema", 4)])
 @pytest.mark.parametrize("workload", ["ogbg", "criteo1tb_test", *HEAVY])
 def test_a_submission_in_jax_keeps_the_contract_on_every_workload(workload, submission, devices):
-    lines = run("tests/official_driver.py", submission, workload, "--framework=jax", devices=devices).splitlines()
+    lines = run(
+        "tests/processes/official_driver.py", submission, workload, "--framework=jax", devices=devices
+    ).splitlines()
     print(devices, next(line for line in lines if line.startswith(f"{workload} {submission}: ")))
 
 
@@ -81,14 +83,14 @@ def test_a_submission_in_jax_keeps_the_contract_on_every_workload(workload, subm
 @pytest.mark.parametrize("submission", ["lawa", "ema"])
 @pytest.mark.parametrize("workload", HEAVY)
 def test_a_submission_keeps_the_contract_on_every_workload(workload, submission):
-    lines = run("tests/official_driver.py", submission, workload).splitlines()
+    lines = run("tests/processes/official_driver.py", submission, workload).splitlines()
     print(next(line for line in lines if line.startswith(f"{workload} {submission}: ")))  # seconds and memory
 
 
 def test_step_hints_and_budgets_are_those_of_the_harness():
     code = """
-from tests.official_driver import Run
-from launching.workloads import WORKLOADS
+from tests.processes.official_driver import Run
+from launching.official_workloads import WORKLOADS
 for name, needs in WORKLOADS.items():
     if not needs.since:
         workload = Run.make_workload(name)
@@ -100,7 +102,9 @@ print("all equal")
 
 
 def test_ranks_stay_equal_through_a_resume_that_loses_ddp():
-    output = run("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "tests/official_ranks.py")
+    output = run(
+        "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "tests/processes/official_ranks.py"
+    )
     assert "ranks agree" in output
     assert "without DistributedDataParallel, as after a resume" in output
 
@@ -109,7 +113,12 @@ def test_ranks_stay_equal_through_a_resume_that_loses_ddp():
 def test_upstream_says_nothing_of_a_submission_in_the_other_framework_so_it_does_itself(framework):
     other = {"pytorch": "jax", "jax": "pytorch"}[framework]
     with pytest.raises(AssertionError, match=f"run it with --framework={other}"):
-        run("tests/official_driver.py", f"submissions.{other}.lawa.submission", "mnist", f"--framework={framework}")
+        run(
+            "tests/processes/official_driver.py",
+            f"submissions.{other}.lawa.submission",
+            "mnist",
+            f"--framework={framework}",
+        )
 
 
 def test_random_keys_are_the_official_ones():

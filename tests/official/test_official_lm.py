@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not in_harness(), reason="no algoperf with finew
 def run(*arguments: str) -> str:
     environment = {**os.environ, "PYTHONPATH": f"{os.getcwd()}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     result = subprocess.run(
-        [sys.executable, "tests/official_lm.py", *arguments],
+        [sys.executable, "tests/processes/official_lm.py", *arguments],
         capture_output=True,
         text=True,
         env={**environment, "OMP_NUM_THREADS": "1"},

@@ -54,7 +54,7 @@ def test_a_miniature_workload_gives_the_same_rows_under_both_runners(tmp_path):
     common = [*flags(tmp_path, "mini_imagenet_vit", [POINT]), "--max_global_steps=6", "--experiment_name=lawa"]
     official, ours = tmp_path / "official", tmp_path / "miniperf"
     log = tmp_path / "log"
-    run("tests/official_mini.py", *common, "--torch_compile=false", f"--experiment_dir={official}", log=log)
+    run("tests/processes/official_mini.py", *common, "--torch_compile=false", f"--experiment_dir={official}", log=log)
     run(
         "-m", "miniperf.submission_runner", *common, "--eval_every_n_steps=1", f"--experiment_dir={ours}", log=log
     )  # fmt: skip
@@ -69,7 +69,7 @@ def test_a_miniature_workload_gives_the_same_rows_under_both_runners(tmp_path):
 @pytest.fixture(scope="module")
 def mnist(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    run("tests/official_mnist.py", str(folder), log=folder / "log")
+    run("tests/processes/official_mnist.py", str(folder), log=folder / "log")
     return folder
 
 
@@ -107,7 +107,7 @@ def test_trials_on_mnist_are_resumed_after_a_kill(framework, mnist, tmp_path):
 @pytest.mark.heavy
 def test_two_ranks_train_on_mnist_through_the_official_runner(mnist, tmp_path):
     run(
-        "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "tests/official_ranks.py",
+        "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "tests/processes/official_ranks.py",
         "submission_runner", *flags(tmp_path, "mnist", [POINT]), f"--data_dir={mnist}",
         f"--experiment_dir={tmp_path}", "--experiment_name=lawa", "--torch_compile=false", "--max_global_steps=20",
         log=tmp_path / "log",

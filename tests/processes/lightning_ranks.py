@@ -1,4 +1,4 @@
-"""Two processes under Lightning, over gloo; test_lightning.py runs `-m tests.lightning_ranks FOLDER STRATEGY ...`."""
+"""Two processes under Lightning, over gloo; `-m tests.processes.lightning_ranks FOLDER STRATEGY ...`."""
 
 import sys
 import warnings
@@ -12,7 +12,7 @@ import torch.distributed.fsdp
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStrategy
 
-from tests.test_lightning import Module, Recorder, flat, trainer_of
+from tests.weight_averaging.trainers.test_lightning import Module, Recorder, flat, trainer_of
 from weight_averaging.torch import LAWA
 from weight_averaging.trainers.lightning import AveragedCheckpoint, WeightAveraging
 
@@ -60,9 +60,9 @@ def fsdp2(folder: Path) -> None:
         )
         return trainer_of(folder, *callbacks, strategy=strategy, devices=2, use_distributed_sampler=False, **settings)
 
-    import tests.test_lightning
+    import tests.weight_averaging.trainers.test_lightning
 
-    tests.test_lightning.flat = full
+    tests.weight_averaging.trainers.test_lightning.flat = full
     make = partial(LAWA, interval=2, window=3)
     for distributed in (True, False):
         name = f"sharded_{distributed}"

@@ -1,7 +1,7 @@
 """Drives a submission through the official API with made-up batches; run by test_official.py.
 
-python tests/official_driver.py lawa mnist
-python tests/official_driver.py lawa mnist --framework=jax
+python tests/processes/official_driver.py lawa mnist
+python tests/processes/official_driver.py lawa mnist --framework=jax
 """
 
 import hashlib
@@ -31,8 +31,8 @@ if "+cpu" in torch.__version__:
 from algoperf import checkpoint_utils, random_utils, spec  # noqa: E402
 from algoperf.workloads.workloads import BASE_WORKLOADS_DIR, WORKLOADS, import_workload  # noqa: E402
 
-from tests import reference  # noqa: E402
-from tests.official_batches import as_jax, batch  # noqa: E402
+from tests.processes.official_batches import as_jax, batch  # noqa: E402
+from tests.support import reference  # noqa: E402
 
 HYPERPARAMETERS = {
     "learning_rate": 1e-3, "one_minus_beta1": 0.1, "beta2": 0.99, "weight_decay": 0.1, "warmup_factor": 0.0,

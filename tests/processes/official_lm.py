@@ -1,13 +1,13 @@
 """The official finewebedu_lm through official_driver.py: small, or as it is with --full. Needs a harness of 2026.
 
-python tests/official_lm.py lawa
-python tests/official_lm.py lawa --framework=jax --full
+python tests/processes/official_lm.py lawa
+python tests/processes/official_lm.py lawa --framework=jax --full
 """
 
 import argparse
 import importlib
 
-from tests import official_driver as driver
+from tests.processes import official_driver as driver
 
 NAME = "finewebedu_lm"
 SMALL = {"_vocab_size": 320, "_seq_len": 32, "_emb_dim": 32, "_n_heads": 2, "_n_layers": 2, "_mlp_dim": 256}

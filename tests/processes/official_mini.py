@@ -1,6 +1,6 @@
 """The official runner with a miniature workload registered in it.
 
-python tests/official_mini.py --workload=mini_imagenet_vit --framework=pytorch ...
+python tests/processes/official_mini.py --workload=mini_imagenet_vit --framework=pytorch ...
 """
 
 import importlib

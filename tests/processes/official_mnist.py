@@ -1,6 +1,6 @@
 """Writes an MNIST of made-up images, 60,000 and 10,000 of them as the official workload expects.
 
-python tests/official_mnist.py FOLDER
+python tests/processes/official_mnist.py FOLDER
 """
 
 import itertools

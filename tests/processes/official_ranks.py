@@ -1,7 +1,7 @@
 """The official harness on two ranks of a CPU machine: it hard-codes NCCL and CUDA, which are replaced here.
 
-torchrun --standalone --nproc_per_node=2 tests/official_ranks.py                     checks a resume under DDP
-torchrun --standalone --nproc_per_node=2 tests/official_ranks.py submission_runner --workload=mnist ...
+torchrun --standalone --nproc_per_node=2 tests/processes/official_ranks.py                     checks a resume under DDP
+torchrun --standalone --nproc_per_node=2 tests/processes/official_ranks.py submission_runner --workload=mnist ...
 """
 
 import os
@@ -41,7 +41,7 @@ def on_all_ranks(value: Any) -> list[Any]:
 
 
 def check() -> None:
-    from tests.official_driver import Run
+    from tests.processes.official_driver import Run
 
     rank = dist.get_rank()
 

@@ -14,8 +14,8 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
-from tests import reference
-from tests.small_models import flat, model_of, randomise, saved, value_of
+from tests.support import reference
+from tests.support.small_models import flat, model_of, randomise, saved, value_of
 from weight_averaging.averages import EMA as EMADescription
 from weight_averaging.averages import LAWA as LAWADescription
 from weight_averaging.torch import EMA, LAWA, Averages, collector

@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from transformers import GPT2LMHeadModel
 
-from tests import reference
-from tests.test_transformers import Recorder, flat, tiny, trainer_of
+from tests.support import reference
+from tests.weight_averaging.trainers.test_transformers import Recorder, flat, tiny, trainer_of
 from weight_averaging.torch import LAWA
 from weight_averaging.trainers.transformers import WeightAveraging
 

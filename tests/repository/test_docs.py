@@ -1,14 +1,13 @@
 """What docs/models.md says is shown by the tests that it names."""
 
 import re
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from tests.support import ROOT
 
 
 def test_the_tests_that_the_docs_name_are_there():
     there = {
-        name for path in (ROOT / "tests").glob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+        name for path in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
     }
     for page in sorted((ROOT / "docs").glob("*.md")):
         named = re.findall(r"`(test_\w+)`", page.read_text())

@@ -1,9 +1,10 @@
 """What docs/jax.md shows runs as it stands, block after block."""
 
 import re
-from pathlib import Path
 
-PAGE = Path(__file__).parents[1] / "docs/jax.md"
+from tests.support import ROOT
+
+PAGE = ROOT / "docs/jax.md"
 
 
 def test_the_snippets_of_the_page_run_and_do_what_they_say(capsys):

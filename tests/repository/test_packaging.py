@@ -13,8 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import weight_averaging
-
-ROOT = Path(__file__).parents[1]
+from tests.support import ROOT
 
 WITH_TORCH = """
 import importlib.util, sys

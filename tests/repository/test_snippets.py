@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
+from tests.support import ROOT
 
 
 def blocks(page: str) -> list[tuple[str, str]]:

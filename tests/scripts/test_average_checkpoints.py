@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from analysis import logs
+from analysis.reading import logs
 from scripts import average_checkpoints as script
 from weight_averaging.offline import EMA, LAWA, Plan
-from weight_averaging.offline.reading import Snapshots
+from weight_averaging.offline.reading.snapshots import Snapshots
 from weight_averaging.offline.safetensors_files import SafetensorsFile
-from weight_averaging.offline.writing import average_to_files
+from weight_averaging.offline.writing.to_files import average_to_files
 
 
 def states(count: int = 8) -> dict[int, dict[str, torch.Tensor]]:
@@ -113,7 +113,7 @@ def test_errors_in_one_line(capsys, folder, flags, says):
 
 def test_logs_of_a_workload_can_be_read_and_resumed(capsys, tmp_path, monkeypatch):
     """Averages of a run's own checkpoints, evaluated; and one of them is what the run with that averager had."""
-    from tests.test_runner import settings_of, train, trial
+    from tests.miniperf.test_runner import settings_of, train, trial
 
     runs = tmp_path / "runs"
     home = {n: runs / n / "study_3" / "mini_imagenet_vit_pytorch" / "trial_1" for n in ("nadamw", "lawa")}
@@ -146,7 +146,7 @@ def test_logs_of_a_workload_can_be_read_and_resumed(capsys, tmp_path, monkeypatc
 
 
 def test_averages_of_a_search_space_are_refused_to_another_run(capsys, tmp_path):
-    from tests.test_runner import AVERAGING, HYPERPARAMETERS, settings_of, train, trial
+    from tests.miniperf.test_runner import AVERAGING, HYPERPARAMETERS, settings_of, train, trial
 
     home = tmp_path / "nadamw" / "study_0" / "mini_imagenet_vit_pytorch" / "trial_1"
     train(home, trial(tmp_path, "nadamw"), settings_of("nadamw", steps=6, every=3))

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from analysis import studies
+from analysis.comparisons import comparison
 from miniperf import workloads
 from scripts import average_checkpoints
 from submissions.recipe.pytorch import (
@@ -28,9 +28,9 @@ from submissions.recipe.pytorch import (
     soap,
     warmup_constant,
 )
-from tests import reference
-from tests.small_models import flat, model_of
-from tests.test_runner import assert_same_end, settings_of, train, trial
+from tests.miniperf.test_runner import assert_same_end, settings_of, train, trial
+from tests.support import reference
+from tests.support.small_models import flat, model_of
 from weight_averaging import averages
 
 needs_them = pytest.mark.skipif(
@@ -280,7 +280,7 @@ def test_an_average_can_be_made_of_a_runs_snapshots_instead(base, slow, kind):
     average = average_checkpoints.average_of(f"{base}_{kind}", SimpleNamespace(**POINT, **slow, **AVERAGES[kind]), 100)
     assert isinstance(average, {"lawa": averages.LAWA, "ema": averages.EMA}[kind])
     assert average.interval == 2
-    assert studies._AVERAGED[f"{base}_{kind}"] == base
+    assert comparison._AVERAGED[f"{base}_{kind}"] == base
     assert f"{base}_{kind}" in average_checkpoints.SUBMISSIONS
 
 

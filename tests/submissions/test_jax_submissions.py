@@ -23,8 +23,8 @@ from submissions.recipe import pytorch as torch_recipes  # noqa: E402
 from submissions.recipe.jax import averagers  # noqa: E402
 from submissions.recipe.jax.nadamw import scale_by_nadam  # noqa: E402
 from submissions.recipe.jax.resuming import shapes, unstacked  # noqa: E402
-from tests import reference  # noqa: E402
-from tests.test_submissions import GOOD, NAMES  # noqa: E402
+from tests.submissions.test_submissions import GOOD, NAMES  # noqa: E402
+from tests.support import reference  # noqa: E402
 from weight_averaging.jax import HostLAWAState, host_lawa  # noqa: E402
 
 STEP_HINT = 100

@@ -9,9 +9,9 @@ import torch
 
 from submissions.recipe.pytorch import shampoo
 from submissions.recipe.pytorch.shampoo import PACKAGE
-from tests import reference
-from tests.small_models import flat
-from tests.test_base_optimizers import AVERAGES, POINT, Run, trained
+from tests.submissions.test_base_optimizers import AVERAGES, POINT, Run, trained
+from tests.support import reference
+from tests.support.small_models import flat
 
 pytestmark = pytest.mark.skipif(shampoo.missing() is not None, reason="distributed_shampoo is not installed")
 SETTINGS = {"precondition_frequency": 3}

@@ -25,7 +25,7 @@ from submissions.recipe.optimizers import matrices
 from submissions.recipe.pytorch import adamw, nadamw
 from submissions.recipe.pytorch.nadamw import NadamW
 from submissions.recipe.pytorch.schedules import warmup_constant, warmup_cosine, warmup_stable_decay
-from tests import reference
+from tests.support import reference
 
 NAMES = [
     f"{name}{decay}"

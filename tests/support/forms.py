@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.small_models import model_of, randomise
+from tests.support.small_models import model_of, randomise
 from weight_averaging import cli
 
 

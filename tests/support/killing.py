@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-PROJECT = f"{Path(__file__).parents[1]}{os.sep}"
+PROJECT = f"{Path(__file__).parents[2]}{os.sep}"
 
 
 def in_a_process(function: Callable[..., object], *arguments: object) -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-_DATA = Path(__file__).parents[2] / "shared/data"
+_DATA = Path(__file__).parents[3] / "shared/data"
 V05 = Path(os.environ.get("ALGOPERF_V05_LOGS", _DATA / "algoperf_v05_external.tar.xz"))
 A100 = Path(os.environ.get("ALGOPERF_A100_LOGS", _DATA / "algoperf_a100_self_tuning.tar.xz"))
 

@@ -1,6 +1,6 @@
 """scripts.run with the language model of full size made small, alone or on several ranks.
 
-torchrun --standalone --nproc_per_node=2 tests/small_lm.py --workload=finewebedu_lm_124m --submission=adamw_lawa ...
+torchrun --standalone --nproc_per_node=2 tests/support/small_lm.py --workload=finewebedu_lm_124m ...
 DIE=1:7 torchrun ...   rank 1 is killed when it draws batch 7
 """
 
@@ -16,7 +16,7 @@ from miniperf import runner
 from miniperf.workloads.finewebedu_lm.sizes import Sizes
 from miniperf.workloads.finewebedu_lm_124m import pytorch
 from scripts import run
-from tests.killing import die
+from tests.support.killing import die
 
 workload = pytorch.FinewebeduLm124mWorkload
 workload.sizes = Sizes(vocabulary=50, context=16, width=16, layers=2, heads=2, hidden=32)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis import horizon
-from analysis.studies import Study
+from analysis.comparisons.comparison import Study
+from analysis.measures import horizon
 
 HEADER = "accumulated_submission_time,global_step,score,validation/accuracy,validation/num_examples"
 

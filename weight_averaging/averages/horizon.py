@@ -1,4 +1,4 @@
-"""When a snapshot of the weights is due, and how horizon, interval, window and decay relate. Pure Python.
+"""How horizon, interval, window and decay relate. Pure Python.
 
 Terms, after Ajroldi, Orvieto and Geiping, "When, Where and Why to Average Weights?" (ICML 2025, arXiv 2502.06761):
 
@@ -8,46 +8,10 @@ Terms, after Ajroldi, Orvieto and Geiping, "When, Where and Why to Average Weigh
   (their Fig. 3).
 """
 
-import math
-import operator
-from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any
 
-BUFFERS = ("average", "latest", "recompute")  # what may become of floating-point buffers
-
-
-def is_due(step: int, interval: int, start: int = 1) -> bool:
-    """Whether a snapshot is due after update `step` (1, 2, ...): from `start` on, at multiples of `interval`."""
-    return (step >= start) & (step % interval == 0)  # not `and`: the step may be an array of JAX
-
-
-def missed(last: int, step: int, interval: int, start: int = 1) -> int:
-    """The latest update after `last` and before `step` after which a snapshot was due, if none is at `step`; else 0.
-
-    >>> missed(3, 7, 4), missed(4, 8, 4), missed(60, 70, 64)
-    (4, 0, 64)
-    """
-    latest = step // interval * interval
-    return latest if last < latest < step and latest >= start else 0
-
-
-def still_held(steps: Sequence[int], interval: int, window: int, start: int = 1) -> list[int]:
-    """Those of the snapshots of ascending `steps` that a window of these settings would hold: consecutive multiples.
-
-    >>> still_held([64, 128, 192, 256, 320], interval=128, window=20)
-    [128, 256]
-    >>> still_held([64, 128, 192], interval=32, window=20)
-    [192]
-    """
-    there = set(steps)
-    held: list[int] = []
-    wanted = steps[-1] // interval * interval if steps else 0
-    while wanted in there and wanted >= start and len(held) < window:
-        held.insert(0, wanted)
-        wanted -= interval
-    return held
+from weight_averaging.averages.checks import check_count, check_decay, check_horizon
 
 
 def interval_and_window(horizon: float, window: int, step_hint: int) -> tuple[int, int]:
@@ -158,45 +122,3 @@ def warmup_weight(decay: float, count: Any, maximum: Any = max) -> Any:
     """
     weight: float = maximum(1.0 - decay, 9.0 / (10.0 + count))
     return weight
-
-
-def check_step(step: object, last: int) -> int:
-    """`step` as an int (NumPy's integers and tensors of one integer are taken) if it is larger than `last`.
-
-    Raises:
-        TypeError: it is no whole number.
-        ValueError: it is not larger.
-    """
-    try:
-        number = operator.index(step)  # type: ignore[arg-type]
-        if isinstance(step, bool):
-            raise TypeError
-    except (TypeError, RuntimeError):  # the latter: a tensor of several
-        hint = f": int({step!r})?" if isinstance(step, float) else ""
-        raise TypeError(f"update takes the number of completed updates, a whole number, not {step!r}{hint}") from None
-    if number <= last:
-        raise ValueError(f"update({number}) after update({last}): pass the number of completed updates, 1, 2, ...")
-    return int(number)
-
-
-def check_count(name: str, value: int) -> int:
-    """`value` as an int if it is a whole number >= 1, else a one-line ValueError that names it."""
-    if isinstance(value, Integral) and not isinstance(value, bool) and value >= 1:
-        return int(value)
-    raise ValueError(f"{name} must be a whole number >= 1, not {value!r}")
-
-
-def check_decay(decay: float) -> float:
-    """`decay` as a float if it lies in [0, 1), else a one-line ValueError that names it."""
-    if isinstance(decay, Real) and not isinstance(decay, bool) and 0 <= decay < 1:
-        return float(decay)
-    hint = " (a string: drop the quotes)" if isinstance(decay, str) else ""
-    raise ValueError(f"decay must be a number in [0, 1), not {decay!r}{hint}")
-
-
-def check_horizon(horizon: float) -> float:
-    """`horizon` as a float if it lies in (0, 1], else a one-line ValueError that names it."""
-    number = isinstance(horizon, Real) and not isinstance(horizon, bool) and math.isfinite(horizon)
-    if number and 0 < horizon <= 1:
-        return float(horizon)
-    raise ValueError(f"horizon must be a share of training in (0, 1], not {horizon!r}")

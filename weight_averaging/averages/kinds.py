@@ -1,129 +1,14 @@
-"""What an average is: which snapshots it is made of, with which weights. Pure Python, for averages online and offline.
+"""The kinds of averages. Pure Python."""
 
-An interval is in updates and counts from the start of training, as online: the average takes the snapshots of every
-multiple of it. Without one it takes every snapshot there is.
-"""
-
-import abc
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from types import SimpleNamespace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from weight_averaging.collection import (
-    check_count,
-    check_decay,
-    check_horizon,
-    exponent_from_horizon,
-    is_due,
-    warmup_weight,
-)
-
-# The functions of which weights are made, under the names that array libraries give them.
-NUMBERS = SimpleNamespace(
-    maximum=max, expm1=math.expm1, log1p=lambda value: math.log1p(value) if value > -1 else -math.inf
-)
-
-
-class SnapshotError(ValueError):
-    """Snapshots that are missing, damaged or unlike each other, in one line that names the file or the step."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Average(abc.ABC):
-    """What all have in common.
-
-    Args:
-        interval: updates between the snapshots taken, nu >= 1; None: every snapshot there is.
-        start: the first update whose snapshot may be taken.
-    """
-
-    interval: int | None = None
-    start: int = 1
-    is_mean: ClassVar[bool] = False  # all weights equal
-    is_recursive: ClassVar[bool] = False  # average <- average + weight(k) * (snapshot k - average)
-
-    def __post_init__(self) -> None:
-        if self.interval is not None:
-            check_count("interval", self.interval)
-        check_count("start", self.start)
-
-    def __str__(self) -> str:
-        own, common = fields(self)[2:], fields(self)[:2]  # interval and start last
-        given = {field.name: getattr(self, field.name) for field in (*own, *common)}
-        defaults = {field.name: field.default for field in fields(self)}
-        shown = [f"{name}={_shown(value)}" for name, value in given.items() if value != defaults[name]]
-        return " ".join([type(self).__name__.lower(), *shown])
-
-    def coefficients(self, count: int) -> list[float]:
-        """The weights of `count` members in the average, oldest first. They sum to 1."""
-        if self.is_mean:
-            return [1.0 / count] * count
-        left, result = 1.0, []
-        for number in range(count, 1, -1):
-            result.append(left * self.weight(number))
-            left *= 1.0 - self.weight(number)
-        return [left, *reversed(result)]
-
-    def weight(self, number: Any, functions: Any = NUMBERS) -> Any:
-        """The weight with which snapshot number 2, 3, ... enters the recursion; the first one starts it.
-
-        Args:
-            number: an int, or an array of another library.
-            functions: that library (`jax.numpy`): exact to its rounding, with nothing lost to cancellation.
-        """
-        raise NotImplementedError(f"{self} is no recursion")
-
-    def members(self, steps: Sequence[int], at: int) -> list[int]:
-        """The steps of the snapshots that the average as of update `at` is made of, oldest first.
-
-        Args:
-            steps: the steps of all snapshots, ascending.
-        Raises:
-            SnapshotError: there are too few, or one is missing; the nearest usable intervals are named.
-        """
-        due = self._due(steps, at)
-        members = self._choose(due, at)
-        if not members:
-            have = f"{len(due)} up to there ({_some(due)})" if due else f"none up to there (saved are {_some(steps)})"
-            raise SnapshotError(f"{self} at step {at} needs {self._needs()}, but there are {have}")
-        saved = set(steps)
-        missing = [step for step in members if step not in saved]
-        if missing:
-            usable = self._usable_intervals(saved, at)
-            hint = f"usable intervals nearest to it: {', '.join(map(str, usable))}" if usable else "no interval does"
-            raise SnapshotError(
-                f"{self} at step {at} needs the snapshot of step {missing[0]}, which was not saved ({hint}); "
-                f"saved are {_some(steps)}"
-            )
-        return members
-
-    @abc.abstractmethod
-    def _choose(self, due: list[int], at: int) -> list[int]:
-        """Those of the snapshots due up to `at` that belong to the average; empty if they do not suffice."""
-
-    def _needs(self) -> str:
-        return "a snapshot"
-
-    def _due(self, steps: Sequence[int], at: int) -> list[int]:
-        if self.interval is None:
-            return [step for step in steps if self.start <= step <= at]
-        return [s for s in range(self.interval, at + 1, self.interval) if is_due(s, self.interval, self.start)]
-
-    def _usable_intervals(self, saved: set[int], at: int) -> list[int]:
-        """Up to three intervals, nearest first, for which all snapshots are there."""
-        assert self.interval is not None
-        usable = []
-        # An interval's latest multiple is always taken, so that interval divides a saved step.
-        for candidate in sorted({d for step in saved if step <= at for d in _divisors(step)}):
-            due = [s for s in range(candidate, at + 1, candidate) if s >= self.start]
-            members = self._choose(due, at)
-            if members and saved.issuperset(members):
-                usable.append(candidate)
-        nearest = sorted(usable, key=lambda candidate: abs(math.log(candidate / self.interval)))  # type: ignore[operator]
-        return nearest[:3]
+from weight_averaging.averages.average import NUMBERS, Average
+from weight_averaging.averages.checks import check_count, check_decay, check_horizon
+from weight_averaging.averages.horizon import exponent_from_horizon, warmup_weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,18 +175,3 @@ def exponential(
         return Power(gamma=exponent_from_horizon(horizon), interval=interval, start=start)
     assert decay is not None
     return EMA(decay=decay, warmup=warmup, interval=interval, start=start)
-
-
-def _divisors(number: int) -> set[int]:
-    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
-    return {*small, *(number // d for d in small)}
-
-
-def _shown(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _some(steps: Sequence[int]) -> str:
-    if len(steps) <= 5:
-        return ", ".join(map(str, steps)) or "none"
-    return f"{steps[0]}, {steps[1]}, ..., {steps[-1]}"

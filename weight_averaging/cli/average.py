@@ -146,9 +146,9 @@ def run(args: argparse.Namespace) -> None:
 def write(args: argparse.Namespace, snapshots: "Snapshots", wanted: Sequence[tuple[Average, int]]) -> None:
     """Write the wanted averages to `args.out`, and say where each is, what went in and how to load it."""
     from weight_averaging.offline import Plan
-    from weight_averaging.offline.pieces import groups, memory
-    from weight_averaging.offline.writers import loading
-    from weight_averaging.offline.writing import average_to_files
+    from weight_averaging.offline.passes.pieces import groups, memory
+    from weight_averaging.offline.writing.outputs import loading
+    from weight_averaging.offline.writing.to_files import average_to_files
 
     plan = Plan(
         wanted,
@@ -187,7 +187,7 @@ def _outputs(
     out: Path, snapshots: "Snapshots", wanted: Sequence[tuple[Average, int]]
 ) -> dict[tuple[Average, int], Path]:
     """Where each goes: one to `out`, several into it; creates the folder."""
-    from weight_averaging.offline.writers import check_path, ending, is_folder_for
+    from weight_averaging.offline.writing.outputs import check_path, ending, is_folder_for
 
     latest = snapshots.open(snapshots.steps[-1])
     if len(wanted) == 1:

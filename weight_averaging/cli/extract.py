@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from weight_averaging.offline.extract import extract
-    from weight_averaging.offline.writers import state_dict_loading, state_dict_writer
+    from weight_averaging.offline.writing.outputs import state_dict_loading, state_dict_writer
 
     if args.out.suffix not in (".safetensors", ".pt", ".pth"):
         raise SnapshotError(f"--out={args.out}: the name must end in .safetensors or .pt")

@@ -8,7 +8,7 @@ in and out, and the first limit that breaks. The model behind it, and how near i
 import argparse
 
 from weight_averaging.cli.common import size
-from weight_averaging.cost import BYTES, Machine, Run, places
+from weight_averaging.cli.costs import BYTES, Machine, Run, places
 
 EXAMPLES = """\
 for example:

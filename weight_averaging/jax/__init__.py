@@ -2,7 +2,7 @@
 
 from weight_averaging.jax.averager import Averager
 from weight_averaging.jax.exponential import EMAState, ema, ema_for_run
-from weight_averaging.jax.host import HostLAWAState, choose_lawa, host_lawa
+from weight_averaging.jax.host_window import HostLAWAState, choose_lawa, host_lawa
 from weight_averaging.jax.window import LAWAState, lawa, lawa_for_run
 
 __all__ = [

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from weight_averaging.collection import is_due
+from weight_averaging.averages.schedule import is_due
 from weight_averaging.jax.trees import Tree, all_finite, check_alike, dtype_of, is_averaged
 
 

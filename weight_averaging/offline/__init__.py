@@ -9,9 +9,9 @@
 
 LAWA and EMA are, bit for bit, what the online averagers of `weight_averaging.torch` hold at that step: snapshots are
 taken as float32 and the operations come in the same order. Floating-point buffers (batch-norm statistics) are averaged
-like parameters, except for those whose mean means nothing (`weight_averaging.names`); those and integers come from the
-latest snapshot. Where they differ: weights that are not finite are an error here, while a training run goes on without
-them; and a state dict does not tell frozen parameters and other buffers, which only snapshots of
+like parameters, except for those whose mean means nothing (`weight_averaging.tensor_names`); those and integers come
+from the latest snapshot. Where they differ: weights that are not finite are an error here, while a training run goes on
+without them; and a state dict does not tell frozen parameters and other buffers, which only snapshots of
 `weight_averaging.offline.recording` record (`latest_of`).
 
 Reading snapshots in files: `Snapshots`; writing averages to files: `weight_averaging.offline.writing`; saving
@@ -19,9 +19,9 @@ snapshots while a model trains: `weight_averaging.offline.recording`. What each 
 """
 
 from weight_averaging.averages import EMA, LAWA, Average, Merge, Power, SnapshotError, Tail, Weighted
-from weight_averaging.offline.plan import Plan, Result
-from weight_averaging.offline.reading import Snapshots
-from weight_averaging.offline.unaveraged import latest_of
+from weight_averaging.offline.passes.plan import Plan, Result
+from weight_averaging.offline.reading.snapshots import Snapshots
+from weight_averaging.offline.reading.unaveraged import latest_of
 
 __all__ = [
     "EMA", "LAWA", "Average", "Merge", "Plan", "Power", "Result", "SnapshotError", "Snapshots", "Tail", "Weighted",

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
-from weight_averaging.names import clean_names
 from weight_averaging.offline.forms.averager_state import averager_states, same_memory
 from weight_averaging.offline.forms.pickles import load_file
 from weight_averaging.offline.forms.trainers import MODEL_KEYS
-from weight_averaging.torch.mean import accumulators, pairwise_mean
+from weight_averaging.tensor_names import clean_names
+from weight_averaging.torch.tracks.mean import accumulators, pairwise_mean
 
 
 def average_of_state(state: Mapping[str, Any], average: str | None = None) -> dict[str, Tensor]:

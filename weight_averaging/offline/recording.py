@@ -21,13 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weight_averaging.atomic_file import replacing
 from weight_averaging.averages import SnapshotError
-from weight_averaging.collection import check_count, is_due
-from weight_averaging.names import without_wrappers
+from weight_averaging.averages.checks import check_count
+from weight_averaging.averages.schedule import is_due
 from weight_averaging.offline.safetensors_files import FROZEN, LATEST, SafetensorsWriter, sha256
-from weight_averaging.replacing import replacing
-from weight_averaging.torch.selection import FROZEN as FROZEN_PARAMETERS
-from weight_averaging.torch.selection import Selection, unwrapped
+from weight_averaging.tensor_names import without_wrappers
+from weight_averaging.torch.model.selection import FROZEN as FROZEN_PARAMETERS
+from weight_averaging.torch.model.selection import Selection, unwrapped
 
 MANIFEST = "manifest.json"
 FORMAT = 1

@@ -18,8 +18,8 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from weight_averaging.atomic_file import replacing
 from weight_averaging.averages import SnapshotError
-from weight_averaging.replacing import replacing
 
 Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weight_averaging.collection import check_step
-from weight_averaging.torch import results, state
-from weight_averaging.torch.batch_norm import keep_statistics, restore_statistics
-from weight_averaging.torch.blocks import Block
+from weight_averaging.averages.checks import check_step
+from weight_averaging.torch import export, saved_state
 from weight_averaging.torch.collector import Collector
-from weight_averaging.torch.contexts import plain_tensors
 from weight_averaging.torch.load_guard import LoadGuard
-from weight_averaging.torch.pickling import packed, unpacked
-from weight_averaging.torch.tracks import Track
+from weight_averaging.torch.memory.pickling import packed, unpacked
+from weight_averaging.torch.model.batch_norm import keep_statistics, restore_statistics
+from weight_averaging.torch.model.blocks import Block
+from weight_averaging.torch.model.tensors import plain_tensors
+from weight_averaging.torch.tracks.track import Track
 
 _SWAPPED: "weakref.WeakSet[Averager]" = weakref.WeakSet()  # those whose average is in their model now
 
@@ -29,8 +29,8 @@ class Averager(Collector):
     The model trains on its raw weights. `swap_in` puts the average into it for evaluation and keeps the raw weights
     aside; `swap_out` puts those back, bit for bit. Use `averaged()` for both.
 
-    Averaged are the trainable parameters and batch-norm statistics (`weight_averaging.torch.selection`). A model that
-    changes is followed (`weight_averaging.torch.changes`): what is new counts in the snapshots held with the value that
+    Averaged are the trainable parameters and batch-norm statistics (`torch.model.selection`). A model that
+    changes is followed (`torch.model.changes`): what is new counts in the snapshots held with the value that
     it has when it is first seen, and a warning names it. docs/models.md tells what happens to which kinds of models.
 
     Of parameters that are spread over ranks (FSDP) every rank averages its own shards, with nothing gathered; `update`
@@ -258,7 +258,7 @@ class Averager(Collector):
                 under FSDP1: then save the model's own state_dict within `averaged()`.
             TypeError: `buffers="recompute"`, for which the same holds.
         """
-        return results.average_state_dict(self)
+        return export.average_state_dict(self)
 
     def copy_to(self, other: nn.Module) -> bool:
         """Write the average into another model of the same kind, to be evaluated while this one trains on.
@@ -272,7 +272,7 @@ class Averager(Collector):
             ValueError: the other model lacks a tensor, or has one of another shape. Nothing is changed.
             TypeError: `buffers="recompute"`.
         """
-        return results.copy_to(self, other)
+        return export.copy_to(self, other)
 
     @plain_tensors
     def state_dict(self) -> dict[str, Any]:
@@ -287,7 +287,7 @@ class Averager(Collector):
         Raises:
             RuntimeError: the average is swapped in, and the model has DTensors.
         """
-        return state.state_of(self)
+        return saved_state.state_of(self)
 
     @plain_tensors
     def load_state_dict(self, saved: dict[str, Any], *, settings: str = "same") -> None:
@@ -305,7 +305,7 @@ class Averager(Collector):
             ValueError: it is the state of another averager, other settings or another model, or it was not copied and
                 training has gone on since. The state is not taken over.
         """
-        state.load(self, saved, settings)
+        saved_state.load(self, saved, settings)
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy.deepcopy, together with the model: everything that training on needs, unshared."""

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weight_averaging.collection import BUFFERS, check_count, is_due, missed
-from weight_averaging.filters import Choice
-from weight_averaging.torch.blocks import finite, finite_later, squares
-from weight_averaging.torch.changes import Change
-from weight_averaging.torch.contexts import plain_tensors
-from weight_averaging.torch.frozen import FrozenProbe
-from weight_averaging.torch.new_tracks import host_copies
-from weight_averaging.torch.ranks import Ranks
-from weight_averaging.torch.tracks import Track
-from weight_averaging.torch.verdict import Verdict, defers
-from weight_averaging.torch.weights import LiveWeights
+from weight_averaging.averages.checks import BUFFERS, check_count
+from weight_averaging.averages.schedule import is_due, missed
+from weight_averaging.include_exclude import Choice
+from weight_averaging.torch.model.changes import Change
+from weight_averaging.torch.model.finite import Verdict, defers, finite, finite_later, squares
+from weight_averaging.torch.model.frozen_probe import FrozenProbe
+from weight_averaging.torch.model.ranks import Ranks
+from weight_averaging.torch.model.tensors import plain_tensors
+from weight_averaging.torch.model.weights import LiveWeights
+from weight_averaging.torch.tracks.make import host_copies
+from weight_averaging.torch.tracks.track import Track
 
 logger = logging.getLogger("weight_averaging")
 

@@ -5,12 +5,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from weight_averaging.averages import exponential
-from weight_averaging.collection import WINDOW, check_count, decay_from_window, for_run
-from weight_averaging.filters import Choice
+from weight_averaging.averages.checks import check_count
+from weight_averaging.averages.horizon import WINDOW, decay_from_window, for_run
+from weight_averaging.include_exclude import Choice
 from weight_averaging.torch.averager import Averager
-from weight_averaging.torch.blocks import Block
-from weight_averaging.torch.new_tracks import exponential_track
-from weight_averaging.torch.tracks import ExponentialTrack
+from weight_averaging.torch.model.blocks import Block
+from weight_averaging.torch.tracks.exponential import ExponentialTrack
+from weight_averaging.torch.tracks.make import exponential_track
 
 
 class EMA(Averager):
@@ -29,7 +30,7 @@ class EMA(Averager):
     travel from it.
 
     Args:
-        decay: weight of the past, in [0, 1). `weight_averaging.collection.decay_from_window` gives the decay that
+        decay: weight of the past, in [0, 1). `weight_averaging.averages.horizon.decay_from_window` gives the decay that
             matches a LAWA window.
         warmup: let the (k+1)-th snapshot enter with decay min(decay, (1 + k) / (10 + k)).
         horizon: instead of a decay, the share of the updates so far that the average covers, in (0, 1]: the

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from weight_averaging.names import without_wrappers
-from weight_averaging.torch.contexts import plain_tensors
-from weight_averaging.torch.selection import all_entries, unwrapped
-from weight_averaging.torch.tensors import local, real, spread_like, writing
+from weight_averaging.tensor_names import without_wrappers
+from weight_averaging.torch.model.selection import all_entries, unwrapped
+from weight_averaging.torch.model.tensors import local, plain_tensors, real, spread_like, writing
 
 if TYPE_CHECKING:
     from weight_averaging.torch.averager import Averager

@@ -6,11 +6,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from weight_averaging.averages import EMA, LAWA, Average, Power
-from weight_averaging.filters import Choice
+from weight_averaging.include_exclude import Choice
 from weight_averaging.torch.averager import Averager
-from weight_averaging.torch.blocks import Block
-from weight_averaging.torch.new_tracks import exponential_track, window_track
-from weight_averaging.torch.tracks import ExponentialTrack, Track, WindowTrack
+from weight_averaging.torch.model.blocks import Block
+from weight_averaging.torch.tracks.exponential import ExponentialTrack
+from weight_averaging.torch.tracks.make import exponential_track, window_track
+from weight_averaging.torch.tracks.track import Track
+from weight_averaging.torch.tracks.window import WindowTrack
 
 
 class Averages(Averager):

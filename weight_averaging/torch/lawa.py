@@ -4,12 +4,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from weight_averaging.collection import WINDOW, check_count, for_run
-from weight_averaging.filters import Choice
+from weight_averaging.averages.checks import check_count
+from weight_averaging.averages.horizon import WINDOW, for_run
+from weight_averaging.include_exclude import Choice
 from weight_averaging.torch.averager import Averager
-from weight_averaging.torch.blocks import Block
-from weight_averaging.torch.new_tracks import window_track
-from weight_averaging.torch.tracks import WindowTrack
+from weight_averaging.torch.model.blocks import Block
+from weight_averaging.torch.tracks.make import window_track
+from weight_averaging.torch.tracks.window import WindowTrack
 
 
 class LAWA(Averager):

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from weight_averaging.torch.batch_norm import named_statistics, restore_statistics
-from weight_averaging.torch.contexts import plain_tensors
-from weight_averaging.torch.tensors import writing
-from weight_averaging.torch.weights import LiveWeights
+from weight_averaging.torch.model.batch_norm import named_statistics, restore_statistics
+from weight_averaging.torch.model.tensors import plain_tensors, writing
+from weight_averaging.torch.model.weights import LiveWeights
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

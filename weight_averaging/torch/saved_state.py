@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from weight_averaging.collection import still_held
-from weight_averaging.torch.batch_norm import restore_statistics
+from weight_averaging.averages.schedule import still_held
 from weight_averaging.torch.load_guard import checksums
-from weight_averaging.torch.tensors import local, spread_like
-from weight_averaging.torch.tracks import Track, WindowTrack
-from weight_averaging.torch.weights import LiveWeights
+from weight_averaging.torch.model.batch_norm import restore_statistics
+from weight_averaging.torch.model.tensors import local, spread_like
+from weight_averaging.torch.model.weights import LiveWeights
+from weight_averaging.torch.tracks.track import Track
+from weight_averaging.torch.tracks.window import WindowTrack
 
 if TYPE_CHECKING:
     from weight_averaging.torch.averager import Averager

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from weight_averaging.replacing import replacing
+from weight_averaging.atomic_file import replacing
 from weight_averaging.torch import Averager
 
 logger = logging.getLogger("weight_averaging")

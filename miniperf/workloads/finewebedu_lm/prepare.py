@@ -25,7 +25,7 @@ from miniperf.errors import UsageError
 from miniperf.workloads.finewebedu_lm import tokenizer
 from miniperf.workloads.finewebedu_lm.shards import DTYPE, INDEX, SPLITS, read_index
 from miniperf.workloads.finewebedu_lm.sources import Documents, Source
-from weight_averaging.replacing import replacing
+from weight_averaging.atomic_file import replacing
 
 PROGRESS = "progress.json"
 BATCH = 1000  # documents between two points that a preparation goes on from

@@ -1,7 +1,7 @@
 """NadamW with one point for every workload, evaluated at the mean of the latest snapshots (LAWA)."""
 
 from ...recipe.jax import Recipe, lawa, nadamw, warmup_cosine
-from ...recipe.points import AVERAGING, NADAMW
+from ...recipe.self_tuning import AVERAGING, NADAMW
 
 recipe = Recipe(optimizer=nadamw, schedule=warmup_cosine, averaging=lawa, point=NADAMW | AVERAGING)
 

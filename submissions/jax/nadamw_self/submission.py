@@ -1,7 +1,7 @@
 """NadamW with warmup and cosine decay, one point for every workload: the baseline under self-tuning."""
 
 from ...recipe.jax import Recipe, nadamw, warmup_cosine
-from ...recipe.points import NADAMW
+from ...recipe.self_tuning import NADAMW
 
 recipe = Recipe(optimizer=nadamw, schedule=warmup_cosine, point=NADAMW)
 

@@ -1,7 +1,7 @@
 """NadamW with one point for every workload, evaluated at an exponential average of snapshots (EMA)."""
 
-from ...recipe.points import AVERAGING, NADAMW
 from ...recipe.pytorch import Recipe, ema, nadamw, warmup_cosine
+from ...recipe.self_tuning import AVERAGING, NADAMW
 
 recipe = Recipe(optimizer=nadamw, schedule=warmup_cosine, averaging=ema, point=NADAMW | AVERAGING)
 

@@ -1,7 +1,7 @@
 """SOAP with one point for every workload, evaluated at the mean of the latest snapshots (LAWA)."""
 
-from ...recipe.points import AVERAGING, SOAP
 from ...recipe.pytorch import Recipe, lawa, soap, warmup_cosine
+from ...recipe.self_tuning import AVERAGING, SOAP
 
 recipe = Recipe(optimizer=soap, schedule=warmup_cosine, averaging=lawa, point=SOAP | AVERAGING)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from weight_averaging.collection import is_due
+from weight_averaging.averages.schedule import is_due
 from weight_averaging.jax import Averager, HostLAWAState, choose_lawa, ema
 
 from ..averaging import BUFFERS, Averaging

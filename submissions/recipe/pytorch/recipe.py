@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from weight_averaging.torch import Averager, recompute_batch_norm
-from weight_averaging.torch.batch_norm import batch_norms
+from weight_averaging.torch.model.batch_norm import batch_norms
 
 from ...api import spec
 from ..base import BaseRecipe

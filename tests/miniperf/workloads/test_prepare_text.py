@@ -20,7 +20,7 @@ from miniperf.workloads.finewebedu_lm import tokenizer
 from miniperf.workloads.finewebedu_lm.prepare import Settings, held_out, prepare
 from miniperf.workloads.finewebedu_lm.shards import Tokens
 from miniperf.workloads.finewebedu_lm.sources import Source
-from tests.killing import Lines, in_a_process
+from tests.support.killing import Lines, in_a_process
 
 pytest.importorskip("datasets")
 pytest.importorskip("tiktoken")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weight_averaging.torch import LAWA
-from weight_averaging.torch.mean import LEAF, accumulators, pairwise_mean
+from weight_averaging.torch.tracks.mean import LEAF, accumulators, pairwise_mean
 
 
 @settings(max_examples=80, deadline=None)

@@ -7,9 +7,9 @@ import sys
 import pytest
 import torch
 
-from weight_averaging import cli
+from weight_averaging import cli, offline
 from weight_averaging.cli import common
-from weight_averaging.offline import recording, writing
+from weight_averaging.offline import recording
 from weight_averaging.torch import LAWA
 
 
@@ -118,7 +118,7 @@ def test_ctrl_c_leaves_nothing_and_says_so(capsys, folder, tmp_path, monkeypatch
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(writing.Plan, "run_parts", interrupted)
+    monkeypatch.setattr(offline.Plan, "run_parts", interrupted)
     for out in ("x.pt", "x.safetensors"):
         with pytest.raises(SystemExit) as end:
             cli.main(["average", str(folder), "--lawa=window=2", f"--out={tmp_path / out}"])

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launching.workloads import WORKLOADS
-from tests.test_command import command
-from weight_averaging.cost import Machine, Run, cost, places
+from launching.official_workloads import WORKLOADS
+from tests.weight_averaging.cli.test_command import command
+from weight_averaging.cli.costs import Machine, Run, cost, places
 from weight_averaging.torch import EMA, LAWA
 
 H100 = Machine(device_gb=78, host_gb=120, device_gbs=2980, host_gbs=48, pcie_gbs=55)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import reference
+from tests.support import reference
 from weight_averaging.jax import ema, ema_for_run, lawa, lawa_for_run
 
 AVERAGERS = {

@@ -12,8 +12,8 @@ import pytest
 import torch
 from flax.training import checkpoints
 
-from tests.small_models import flat, model_of, randomise, saved, value_of
-from tests.test_jax_averagers import assert_same
+from tests.support.small_models import flat, model_of, randomise, saved, value_of
+from tests.weight_averaging.jax.test_jax_averagers import assert_same
 from weight_averaging import convert
 from weight_averaging.averages import EMA as EMADescription
 from weight_averaging.jax import ema, host_lawa, lawa

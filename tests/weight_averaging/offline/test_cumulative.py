@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline import LAWA, Plan, Power
-from weight_averaging.offline.cumulative import Sums, write_sums
-from weight_averaging.offline.posthoc import Fit, Track, exponent, fit
+from weight_averaging.offline.passes.cumulative import Sums, write_sums
+from weight_averaging.offline.passes.posthoc import Fit, Track, exponent, fit
 
 
 def walk(count: int, interval: int = 1) -> dict[int, dict[str, torch.Tensor]]:

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from tests.forms import command, is_mean, state_of
+from tests.support.forms import command, is_mean, state_of
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline import Snapshots
 from weight_averaging.offline.forms.source import Source
-from weight_averaging.offline.order import place
+from weight_averaging.offline.reading.order import place
 
 # timm, fairseq, ESPnet
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.forms import command, is_mean
+from tests.support.forms import command, is_mean
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline import Snapshots
 

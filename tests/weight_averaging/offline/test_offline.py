@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import weight_averaging.offline.plan as module
-import weight_averaging.torch.blocks as blocks
+import weight_averaging.offline.passes.plan as module
+import weight_averaging.torch.model.blocks as blocks
 from weight_averaging import offline
 from weight_averaging.offline import EMA, LAWA, Plan, Power, SnapshotError, Tail
 from weight_averaging.torch import EMA as OnlineEMA

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-import weight_averaging.offline.pieces as module
-from tests.small_models import model_of, randomise
+import weight_averaging.offline.passes.pieces as module
+from tests.support.small_models import model_of, randomise
 from weight_averaging.averages import EMA, LAWA, Merge, SnapshotError
 from weight_averaging.offline import Plan, Snapshots, latest_of
 from weight_averaging.offline.recording import SnapshotWriter
-from weight_averaging.offline.writing import average_to_files
+from weight_averaging.offline.writing.to_files import average_to_files
 
 TYPES = [torch.float32, torch.bfloat16, torch.float64, torch.complex64, torch.int64]
 SHAPES = [(), (0,), (1,), (7,), (23,), (5, 7), (3, 2, 5)]

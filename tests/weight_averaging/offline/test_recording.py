@@ -15,7 +15,7 @@ from torch import nn
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline import LAWA, Plan
 from weight_averaging.offline import recording as module
-from weight_averaging.offline.reading import Snapshots
+from weight_averaging.offline.reading.snapshots import Snapshots
 from weight_averaging.offline.recording import SnapshotWriter, prune, read_manifest, verify
 
 
@@ -162,7 +162,7 @@ def test_a_kill_leaves_a_readable_folder(tmp_path):
 
 def test_snapshots_of_miniperf_are_the_raw_weights(tmp_path):
     """Also where the average was in the model at the evaluation: those of the checkpoints."""
-    from tests import test_runner as runner
+    from tests.miniperf import test_runner as runner
 
     settings = dataclasses.replace(runner.settings_of("lawa", steps=24, every=4), save_snapshots_every_n_steps=3)
     runner.train(tmp_path / "t", runner.trial(tmp_path, "lawa"), settings)

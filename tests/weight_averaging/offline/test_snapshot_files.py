@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from weight_averaging.averages import SnapshotError
-from weight_averaging.offline.reading import Snapshots
+from weight_averaging.offline.reading.snapshots import Snapshots
 from weight_averaging.offline.safetensors_files import SafetensorsFile, SafetensorsWriter
 from weight_averaging.torch import EMA, recompute_batch_norm
 

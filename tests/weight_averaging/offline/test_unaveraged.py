@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.small_models import model_of, randomise
+from tests.support.small_models import model_of, randomise
 from weight_averaging import offline
 from weight_averaging.averages import LAWA, SnapshotError
 from weight_averaging.offline import Snapshots, latest_of

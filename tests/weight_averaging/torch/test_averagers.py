@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import weight_averaging.torch.blocks as blocks
-from tests import reference
-from tests.small_models import average_of, feed, flat, floats, model_of, randomise, scalar_model, value_of
+import weight_averaging.torch.model.blocks as blocks
+from tests.support import reference
+from tests.support.small_models import average_of, feed, flat, floats, model_of, randomise, scalar_model, value_of
 from weight_averaging import suggest
 from weight_averaging.torch import EMA, LAWA
 

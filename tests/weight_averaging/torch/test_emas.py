@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.small_models import average_of, feed, model_of, randomise, saved, scalar_model, value_of
-from tests.test_copies import LateStreams
+from tests.support.small_models import average_of, feed, model_of, randomise, saved, scalar_model, value_of
+from tests.weight_averaging.torch.test_host_copies import LateStreams
 from weight_averaging import averages, offline
-from weight_averaging.collection import warmup_weight
+from weight_averaging.averages.horizon import warmup_weight
 from weight_averaging.torch import EMA, Averages
-from weight_averaging.torch.copies import HostCopies
+from weight_averaging.torch.memory.host_copies import HostCopies
 
 
 def test_an_ema_warms_up_by_the_schedule_of_others():

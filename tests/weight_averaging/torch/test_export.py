@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
-from tests.small_models import feed, randomise, saved, scalar_model
+from tests.support.small_models import feed, randomise, saved, scalar_model
 from weight_averaging import averages, cli, offline
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline import extract
-from weight_averaging.offline.reading import Snapshots
+from weight_averaging.offline.reading.snapshots import Snapshots
 from weight_averaging.offline.recording import SnapshotWriter
 from weight_averaging.torch import EMA, LAWA, Averages
 

@@ -13,11 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.small_models import flat, model_of, randomise, saved, value_of
-from tests.test_copies import LateStreams
+from tests.support.small_models import flat, model_of, randomise, saved, value_of
+from tests.weight_averaging.torch.test_host_copies import LateStreams
 from weight_averaging import averages
-from weight_averaging.torch import EMA, LAWA, Averages, tracks
-from weight_averaging.torch.copies import HostCopies
+from weight_averaging.torch import EMA, LAWA, Averages
+from weight_averaging.torch.memory.host_copies import HostCopies
+from weight_averaging.torch.tracks import exponential
 
 GRID = [
     averages.LAWA(window=2, interval=1),
@@ -166,7 +167,7 @@ def test_a_bad_snapshot_would_be_noticed(forget, monkeypatch):
         monkeypatch.setattr(EMA, "_settle", lambda self: None)
     else:
         monkeypatch.setattr(
-            tracks, "lerp_if", lambda good, own, parts, weight: torch._foreach_lerp_(own, parts, weight)
+            exponential, "lerp_if", lambda good, own, parts, weight: torch._foreach_lerp_(own, parts, weight)
         )
     spoil(model, float("nan"))
     ema.update(2)
@@ -213,6 +214,6 @@ def test_lerp_if_is_lerp_or_nothing(weight, sizes, good, seed):
     expected = [a.lerp(b, weight) if good else a.clone() for a, b in zip(own, parts, strict=True)]
     if not good:
         parts[0].fill_(float("nan"))
-    tracks.lerp_if(torch.tensor(good), own, parts, weight)
+    exponential.lerp_if(torch.tensor(good), own, parts, weight)
     for mine, theirs in zip(own, expected, strict=True):
         assert torch.equal(mine, theirs)

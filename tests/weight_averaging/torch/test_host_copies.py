@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.small_models import flat, model_of, randomise, value_of
+from tests.support.small_models import flat, model_of, randomise, value_of
 from weight_averaging import averages
 from weight_averaging.torch import LAWA, Averages
-from weight_averaging.torch.copies import HostCopies
+from weight_averaging.torch.memory.host_copies import HostCopies
 
 
 class LateStreams:
@@ -137,15 +137,15 @@ def test_copies_are_put_off_at_all():
 
 @pytest.mark.gpu
 def test_trap_11_on_cuda_with_a_slow_copy(monkeypatch):
-    from weight_averaging.torch import copies
+    from weight_averaging.torch.memory import host_copies
 
-    class SlowStreams(copies.CudaStreams):
+    class SlowStreams(host_copies.CudaStreams):
         def copy(self, into, source):
             with torch.cuda.stream(self._side):
                 torch.cuda._sleep(200_000_000)  # cycles: about a tenth of a second
             return super().copy(into, source)
 
-    monkeypatch.setattr("weight_averaging.torch.new_tracks.CudaStreams", SlowStreams)
+    monkeypatch.setattr("weight_averaging.torch.tracks.make.CudaStreams", SlowStreams)
     model = torch.nn.Linear(1000, 1000).cuda()
     host, device = (LAWA(model, interval=1, window=3, placement=place) for place in ("host", "device"))
     assert host.state_dict()["tracks"][0]["vectors"] == []

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.small_models import average_of, feed, flat, model_of, randomise, saved, scalar_model, value_of
+from tests.support.small_models import average_of, feed, flat, model_of, randomise, saved, scalar_model, value_of
 from weight_averaging import averages
 from weight_averaging.torch import EMA, LAWA, Averages
 

@@ -1,4 +1,4 @@
-"""A model that changes after its averager was made: followed by the rule of `weight_averaging.torch.changes`, or
+"""A model that changes after its averager was made: followed by the rule of `weight_averaging.torch.model.changes`, or
 refused in one line."""
 
 import copy
@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import parametrizations, prune
 
-from tests.small_models import average_of, feed, model_of, randomise, saved, scalar_model
+from tests.support.small_models import average_of, feed, model_of, randomise, saved, scalar_model
 from weight_averaging import averages
 from weight_averaging.torch import EMA, LAWA, Averages
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from tests.small_models import saved, scalar_model
+from tests.support.small_models import saved, scalar_model
 from weight_averaging import averages
 from weight_averaging.torch import EMA, LAWA, Averages
 

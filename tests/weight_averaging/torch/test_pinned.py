@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from weight_averaging.placement import free_host_bytes
-from weight_averaging.torch import pinned as module
-from weight_averaging.torch.pinned import SMALL, pinned
+from weight_averaging.torch.memory import pinned as module
+from weight_averaging.torch.memory.pinned import SMALL, pinned
 
 
 class Driver:

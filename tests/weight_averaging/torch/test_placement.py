@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from tests.small_models import feed, model_of, scalar_model
+from tests.support.small_models import feed, model_of, scalar_model
 from weight_averaging import placement
 from weight_averaging.averages import EMA as EMADescription
 from weight_averaging.averages import LAWA as LAWADescription
 from weight_averaging.averages import Tail
 from weight_averaging.torch import LAWA, Averages
-from weight_averaging.torch import placement as torch_placement
+from weight_averaging.torch.memory import placement as torch_placement
 
 GPU = torch.device("cuda", 0)
 GB = 10**9

@@ -10,7 +10,7 @@ import torch.distributed
 
 def run(ranks: int, folder, *checks: str) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "tests.rank_checks", str(ranks), str(folder), *checks],
+        [sys.executable, "-m", "tests.processes.rank_checks", str(ranks), str(folder), *checks],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

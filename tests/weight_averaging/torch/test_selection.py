@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from tests.small_models import average_of, feed, floats, randomise, scalar_model
+from tests.support.small_models import average_of, feed, floats, randomise, scalar_model
 from weight_averaging import averages, offline
 from weight_averaging.offline.layouts import layout_of
 from weight_averaging.torch import EMA, LAWA, Averages
-from weight_averaging.torch.selection import Selection
+from weight_averaging.torch.model.selection import Selection
 
 
 def names_of(model, **options):

@@ -12,10 +12,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests import reference
-from tests.small_models import floats, model_of, randomise, saved
+from tests.support import reference
+from tests.support.small_models import floats, model_of, randomise, saved
 from weight_averaging import averages
-from weight_averaging.torch import EMA, LAWA, Averager, Averages, blocks
+from weight_averaging.torch import EMA, LAWA, Averager, Averages
+from weight_averaging.torch.model import blocks
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 GRID = [

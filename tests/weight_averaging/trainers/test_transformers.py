@@ -5,21 +5,21 @@ import os
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.support import ROOT
+
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
-from tests import reference
+from tests.support import reference
 from weight_averaging.torch import EMA, LAWA
 from weight_averaging.trainers.transformers import WeightAveraging
 
-ROOT = Path(__file__).parents[1]
 lawa = partial(LAWA, interval=2, window=3)
 
 
@@ -201,7 +201,7 @@ def test_two_processes(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, "-m", "tests.transformers_ranks", str(tmp_path)],
+        [*command, "-m", "tests.processes.transformers_ranks", str(tmp_path)],
         capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
-from weight_averaging.names import clean_names
+from weight_averaging.tensor_names import clean_names
 from weight_averaging.torch.load_guard import checksums
-from weight_averaging.torch.tensors import real
+from weight_averaging.torch.model.tensors import real
 
 _KEYS = {"averager", "tracks", "names"}
 

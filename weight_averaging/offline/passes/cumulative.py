@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from weight_averaging.atomic_file import replacing
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.safetensors_files import SafetensorsFile, SafetensorsWriter, sha256
-from weight_averaging.replacing import replacing
 
 CHECKSUMS = "sums.json"
 

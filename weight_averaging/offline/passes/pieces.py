@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
-from weight_averaging.offline.fetching import fetch
 from weight_averaging.offline.forms.source import Source
 from weight_averaging.offline.layouts import Layout, State
-from weight_averaging.offline.reading import Snapshots
-from weight_averaging.offline.tracks import BLOCK
+from weight_averaging.offline.passes.sums import BLOCK
+from weight_averaging.offline.reading.fetching import fetch
+from weight_averaging.offline.reading.snapshots import Snapshots
 
 IN_CACHE = 10 << 20  # bytes of a group
 AHEAD = 8  # pieces that the system is asked to read beforehand

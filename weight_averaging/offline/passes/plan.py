@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from weight_averaging.averages import Average, SnapshotError
-from weight_averaging.names import clean_names
 from weight_averaging.offline.layouts import Layout, State, layout_difference, layout_of
-from weight_averaging.offline.tracks import BLOCK, Memory, Recursion, Sum, Track, mean
-from weight_averaging.offline.unaveraged import Unchanging, latest_of
-from weight_averaging.torch.blocks import is_finite
+from weight_averaging.offline.passes.sums import BLOCK, Memory, Recursion, Sum, Track, mean
+from weight_averaging.offline.reading.unaveraged import Unchanging, latest_of
+from weight_averaging.tensor_names import clean_names
+from weight_averaging.torch.model.finite import is_finite
 
 Part = TypeVar("Part")
 
@@ -38,8 +38,8 @@ class Plan:
         float32: results keep float32 where the snapshots have another floating-point type.
         latest: names of floating-point tensors that are not averaged but taken from the latest snapshot, from
             `latest_of`; snapshots must then all have the same names. None: those that
-            `weight_averaging.names.not_to_average` knows, in a stream of whole models, where one snapshot's names may
-            have what wrappers add (`module.`, `_orig_mod.`) and another's not.
+            `weight_averaging.tensor_names.not_to_average` knows, in a stream of whole models, where one snapshot's
+            names may have what wrappers add (`module.`, `_orig_mod.`) and another's not.
         frozen: those of `latest` that training had frozen: a warning tells if they change all the same.
     Raises:
         SnapshotError: an average needs a snapshot that is not among `steps`.

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from weight_averaging.torch.mean import accumulators, add, mean_of, pairwise_mean, sum_of
+from weight_averaging.torch.tracks.mean import accumulators, add, mean_of, pairwise_mean, sum_of
 
 # float32 elements that are worked on at a time: 1 MiB stays in a core's cache while every average takes it in.
 BLOCK = 1 << 18

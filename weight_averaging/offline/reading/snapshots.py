@@ -1,7 +1,7 @@
 """Snapshots of a run, whoever wrote them: which steps there are, and the weights of each.
 
-Forms of checkpoints: `weight_averaging.offline.forms`. Steps: `weight_averaging.offline.order`. Pickles are read with
-`weights_only=True`: one that would run code is refused. torch files and safetensors are mapped, not loaded.
+Forms of checkpoints: `weight_averaging.offline.forms`. Steps: `weight_averaging.offline.reading.order`. Pickles are
+read with `weights_only=True`: one that would run code is refused. torch files and safetensors are mapped, not loaded.
 
 A checkpoint written while an averager of `weight_averaging.torch` had its average in the model (the AlgoPerf harness
 saves right after an evaluation) holds the average as its weights; the raw ones are in the averager's own state,
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
-from weight_averaging.names import clean_names
-from weight_averaging.offline.fetching import fetching
 from weight_averaging.offline.forms import WANTED, is_checkpoint, open_checkpoint
 from weight_averaging.offline.forms.hugging_face import is_folder
 from weight_averaging.offline.forms.source import Source
 from weight_averaging.offline.layouts import Layout, layout_difference
-from weight_averaging.offline.order import is_aside, numbered, place
+from weight_averaging.offline.reading.fetching import fetching
+from weight_averaging.offline.reading.order import is_aside, numbered, place
+from weight_averaging.tensor_names import clean_names
 
 
 class Snapshots:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
-from weight_averaging.filters import Choice, Filter
-from weight_averaging.names import not_to_average
+from weight_averaging.include_exclude import Choice, Filter
 from weight_averaging.offline.layouts import Layout
 from weight_averaging.offline.safetensors_files import bytes_of
+from weight_averaging.tensor_names import not_to_average
 
 logger = logging.getLogger("weight_averaging")
 
@@ -27,7 +27,7 @@ def latest_of(layout: Layout, include: Choice = None, exclude: Choice = None, kn
 
     Args:
         layout: of the whole model, with clean names.
-        include, exclude: as of `weight_averaging.filters.Filter`; functions get a name and (shape, dtype).
+        include, exclude: as of `weight_averaging.include_exclude.Filter`; functions get a name and (shape, dtype).
         known: that training left alone, as recorded by `weight_averaging.offline.recording`.
     Raises:
         ValueError: `include` or `exclude` chooses nothing, or there are quantised weights that `exclude` does not name.

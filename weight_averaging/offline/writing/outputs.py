@@ -11,13 +11,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from weight_averaging.atomic_file import replacing
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.forms.hugging_face import HuggingFaceSource
 from weight_averaging.offline.forms.source import Source
 from weight_averaging.offline.forms.torch_file import TorchSource
 from weight_averaging.offline.layouts import Layout
 from weight_averaging.offline.safetensors_files import SafetensorsWriter
-from weight_averaging.replacing import replacing
 
 _TORCH = (".pt", ".pth", ".pth.tar", ".bin", ".ckpt")
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from weight_averaging.placement import on_host
-from weight_averaging.torch.pinned import pinned
+from weight_averaging.torch.memory.pinned import pinned
 
 
 def choose(placement: str, device: torch.device, need: int, holds: str) -> torch.device:

@@ -5,9 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from weight_averaging.torch.contexts import plain_tensors
-from weight_averaging.torch.selection import has_running_statistics, named_modules
-from weight_averaging.torch.tensors import writing
+from weight_averaging.torch.model.selection import has_running_statistics, named_modules
+from weight_averaging.torch.model.tensors import plain_tensors, writing
 
 
 def batch_norms(model: nn.Module) -> dict[str, nn.Module]:

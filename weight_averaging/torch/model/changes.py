@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
-from weight_averaging.torch.selection import Entry
+from weight_averaging.torch.model.selection import Entry
 
 
 @dataclass(frozen=True)

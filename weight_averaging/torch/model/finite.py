@@ -5,6 +5,8 @@ the snapshot is taken in as if it were good, in a way that can be undone, and th
 taken or anything is made of this one. By then it has been there for long.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -29,3 +31,30 @@ class Verdict:
         if self._event is not None:
             self._event.synchronize()
         return bool(self._answer)
+
+
+def squares(parts: list[Tensor]) -> list[Tensor]:
+    """The square sums of flat float32 tensors, or their roots: each is read once."""
+    if parts and parts[0].device.type != "cpu":
+        return list(torch._foreach_norm(parts))  # one launch for many
+    return [torch.dot(part, part) for part in parts]
+
+
+def finite(sums: list[Tensor]) -> bool:
+    """Whether all square sums are finite, and so all that went into them. One wait for the device.
+
+    Finite weights beyond 1e19 count as infinite too.
+    """
+    if len(sums) <= 1:
+        return all(math.isfinite(total.item()) for total in sums)
+    return bool(finite_later(sums))
+
+
+def finite_later(sums: list[Tensor]) -> Tensor:
+    """The same of one sum or more as a 0-d boolean tensor on their device. No wait."""
+    return torch.isfinite(torch.stack(sums)).all()
+
+
+def is_finite(values: Tensor) -> bool:
+    """Whether all of a flat float32 tensor is finite, as by `finite`."""
+    return finite(squares([values]))

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from weight_averaging.torch.selection import FROZEN, Selected, all_entries, check_possible
-from weight_averaging.torch.tensors import local, real
+from weight_averaging.torch.model.selection import FROZEN, Selected, all_entries, check_possible
+from weight_averaging.torch.model.tensors import local, real
 
 
 class FrozenProbe:

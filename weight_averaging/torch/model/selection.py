@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from weight_averaging.filters import Choice, Filter
-from weight_averaging.names import DATA_PARALLEL, WRAPPERS, not_to_average
+from weight_averaging.include_exclude import Choice, Filter
+from weight_averaging.tensor_names import DATA_PARALLEL, WRAPPERS, not_to_average
 
 FROZEN, BUFFER, EXCLUDED = "frozen parameters", "buffers", "excluded"
 
@@ -48,7 +48,7 @@ class Selection:
     - trainable parameters are averaged;
     - running statistics of batch norm are, if `buffers`: buffers `running_mean` and `running_var` of one module;
     - frozen parameters and all other buffers are not, unless `include` chooses them, or they have been before;
-    - nor is what `exclude` chooses, nor what `weight_averaging.names.not_to_average` knows unless `include` does.
+    - nor is what `exclude` chooses, nor what `tensor_names.not_to_average` knows unless `include` does.
 
     Raises:
         TypeError, ValueError: `include` or `exclude` is of a wrong kind, or chooses nothing.

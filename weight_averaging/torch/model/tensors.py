@@ -1,7 +1,9 @@
 """Tensors that are not plain ones: spread over ranks, complex, or made under torch.inference_mode."""
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -46,3 +48,18 @@ def writing(tensors: list[Tensor]) -> Iterator[None]:
             yield
     else:
         yield
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def plain_tensors(function: Callable[P, T]) -> Callable[P, T]:
+    """Run without gradients, and outside torch.inference_mode: memory made in it could not be changed later."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        with torch.inference_mode(False), torch.no_grad():
+            return function(*args, **kwargs)
+
+    return run

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import TensorWeakRef
 
-from weight_averaging.filters import Choice
-from weight_averaging.torch.blocks import Block, finite, plan, squares
-from weight_averaging.torch.changes import Change, Known, change_of
-from weight_averaging.torch.selection import Entry, Selection, named_modules
-from weight_averaging.torch.tensors import is_sharded, local, real, writing
+from weight_averaging.include_exclude import Choice
+from weight_averaging.torch.model.blocks import Block, plan
+from weight_averaging.torch.model.changes import Change, Known, change_of
+from weight_averaging.torch.model.finite import finite, squares
+from weight_averaging.torch.model.selection import Entry, Selection, named_modules
+from weight_averaging.torch.model.tensors import is_sharded, local, real, writing
 
 
 class LiveWeights:

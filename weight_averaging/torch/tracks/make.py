@@ -1,11 +1,12 @@
 """Tracks with their memory, on the rank that is to hold it. All raise as `placement.choose`."""
 
 from weight_averaging.averages import Average
-from weight_averaging.torch.copies import CudaStreams, HostCopies
-from weight_averaging.torch.placement import Memory, choose
-from weight_averaging.torch.ranks import Ranks
-from weight_averaging.torch.tracks import ExponentialTrack, WindowTrack
-from weight_averaging.torch.weights import LiveWeights
+from weight_averaging.torch.memory.host_copies import CudaStreams, HostCopies
+from weight_averaging.torch.memory.placement import Memory, choose
+from weight_averaging.torch.model.ranks import Ranks
+from weight_averaging.torch.model.weights import LiveWeights
+from weight_averaging.torch.tracks.exponential import ExponentialTrack
+from weight_averaging.torch.tracks.window import WindowTrack
 
 
 def host_copies(weights: LiveWeights) -> HostCopies | None:

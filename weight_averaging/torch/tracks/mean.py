@@ -1,4 +1,4 @@
-"""The mean of snapshots in few passes over memory, in the order of `weight_averaging.pairwise`.
+"""The mean of snapshots in few passes over memory, in the order of `weight_averaging.averages.summation`.
 
 Nothing is carried over from one mean to the next, so nothing drifts.
 """
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from weight_averaging.pairwise import LEAF, accumulators, merges
+from weight_averaging.averages.summation import LEAF, accumulators, merges
 
 __all__ = ["LEAF", "accumulators", "add", "mean_of", "pairwise_mean"]
 

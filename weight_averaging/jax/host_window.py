@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from weight_averaging.collection import check_count, is_due
+from weight_averaging.averages.checks import check_count
+from weight_averaging.averages.schedule import is_due
+from weight_averaging.averages.summation import pairwise_sum
 from weight_averaging.jax.averager import Averager, check_step
 from weight_averaging.jax.trees import (
     Tree,
@@ -25,7 +27,6 @@ from weight_averaging.jax.trees import (
     single_type,
 )
 from weight_averaging.jax.window import divided, lawa
-from weight_averaging.pairwise import pairwise_sum
 from weight_averaging.placement import on_host
 
 

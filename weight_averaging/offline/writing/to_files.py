@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from weight_averaging.averages import Average
-from weight_averaging.offline.pieces import groups, streams
-from weight_averaging.offline.plan import Plan
-from weight_averaging.offline.reading import Snapshots
-from weight_averaging.offline.writers import Writer, writer_for
+from weight_averaging.offline.passes.pieces import groups, streams
+from weight_averaging.offline.passes.plan import Plan
+from weight_averaging.offline.reading.snapshots import Snapshots
+from weight_averaging.offline.writing.outputs import Writer, writer_for
 
 
 def average_to_files(

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from weight_averaging.averages import exponential
-from weight_averaging.collection import WINDOW, check_count, decay_from_window, for_run
+from weight_averaging.averages.checks import check_count
+from weight_averaging.averages.horizon import WINDOW, decay_from_window, for_run
 from weight_averaging.jax.averager import Averager, averager, counter
 from weight_averaging.jax.trees import Tree, check_averaged, is_averaged, placeholder, single, single_copy
 
@@ -49,7 +50,7 @@ def ema(
     so that no correction for the start ("debiasing") is needed. Memory: 4 bytes a parameter.
 
     Args:
-        decay: weight of the past, in [0, 1). `weight_averaging.collection.decay_from_window` gives the decay that
+        decay: weight of the past, in [0, 1). `weight_averaging.averages.horizon.decay_from_window` gives the decay that
             matches a LAWA window.
         interval: updates between snapshots, nu >= 1.
         start: the first update whose weights may be collected.

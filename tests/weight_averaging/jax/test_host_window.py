@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.test_jax_averagers import assert_same, overwritten, params_of
+from tests.weight_averaging.jax.test_jax_averagers import assert_same, overwritten, params_of
 from weight_averaging import placement
-from weight_averaging.jax import HostLAWAState, LAWAState, choose_lawa, host, host_lawa, lawa
+from weight_averaging.jax import HostLAWAState, LAWAState, choose_lawa, host_lawa, host_window, lawa
 
 
 @settings(max_examples=12, deadline=None)
@@ -50,7 +50,7 @@ def test_a_donated_weight_may_be_overwritten_while_its_copy_is_under_way():
 
 
 def test_without_memory_of_that_kind_snapshots_are_numpy_arrays(monkeypatch):
-    monkeypatch.setattr(host, "_host_kind", lambda device: None)
+    monkeypatch.setattr(host_window, "_host_kind", lambda device: None)
     averager, plain = host_lawa(1, 2), lawa(1, 2)
     params = params_of(0)
     state, expected = averager.init(params), plain.init(params)
@@ -86,7 +86,7 @@ class Accelerator:
     ],
 )
 def test_auto_takes_the_device_for_a_small_share_of_it(asked, window, kind, where, monkeypatch, caplog):
-    monkeypatch.setattr(host, "_device_of", lambda leaf: Accelerator())
+    monkeypatch.setattr(host_window, "_device_of", lambda leaf: Accelerator())
     monkeypatch.setattr(placement, "free_host_bytes", lambda: 100 * 10**9)
     params = {"w": jnp.zeros((1000, 1000), jnp.bfloat16), "seen": jnp.int32(0)}  # 4 MB a snapshot
     with caplog.at_level(logging.INFO, "weight_averaging"):
@@ -107,7 +107,7 @@ def test_what_does_not_fit_is_refused_before_any_training(monkeypatch):
         choose_lawa(params, 1, 2, placement="gpu")
     with pytest.raises(ValueError, match="window must be a whole number"):
         choose_lawa(params, 1, 0)
-    monkeypatch.setattr(host, "_device_of", lambda leaf: Accelerator())
+    monkeypatch.setattr(host_window, "_device_of", lambda leaf: Accelerator())
     with pytest.raises(MemoryError, match=r'on cuda:0, where 80.0 GB are free: try placement="host"'):
         choose_lawa(params, 1, 21_000, placement="device")
 

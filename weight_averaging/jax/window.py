@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from weight_averaging.collection import WINDOW, check_count, for_run
+from weight_averaging.averages.checks import check_count
+from weight_averaging.averages.horizon import WINDOW, for_run
+from weight_averaging.averages.summation import pairwise_sum
 from weight_averaging.jax.averager import Averager, averager, counter
 from weight_averaging.jax.trees import Tree, check_averaged, is_averaged, placeholder, single
-from weight_averaging.pairwise import pairwise_sum
 
 
 class LAWAState(NamedTuple):

@@ -1,0 +1,1 @@
+"""Comparisons of variants, as the paper's experiments: which runs, and what is drawn of them."""

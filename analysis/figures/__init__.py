@@ -1,0 +1,1 @@
+"""Pictures of measures, in one style."""

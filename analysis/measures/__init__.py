@@ -1,0 +1,1 @@
+"""What runs are worth: time to target, scores, speed-ups, leads."""

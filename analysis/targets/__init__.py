@@ -1,0 +1,1 @@
+"""What counts as reached: each workload's target and budget, by version of the benchmark."""

@@ -1,0 +1,49 @@
+"""Arguments that cannot be, each refused in one line that names the value. Pure Python."""
+
+import math
+import operator
+from numbers import Integral, Real
+
+BUFFERS = ("average", "latest", "recompute")  # what may become of floating-point buffers
+
+
+def check_step(step: object, last: int) -> int:
+    """`step` as an int (NumPy's integers and tensors of one integer are taken) if it is larger than `last`.
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: it is not larger.
+    """
+    try:
+        number = operator.index(step)  # type: ignore[arg-type]
+        if isinstance(step, bool):
+            raise TypeError
+    except (TypeError, RuntimeError):  # the latter: a tensor of several
+        hint = f": int({step!r})?" if isinstance(step, float) else ""
+        raise TypeError(f"update takes the number of completed updates, a whole number, not {step!r}{hint}") from None
+    if number <= last:
+        raise ValueError(f"update({number}) after update({last}): pass the number of completed updates, 1, 2, ...")
+    return int(number)
+
+
+def check_count(name: str, value: int) -> int:
+    """`value` as an int if it is a whole number >= 1, else a one-line ValueError that names it."""
+    if isinstance(value, Integral) and not isinstance(value, bool) and value >= 1:
+        return int(value)
+    raise ValueError(f"{name} must be a whole number >= 1, not {value!r}")
+
+
+def check_decay(decay: float) -> float:
+    """`decay` as a float if it lies in [0, 1), else a one-line ValueError that names it."""
+    if isinstance(decay, Real) and not isinstance(decay, bool) and 0 <= decay < 1:
+        return float(decay)
+    hint = " (a string: drop the quotes)" if isinstance(decay, str) else ""
+    raise ValueError(f"decay must be a number in [0, 1), not {decay!r}{hint}")
+
+
+def check_horizon(horizon: float) -> float:
+    """`horizon` as a float if it lies in (0, 1], else a one-line ValueError that names it."""
+    number = isinstance(horizon, Real) and not isinstance(horizon, bool) and math.isfinite(horizon)
+    if number and 0 < horizon <= 1:
+        return float(horizon)
+    raise ValueError(f"horizon must be a share of training in (0, 1], not {horizon!r}")

@@ -1,0 +1,1 @@
+"""Averages of a stream of snapshots, each read once."""

@@ -1,0 +1,1 @@
+"""Where vectors live, and how they get there."""

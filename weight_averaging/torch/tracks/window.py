@@ -1,0 +1,120 @@
+"""The latest snapshots of a model's weights."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weight_averaging.torch.model.blocks import Block
+from weight_averaging.torch.model.changes import Change
+from weight_averaging.torch.tracks.mean import accumulators, pairwise_mean
+from weight_averaging.torch.tracks.track import Track, cut, is_same
+
+MEAN_BLOCK = 1 << 20  # elements of a mean that are worked on at a time on a CPU: all partial sums stay in the cache
+
+
+class WindowTrack(Track):
+    """The latest `window` snapshots, in vectors that are reused.
+
+    Args:
+        spare: whether there is one vector more, so that the oldest snapshot is there until the newest is known to be
+            good.
+    """
+
+    def __init__(self, *arguments: Any, window: int, spare: bool = False) -> None:
+        super().__init__(*arguments)
+        self.window, self._spare = window, spare
+        # Oldest first; then those that wait to be used.
+        self._held: list[Tensor] = []
+        self._free: list[Tensor] = []
+        if self._memory is not None:
+            self._free = [self._memory.new(self.weights.numel) for _ in range(window + spare)]
+        self._sums: list[Tensor] = []
+
+    def begin(self) -> None:
+        """Give up the oldest snapshot first: an interruption between two blocks leaves one less, never a mixed one."""
+        self._shorten(self.window if self._spare else self.window - 1)
+
+    def keep(self) -> None:
+        self._shorten(self.window)
+
+    def _shorten(self, length: int) -> None:
+        surplus = max(0, len(self.steps) - length)
+        self.steps = self.steps[surplus:]
+        self._free += self._held[:surplus]
+        self._held = self._held[surplus:]
+
+    def drop(self) -> None:
+        self.steps, self.count = self.steps[:-1], self.count - 1
+        self._free = self._held[-1:] + self._free
+        self._held = self._held[:-1]
+
+    def take(self, block: Block, parts: list[Tensor], good: Tensor | None = None) -> None:
+        if self._free and self._copies is None:
+            torch._foreach_copy_(cut(self._free[0][block.range], parts), parts)
+
+    def taken(self, step: int) -> None:
+        if self._free:
+            slot = self._free.pop(0)
+            if self._copies is not None:
+                self._copies.begin(step, self.weights.flat_copy, slot)
+            self._held = [*self._held, slot]
+        self.steps, self.count = [*self.steps, step], self.count + 1
+
+    def mean(self, block: Block, window: int) -> Tensor:
+        """The mean of the latest `window` snapshots over a block, on their device; overwritten by the next."""
+        vectors = [vector[block.range] for vector in self.vectors()[-window:]]
+        if len(vectors) == 1:
+            return vectors[0]
+        if len(self._sums) < accumulators(len(vectors)):
+            largest = max(b.stop - b.start for b in self.weights.plan)
+            shared = largest if vectors[0].device.type != "cpu" else min(largest, MEAN_BLOCK)
+            lengths = [largest] + [shared] * (accumulators(len(vectors)) - 1)
+            self._sums = [torch.empty(length, dtype=torch.float32, device=vectors[0].device) for length in lengths]
+        stop, width = block.stop - block.start, self._sums[-1].numel()
+        for low in range(0, stop, max(width, 1)):
+            high = min(low + width, stop)
+            sums = [self._sums[0][low:high], *(s[: high - low] for s in self._sums[1:])]
+            pairwise_mean([vector[low:high] for vector in vectors], sums)
+        return self._sums[0][:stop]
+
+    def vectors(self) -> list[Tensor]:
+        if self._copies is not None:
+            self._copies.finish()
+        return list(self._held)
+
+    def slots(self) -> list[Tensor]:
+        return [*self.vectors(), *self._free]
+
+    def set_vectors(self, vectors: Iterable[Tensor], steps: list[int], count: int) -> None:
+        slots = self.slots()
+        if slots:
+            vectors = list(vectors)
+            own = {slot.data_ptr(): slot for slot in slots} if self.weights.numel else {}
+            held = [own.pop(vector.data_ptr(), None) for vector in vectors]
+            free = list(own.values()) if self.weights.numel else slots
+            for index, vector in enumerate(vectors):
+                if held[index] is None:
+                    held[index] = free.pop(0).copy_(vector)
+            self._held, self._free = [slot for slot in held if slot is not None], free
+        self.steps, self.count = list(steps), count
+
+    def is_stale(self, vector: Tensor, step: int, count: int) -> bool:
+        number = next((number for number, slot in enumerate(self.slots()) if is_same(vector, slot)), None)
+        return number is not None and (number >= len(self.steps) or self.steps[number] != step)
+
+    def follow(self, change: Change, live: list[Tensor]) -> None:
+        self.vectors()  # complete
+        if self._memory is None:
+            return
+        self._sums = []
+        numel = self.weights.numel
+        # One at a time, so that there is never more than one vector too many.
+        for index, vector in enumerate(self._held):
+            self._held[index] = change.vector(vector, live, self._memory.new(numel))
+        for index in range(len(self._free)):
+            self._free[index] = self._memory.new(numel)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_sums": []}
