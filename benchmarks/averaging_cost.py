@@ -55,8 +55,8 @@ def measure(numel: int, rounds: int) -> list[tuple[str, float, float]]:
         swapping.swap_out()
 
     def mean() -> None:
-        for block in lawa._weights.plan:  # the mean alone, without writing it into the model
-            lawa._average(block)
+        for block in lawa._weights.blocks:  # the mean alone, without writing it into the model
+            lawa._shown.average(block, lawa._selected)
 
     def prepare() -> None:
         lawa.swap_in()

@@ -22,10 +22,11 @@ Without --workload this is the command `weight-averaging average`, whose flags m
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weight_averaging.averages import EMA, LAWA, Average, Merge, SnapshotError
+from weight_averaging.averages import Average, SnapshotError
 from weight_averaging.cli import average as command
 from weight_averaging.cli.common import listed, not_averaged
 
@@ -38,7 +39,6 @@ SUBMISSIONS = (
     "shampoo_lawa", "shampoo_ema",
     "lawa_no_decay", "ema_no_decay", "merge_no_decay", "lawa_wsd", "ema_wsd",
 )  # fmt: skip
-MERGE = ("averaging_shape", "averaging_share", "averaging_interval")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -151,20 +151,12 @@ def average_of(submission: str, hyperparameters: Any, step_hint: int) -> Average
     Raises:
         ValueError: in one line, for hyperparameters that it cannot take.
     """
-    from submissions.recipe.averaging import ema, lawa
+    from submissions.recipe import averaging
 
-    kind = submission.removesuffix("_no_decay").removesuffix("_wsd").rpartition("_")[2]
-    if kind == "merge":
-        given = {name for name in dir(hyperparameters) if name.startswith("averaging_")}
-        if given != set(MERGE):
-            raise ValueError(f"a merge takes {', '.join(MERGE)}; this has {', '.join(sorted(given)) or 'none of them'}")
-        shape, share, interval = (getattr(hyperparameters, name) for name in MERGE)
-        return Merge(shape=shape, share=share, interval=interval)
-    if kind == "lawa":
-        settings = lawa.settings(hyperparameters, step_hint)
-        return LAWA(window=settings["window"], interval=settings["interval"])
-    settings = ema.settings(hyperparameters, step_hint)
-    return EMA(decay=settings["decay"], interval=settings["interval"])
+    if submission == "merge_no_decay":  # made of snapshots alone: there is no submission of this name
+        return averaging.merge.describe(hyperparameters, step_hint)
+    module = import_module(f"submissions.pytorch.{submission}.submission")
+    return module.recipe.averages.describe(hyperparameters, step_hint)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -77,6 +77,13 @@ def free_host_bytes() -> int:
     return free
 
 
-def size(count: int) -> str:
-    """Bytes in words."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+def size(count: float) -> str:
+    """Bytes in words, to three digits.
+
+    >>> size(17), size(4_096), size(123_456_789), size(4e12)
+    ('17 B', '4.1 kB', '123 MB', '4 TB')
+    """
+    for unit, power in (("TB", 12), ("GB", 9), ("MB", 6), ("kB", 3)):
+        if count >= 10**power:
+            return f"{count / 10**power:.3g} {unit}"
+    return f"{count:.0f} B"

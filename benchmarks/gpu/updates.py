@@ -117,8 +117,8 @@ def block_sizes(scale: Scale) -> str:
                 lawa.update(next(step))
 
             def mean(lawa: LAWA = lawa) -> None:
-                for block in lawa._weights.plan:
-                    lawa._average(block)
+                for block in lawa._weights.blocks:
+                    lawa._shown.average(block, lawa._selected)
 
             seconds = machine.device_seconds(
                 {
@@ -211,7 +211,7 @@ def memory(scale: Scale) -> str:
             averager.update(step)
         synchronize()
         training = (_peak() - start) / one
-        held = sum(v.numel() for track in averager._tracks() for v in _vectors(track) if v.device.type == "cpu")
+        held = sum(v.numel() for track in averager._tracks for v in _vectors(track) if v.device.type == "cpu")
         host = (available - free_host_bytes()) / one
         _forget_peak()
         averager.swap_in()

@@ -1,61 +1,79 @@
-"""From AlgoPerf hyperparameters to the settings of an average."""
+"""The one way from AlgoPerf hyperparameters to an average: online in both frameworks, and over saved snapshots."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from weight_averaging.averages import EMA, LAWA, Average, Merge
 from weight_averaging.averages.checks import BUFFERS as ALL_BUFFERS
 from weight_averaging.averages.checks import check_count, check_decay, check_horizon
 from weight_averaging.averages.horizon import decay_from_window, interval_and_window
 
 HORIZON = ("averaging_horizon", "averaging_window")
-NAMES = {*HORIZON, "averaging_interval", "averaging_decay"}
 BUFFERS = "averaging_buffers"  # optional, beside either set: "average", "latest" or "recompute"
 DEFAULT_BUFFERS = "average"
 
 
 @dataclass(frozen=True)
 class Averaging:
-    """What is averaged, and how its settings follow from the hyperparameters and the workload's `step_hint`.
+    """What a submission averages, and how that follows from the hyperparameters and the workload's `step_hint`.
 
     Attributes:
-        name: "lawa" or "ema", of which each framework has an averager.
-        settings: interval, and window or decay. Raises a ValueError in one line for anything else than one full set of
-            hyperparameters.
+        name: of messages and logs.
+        describe: `describe(hyperparameters, step_hint) -> Average`. Raises a ValueError in one line for anything else
+            than one full set of hyperparameters.
+        hyperparameters: the names of those that it takes, beside `averaging_buffers`.
     """
 
     name: str
-    settings: Callable[[Any, int], dict[str, Any]]
-
-    def arguments(self, hyperparameters: Any, step_hint: int) -> dict[str, Any]:
-        """The settings, and what becomes of `buffers`. ValueError as `settings`."""
-        buffers = getattr(hyperparameters, BUFFERS, DEFAULT_BUFFERS)
-        if buffers not in ALL_BUFFERS:
-            raise ValueError(f"{BUFFERS} must be one of {', '.join(ALL_BUFFERS)}, not {buffers!r}")
-        return {**self.settings(hyperparameters, step_hint), "buffers": buffers}
+    describe: Callable[[Any, int], Average]
+    hyperparameters: frozenset[str]
 
 
-def _lawa_settings(hyperparameters: Any, step_hint: int) -> dict[str, Any]:
-    values = _given(hyperparameters, ("averaging_interval", "averaging_window"))
+def always(average: Average) -> Averaging:
+    """The same average whatever the hyperparameters: for a description of one's own."""
+    return Averaging(type(average).__name__.lower(), lambda hyperparameters, step_hint: average, frozenset())
+
+
+def buffers_of(hyperparameters: Any) -> str:
+    """What becomes of batch-norm statistics. ValueError if it is no such value."""
+    buffers: str = getattr(hyperparameters, BUFFERS, DEFAULT_BUFFERS)
+    if buffers not in ALL_BUFFERS:
+        raise ValueError(f"{BUFFERS} must be one of {', '.join(ALL_BUFFERS)}, not {buffers!r}")
+    return buffers
+
+
+LAWA_NAMES = ("averaging_interval", "averaging_window")
+EMA_NAMES = ("averaging_interval", "averaging_decay")
+MERGE_NAMES = ("averaging_shape", "averaging_share", "averaging_interval")
+
+
+def _lawa(hyperparameters: Any, step_hint: int) -> Average:
+    values = _given(hyperparameters, LAWA_NAMES)
     interval, window = values.get("averaging_interval"), values["averaging_window"]
     if interval is None:
         interval, window = interval_and_window(values["averaging_horizon"], window, step_hint)
-    return {"interval": interval, "window": window}
+    return LAWA(interval=interval, window=window)
 
 
-def _ema_settings(hyperparameters: Any, step_hint: int) -> dict[str, Any]:
-    values = _given(hyperparameters, ("averaging_interval", "averaging_decay"))
+def _ema(hyperparameters: Any, step_hint: int) -> Average:
+    values = _given(hyperparameters, EMA_NAMES)
     if "averaging_interval" in values:
-        return {"interval": values["averaging_interval"], "decay": values["averaging_decay"]}
+        return EMA(interval=values["averaging_interval"], decay=values["averaging_decay"])
     interval, window = interval_and_window(values["averaging_horizon"], values["averaging_window"], step_hint)
-    return {"interval": interval, "decay": decay_from_window(window)}
+    return EMA(interval=interval, decay=decay_from_window(window))
 
 
-lawa = Averaging("lawa", _lawa_settings)  # averaging_window and one of averaging_horizon, averaging_interval
-ema = Averaging("ema", _ema_settings)  # averaging_horizon and _window, or averaging_interval and _decay
+def _merge(hyperparameters: Any, step_hint: int) -> Average:
+    given = {name for name in dir(hyperparameters) if name.startswith("averaging_")}
+    if given != set(MERGE_NAMES):
+        found = ", ".join(sorted(given)) or "none of them"
+        raise ValueError(f"a merge takes {', '.join(MERGE_NAMES)}; this has {found}")
+    shape, share, interval = (getattr(hyperparameters, name) for name in MERGE_NAMES)
+    return Merge(shape=shape, share=share, interval=interval)
 
 
-def _given(hyperparameters: Any, explicit: tuple[str, str]) -> dict[str, Any]:
+def _given(hyperparameters: Any, explicit: Sequence[str]) -> dict[str, Any]:
     values = {name: getattr(hyperparameters, name) for name in sorted(NAMES) if hasattr(hyperparameters, name)}
     if set(values) not in (set(HORIZON), set(explicit)):
         found = ", ".join(values) if values else "none of them"
@@ -74,3 +92,8 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "averaging_interval": lambda value: check_count("interval", value),
     "averaging_decay": check_decay,
 }
+NAMES = frozenset(_CHECKS)
+
+lawa = Averaging("lawa", _lawa, NAMES)  # averaging_window and one of averaging_horizon, averaging_interval
+ema = Averaging("ema", _ema, NAMES)  # averaging_horizon and _window, or averaging_interval and _decay
+merge = Averaging("merge", _merge, frozenset(MERGE_NAMES))  # of saved snapshots alone

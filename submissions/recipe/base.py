@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
-from .averaging import BUFFERS, Averaging
-from .averaging import NAMES as AVERAGING_NAMES
+from weight_averaging.averages import Average
+
+from .averaging import BUFFERS, Averaging, always, buffers_of
 from .batch_sizes import get_batch_size
 from .hyperparameters import OF_SCHEDULE, check
 from .optimizers import OptimizerSettings
@@ -35,15 +36,20 @@ class BaseRecipe:
 
     optimizer: HasSettings
     schedule: Callable[..., Any]
-    averaging: Averaging | None = None
+    averaging: Averaging | Average | None = None
     point: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if self.averaging is not None and self.optimizer.settings.averages:
+        if self.averages is not None and self.optimizer.settings.averages:
             name = self.optimizer.settings.name
             raise ValueError(
-                f"{name} brings an average of its own to evaluations: leave averaging={self.averaging.name} out"
+                f"{name} brings an average of its own to evaluations: leave averaging={self.averages.name} out"
             )
+
+    @property
+    def averages(self) -> Averaging | None:
+        """`averaging`, also of a description that it may be."""
+        return always(self.averaging) if isinstance(self.averaging, Average) else self.averaging
 
     def check_hyperparameters(self, hyperparameters: Any, step_hint: int) -> None:
         """A ValueError in one line if these hyperparameters cannot be trained with.
@@ -54,11 +60,12 @@ class BaseRecipe:
             raise ValueError(missing)
         hyperparameters = self._own_if_any(hyperparameters)
         settings = self.optimizer.settings
-        also_known = {*AVERAGING_NAMES, BUFFERS} if self.averaging else set()
+        also_known = {*self.averages.hyperparameters, BUFFERS} if self.averages else set()
         optional = {**settings.optional, **OF_SCHEDULE.get(self.schedule.__name__, {})}
         check(hyperparameters, settings.required, optional, also_known)
-        if self.averaging is not None:
-            self.averaging.arguments(hyperparameters, step_hint)
+        if self.averages is not None:
+            self.averages.describe(hyperparameters, step_hint)
+            buffers_of(hyperparameters)
 
     def data_selection(
         self,

@@ -51,7 +51,7 @@ def replicas(when: str = "at once") -> None:
         model, [LAWADescription(window=2, interval=1), EMADescription(decay=0.5, interval=2)], process_group=group
     )
     alone = LAWA(model, interval=1, window=3)
-    held = on_all_ranks(len(lawa._track.slots()))
+    held = on_all_ranks(len(lawa._tracks[0].slots()))
     assert held == [3 + later] + [0] * (dist.get_world_size() - 1), f"windows held: {held}"
 
     choices = random.Random(0)  # the same on every rank
@@ -309,7 +309,7 @@ def host_ema_of_replicas() -> None:
     model = DistributedDataParallel(model_of())
     ema = EMA(model, decay=0.5, placement="host", process_group=group)
     alone = EMA(model, decay=0.5)
-    assert on_all_ranks(len(ema._track.slots())) == [1] + [0] * (dist.get_world_size() - 1)
+    assert on_all_ranks(len(ema._tracks[0].slots())) == [1] + [0] * (dist.get_world_size() - 1)
     for step in range(1, 6):
         randomise(model, step)
         assert ema.update(step)

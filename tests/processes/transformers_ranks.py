@@ -25,7 +25,7 @@ def main(folder: Path) -> None:
     whole = trainer_of(folder, recorder, **settings)
     averaging = WeightAveraging(replicas).attach(whole)
     whole.train()
-    assert len(averaging.averager._track.slots()) == (3 if dist.get_rank() == 0 else 0), "one window for both"
+    assert len(averaging.averager._tracks[0].slots()) == (3 if dist.get_rank() == 0 else 0), "one window for both"
     seen = dict(whole.evaluated)
     for step in (8, 12):
         np.testing.assert_allclose(seen[step], reference.lawa(recorder.snapshots[1:step:2], 3), atol=1e-6)

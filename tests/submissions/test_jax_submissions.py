@@ -25,7 +25,7 @@ from submissions.recipe.jax.nadamw import scale_by_nadam  # noqa: E402
 from submissions.recipe.jax.resuming import shapes, unstacked  # noqa: E402
 from tests.submissions.test_submissions import GOOD, NAMES  # noqa: E402
 from tests.support import reference  # noqa: E402
-from weight_averaging.jax import HostLAWAState, host_lawa  # noqa: E402
+from weight_averaging.jax import HostLAWAState  # noqa: E402
 
 STEP_HINT = 100
 SLOW = {"beta3": 0.999, "alpha": 8.0}
@@ -210,7 +210,7 @@ def test_with_an_average_training_is_that_of_the_base_optimizer(name, average):
 
 def test_a_window_in_host_memory_gives_the_same_and_is_resumed(monkeypatch):
     beside = Run("lawa", **LAWA).update(9).prepare()
-    monkeypatch.setitem(averagers.AVERAGERS, "lawa", lambda weights, **arguments: host_lawa(**arguments))
+    monkeypatch.setattr(averagers, "averaging_for", lambda weights, average: host_window_averager(average, True))
     run, resumed = Run("lawa", **LAWA).update(7).prepare(), Run("lawa", **LAWA)
     assert isinstance(run.state[0].averaging, HostLAWAState)
     state, params, model_state = jax.tree.map(

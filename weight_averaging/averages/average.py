@@ -4,7 +4,6 @@ An interval is in updates and counts from the start of training, as online: the 
 multiple of it. Without one it takes every snapshot there is.
 """
 
-import abc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -25,11 +24,17 @@ class SnapshotError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Average(abc.ABC):
-    """What all have in common.
+class Average:
+    """What an average is made of, described once for live models, saved files, grids and submissions.
+
+    One of your own is a frozen dataclass of one of two kinds (docs/own_average.md):
+
+    - a recursion sets `is_recursive` and has `weight`: each snapshot enters with a weight, and one vector is kept;
+    - a window has a field `window`, the number of the latest snapshots that are kept, and `coefficients`.
 
     Args:
-        interval: updates between the snapshots taken, nu >= 1; None: every snapshot there is.
+        interval: updates between the snapshots taken, nu >= 1; None: every snapshot there is, which only saved
+            snapshots allow.
         start: the first update whose snapshot may be taken.
     """
 
@@ -40,8 +45,12 @@ class Average(abc.ABC):
 
     def __post_init__(self) -> None:
         if self.interval is not None:
-            check_count("interval", self.interval)
-        check_count("start", self.start)
+            self._set("interval", check_count("interval", self.interval))
+        self._set("start", check_count("start", self.start))
+
+    def _set(self, name: str, value: object) -> None:
+        """Keep an argument as a plain Python value: it may have come as one of NumPy's."""
+        object.__setattr__(self, name, value)
 
     def __str__(self) -> str:
         own, common = fields(self)[2:], fields(self)[:2]  # interval and start last
@@ -50,10 +59,22 @@ class Average(abc.ABC):
         shown = [f"{name}={_shown(value)}" for name, value in given.items() if value != defaults[name]]
         return " ".join([type(self).__name__.lower(), *shown])
 
+    @property
+    def held(self) -> int | None:
+        """How many of the latest snapshots it is made of; None: of a recursion, or of a number that grows."""
+        return getattr(self, "window", None)
+
+    @property
+    def needed(self) -> int:
+        """Snapshots before there is an average: those of a whole window, or one."""
+        return self.held or 1
+
     def coefficients(self, count: int) -> list[float]:
         """The weights of `count` members in the average, oldest first. They sum to 1."""
         if self.is_mean:
             return [1.0 / count] * count
+        if not self.is_recursive:
+            raise NotImplementedError(f"{type(self).__name__} says neither its coefficients nor that it is_recursive")
         left, result = 1.0, []
         for number in range(count, 1, -1):
             result.append(left * self.weight(number))
@@ -93,12 +114,16 @@ class Average(abc.ABC):
             )
         return members
 
-    @abc.abstractmethod
     def _choose(self, due: list[int], at: int) -> list[int]:
         """Those of the snapshots due up to `at` that belong to the average; empty if they do not suffice."""
+        if self.is_recursive:
+            return due
+        if self.held is None:
+            raise NotImplementedError(f"{type(self).__name__} has no `window` and says not that it is_recursive")
+        return due[-self.held :] if len(due) >= self.needed else []
 
     def _needs(self) -> str:
-        return "a snapshot"
+        return f"{self.needed} snapshots" if self.held is not None else "a snapshot"
 
     def _due(self, steps: Sequence[int], at: int) -> list[int]:
         if self.interval is None:
@@ -132,3 +157,21 @@ def _some(steps: Sequence[int]) -> str:
     if len(steps) <= 5:
         return ", ".join(map(str, steps)) or "none"
     return f"{steps[0]}, {steps[1]}, ..., {steps[-1]}"
+
+
+def check_along_training(average: Average) -> None:
+    """Refuse, in one line, what cannot be followed along training.
+
+    Raises:
+        TypeError: it is no description, or made of a number of snapshots that grows.
+        ValueError: it has no interval.
+    """
+    if not isinstance(average, Average):
+        raise TypeError(f"an average is described by one of weight_averaging.averages, not by {average!r}")
+    if not average.is_recursive and average.held is None:
+        raise TypeError(
+            f"{average} cannot be tracked along training: the number of its snapshots grows. Give it a window, or make "
+            "it of saved snapshots (weight_averaging.offline)"
+        )
+    if average.interval is None:
+        raise ValueError(f"{average} needs an interval")

@@ -33,6 +33,13 @@ def check_count(name: str, value: int) -> int:
     raise ValueError(f"{name} must be a whole number >= 1, not {value!r}")
 
 
+def check_flag(name: str, value: bool) -> bool:
+    """`value` if it is True or False, else a one-line ValueError that names it."""
+    if isinstance(value, bool):
+        return value
+    raise ValueError(f"{name} must be True or False, not {value!r}")
+
+
 def check_decay(decay: float) -> float:
     """`decay` as a float if it lies in [0, 1), else a one-line ValueError that names it."""
     if isinstance(decay, Real) and not isinstance(decay, bool) and 0 <= decay < 1:

@@ -7,26 +7,29 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from weight_averaging.averages.average import NUMBERS, Average
-from weight_averaging.averages.checks import check_count, check_decay, check_horizon
+from weight_averaging.averages.checks import check_count, check_decay, check_flag, check_horizon
 from weight_averaging.averages.horizon import exponent_from_horizon, warmup_weight
 
 
 @dataclass(frozen=True, kw_only=True)
 class LAWA(Average):
-    """The mean of the latest `window` snapshots (Ajroldi et al., ICML 2025, arXiv 2502.06761, Algorithm 1)."""
+    """The mean of the latest `window` snapshots (Ajroldi et al., ICML 2025, arXiv 2502.06761, Algorithm 1).
+
+    With `allow_partial` there is an average from the first snapshot on, over those held.
+    """
 
     window: int
+    allow_partial: bool = False
     is_mean: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count("window", self.window)
+        self._set("window", check_count("window", self.window))
+        check_flag("allow_partial", self.allow_partial)
 
-    def _choose(self, due: list[int], at: int) -> list[int]:
-        return due[-self.window :] if len(due) >= self.window else []
-
-    def _needs(self) -> str:
-        return f"{self.window} snapshots"
+    @property
+    def needed(self) -> int:
+        return 1 if self.allow_partial else self.window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +45,8 @@ class EMA(Average):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_decay(self.decay)
-        if not isinstance(self.warmup, bool):
-            raise ValueError(f"warmup must be True or False, not {self.warmup!r}")
-
-    def _choose(self, due: list[int], at: int) -> list[int]:
-        return due
+        self._set("decay", check_decay(self.decay))
+        check_flag("warmup", self.warmup)
 
     def weight(self, number: Any, functions: Any = NUMBERS) -> Any:
         return warmup_weight(self.decay, number - 1, functions.maximum) if self.warmup else 1.0 - self.decay
@@ -62,16 +61,24 @@ class Tail(Average):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        try:
-            check_horizon(self.share)
-        except ValueError:
-            raise ValueError(f"share must be in (0, 1], not {self.share!r}") from None
+        _check_share(self.share)
 
     def _choose(self, due: list[int], at: int) -> list[int]:
-        return [step for step in due if step > (1.0 - self.share) * at]
+        return _last_share(self.share, due, at)
 
     def _needs(self) -> str:
         return f"a snapshot of the last {self.share:g} of the updates"
+
+
+def _check_share(share: float) -> None:
+    try:
+        check_horizon(share)
+    except ValueError:
+        raise ValueError(f"share must be in (0, 1], not {share!r}") from None
+
+
+def _last_share(share: float, due: list[int], at: int) -> list[int]:
+    return [step for step in due if step > (1.0 - share) * at]
 
 
 def _cosine(x: float) -> float:
@@ -87,30 +94,48 @@ SHAPES: dict[str, Callable[[float], float]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Merge(Tail):
-    """The snapshots of the last `share` of the updates so far, merged so as to stand for a decay of the learning rate.
+class Merge(Average):
+    """The latest snapshots, merged so as to stand for a decay of the learning rate over them.
 
     Tian et al., "WSM: Decay-Free Learning Rate Schedule via Checkpoint Merging" (arXiv 2507.17634): at a constant
     learning rate, the sum of c_j theta_j over snapshots j = 0, ..., n-1 is theta_0 plus the updates between snapshots
     j-1 and j, weighted by w_j = c_j + ... + c_{n-1}. So c_j = w_j - w_{j+1} with w_j = s(j / n) for a decay s, which is
-    1 at j = 0 and 0 at j = n. `linear` is the plain mean, that is, `Tail`.
+    1 at j = 0 and 0 at j = n. `linear` is the plain mean, that is, `Tail` or `LAWA`.
 
     Args:
         shape: s, one of `linear`, `cosine` and `1-sqrt`; snapshots count as equally far apart.
-        share: as of `Tail`.
+        share: of the updates so far, as of `Tail`: the snapshots of the last `share`.
+        window: instead, how many of the latest snapshots: then it can be made along training too.
+    Raises:
+        ValueError: not just one of `share` and `window`.
     """
 
+    share: float | None = None
     shape: str
-    is_mean: ClassVar[bool] = False
+    window: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if (self.share is None) == (self.window is None):
+            raise ValueError(
+                f"a merge takes either a share or a window, not share={self.share} and window={self.window}"
+            )
+        if self.share is not None:
+            _check_share(self.share)
+        if self.window is not None:
+            self._set("window", check_count("window", self.window))
         if self.shape not in SHAPES:
             raise ValueError(f"shape must be one of {', '.join(SHAPES)}, not {self.shape!r}")
 
     def coefficients(self, count: int) -> list[float]:
         decay = [SHAPES[self.shape](j / count) for j in range(count + 1)]
         return [one - after for one, after in itertools.pairwise(decay)]
+
+    def _choose(self, due: list[int], at: int) -> list[int]:
+        return super()._choose(due, at) if self.share is None else _last_share(self.share, due, at)
+
+    def _needs(self) -> str:
+        return super()._needs() if self.share is None else f"a snapshot of the last {self.share:g} of the updates"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,14 +155,12 @@ class Weighted(Average):
         if not abs(math.fsum(self.weights) - 1.0) <= 1e-6:
             raise ValueError(f"weights must have the sum 1, not {math.fsum(self.weights):.6g}")
 
+    @property
+    def held(self) -> int:
+        return len(self.weights)
+
     def coefficients(self, count: int) -> list[float]:
         return list(self.weights)
-
-    def _choose(self, due: list[int], at: int) -> list[int]:
-        return due[-len(self.weights) :] if len(due) >= len(self.weights) else []
-
-    def _needs(self) -> str:
-        return f"{len(self.weights)} snapshots"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,9 +178,6 @@ class Power(Average):
         super().__post_init__()
         if not (isinstance(self.gamma, int | float) and math.isfinite(self.gamma) and self.gamma >= 0):
             raise ValueError(f"gamma must be a number >= 0, not {self.gamma!r}")
-
-    def _choose(self, due: list[int], at: int) -> list[int]:
-        return due
 
     def weight(self, number: Any, functions: Any = NUMBERS) -> Any:
         return -functions.expm1((self.gamma + 1.0) * functions.log1p(-1.0 / number))  # 1 - (1 - 1/k)^(gamma + 1)

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weight_averaging.averages import EMA, LAWA, Average, Merge, Power, SnapshotError, Tail
-from weight_averaging.cli.common import add_reading, add_writing, listed, not_averaged, opened, progress, size
+from weight_averaging.cli.common import add_reading, add_writing, listed, not_averaged, opened, progress
+from weight_averaging.placement import size
 
 if TYPE_CHECKING:
     from weight_averaging.offline import Snapshots

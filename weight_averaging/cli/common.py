@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weight_averaging.averages import SnapshotError
+from weight_averaging.placement import size
 
 if TYPE_CHECKING:
     from weight_averaging.offline import Snapshots
@@ -82,13 +83,6 @@ def not_averaged(args: argparse.Namespace, snapshots: "Snapshots") -> set[str]:
         shown = ", ".join(sorted(latest)[:5]) + (", ..." if len(latest) > 5 else "")
         print(f"not averaged but taken from the latest snapshot ({len(latest)} tensors): {shown}")
     return latest
-
-
-def size(count: float) -> str:
-    for unit, power in (("GB", 9), ("MB", 6), ("kB", 3)):
-        if count >= 10**power:
-            return f"{count / 10**power:.3g} {unit}"
-    return f"{count:.0f} B"
 
 
 def listed(numbers: Sequence[int]) -> str:

@@ -10,7 +10,8 @@ import argparse
 from pathlib import Path
 
 from weight_averaging.averages import SnapshotError
-from weight_averaging.cli.common import add_reading, size
+from weight_averaging.cli.common import add_reading
+from weight_averaging.placement import size
 
 EXAMPLES = """\
 for example:

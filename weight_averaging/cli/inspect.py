@@ -11,7 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weight_averaging.cli.common import add_reading, listed, opened, size
+from weight_averaging.cli.common import add_reading, listed, opened
+from weight_averaging.placement import size
 
 if TYPE_CHECKING:
     from weight_averaging.offline import Snapshots

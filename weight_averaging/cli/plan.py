@@ -7,8 +7,8 @@ in and out, and the first limit that breaks. The model behind it, and how near i
 
 import argparse
 
-from weight_averaging.cli.common import size
 from weight_averaging.cli.costs import BYTES, Machine, Run, places
+from weight_averaging.placement import size
 
 EXAMPLES = """\
 for example:

@@ -1,12 +1,14 @@
 """What LAWA and EMA have in common: when they take in a snapshot, and what they show."""
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from weight_averaging.averages import Average
 from weight_averaging.averages.schedule import is_due
 from weight_averaging.jax.trees import Tree, all_finite, check_alike, dtype_of, is_averaged
 
@@ -37,28 +39,27 @@ class Averager(NamedTuple):
 
 
 def averager(
-    settings: Mapping[str, Any],
+    average: Average,
     *,
     init: Callable[[Tree], Any],
     take: Callable[[Any, Tree, Array], Any],
     mean: Callable[[Any], Tree],
-    needed: int,
     check_finite: bool,
     axes: tuple[int, ...] = (),
 ) -> Averager:
     """The rules that all averages share around those of one.
 
     Args:
-        settings: its hyperparameters, with `interval` and `start`.
+        average: what it is, with an interval.
         init: as of Averager. A state's first field is a tree like the parameters; it also has the fields `step`,
             `count` and `refused`.
         take: the state that has taken in the weights of an update.
         mean: the average, a tree like the parameters; in the place of leaves that are not averaged anything.
-        needed: snapshots before it is ready.
         check_finite: whether weights that are not finite are refused.
         axes: the leading axes of that tree's leaves.
     """
-    interval, start = settings["interval"], settings["start"]
+    interval, start, needed = average.interval, average.start, average.needed
+    assert interval is not None
 
     def refuse(state: Any, params: Tree, step: Array) -> Any:
         return state._replace(refused=state.refused + 1)
@@ -98,17 +99,24 @@ def averager(
     def show(state: Any, params: Tree) -> Tree:
         return lax.cond(ready(state), averaged, lambda state, params: params, state, params)
 
-    def average(state: Any, params: Tree) -> Tree:
+    def average_of(state: Any, params: Tree) -> Tree:
         check_alike(state[0], params, axes)
         return show(state, params)
 
     return Averager(
         jax.jit(init),
         update,  # jitted, the counters are where the parameters are
-        average,
+        average_of,
         ready,
-        tuple(settings.items()),
+        settings_of(average),
     )
+
+
+def settings_of(average: Average) -> tuple[tuple[str, Any], ...]:
+    """Names and values of what a state depends on."""
+    fields = dataclasses.fields(average)
+    own = {field.name: getattr(average, field.name) for field in fields}
+    return (("averager", type(average).__name__), *own.items())
 
 
 def counter() -> Array:

@@ -1,4 +1,4 @@
-"""LAWA with its window in host memory, for windows that would crowd the device. Its functions are called outside jit.
+"""A window in host memory, for windows that would crowd the device. Its functions are called outside jit.
 
 Snapshots are trees in pinned memory where the backend has it, sharded as the parameters are: every process copies and
 holds its own shards, of a replicated leaf one copy. The copies go on beside training; JAX keeps what they read from
@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from weight_averaging.averages.checks import check_count
+from weight_averaging.averages import Average
 from weight_averaging.averages.schedule import is_due
 from weight_averaging.averages.summation import pairwise_sum
-from weight_averaging.jax.averager import Averager, check_step
+from weight_averaging.jax.averager import Averager, check_step, settings_of
 from weight_averaging.jax.trees import (
     Tree,
     all_finite,
@@ -26,7 +26,7 @@ from weight_averaging.jax.trees import (
     single,
     single_type,
 )
-from weight_averaging.jax.window import divided, lawa
+from weight_averaging.jax.window import divided
 from weight_averaging.placement import on_host
 
 
@@ -46,17 +46,16 @@ class HostLAWAState(NamedTuple):
     refused: np.ndarray
 
 
-def host_lawa(
-    interval: int, window: int, start: int = 1, allow_partial: bool = False, check_finite: bool = True
-) -> Averager:
-    """`lawa` with its window in host memory: the same averages bit for bit, by functions to be called outside jit.
+def host_window_averager(average: Average, check_finite: bool) -> Averager:
+    """`window_averager` with its window in host memory: the same averages, by functions to be called outside jit.
 
-    On the device there are, while an average is made, the partial sums of one leaf (`pairwise.accumulators`) and the
+    On the device there are, while an average is made, the partial sums of one leaf (`summation.accumulators`) and the
     average. With `check_finite` an update that is due waits for the weights, to know whether they are finite;
-    without it nothing waits. Arguments and errors: see `lawa`.
+    without it nothing waits.
     """
-    settings = dict(lawa(interval, window, start, allow_partial, check_finite).settings)
-    interval, window, start = settings["interval"], settings["window"], settings["start"]
+    interval, window, start = average.interval, average.held, average.start
+    assert interval is not None
+    assert window is not None
     nothing = np.zeros((), np.float32)  # in the place of a leaf that is not averaged
 
     def number(value: Any) -> np.ndarray:
@@ -89,9 +88,9 @@ def host_lawa(
         return state._replace(snapshots=snapshots, steps=steps, count=number(state.count + 1))
 
     def ready(state: HostLAWAState) -> Any:
-        return state.count >= (1 if allow_partial else window)
+        return state.count >= average.needed
 
-    def average(state: HostLAWAState, params: Tree) -> Tree:
+    def average_of(state: HostLAWAState, params: Tree) -> Tree:
         _refuse_tracers((state, params))
         check_alike(state.snapshots[0], params)
         if not ready(state):
@@ -102,23 +101,22 @@ def host_lawa(
         def mean(leaf: Any, *values: Any) -> Array:
             if not is_averaged(leaf):
                 return jnp.copy(leaf)
-            total = pairwise_sum(_to_device(value, leaf) for value in values)
-            result: Array = _mean(total, len(values), dtype_of(leaf))
+            on_device = (_to_device(value, leaf) for value in values)
+            if average.is_mean:
+                result: Array = _mean(pairwise_sum(on_device), len(values), dtype_of(leaf))
+            else:
+                shares = map(jnp.float32, average.coefficients(len(values)))
+                result = pairwise_sum(one * share for one, share in zip(on_device, shares)).astype(dtype_of(leaf))
             return result
 
         return jax.tree.map(mean, params, *held)
 
-    return Averager(init, update, average, ready, tuple(settings.items()))
+    return Averager(init, update, average_of, ready, settings_of(average))
 
 
-def choose_lawa(params: Tree, interval: int, window: int, *, placement: str = "auto", **options: Any) -> Averager:
-    """`lawa` or `host_lawa`, as there is room.
+def goes_to_host(params: Tree, window: int, placement: str) -> bool:
+    """Whether a window of snapshots of these parameters goes to host memory that is not the device's.
 
-    Args:
-        params: the parameters, on their devices.
-        placement: `"device"` is where they are, `"host"` host memory, `"auto"` the device if the window takes no more
-            than a tenth of its free memory.
-        interval, window, options: see `lawa`.
     Raises:
         MemoryError: the snapshots would not fit, before any is taken.
         ValueError: there is no such placement.
@@ -135,7 +133,7 @@ def choose_lawa(params: Tree, interval: int, window: int, *, placement: str = "a
         return sum(shard.data.size * np.dtype(single_type(leaf)).itemsize for leaf, shard in mine)
 
     count = sum(leaf.size for leaf in leaves)
-    holds = f"a window of {check_count('window', window)} snapshots of {count:,} weights"
+    holds = f"a window of {window} snapshots of {count:,} weights"
     pinned = _host_kind(device) == "pinned_host" and not is_host
     free = 0 if is_host else _free_bytes(device)
     host = on_host(
@@ -148,7 +146,7 @@ def choose_lawa(params: Tree, interval: int, window: int, *, placement: str = "a
         free=free,
         pinned=pinned,
     )
-    return (host_lawa if host and not is_host else lawa)(interval, window, **options)
+    return host and not is_host
 
 
 def _refuse_tracers(given: Any) -> None:

@@ -1,13 +1,13 @@
-"""LAWA: the mean of the latest L snapshots."""
+"""Averages of the latest snapshots, in a window on the device."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
-from weight_averaging.averages.checks import check_count
-from weight_averaging.averages.horizon import WINDOW, for_run
+from weight_averaging.averages import Average
 from weight_averaging.averages.summation import pairwise_sum
 from weight_averaging.jax.averager import Averager, averager, counter
 from weight_averaging.jax.trees import Tree, check_averaged, is_averaged, placeholder, single
@@ -32,37 +32,10 @@ class LAWAState(NamedTuple):
     refused: Array
 
 
-def lawa(
-    interval: int, window: int, start: int = 1, allow_partial: bool = False, check_finite: bool = True
-) -> Averager:
-    """Latest weight averaging (Kaddour 2022; Algorithm 1 of Ajroldi et al., ICML 2025, arXiv 2502.06761).
-
-    The weights after every `interval` updates join a queue of the latest `window`; the average is
-
-        (1 / L) * sum of theta_{t - i nu},  i = 0, ..., L - 1,
-
-    with nu the interval and t the last update that was a multiple of it. Memory: `window` x 4 bytes a parameter.
-
-    Args:
-        interval: updates between snapshots, nu >= 1.
-        window: snapshots in the average, L >= 1.
-        start: the first update whose weights may be collected.
-        allow_partial: be ready from the first snapshot on, with the mean over those held.
-        check_finite: refuse weights with a NaN or an infinity, for one more read of the weights at each snapshot. Of
-            sharded parameters the devices agree on it, by a number a leaf; without it an update has no communication.
-    Raises:
-        ValueError: an argument that cannot be, in one line.
-
-    >>> avg = lawa(interval=1, window=3)
-    >>> state = avg.init({"w": jnp.zeros(1)})
-    >>> for step in (1, 2, 3, 4):
-    ...     params = {"w": jnp.full(1, float(step))}
-    ...     state = avg.update(state, params, step)
-    >>> avg.average(state, params)["w"].tolist()
-    [3.0]
-    """
-    interval, start = check_count("interval", interval), check_count("start", start)
-    window = check_count("window", window)
+def window_averager(average: Average, check_finite: bool) -> Averager:
+    """An average that is made of the latest snapshots, `average.held` of them."""
+    window = average.held
+    assert window is not None
 
     def init(params: Tree) -> LAWAState:
         check_averaged(params)
@@ -92,28 +65,33 @@ def lawa(
     def mean(state: LAWAState) -> Tree:
         held = jnp.minimum(state.count, window)
         oldest = jnp.where(state.count < window, 0, state.count % window)
+        partial = average.needed < window
 
         def snapshot(leaf: Array, number: int) -> Array:
             value = lax.dynamic_index_in_dim(leaf, (oldest + number) % window, 0, keepdims=False)
-            return jnp.where(number < held, value, -0.0) if allow_partial and number else value  # neutral, see pairwise
+            if not average.is_mean:
+                value = value * share[held, number]
+            # What is neutral in a sum, for a snapshot that is not there yet.
+            return jnp.where(number < held, value, -0.0) if partial and number else value
 
         def of(leaf: Array) -> Array:
             if leaf.ndim == 0:
                 return leaf
-            return divided(pairwise_sum(snapshot(leaf, number) for number in range(window)), held)
+            total = pairwise_sum(snapshot(leaf, number) for number in range(window))
+            return divided(total, held) if average.is_mean else total
 
+        share = coefficients(average, window)
         return jax.tree.map(of, state.snapshots)
 
-    settings = {"interval": interval, "window": window, "start": start, "allow_partial": allow_partial}
-    return averager(
-        {"averager": "LAWA", **settings},
-        init=init,
-        take=take,
-        mean=mean,
-        needed=1 if allow_partial else window,
-        check_finite=check_finite,
-        axes=(window,),
-    )
+    return averager(average, init=init, take=take, mean=mean, check_finite=check_finite, axes=(window,))
+
+
+def coefficients(average: Average, window: int) -> Array:
+    """float32[L + 1, L]: the weight of each snapshot, oldest first, where so many are held; 0 for others."""
+    table = np.zeros((window + 1, window), np.float32)
+    for count in range(average.needed, window + 1):
+        table[count, :count] = average.coefficients(count)
+    return jnp.asarray(table)
 
 
 def divided(total: Array, count: Array) -> Array:
@@ -122,20 +100,3 @@ def divided(total: Array, count: Array) -> Array:
     By one number for all elements XLA would multiply with its reciprocal; a divisor of each element it cannot turn.
     """
     return total / jnp.where(total == total, jnp.float32(count), jnp.float32(1))
-
-
-def lawa_for_run(total_updates: int, *, horizon: float | None = None, window: int = WINDOW, **options: Any) -> Averager:
-    """The LAWA that covers a share of a run whose length is known.
-
-    Args:
-        total_updates: of the run, T.
-        horizon: the share of it that the window covers, in (0, 1]; None: `collection.suggested_horizon`, 1 % of a
-            run of 10,000 updates or more and 4 % of a shorter one.
-        window: snapshots that cover it, at most: interval = horizon * T / window.
-        options: further arguments of `lawa`.
-
-    >>> dict(lawa_for_run(120_000).settings)["interval"]
-    60
-    """
-    interval, window = for_run(total_updates, horizon, window)
-    return lawa(interval, window, **options)

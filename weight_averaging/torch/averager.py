@@ -1,26 +1,25 @@
 """Averages of a model in training: swapped in and out, handed out, saved and loaded."""
 
-import abc
 import contextlib
 import logging
-import weakref
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Unpack
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from weight_averaging import averages
+from weight_averaging.averages import Average
 from weight_averaging.averages.checks import check_step
 from weight_averaging.torch import export, saved_state
 from weight_averaging.torch.collector import Collector
-from weight_averaging.torch.load_guard import LoadGuard
-from weight_averaging.torch.memory.pickling import packed, unpacked
-from weight_averaging.torch.model.batch_norm import keep_statistics, restore_statistics
-from weight_averaging.torch.model.blocks import Block
 from weight_averaging.torch.model.tensors import plain_tensors
-from weight_averaging.torch.tracks.track import Track
+from weight_averaging.torch.options import Options, completed, shows_options
+from weight_averaging.torch.state import State
+from weight_averaging.torch.swap import Swap
 
-_SWAPPED: "weakref.WeakSet[Averager]" = weakref.WeakSet()  # those whose average is in their model now
+KNOWN = (averages.LAWA, averages.EMA)
+# What their saved states have of their settings.
+SETTINGS = {"LAWA": ("window", "allow_partial", "interval"), "EMA": ("decay", "horizon", "warmup", "interval")}
 
 
 class Averager(Collector):
@@ -38,8 +37,12 @@ class Averager(Collector):
 
     Args:
         model: the module in training, also when wrapped by DDP, FSDP or torch.compile.
-        interval: updates between snapshots, nu >= 1.
-        start: the first update whose weights may be collected.
+        average: what to average, a description from `weight_averaging.averages` or one of your own
+            (docs/own_average.md), with an interval. `LAWA` and `EMA` make theirs from their arguments. Of several, as
+            in `Averages`, `select` says which one is shown.
+        placement: where snapshots and averages live: `"device"` is where the model is, `"host"` host memory, into which
+            snapshots are copied beside training (of replicas, that of the first rank), `"auto"` the device for
+            exponential averages, and for windows if they take no more than a tenth of its free memory.
         buffers: `"average"` treats batch-norm statistics like parameters, `"latest"` leaves them as training has them,
             `"recompute"` asks for new ones at every swap, by the function given to `swap_in`. Other buffers stay as
             they are.
@@ -54,57 +57,76 @@ class Averager(Collector):
             holds what one is enough for, and `update` and `swap_in` are collective. None: each is on its own.
     Raises:
         TypeError, ValueError: a model or an argument that cannot be taken, in one line.
+        MemoryError: what is to be held would not fit, before any snapshot is taken.
+
+    Attributes:
+        averages: the descriptions of what is averaged.
+        buffers: as it was given.
+        step: the last update seen.
+
+    >>> import torch
+    >>> from weight_averaging.averages import Merge
+    >>> model = torch.nn.Linear(1, 1, bias=False)
+    >>> averager = Averager(model, Merge(shape="1-sqrt", window=4, interval=1))
+    >>> for step in (1, 2, 3, 4):
+    ...     _ = model.weight.data.fill_(float(step))
+    ...     _ = averager.update(step)
+    >>> with averager.averaged():
+    ...     print(round(model.weight.item(), 3))
+    1.927
     """
 
-    def __init__(self, model: nn.Module, **settings: Any) -> None:
-        super().__init__(model, **settings)
-        self._raw: list[Tensor] = []  # the raw weights, while the average is in the model
-        self._raw_statistics: dict[str, Tensor] = {}  # of batch norm, while recomputed ones are in the model
-        self._swapped = False
-        self._guard = LoadGuard()
+    @shows_options
+    def __init__(self, model: nn.Module, average: Average | Iterable[Average], **options: Unpack[Options]) -> None:
+        given = completed(options, type(self).__init__)
+        super().__init__(model, [average] if isinstance(average, Average) else average, given)
+        self._swap = Swap(self.name, model, self._spare)
 
     @property
-    @abc.abstractmethod
-    def _needed(self) -> int:
-        """Snapshots that must be held for an average."""
+    def name(self) -> str:
+        """Of messages and saved states: LAWA or EMA also where these were described; else the class."""
+        plain = type(self) is Averager and len(self.averages) == 1
+        return type(self.averages[0]).__name__ if plain and type(self.averages[0]) in KNOWN else super().name
+
+    def select(self, average: Average) -> None:
+        """Let `ready`, `swap_in` and `averaged` be about this average; at first it is the first one.
+
+        Raises:
+            KeyError: it is not tracked.
+            RuntimeError: another one is in the model.
+        """
+        if average not in self._track_of:
+            raise KeyError(f"{average} is not among the averages: {', '.join(map(str, self.averages))}")
+        if self._swap.is_in and average != self._selected:
+            raise RuntimeError(f"select({average}) while {self._selected} is in the model: call swap_out() first")
+        self._selected = average
+        self._said.discard("not ready")
 
     @property
-    def ready(self) -> bool:
-        """Whether there is an average to swap in."""
-        self._settle()
-        return len(self._shown.steps) >= self._needed
-
-    @property
-    @abc.abstractmethod
-    def _shown(self) -> Track:
-        """Where the average that a swap shows comes from."""
-
-    @abc.abstractmethod
-    def _average(self, block: Block) -> Tensor:
-        """The average over a block, flat and float32, on any device."""
-
-    @abc.abstractmethod
-    def _hyperparameters(self) -> dict[str, Any]:
-        """What must agree between a saved state and this averager."""
+    def state(self) -> State:
+        """What is held now: steps, count, refused snapshots, place and bytes. Read only."""
+        return State.of(self)
 
     def __repr__(self) -> str:
-        given = {**self._hyperparameters(), "start": self.start}
-        settings = ", ".join(f"{name}={value!r}" for name, value in given.items() if value not in (None, False))
-        held = self.snapshot_steps
-        last = f", the last of update {held[-1]}" if held else ""
-        state = "in the model" if self._swapped else "ready" if self.ready else "not ready"
-        return f"{type(self).__name__}({settings}; holds {len(held)}{last}; {state})"
+        given = self.settings()
+        settings = ", ".join(f"{n}={v!r}" for n, v in given.items() if v not in (None, False) and n != "buffers")
+        now = "in the model" if self.swapped else "ready" if self.ready else "not ready"
+        return f"{self.name}({settings}; {self.state}; {now})"
 
-    @property
-    def snapshot_steps(self) -> list[int]:
-        """The updates whose snapshots are held (a window), or the last one taken in (an EMA); oldest first."""
-        self._settle()
-        return list(self._shown.steps)
+    def settings(self) -> dict[str, Any]:
+        """What must agree between a saved state and this averager, by name.
+
+        The same average has the same state, whether described or made by LAWA or EMA, and that of release 0.2.0.
+        """
+        source = self.averages[0] if type(self) is Averager else self
+        own = {name: getattr(source, name, None) for name in SETTINGS.get(self.name, ())}
+        own = own or {"averages": [str(average) for average in self.averages]}
+        return {**own, "start": self.start, "buffers": self.buffers}
 
     @property
     def swapped(self) -> bool:
         """Whether the model holds the average now."""
-        return self._swapped
+        return self._swap.is_in
 
     def update(self, step: int) -> bool:
         """Tell that `step` optimizer updates are complete; collects a snapshot when one is due.
@@ -119,25 +141,12 @@ class Averager(Collector):
                 of training.
             TypeError, ValueError: `step` is not a whole number, or not larger than at the last call.
         """
-        if self._swapped:
+        if self._swap.is_in:
             raise RuntimeError(f"update({step}) while the average is in the model: call swap_out() before training on")
         step = check_step(step, self.step)
-        if _SWAPPED:
-            self._refuse_another(f"update({step})")
-        self._guard.end()
+        self._swap.refuse_another(f"update({step})")
+        self._swap.guard.end()
         return self._pass(step)
-
-    def _refuse_another(self, what: str) -> None:
-        """A RuntimeError if the average of another averager is in this model."""
-        mine: set[int] | None = None
-        for other in list(_SWAPPED):
-            if other is not self and other._swapped:
-                mine = mine or set(self._weights.index_by_id())
-                if not mine.isdisjoint(other._weights.index_by_id()):
-                    raise RuntimeError(
-                        f"{what} while the average of another averager, {type(other).__name__}, is in the model: "
-                        "call its swap_out() first"
-                    )
 
     @plain_tensors
     def swap_in(self, recompute: Callable[[], object] | None = None) -> bool:
@@ -155,33 +164,20 @@ class Averager(Collector):
         """
         if self.buffers == "recompute" and recompute is None:
             raise TypeError('buffers="recompute" needs a function to do it: swap_in(recompute=...)')
-        if self._swapped:
+        if self._swap.is_in:
             return True
-        self._refuse_another("swap_in()")
+        self._swap.refuse_another("swap_in()")
         if not self._prepare():
             return False
-        self._guard.end()
-        self._raw = self._weights.keep_raw()
-        self._swapped = True
-        _SWAPPED.add(self)
-        try:
-            self._write(self._weights.tensors())
-            if self.buffers == "recompute":
-                assert recompute is not None
-                self._raw_statistics = keep_statistics(self._model)
-                with torch.random.fork_rng():
-                    recompute()
-        except BaseException:
-            self.swap_out()
-            raise
+        self._swap.bring_in(self._write, recompute if self.buffers == "recompute" else None)
         return True
 
     def _prepare(self) -> bool:
         """What comes before any use of the average: copies under way are complete on return. Whether it is ready."""
         self._settle()
-        if not self._swapped:
+        if not self._swap.is_in:
             self._look()
-        for track in self._tracks():
+        for track in self._tracks:
             track.vectors()
         if self.ready:
             if names := self._frozen.changed(self._model, self._weights.selected):
@@ -194,25 +190,12 @@ class Averager(Collector):
             return True
         self._say(
             logging.WARNING,
-            f"{type(self).__name__} is not ready at step {self.step}: the raw weights are evaluated. It will be ready "
-            f"after update {self._ready_at()}, with {self._needed} snapshots {self._shown.interval} updates apart",
+            f"{self.name} is not ready at step {self.step}: the raw weights are evaluated. It will be ready "
+            f"after update {self._ready_at()}, with {self._selected.needed} snapshots {self._shown.interval} updates "
+            "apart",
             "not ready",
         )
         return False
-
-    def _ready_at(self) -> int:
-        track = self._shown
-        due = -(-max(self.step + 1, track.start) // track.interval) * track.interval  # the next one
-        return due + (self._needed - len(track.steps) - 1) * track.interval
-
-    def _write(self, tensors: list[Tensor]) -> None:
-        """Overwrite tensors like the model's with the average; of replicas the one that holds it hands it on."""
-        by_owner = self._shown.by_owner
-        if self._ranks.is_owner or not by_owner:
-            with self._ranks.idle_cores(by_owner):
-                self._weights.write(self._average, tensors)
-        if by_owner:
-            self._ranks.spread(tensors)
 
     @plain_tensors
     def swap_out(self) -> bool:
@@ -223,14 +206,9 @@ class Averager(Collector):
         Raises:
             RuntimeError: tensors of the model were removed or reshaped meanwhile.
         """
-        if not self._swapped:
+        if not self._swap.is_in:
             return False
-        self._weights.restore(self._raw)
-        restore_statistics(self._model, self._raw_statistics)
-        self._raw, self._raw_statistics = [], {}
-        self._weights.release_raw()
-        self._swapped = False
-        _SWAPPED.discard(self)
+        self._swap.take_out()
         return True
 
     @contextlib.contextmanager
@@ -240,13 +218,14 @@ class Averager(Collector):
         What is taken out of the model in the block and shares its memory (`model.state_dict()`) has the raw weights
         after it: save it inside, or use `average_state_dict()`.
         """
-        was_swapped = self._swapped
+        was_swapped = self._swap.is_in
         try:
             yield self.swap_in(recompute)
         finally:
             if not was_swapped:
                 self.swap_out()
 
+    @plain_tensors
     def average_state_dict(self) -> dict[str, Any]:
         """The average as a state dict of the plain model, without touching the model: to deploy, export or publish.
 
@@ -258,8 +237,12 @@ class Averager(Collector):
                 under FSDP1: then save the model's own state_dict within `averaged()`.
             TypeError: `buffers="recompute"`, for which the same holds.
         """
-        return export.average_state_dict(self)
+        export.check("average_state_dict()", self.buffers, self._ranks)
+        if not self._prepare():
+            raise RuntimeError(f"there is no average yet: {self!r}")
+        return export.average_state_dict(self._model, self._weights, self._write)
 
+    @plain_tensors
     def copy_to(self, other: nn.Module) -> bool:
         """Write the average into another model of the same kind, to be evaluated while this one trains on.
 
@@ -272,7 +255,11 @@ class Averager(Collector):
             ValueError: the other model lacks a tensor, or has one of another shape. Nothing is changed.
             TypeError: `buffers="recompute"`.
         """
-        return export.copy_to(self, other)
+        export.check("copy_to()", self.buffers, self._ranks)
+        ready = self._prepare()
+        write = self._write if ready else None
+        export.copy_to(other, self._model, self._weights, write, alike=not self._shown.by_owner)
+        return ready
 
     @plain_tensors
     def state_dict(self) -> dict[str, Any]:
@@ -287,7 +274,7 @@ class Averager(Collector):
         Raises:
             RuntimeError: the average is swapped in, and the model has DTensors.
         """
-        return saved_state.state_of(self)
+        return saved_state.state_of(self, self._swap, self.settings())
 
     @plain_tensors
     def load_state_dict(self, saved: dict[str, Any], *, settings: str = "same") -> None:
@@ -303,18 +290,13 @@ class Averager(Collector):
                 EMA goes on with its new decay; a log line says how many there are.
         Raises:
             ValueError: it is the state of another averager, other settings or another model, or it was not copied and
-                training has gone on since. The state is not taken over.
+                training has gone on since. Nothing has changed then.
         """
-        saved_state.load(self, saved, settings)
+        saved_state.load(self, self._swap, self.settings(), saved, settings)
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy.deepcopy, together with the model: everything that training on needs, unshared."""
         if self._ranks.group is not None:
             raise TypeError("an averager with a process_group cannot be pickled or deep-copied: use its state_dict()")
         self._settle()
-        return {**self.__dict__, "_raw": packed(self._raw), "_guard": LoadGuard()}
-
-    def __setstate__(self, saved: dict[str, Any]) -> None:
-        self.__dict__.update(saved, _raw=unpacked(saved["_raw"]))
-        if self._swapped:
-            _SWAPPED.add(self)
+        return self.__dict__

@@ -1,71 +1,102 @@
 """Taking snapshots of a model in training, which may change on the way."""
 
-import abc
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from weight_averaging.averages.checks import BUFFERS, check_count
+from weight_averaging.averages import Average
+from weight_averaging.averages.average import check_along_training
 from weight_averaging.averages.schedule import is_due, missed
-from weight_averaging.include_exclude import Choice
 from weight_averaging.torch.model.changes import Change
 from weight_averaging.torch.model.finite import Verdict, defers, finite, finite_later, squares
 from weight_averaging.torch.model.frozen_probe import FrozenProbe
 from weight_averaging.torch.model.ranks import Ranks
+from weight_averaging.torch.model.spare_copy import SpareCopy
 from weight_averaging.torch.model.tensors import plain_tensors
 from weight_averaging.torch.model.weights import LiveWeights
-from weight_averaging.torch.tracks.make import host_copies
+from weight_averaging.torch.options import Options
+from weight_averaging.torch.tracks.make import TrackMaker
 from weight_averaging.torch.tracks.track import Track
 
 logger = logging.getLogger("weight_averaging")
 
 
-class Collector(abc.ABC):
-    """The tracks of a model and what feeds them. Arguments and errors: see `Averager`."""
+class Collector:
+    """The tracks of a model, what feeds them, and the average that is shown of them.
+
+    Args:
+        averages: those that are followed.
+        options: all of them.
+    Raises:
+        As `Averager`.
+    """
 
     @plain_tensors
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        start: int,
-        buffers: str,
-        check_finite: bool,
-        process_group: Any,
-        include: Choice,
-        exclude: Choice,
-    ) -> None:
-        if buffers not in BUFFERS:
-            raise ValueError(f"buffers must be one of {', '.join(BUFFERS)}, not {buffers!r}")
-        self.start = check_count("start", start)
-        self.buffers = buffers
-        self._check_finite = check_finite
+    def __init__(self, model: nn.Module, averages: Iterable[Average], options: Options) -> None:
+        self.averages = list(averages)
+        if not self.averages:
+            raise ValueError("no averages to track")
+        for number, average in enumerate(self.averages):
+            check_along_training(average)
+            if average in self.averages[:number]:
+                raise ValueError(f"{average} is there twice")
+        self.buffers = options["buffers"]
+        self._placement, self._check_finite = options["placement"], options["check_finite"]
         self.step = 0  # the last update seen
         self._model = model
-        self._weights = LiveWeights(model, buffers == "average", include, exclude)
-        logger.info("%s of %s: %s", type(self).__name__, type(model).__name__, self._weights.selected)
-        self._ranks = Ranks(process_group, self._weights.global_tensors(), model.modules())
-        self._copies = host_copies(self._weights)
+        self._weights = LiveWeights(model, self.buffers == "average", options["include"], options["exclude"])
+        self._spare = SpareCopy(self._weights)
+        logger.info("%s of %s: %s", self.name, type(model).__name__, self._weights.selected)
+        self._ranks = Ranks(options["process_group"], self._weights.global_tensors(), model.modules())
         self._frozen = FrozenProbe()
         self._said: set[str] = set()
-        self._refusing = False  # whether the last snapshot that was due was not finite
+        self._refused = 0  # snapshots that were due and not finite
+        self._refusing = False  # whether the last one was
         self._pending: tuple[int, list[Track], Verdict] | None = None  # a snapshot that may turn out not to be
-
-    @plain_tensors
-    def _build(self) -> None:
+        self._selected = self.averages[0]  # of which the average is shown
         self._make_tracks()
-        self._weights.release_raw()  # it was there to show that it fits
 
-    @abc.abstractmethod
     def _make_tracks(self) -> None:
         """Make the tracks, empty, where the model is now."""
+        self._spare.reserve()  # to show that it fits
+        maker = TrackMaker(self._spare, self._ranks, self._placement, self._defers)
+        self._track_of = maker.make(self.averages)
+        self._tracks = list(dict.fromkeys(self._track_of.values()))
+        self._spare.release()
 
-    @abc.abstractmethod
-    def _tracks(self) -> Sequence[Track]:
-        """Everything that takes in snapshots."""
+    @property
+    def name(self) -> str:
+        """Of messages and saved states."""
+        return type(self).__name__
+
+    @property
+    def interval(self) -> int:
+        """Updates between the snapshots of the average that is shown."""
+        return self._shown.interval
+
+    @property
+    def start(self) -> int:
+        """The first update whose weights may be collected."""
+        return self._shown.start if len(self.averages) == 1 else 1
+
+    @property
+    def _shown(self) -> Track:
+        """The track that the average of a swap comes from."""
+        return self._track_of[self._selected]
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is an average to swap in."""
+        self._settle()
+        return len(self._shown.steps) >= self._selected.needed
+
+    @property
+    def snapshot_steps(self) -> list[int]:
+        """The updates whose snapshots are held (a window), or the last one taken in (an EMA); oldest first."""
+        self._settle()
+        return list(self._shown.steps)
 
     def _pass(self, step: int) -> bool:
         """Go on to update `step`. Whether a snapshot was due and collected."""
@@ -75,10 +106,10 @@ class Collector(abc.ABC):
         return self._collect(step) if self._due(step) else False
 
     def _due(self, step: int) -> list[Track]:
-        return [track for track in self._tracks() if is_due(step, track.interval, track.start)]
+        return [track for track in self._tracks if is_due(step, track.interval, track.start)]
 
     def _say_missed(self, last: int, step: int) -> None:
-        for track in self._tracks():
+        for track in self._tracks:
             if passed := missed(last, step, track.interval, track.start):
                 self._say(
                     logging.WARNING,
@@ -132,7 +163,7 @@ class Collector(abc.ABC):
             held, name = due[0].steps, self._weights.not_finite() or otherwise
             stays = f"the average stays that of step {held[-1]}" if held else "there is no average yet"
             logger.warning("step %d: weights are not finite and are not collected (%s); %s", step, name, stays)
-        self._refusing = not good
+        self._refusing, self._refused = not good, self._refused + (not good)
 
     def _take_later(self, due: list[Track]) -> Verdict:
         """The same as `_take` without a wait for the device, which checks the weights as it takes them in.
@@ -145,7 +176,7 @@ class Collector(abc.ABC):
             good = self._agreed(weights.square_sums())
         for track in due:
             track.begin()
-        for block, parts in weights.blocks():
+        for block, parts in weights.read():
             for track in due:
                 track.take(block, parts, good)
             if good is None:
@@ -163,12 +194,12 @@ class Collector(abc.ABC):
         An average cannot give back what it has taken in, so all blocks are checked before the first is used.
         """
         weights = self._weights
-        at_once = len(weights.plan) == 1 and self._ranks.alone
+        at_once = len(weights.blocks) == 1 and self._ranks.alone
         ahead = self.check_finite and not at_once
         if ahead and not self._ranks.all_agree(finite(weights.square_sums()), weights.device):
             return False
         fresh = list(due)
-        for block, parts in weights.blocks():
+        for block, parts in weights.read():
             if self.check_finite and at_once and not finite(squares(parts)):
                 return False
             while fresh:
@@ -190,27 +221,41 @@ class Collector(abc.ABC):
 
     def _follow(self, change: Change) -> None:
         live = self._weights.tensors()
-        if change.words and any(track.steps for track in self._tracks()):
+        if change.words and any(track.steps for track in self._tracks):
             logger.warning(
                 "the model has changed after update %d (%s): in the snapshots held, what is new counts as it is now",
                 self.step,
                 change.words,
             )
-        for track in self._tracks():
+        for track in self._tracks:
             track.follow(change, live)
-        self._weights.release_raw()
+        self._spare.reserve()
+        self._spare.release()
 
     def _move(self, change: Change | None) -> None:
         """The model is on another device: so are new tracks."""
-        held = [(track.vectors(), track.steps, track.count) for track in self._tracks()]
-        self._copies = host_copies(self._weights)
-        self._build()
+        held = [(track.vectors(), track.steps, track.count) for track in self._tracks]
+        self._make_tracks()
         live, device = self._weights.tensors(), self._weights.device
-        for track, (vectors, steps, count) in zip(self._tracks(), held, strict=True):
+        for track, (vectors, steps, count) in zip(self._tracks, held, strict=True):
             if change is not None:
                 empty = torch.empty(self._weights.numel, device=device)
                 vectors = [change.vector(vector.to(device), live, empty.clone()) for vector in vectors]
             track.set_vectors(vectors, steps, count)
+
+    def _ready_at(self) -> int:
+        track = self._shown
+        due = -(-max(self.step + 1, track.start) // track.interval) * track.interval  # the next one
+        return due + (self._selected.needed - len(track.steps) - 1) * track.interval
+
+    def _write(self, tensors: list[Tensor]) -> None:
+        """Overwrite tensors like the model's with the average; of replicas the one that holds it hands it on."""
+        track = self._shown
+        if self._ranks.is_owner or not track.by_owner:
+            with self._ranks.idle_cores(track.by_owner):
+                self._weights.write(lambda block: track.average(block, self._selected), tensors)
+        if track.by_owner:
+            self._ranks.spread(tensors)
 
     def _say(self, level: int, text: str, once: str) -> None:
         """Log what need not be said twice."""

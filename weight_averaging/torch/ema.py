@@ -1,17 +1,13 @@
 """EMA: an exponential average of snapshots."""
 
-from typing import Any
+from typing import Unpack
 
-from torch import Tensor, nn
+from torch import nn
 
 from weight_averaging.averages import exponential
-from weight_averaging.averages.checks import check_count
 from weight_averaging.averages.horizon import WINDOW, decay_from_window, for_run
-from weight_averaging.include_exclude import Choice
 from weight_averaging.torch.averager import Averager
-from weight_averaging.torch.model.blocks import Block
-from weight_averaging.torch.tracks.exponential import ExponentialTrack
-from weight_averaging.torch.tracks.make import exponential_track
+from weight_averaging.torch.options import Options, check_names, shows_options
 
 
 class EMA(Averager):
@@ -32,14 +28,14 @@ class EMA(Averager):
     Args:
         decay: weight of the past, in [0, 1). `weight_averaging.averages.horizon.decay_from_window` gives the decay that
             matches a LAWA window.
-        warmup: let the (k+1)-th snapshot enter with decay min(decay, (1 + k) / (10 + k)).
         horizon: instead of a decay, the share of the updates so far that the average covers, in (0, 1]: the
             power-function average of Karras et al. (EDM2, arXiv 2312.02696, section 3.1) with exponent 2 / horizon - 2,
             as old on average as a window over that share. 0.105 is EDM2's relative length of 0.05.
-        placement: `"device"` is where the model is, `"host"` host memory, into which snapshots are copied beside
-            training (of replicas, that of the first rank).
-        model, interval, start, buffers, include, exclude, check_finite, process_group: see `Averager`. Replicas of a
-            group hold an EMA each.
+        warmup: let the (k+1)-th snapshot enter with decay min(decay, (1 + k) / (10 + k)).
+        interval: updates between snapshots, nu >= 1.
+        start: the first update whose weights may be collected.
+        model, placement, buffers, include, exclude, check_finite, process_group: see `Averager`. Replicas of a
+            group hold an EMA each, except in host memory.
     Raises:
         TypeError: not just one of `decay` and `horizon`.
         MemoryError: it would not fit in host memory.
@@ -55,6 +51,7 @@ class EMA(Averager):
     2.25
     """
 
+    @shows_options
     def __init__(
         self,
         model: nn.Module,
@@ -64,52 +61,26 @@ class EMA(Averager):
         warmup: bool = False,
         interval: int = 1,
         start: int = 1,
-        placement: str = "device",
-        buffers: str = "average",
-        include: Choice = None,
-        exclude: Choice = None,
-        check_finite: bool = True,
-        process_group: Any = None,
+        **options: Unpack[Options],
     ) -> None:
-        average = exponential(decay, horizon, warmup, interval, start)
-        super().__init__(
-            model,
-            start=start,
-            buffers=buffers,
-            include=include,
-            exclude=exclude,
-            check_finite=check_finite,
-            process_group=process_group,
-        )
-        self.interval = check_count("interval", interval)
         self.decay, self.horizon, self.warmup = decay, horizon, warmup
-        self._described, self._placement = average, placement
-        self._build()
-
-    def _make_tracks(self) -> None:
-        self._track = exponential_track(self._weights, self._ranks, self._copies, self._described, self._placement)
+        super().__init__(model, exponential(decay, horizon, warmup, interval, start), **options)
 
     @classmethod
+    @shows_options
     def for_run(
-        cls, model: nn.Module, total_updates: int, *, horizon: float | None = None, window: int = WINDOW, **options: Any
+        cls,
+        model: nn.Module,
+        total_updates: int,
+        *,
+        horizon: float | None = None,
+        window: int = WINDOW,
+        warmup: bool = False,
+        start: int = 1,
+        **options: Unpack[Options],
     ) -> "EMA":
         """The EMA as old on average as `LAWA.for_run` of the same arguments."""
+        check_names(options, cls.for_run)
         interval, length = for_run(total_updates, horizon, window)
-        return cls(model, interval=interval, decay=decay_from_window(length), **options)
-
-    @property
-    def _needed(self) -> int:
-        return 1
-
-    def _tracks(self) -> list[ExponentialTrack]:
-        return [self._track]
-
-    @property
-    def _shown(self) -> ExponentialTrack:
-        return self._track
-
-    def _average(self, block: Block) -> Tensor:
-        return self._track.mean(block)
-
-    def _hyperparameters(self) -> dict[str, Any]:
-        return {"decay": self.decay, "horizon": self.horizon, "warmup": self.warmup, "interval": self.interval}
+        decay = decay_from_window(length)
+        return cls(model, interval=interval, decay=decay, warmup=warmup, start=start, **options)

@@ -1,37 +1,48 @@
 """The average handed out, without touching the model in training."""
 
 import copy
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from weight_averaging.tensor_names import without_wrappers
+from weight_averaging.torch.model.ranks import Ranks
 from weight_averaging.torch.model.selection import all_entries, unwrapped
-from weight_averaging.torch.model.tensors import local, plain_tensors, real, spread_like, writing
+from weight_averaging.torch.model.tensors import local, real, spread_like, writing
+from weight_averaging.torch.model.weights import LiveWeights
 
-if TYPE_CHECKING:
-    from weight_averaging.torch.averager import Averager
+Write = Callable[[list[Tensor]], object]  # overwrites tensors like the model's with the average
 
 
-@plain_tensors
-def average_state_dict(averager: "Averager") -> dict[str, Any]:
-    """See `Averager.average_state_dict`."""
-    _check(averager, "average_state_dict()")
-    if not averager._prepare():
-        raise RuntimeError(f"there is no average yet: {averager!r}")
-    weights = averager._weights
+def check(what: str, buffers: str, ranks: Ranks) -> None:
+    """Refuse what cannot be handed out.
+
+    Raises:
+        TypeError: there are no batch-norm statistics of the average.
+        RuntimeError: what is on this rank are pieces of a flat vector (FSDP1).
+    """
+    if buffers == "recompute":
+        raise TypeError(
+            f'{what} has no batch-norm statistics for buffers="recompute": use the model within averaged(recompute)'
+        )
+    if ranks.is_flat:
+        raise RuntimeError(f"{what} cannot be had under FSDP1: save the model's own state_dict within averaged()")
+
+
+def average_state_dict(model: nn.Module, weights: LiveWeights, write: Write) -> dict[str, Any]:
+    """The state dict of a plain model with the average in it, of new tensors; see `Averager.average_state_dict`."""
     places = weights.index_by_id()
-    state = unwrapped(averager._model).state_dict(keep_vars=True)
+    state = unwrapped(model).state_dict(keep_vars=True)
     found = {places[id(value)] for value in state.values() if id(value) in places}
     for index, entry in enumerate(weights.entries):
         if index not in found and not (entry.is_buffer and entry.key in entry.module._non_persistent_buffers_set):
             raise RuntimeError(
                 f"the model's state_dict has not got {entry.name} as it is: save model.state_dict() within averaged()"
             )
-    live = weights.tensors()
-    averages = [torch.empty_like(tensor, memory_format=torch.preserve_format) for tensor in live]
-    averager._write(averages)
+    averages = [torch.empty_like(tensor, memory_format=torch.preserve_format) for tensor in weights.tensors()]
+    write(averages)
     shaped = [
         torch.view_as_complex(average) if dtype.is_complex else average
         for average, dtype in zip(averages, weights.dtypes, strict=True)
@@ -46,15 +57,16 @@ def average_state_dict(averager: "Averager") -> dict[str, Any]:
     return {without_wrappers(name): handed_out(value) for name, value in state.items()}
 
 
-@plain_tensors
-def copy_to(averager: "Averager", other: nn.Module) -> bool:
-    """See `Averager.copy_to`."""
-    _check(averager, "copy_to()")
-    ready = averager._prepare()
-    weights = averager._weights
+def copy_to(other: nn.Module, model: nn.Module, weights: LiveWeights, write: Write | None, alike: bool) -> None:
+    """Overwrite another model with this one; see `Averager.copy_to`.
+
+    Args:
+        write: None: there is no average, and all is copied as the model has it.
+        alike: whether `write` may go to tensors on another device.
+    """
     theirs = {entry.name: entry.tensor() for entry in all_entries(other)}
     pairs: list[tuple[Tensor, Tensor]] = []
-    for entry in all_entries(averager._model):
+    for entry in all_entries(model):
         mine, their = entry.tensor(), theirs.get(entry.name)
         if mine is their:
             raise ValueError(f"copy_to: {entry.name} of the other model is the model's own: copy.deepcopy(model) first")
@@ -64,7 +76,7 @@ def copy_to(averager: "Averager", other: nn.Module) -> bool:
                 f"copy_to: the other {type(other).__name__} {has} {entry.name}; it must be a copy of the model"
             )
         pairs.append((their, mine))
-    places = weights.index_by_id() if ready else {}
+    places = weights.index_by_id() if write is not None else {}
     targets: dict[int, list[Tensor]] = {number: [] for number in places}  # several, where only the model's are tied
     with writing([their for their, _ in pairs]):
         for their, mine in pairs:
@@ -72,33 +84,21 @@ def copy_to(averager: "Averager", other: nn.Module) -> bool:
                 targets[id(mine)].append(real(local(their.detach())))
             else:
                 local(their.detach()).copy_(local(mine.detach()))
-    if ready:
-        _write(averager, [same[0] for same in targets.values()])  # in the order of the model's tensors
+    if write is not None:
+        _write(write, [same[0] for same in targets.values()], weights.tensors(), alike)  # in the order of the tensors
     for first, *rest in targets.values():
         with writing(rest):
             for target in rest:
                 target.copy_(first)
-    return ready
 
 
-def _write(averager: "Averager", into: list[Tensor]) -> None:
-    live = averager._weights.tensors()
+def _write(write: Write, into: list[Tensor], live: list[Tensor], alike: bool) -> None:
     # Blocks are cut for tensors laid out as the model's; and a broadcast wants the model's device.
-    alike = all(a.is_contiguous() == b.is_contiguous() for a, b in zip(into, live, strict=True))
-    if alike and not averager._shown.by_owner:
-        averager._write(into)
+    if alike and all(a.is_contiguous() == b.is_contiguous() for a, b in zip(into, live, strict=True)):
+        write(into)
         return
     averages = [torch.empty_like(tensor) for tensor in live]
-    averager._write(averages)
+    write(averages)
     with writing(into):
         for target, average in zip(into, averages, strict=True):
             target.copy_(average)
-
-
-def _check(averager: "Averager", what: str) -> None:
-    if averager.buffers == "recompute":
-        raise TypeError(
-            f'{what} has no batch-norm statistics for buffers="recompute": use the model within averaged(recompute)'
-        )
-    if averager._ranks.is_flat:
-        raise RuntimeError(f"{what} cannot be had under FSDP1: save the model's own state_dict within averaged()")

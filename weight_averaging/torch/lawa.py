@@ -1,16 +1,13 @@
 """LAWA: the mean of the latest L snapshots."""
 
-from typing import Any
+from typing import Unpack
 
-from torch import Tensor, nn
+from torch import nn
 
-from weight_averaging.averages.checks import check_count
+from weight_averaging import averages
 from weight_averaging.averages.horizon import WINDOW, for_run
-from weight_averaging.include_exclude import Choice
 from weight_averaging.torch.averager import Averager
-from weight_averaging.torch.model.blocks import Block
-from weight_averaging.torch.tracks.make import window_track
-from weight_averaging.torch.tracks.window import WindowTrack
+from weight_averaging.torch.options import Options, check_names, shows_options
 
 
 class LAWA(Averager):
@@ -25,12 +22,12 @@ class LAWA(Averager):
     and one copy of the model for the raw weights. On CUDA, snapshots travel to host memory while training goes on.
 
     Args:
+        interval: updates between snapshots, nu >= 1.
         window: snapshots in the average, L >= 1.
+        start: the first update whose weights may be collected.
         allow_partial: be ready from the first snapshot on, with the mean over those held. By default the average is
             ready when `window` snapshots are.
-        placement: where snapshots live: `"device"` is where the model is, `"host"` host memory, `"auto"` the device
-            if they take no more than a tenth of its free memory.
-        model, interval, start, buffers, include, exclude, check_finite, process_group: see `Averager`.
+        model, placement, buffers, include, exclude, check_finite, process_group: see `Averager`.
     Raises:
         MemoryError: the snapshots would not fit, before any is taken.
 
@@ -47,6 +44,7 @@ class LAWA(Averager):
     4.0
     """
 
+    @shows_options
     def __init__(
         self,
         model: nn.Module,
@@ -55,74 +53,40 @@ class LAWA(Averager):
         window: int,
         start: int = 1,
         allow_partial: bool = False,
-        placement: str = "auto",
-        buffers: str = "average",
-        include: Choice = None,
-        exclude: Choice = None,
-        check_finite: bool = True,
-        process_group: Any = None,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            model,
-            start=start,
-            buffers=buffers,
-            include=include,
-            exclude=exclude,
-            check_finite=check_finite,
-            process_group=process_group,
-        )
-        self.interval = check_count("interval", interval)
-        self.window = check_count("window", window)
-        self.allow_partial = allow_partial
-        self._placement = placement
-        self._build()
-
-    def _make_tracks(self) -> None:
-        self._track = window_track(
-            self._weights,
-            self._ranks,
-            self._copies,
-            self.interval,
-            self.start,
-            self.window,
-            self._placement,
-            self._defers,
-        )
+        described = averages.LAWA(window=window, allow_partial=allow_partial, interval=interval, start=start)
+        self.window, self.allow_partial = described.window, allow_partial
+        super().__init__(model, described, **options)
 
     @classmethod
+    @shows_options
     def for_run(
-        cls, model: nn.Module, total_updates: int, *, horizon: float | None = None, window: int = WINDOW, **options: Any
+        cls,
+        model: nn.Module,
+        total_updates: int,
+        *,
+        horizon: float | None = None,
+        window: int = WINDOW,
+        start: int = 1,
+        allow_partial: bool = False,
+        **options: Unpack[Options],
     ) -> "LAWA":
         """A LAWA that covers a share of a run whose length is known.
 
         Args:
             total_updates: of the run, T.
-            horizon: the share of it that the window covers, in (0, 1]; None: `collection.suggested_horizon`, 1 % of
+            horizon: the share of it that the window covers, in (0, 1]; None: `horizon.suggested_horizon`, 1 % of
                 a run of 10,000 updates or more and 4 % of a shorter one.
             window: snapshots that cover it, at most: interval = horizon * T / window.
-            options: further arguments of LAWA.
+            start, allow_partial: see `LAWA`.
+            placement, buffers, include, exclude, check_finite, process_group: see `Averager`.
 
         >>> import torch
         >>> lawa = LAWA.for_run(torch.nn.Linear(1, 1), total_updates=120_000)
         >>> lawa.interval, lawa.window
         (60, 20)
         """
+        check_names(options, cls.for_run)
         interval, window = for_run(total_updates, horizon, window)
-        return cls(model, interval=interval, window=window, **options)
-
-    @property
-    def _needed(self) -> int:
-        return 1 if self.allow_partial else self.window
-
-    def _tracks(self) -> list[WindowTrack]:
-        return [self._track]
-
-    @property
-    def _shown(self) -> WindowTrack:
-        return self._track
-
-    def _average(self, block: Block) -> Tensor:
-        return self._track.mean(block, self.window)
-
-    def _hyperparameters(self) -> dict[str, Any]:
-        return {"window": self.window, "allow_partial": self.allow_partial, "interval": self.interval}
+        return cls(model, interval=interval, window=window, start=start, allow_partial=allow_partial, **options)

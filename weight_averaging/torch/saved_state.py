@@ -1,94 +1,99 @@
 """Saved states of averagers: what fits what, and vectors of shards as DTensors."""
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from weight_averaging.averages.schedule import still_held
+from weight_averaging.torch.collector import Collector
 from weight_averaging.torch.load_guard import checksums
 from weight_averaging.torch.model.batch_norm import restore_statistics
 from weight_averaging.torch.model.tensors import local, spread_like
-from weight_averaging.torch.model.weights import LiveWeights
+from weight_averaging.torch.model.weights import LiveWeights, Look
+from weight_averaging.torch.swap import Swap
 from weight_averaging.torch.tracks.track import Track
 from weight_averaging.torch.tracks.window import WindowTrack
-
-if TYPE_CHECKING:
-    from weight_averaging.torch.averager import Averager
 
 logger = logging.getLogger("weight_averaging")
 
 _CONTENTS = ("averager", "step", "names", "shapes", "dtypes", "tracks", "raw", "raw_statistics", "checksums")
 
 
-def state_of(averager: "Averager") -> dict[str, Any]:
+def state_of(averager: Collector, swap: Swap, settings: dict[str, Any]) -> dict[str, Any]:
     """See `Averager.state_dict`."""
     averager._settle()
-    weights, swapped = averager._weights, averager._swapped
-    if swapped and weights.is_sharded:
+    weights = averager._weights
+    if swap.is_in and weights.is_sharded:
         raise RuntimeError("the state of a model with DTensors cannot be saved while swapped: call swap_out()")
     return {
-        "averager": type(averager).__name__,
-        **_settings(averager),
+        "averager": averager.name,
+        **settings,
         "step": averager.step,
         "names": list(weights.names),
         "shapes": [list(shape) for shape in weights.shapes],
         "dtypes": [str(dtype).removeprefix("torch.") for dtype in weights.dtypes],
-        "tracks": [_track_state(weights, track) for track in averager._tracks()],
-        "raw": list(averager._raw) if swapped else None,
-        "raw_statistics": dict(averager._raw_statistics),
-        "checksums": checksums(weights.tensors()) if swapped else [],
+        "tracks": [_track_state(weights, track) for track in averager._tracks],
+        "raw": list(swap.raw) if swap.is_in else None,
+        "raw_statistics": dict(swap.statistics),
+        "checksums": checksums(weights.tensors()) if swap.is_in else [],
     }
 
 
-def load(averager: "Averager", state: dict[str, Any], settings: str) -> None:
-    """See `Averager.load_state_dict`."""
-    if settings not in ("same", "new"):
-        raise ValueError(f"settings must be 'same' or 'new', not {settings!r}")
-    own = _settings(averager)
-    name = type(averager).__name__
+def load(averager: Collector, swap: Swap, settings: dict[str, Any], state: dict[str, Any], how: str) -> None:
+    """See `Averager.load_state_dict`, whose `settings` is `how` here. All checks come first, then all changes."""
+    differing = _differing(averager, settings, state, how)
+    swap.refuse_another("load_state_dict()")
+    averager._settle()
+    if swap.is_in:
+        _refuse_stale_raw(averager, swap, state)
+    look, order = _fits(averager._weights, state, drop=how == "new")
+    sources = state["tracks"] if how == "same" else [_source(state["tracks"], track) for track in averager._tracks]
+    pairs = list(zip(sources, averager._tracks, strict=True))
+    restored = [_restored(averager, look, state, source, track, order) for source, track in pairs]
+
+    if swap.is_in:
+        swap.take_out()
+    averager._look()
+    if (change := averager._weights.adopt(set(look.names))) is not None:
+        averager._follow(change)
+    for (vectors, steps, count), track in zip(restored, averager._tracks, strict=True):
+        track.set_vectors(vectors, steps, count)
+    averager.step, averager._refused = int(state["step"]), 0
+    if differing:
+        changed = ", ".join(f"{key} {state[key]!r} -> {settings[key]!r}" for key in differing)
+        had = [len(source["snapshot_steps"]) if source else 0 for source in sources]
+        kept = ", ".join(f"{len(steps)} of {count}" for (_, steps, _), count in zip(restored, had))
+        name = averager.name
+        logger.warning("the saved %s goes on with other settings (%s); snapshots kept: %s", name, changed, kept)
+    swap.guard.end()
+    raw = state["raw"]
+    if raw is not None:
+        mine = [raw[index] for index in order]
+        averager._spare.restore(mine)
+        restore_statistics(averager._model, state["raw_statistics"])
+        sums = [state["checksums"][index] for index in order]
+        swap.guard.begin(averager._weights, averager._model, mine, sums, state["raw_statistics"])
+
+
+def _differing(averager: Collector, settings: dict[str, Any], state: dict[str, Any], how: str) -> list[str]:
+    """The settings in which a state differs; a ValueError if that, or anything else of it, forbids loading it."""
+    if how not in ("same", "new"):
+        raise ValueError(f"settings must be 'same' or 'new', not {how!r}")
+    name = averager.name
     if missing := [key for key in _CONTENTS if key not in state]:
         raise ValueError(f"not the state of an averager: it has no {', '.join(missing)}")
     if state["averager"] != name:
         raise ValueError(f"this is the state of {_a(state['averager'])}, and the averager is {_a(name)}")
-    differing = [key for key, mine in own.items() if state[key] != mine]
-    if differing and settings == "same":
+    differing = [key for key, mine in settings.items() if state[key] != mine]
+    if differing and how == "same":
         key = differing[0]
         raise ValueError(
-            f"the saved {name} has {key}={state[key]!r}, this {name} {own[key]!r}: to go on with the new settings on "
-            'purpose, load_state_dict(state, settings="new")'
+            f"the saved {name} has {key}={state[key]!r}, this {name} {settings[key]!r}: to go on with the new settings "
+            'on purpose, load_state_dict(state, settings="new")'
         )
-    averager._refuse_another("load_state_dict()")
-    averager._settle()
-    if averager._swapped:
-        _refuse_stale_raw(averager, state)
-    averager.swap_out()
-    averager._look()
-    order = _fits(averager, state, drop=settings == "new")
-    tracks = averager._tracks()
-    sources = state["tracks"] if settings == "same" else [_source(state["tracks"], track) for track in tracks]
-    restored = [_restored(averager, state, *pair, order) for pair in zip(sources, tracks, strict=True)]
-    for (vectors, steps, count), track in zip(restored, tracks, strict=True):
-        track.set_vectors(vectors, steps, count)
-    averager.step = int(state["step"])
-    if differing:
-        changed = ", ".join(f"{key} {state[key]!r} -> {own[key]!r}" for key in differing)
-        had = [len(source["snapshot_steps"]) if source else 0 for source in sources]
-        kept = ", ".join(f"{len(steps)} of {count}" for (_, steps, _), count in zip(restored, had))
-        logger.warning("the saved %s goes on with other settings (%s); snapshots kept: %s", name, changed, kept)
-    averager._guard.end()
-    raw = state["raw"]
-    if raw is not None:
-        mine = [raw[index] for index in order]
-        averager._weights.restore(mine)
-        restore_statistics(averager._model, state["raw_statistics"])
-        sums = [state["checksums"][index] for index in order]
-        averager._guard.begin(averager._weights, averager._model, mine, sums, state["raw_statistics"])
-
-
-def _settings(averager: "Averager") -> dict[str, Any]:
-    return {**averager._hyperparameters(), "start": averager.start, "buffers": averager.buffers}
+    return differing
 
 
 def _track_state(weights: LiveWeights, track: Track) -> dict[str, Any]:
@@ -129,13 +134,13 @@ def _kept(saved: dict[str, Any], track: Track) -> list[int]:
 
 
 def _restored(
-    averager: "Averager", state: dict[str, Any], saved: dict[str, Any] | None, track: Track, order: list[int]
+    averager: Collector, look: Look, state: dict[str, Any], saved: dict[str, Any] | None, track: Track, order: list[int]
 ) -> tuple[list[Tensor], list[int], int]:
     """The vectors, steps and count of a saved track, in the order of this model's tensors.
 
     Args:
+        look, order: from `_fits`.
         state: the whole state that `saved` is part of.
-        order: for each of this model's tensors its place in the state, from `_fits`.
     Raises:
         ValueError: vectors are missing, not as long as their shapes say, or overwritten since.
     """
@@ -151,11 +156,11 @@ def _restored(
         if isinstance(vector, Tensor) and track.is_stale(vector, step, count):
             raise _stale()
     by_step = dict(zip(steps, vectors))
-    return [_flat(averager._weights, by_step[step], state, order) for step in kept], kept, count
+    return [_flat(look, by_step[step], state, order) for step in kept], kept, count
 
 
-def _refuse_stale_raw(averager: "Averager", state: dict[str, Any]) -> None:
-    own = {tensor.data_ptr() for tensor in averager._raw if tensor.numel()}
+def _refuse_stale_raw(averager: Collector, swap: Swap, state: dict[str, Any]) -> None:
+    own = {tensor.data_ptr() for tensor in swap.raw if tensor.numel()}
     if state["step"] != averager.step and any(tensor.data_ptr() in own for tensor in state["raw"] or ()):
         raise _stale()
 
@@ -167,15 +172,14 @@ def _stale() -> ValueError:
     )
 
 
-def _fits(averager: "Averager", state: dict[str, Any], drop: bool) -> list[int]:
-    """For each of this model's tensors its place in a saved state; a ValueError where they do not all match.
+def _fits(weights: LiveWeights, state: dict[str, Any], drop: bool) -> tuple[Look, list[int]]:
+    """The tensors that are averaged here with this state, and for each its place in it; a ValueError without a match.
 
     Frozen parameters and buffers that the state has are averaged here as well: they have been in the saved run.
 
     Args:
         drop: whether the state may have tensors that are not averaged here.
     """
-    weights = averager._weights
     where = {name: index for index, name in enumerate(state["names"])}
     if drop and state["raw"] is not None and (gone := set(where) - set(weights.names)):
         raise ValueError(
@@ -183,28 +187,24 @@ def _fits(averager: "Averager", state: dict[str, Any], drop: bool) -> list[int]:
             "its raw values would be lost: load it with the settings it was saved with first, and swap_out()"
         )
     shapes = [tuple(shape) for shape in state["shapes"]]
-    left_out = {name for names in weights.selected.left_out.values() for name in names}
-    if not drop and (adopted := left_out & set(where)) and (change := weights.adopt(adopted)) is not None:
-        averager._follow(change)
-    mine = weights.names
-    lacking = [name for name in mine if name not in where]
-    extra = set(where) - set(mine) if not drop else set()
+    look = weights.preview(set() if drop else set(where))
+    lacking = [name for name in look.names if name not in where]
+    extra = set(where) - set(look.names) if not drop else set()
     if lacking or extra:
         raise ValueError(
-            f"the saved state is of another model: {len(lacking)} of {len(mine)} tensors are not in it "
+            f"the saved state is of another model: {len(lacking)} of {len(look.names)} tensors are not in it "
             f"({_some(lacking)}), {len(extra)} of its own are not in this model ({_some(sorted(extra))})"
         )
-    for name, shape in zip(mine, weights.shapes, strict=True):
+    for name, shape in zip(look.names, look.shapes, strict=True):
         if shapes[where[name]] != shape:
             raise ValueError(f"the saved {name} has shape {shapes[where[name]]}, this model's {shape}")
-    return [where[name] for name in mine]
+    return look, [where[name] for name in look.names]
 
 
-def _flat(weights: LiveWeights, vector: Any, state: dict[str, Any], order: list[int]) -> Tensor:
+def _flat(look: Look, vector: Any, state: dict[str, Any], order: list[int]) -> Tensor:
     if isinstance(vector, dict):  # by name, as of a model with DTensors
-        shards = [local(vector[name]) for name in weights.names]
-        shapes = [tuple(t.shape) for t in shards]
-        if shapes != weights.local_shapes:
+        shards = [local(vector[name]) for name in look.names]
+        if [tuple(t.shape) for t in shards] != look.local_shapes:
             raise ValueError(
                 "the saved DTensors are not spread as this model's: load them with torch.distributed.checkpoint"
             )
@@ -212,7 +212,7 @@ def _flat(weights: LiveWeights, vector: Any, state: dict[str, Any], order: list[
     numels = [torch.Size(shape).numel() for shape in state["shapes"]]
     if vector.numel() != sum(numels):
         raise ValueError(f"a saved vector has {vector.numel()} elements, its shapes {sum(numels)}")
-    if weights.is_sharded:
+    if look.is_sharded:
         raise ValueError("the saved state is of a model without DTensors, this model has them")
     if order == list(range(len(numels))):
         assert isinstance(vector, Tensor)

@@ -5,7 +5,6 @@ leaves are empty: training holds no weights twice. A new state holds them too, b
 every state that is saved after an evaluation.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,27 +13,21 @@ import numpy as np
 from absl import logging
 
 from weight_averaging.averages.schedule import is_due
-from weight_averaging.jax import Averager, HostLAWAState, choose_lawa, ema
+from weight_averaging.jax import HostLAWAState, averaging_for
 
-from ..averaging import BUFFERS, Averaging
+from ..averaging import BUFFERS, Averaging, buffers_of
 from .training import State, compiled, on_every_device
 
-AVERAGERS: dict[str, Callable[..., Averager]] = {"lawa": choose_lawa, "ema": lambda weights, **rest: ema(**rest)}
 
-
-def settings_of(averaging: Averaging, hyperparameters: Any, step_hint: int) -> tuple[dict[str, Any], bool]:
-    """The arguments of an averager, and whether batch-norm statistics are averaged with the parameters.
-
-    ValueError, in one line, for hyperparameters that it cannot be made of.
-    """
-    arguments = averaging.arguments(hyperparameters, step_hint)
-    buffers = arguments.pop("buffers")
+def averages_statistics(hyperparameters: Any) -> bool:
+    """Whether batch-norm statistics are averaged with the parameters. ValueError, in one line, for what cannot be."""
+    buffers = buffers_of(hyperparameters)
     if buffers == "recompute":
         raise ValueError(
             f"{BUFFERS}='recompute' is for PyTorch only: use 'average' or 'latest' (batches of changing shapes have no "
             "place in an optimizer state of fixed ones)"
         )
-    return arguments, buffers == "average"
+    return buffers == "average"
 
 
 class WeightsAverager:
@@ -46,10 +39,10 @@ class WeightsAverager:
     def __init__(
         self, averaging: Averaging, hyperparameters: Any, step_hint: int, params: Any, model_state: Any
     ) -> None:
-        arguments, self._statistics_too = settings_of(averaging, hyperparameters, step_hint)
-        self._interval = arguments["interval"]
+        self._described = averaging.describe(hyperparameters, step_hint)
+        self._statistics_too = averages_statistics(hyperparameters)
         weights = self._averaged(params, model_state)
-        self._averager = AVERAGERS[averaging.name](weights, **arguments)
+        self._averager = averaging_for(weights, self._described)
         self._empty = jax.tree.map(lambda leaf: jnp.zeros(0, leaf.dtype), weights)
         self._told = False
         self._take, self._average = compiled(self._averager.update, overwrites=(0,)), compiled(self._averager.average)
@@ -71,7 +64,8 @@ class WeightsAverager:
 
     def update(self, state: State, params: Any, model_state: Any, step: int) -> State:
         """After update `step`. Nothing is computed, or waited for, unless a snapshot is due."""
-        if not is_due(step, self._interval):
+        assert self._described.interval is not None
+        if not is_due(step, self._described.interval):
             return state
         return state._replace(averaging=self._take(state.averaging, self._averaged(params, model_state), step))
 
@@ -83,9 +77,7 @@ class WeightsAverager:
         state = state._replace(raw=raw)
         if not self.ready(state):
             if not self._told:
-                logging.warning(
-                    "%s is not ready: the raw weights are evaluated until it is", dict(self._averager.settings)
-                )
+                logging.warning("%s is not ready: the raw weights are evaluated until it is", str(self._described))
             self._told = True
             return state, params, model_state
         return state, *self._put(self._average(state.averaging, raw), model_state)

@@ -8,7 +8,7 @@ import jax
 from absl import logging
 
 from ..base import BaseRecipe
-from .averagers import WeightsAverager, settings_of
+from .averagers import WeightsAverager, averages_statistics
 from .optimizers import BaseOptimizer
 from .resuming import shapes, unstacked
 from .training import State, compiled, compiled_step
@@ -37,8 +37,8 @@ class Recipe(BaseRecipe):
 
     def check_hyperparameters(self, hyperparameters: Any, step_hint: int) -> None:
         super().check_hyperparameters(hyperparameters, step_hint)
-        if self.averaging is not None:
-            settings_of(self.averaging, self._own_if_any(hyperparameters), step_hint)
+        if self.averages is not None:
+            averages_statistics(self._own_if_any(hyperparameters))
 
     def init_optimizer_state(
         self, workload: Any, model_params: Any, model_state: Any, hyperparameters: Any, rng: Any
@@ -51,8 +51,8 @@ class Recipe(BaseRecipe):
         hyperparameters = self._own_if_any(hyperparameters)
         optimizer = self.optimizer.build(hyperparameters, workload.step_hint)
         averager, averaging, raw = None, (), ()
-        if self.averaging is not None:
-            averager = WeightsAverager(self.averaging, hyperparameters, workload.step_hint, model_params, model_state)
+        if self.averages is not None:
+            averager = WeightsAverager(self.averages, hyperparameters, workload.step_hint, model_params, model_state)
             averaging, raw = averager.init(model_params, model_state)
         state = State(compiled(optimizer.init)(model_params), averaging, raw)
         step = compiled_step(workload, optimizer, hyperparameters)

@@ -44,8 +44,8 @@ class Recipe(BaseRecipe):
         optimizer = self.optimizer.build(model_params, hyperparameters, workload.step_hint)
         scheduler = self.schedule(optimizer, hyperparameters, workload.step_hint)
         state: dict[str, Any] = {"optimizer": optimizer, "scheduler": scheduler}
-        if self.averaging is not None:
-            state["averager"] = averager_of(self.averaging, model_params, hyperparameters, workload.step_hint)
+        if self.averages is not None:
+            state["averager"] = averager_of(self.averages, model_params, hyperparameters, workload.step_hint)
             if state["averager"].buffers == "recompute":
                 state["recent_batches"] = RecentBatches(RECOMPUTE_BATCHES)
         elif self.optimizer.settings.averages and batch_norms(model_params):

@@ -66,7 +66,7 @@ def test_bytes_are_those_of_the_averagers():
     model = torch.nn.Linear(1000, 10, bias=False)
     run = Run(params=10_000, window=5)
     lawa, ema = LAWA(model, interval=1, window=5), EMA(model, decay=0.9)
-    held = {"lawa": lawa._track.slots(), "ema": ema._track.slots()}
+    held = {"lawa": lawa._tracks[0].slots(), "ema": ema._tracks[0].slots()}
     on_cpu = {"lawa": places(run, Machine())["lawa", "device"].device - 4 * 10_000}  # no spare beside a CPU's model
     on_cpu["ema"] = places(run, Machine())["ema", "device"].device
     assert {name: sum(4 * v.numel() for v in vectors) for name, vectors in held.items()} == on_cpu

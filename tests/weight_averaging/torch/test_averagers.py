@@ -204,11 +204,11 @@ def test_without_the_check_the_average_is_the_same_and_a_nan_is_taken_in():
 def test_the_repr_tells_what_it_holds():
     model = scalar_model()
     lawa, ema = LAWA(model, interval=2, window=3), EMA(model, decay=0.5)
-    assert repr(lawa) == "LAWA(window=3, interval=2, start=1; holds 0; not ready)"
+    assert repr(lawa) == "LAWA(window=3, interval=2, start=1; holds 0, 16 B on cpu; not ready)"
     for averager in (lawa, ema):
         feed(averager, model, [1.0, 2.0, 3.0, 4.0])
-    assert repr(lawa) == "LAWA(window=3, interval=2, start=1; holds 2, the last of update 4; not ready)"
-    assert repr(ema) == "EMA(decay=0.5, interval=1, start=1; holds 1, the last of update 4; ready)"
+    assert repr(lawa) == "LAWA(window=3, interval=2, start=1; holds 2, the last of update 4, 16 B on cpu; not ready)"
+    assert repr(ema) == "EMA(decay=0.5, interval=1, start=1; holds 1, the last of update 4, 8 B on cpu; ready)"
     with ema.averaged():
         assert repr(ema).endswith("; in the model)")
 

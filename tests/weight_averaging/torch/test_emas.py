@@ -88,8 +88,8 @@ def test_wrong_settings_of_an_ema_are_one_line(options, error, message):
 def host_ema(model, streams, **options):
     """An EMA in another memory than its model."""
     ema = EMA(model, placement="host", **options)
-    ema._track._copies = HostCopies(streams)
-    ema._track._copied = torch.full((ema._weights.numel,), float("nan"))
+    ema._tracks[0]._copies = HostCopies(streams)
+    ema._tracks[0]._copied = torch.full((ema._weights.numel,), float("nan"))
     return ema
 
 
@@ -133,7 +133,7 @@ def test_emas_in_host_memory_do_not_wait_for_each_other_s_new_copies():
     wanted = [averages.EMA(decay=decay, interval=1) for decay in (0.5, 0.9)]
     late, plain = Averages(model, wanted, placement="host"), Averages(model, wanted)
     copies = HostCopies(streams)
-    for track in late._tracks():
+    for track in late._tracks:
         track._copies, track._copied = copies, torch.full((late._weights.numel,), float("nan"))
     for step in range(1, 6):
         randomise(model, step)
@@ -160,4 +160,4 @@ def test_a_missing_wait_for_an_ema_in_host_memory_is_noticed():
 def test_the_bytes_of_an_average_are_told(caplog):
     with caplog.at_level("INFO", "weight_averaging"):
         EMA(nn.Linear(1000, 1000), decay=0.5)
-    assert caplog.messages[1] == "an exponential average of 1,001,000 weights is 4.0 MB, in host memory"
+    assert caplog.messages[1] == "an exponential average of 1,001,000 weights is 4 MB, in host memory"

@@ -47,7 +47,7 @@ class Deferring:
 def late_copies(averager):
     """Its vectors as if in another memory than the model's, with copies as late as they may come."""
     shared = HostCopies(LateStreams())
-    for track in averager._tracks():
+    for track in averager._tracks:
         track._copies = shared
         if hasattr(track, "_copied"):
             track._copied = torch.empty_like(track._ema)
@@ -147,9 +147,9 @@ def test_the_answer_is_put_off_at_all(monkeypatch):
     assert lawa.update(1)
     spoil(model, float("nan"))
     assert lawa.update(2)  # not known yet
-    assert lawa._track.steps == [1, 2]
+    assert lawa._tracks[0].steps == [1, 2]
     assert lawa.snapshot_steps == [1]
-    assert len(lawa._track.slots()) == 3  # a spare one
+    assert len(lawa._tracks[0].slots()) == 3  # a spare one
     assert len(saved(lawa)["tracks"][0]["vectors"]) == 1
 
 

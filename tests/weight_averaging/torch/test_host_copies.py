@@ -39,7 +39,7 @@ class LateStreams:
 def late_lawa(model, streams, **options):
     """A LAWA whose window is in another memory than the model."""
     lawa = LAWA(model, interval=1, **options)
-    lawa._track._copies = HostCopies(streams)
+    lawa._tracks[0]._copies = HostCopies(streams)
     return lawa
 
 
@@ -90,7 +90,7 @@ def grid_values(copies_of):
     model = model_of()
     wanted = [averages.LAWA(window=3, interval=1), averages.LAWA(window=2, interval=2)]
     late, plain = Averages(model, wanted), Averages(model, wanted)
-    for number, track in enumerate(late._tracks()):
+    for number, track in enumerate(late._tracks):
         track._copies = copies_of(number)
     for step in range(1, 8):
         randomise(model, step)

@@ -53,7 +53,7 @@ class Block:
         return [part.stop - part.start for part in self.parts]
 
 
-def plan(tensors: list[Tensor], device: torch.device) -> list[Block]:
+def blocks_of(tensors: list[Tensor], device: torch.device) -> list[Block]:
     """Cut the flat vector of these tensors into blocks; a tensor that is not contiguous is never cut."""
     block_numel = CPU_BLOCK if device.type == "cpu" else ACCELERATOR_BLOCK
     blocks: list[Block] = []

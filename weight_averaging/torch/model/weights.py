@@ -1,7 +1,7 @@
 """A model's floating-point tensors, as they are now, as one flat float32 vector, read and written in blocks."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.utils.weak import TensorWeakRef
 
 from weight_averaging.include_exclude import Choice
-from weight_averaging.torch.model.blocks import Block, plan
+from weight_averaging.torch.model.blocks import Block, blocks_of
 from weight_averaging.torch.model.changes import Change, Known, change_of
 from weight_averaging.torch.model.finite import finite, squares
-from weight_averaging.torch.model.selection import Entry, Selection, named_modules
+from weight_averaging.torch.model.selection import Entry, Selected, Selection, named_modules
 from weight_averaging.torch.model.tensors import is_sharded, local, real, writing
 
 
@@ -33,6 +33,9 @@ class LiveWeights:
     Attributes:
         names, shapes, dtypes: of the tensors; whole shapes where they are spread over ranks.
         numel: elements of the vector.
+        blocks: what it is cut into.
+        is_single: whether all tensors are float32 and on one device.
+        version: how often the model has been walked over.
     """
 
     def __init__(self, model: nn.Module, buffers: bool, include: Choice = None, exclude: Choice = None) -> None:
@@ -40,13 +43,10 @@ class LiveWeights:
         self._selection = Selection(buffers, include, exclude)
         self._selection.check(model)
         self._adopted: set[str] = set()
-        self.keeps_buffer = False  # whether the memory of the raw weights is needed during training too
         self.is_sharded = False
+        self.version = 0
         self._staging: Tensor | None = None
         self._gathered: list[Tensor] | None = None  # views of the scratch space
-        self._flat: Tensor | None = None
-        self._raw: list[Tensor] = []
-        self._raw_vector: Tensor | None = None
         self.entries: list[Entry] = []
         self._known: list[Known] = []
         self._scan()
@@ -61,52 +61,54 @@ class LiveWeights:
             return None
         return self._scan()
 
+    def preview(self, adopt: set[str]) -> "Look":
+        """What a look would find if frozen parameters and buffers of these names were averaged too. Changes nothing."""
+        modules = [module for _, module in named_modules(self._model)]
+        gathering: list[Callable[[], object]] = [m.reshard for m in modules if isinstance(m, _FSDP2)]
+        handles: list[Any] = [handle for m in modules if hasattr(handle := getattr(m, "_handle", None), "reshard")]
+        gathering += [partial(_reshard_flat, handle) for handle in handles]
+        for reshard in gathering:
+            reshard()
+        same = {known.present_id for known in self._known}
+        names = self._adopted.union(adopt, (known.name for known in self._known))
+        selected = self._selection.of(self._model, names, same)
+        found = [_present(entry) for entry in selected.entries]
+        return Look(selected, modules, gathering, bool(handles), found)
+
     def adopt(self, names: set[str]) -> Change | None:
-        """Average these frozen parameters or buffers too, because a saved state has them."""
+        """Average frozen parameters or buffers of these names too, because a saved state has them."""
+        if names.issubset(self.names):
+            return None
         self._adopted |= names
         return self._scan()
 
     def _scan(self) -> Change | None:
         """Take the model as it is now. A look costs some microseconds; this costs what a walk over all modules does."""
-        modules = [module for _, module in named_modules(self._model)]
-        self._gathering: list[Callable[[], object]] = [m.reshard for m in modules if isinstance(m, _FSDP2)]
-        handles: list[Any] = [handle for m in modules if hasattr(handle := getattr(m, "_handle", None), "reshard")]
-        self._gathering += [partial(_reshard_flat, handle) for handle in handles]
-        self._reshard()
-        same = {known.present_id for known in self._known}
-        names = self._adopted.union(known.name for known in self._known)
-        selected = self._selection.of(self._model, names, same)
-        entries = selected.entries
-        found = [_present(entry) for entry in entries]
-        sharded, self._any_complex = any(map(is_sharded, found)), any(tensor.is_complex() for tensor in found)
-        if self.entries and sharded != self.is_sharded:
+        look = self.preview(set())
+        if self.entries and look.is_sharded != self.is_sharded:
             raise ValueError("the model's parameters have become, or ceased to be, DTensors: make a new averager")
-
-        self.selected = selected
-        self._modules, self.entries, self.is_sharded = modules, entries, sharded
-        everywhere = self.global_tensors()
+        self.selected, self.entries = look.selected, look.selected.entries
+        self._modules, self._gathering = look.modules, look.gathering
+        self.is_sharded, self._any_complex = look.is_sharded, any(tensor.is_complex() for tensor in look.found)
+        self.names, self.shapes, self.local_shapes = look.names, look.shapes, look.local_shapes
+        self.dtypes = [t.dtype for t in look.found]
         tensors = self.tensors()
-        self.names = [entry.name for entry in entries]
-        self.shapes = [tuple(t.shape) for t in everywhere]  # the same on every rank
-        self.dtypes = [t.dtype for t in found]
-        self.local_shapes = [tuple(t.shape) for t in tensors]
         self.device = tensors[0].device
-        self.plan = plan(tensors, self.device)
+        self.blocks = blocks_of(tensors, self.device)
         self.numel = sum(t.numel() for t in tensors)
-        # Whether raw weights are kept as one float32 vector, which snapshots to other memory can start from.
-        self._is_flat = all(t.dtype == torch.float32 and t.device == self.device for t in tensors)
-        self._forget_memory()
-        self._reserve(tensors)  # at the start, so that a lack of memory shows before any training
-        self._signature = self._sign(modules, entries)
+        self.is_single = all(t.dtype == torch.float32 and t.device == self.device for t in tensors)
+        self.version += 1
+        self._staging = self._gathered = None
+        self._signature = self._sign(self._modules, self.entries)
         earlier = self._known
         self._known = [
             # FSDP1 makes and drops the objects of its parameters as it goes.
-            Known(name, shapes, tensor.numel(), None if handles else TensorWeakRef(original))
+            Known(name, shapes, tensor.numel(), None if look.is_flat else TensorWeakRef(original))
             for name, shapes, tensor, original in zip(
-                self.names, zip(self.shapes, self.local_shapes), tensors, found, strict=True
+                self.names, zip(self.shapes, self.local_shapes), tensors, look.found, strict=True
             )
         ]
-        return change_of(earlier, self._known, found, entries) if earlier else None
+        return change_of(earlier, self._known, look.found, self.entries) if earlier else None
 
     def _sign(self, modules: list[nn.Module], entries: list[Entry]) -> list[Any]:
         """What would differ had the model changed. Buffers may be replaced by others at any time, as some layers do."""
@@ -140,20 +142,20 @@ class LiveWeights:
         """The place of each tensor, by the id of the object that its module has."""
         return {id(tensor): index for index, entry in enumerate(self.entries) if (tensor := entry.tensor()) is not None}
 
-    def blocks(self) -> Iterator[tuple[Block, list[Tensor]]]:
+    def read(self) -> Iterator[tuple[Block, list[Tensor]]]:
         """Each block with its current values: flat float32 tensors on one device that make it up, in order.
 
         They are views of the model where it has them so; else, and where they would be many and small, scratch space,
         to be read before the next block is asked for.
         """
         tensors = self.tensors()
-        if len(self.plan) == 1 and self.plan[0].is_small:  # a small model, where every operation on a tensor counts
+        if len(self.blocks) == 1 and self.blocks[0].is_small:  # a small model, where every operation on a tensor counts
             if self._gathered is None:
                 self._gathered = self.views(self.scratch())
             torch._foreach_copy_(self._gathered, tensors)
-            yield self.plan[0], [self.scratch()]
+            yield self.blocks[0], [self.scratch()]
             return
-        for block in self.plan:
+        for block in self.blocks:
             parts = [part.of(tensors[part.index]) for part in block.parts]
             if block.is_small or any(t.dtype != torch.float32 or t.device != self.device for t in parts):
                 staged = self.scratch()[: block.stop - block.start]
@@ -163,9 +165,9 @@ class LiveWeights:
 
     def square_sums(self) -> list[Tensor]:
         """What tells, by `blocks.finite`, whether no tensor holds a NaN or an infinity; each is read once."""
-        if self._is_flat and self.device.type != "cpu":
+        if self.is_single and self.device.type != "cpu":
             return squares(self.tensors())  # one launch for all
-        return [total for _, parts in self.blocks() for total in squares(parts)]
+        return [total for _, parts in self.read() for total in squares(parts)]
 
     def not_finite(self) -> str:
         """The name of the first tensor that is not finite; empty if all are. Slow: for a message."""
@@ -174,55 +176,6 @@ class LiveWeights:
                 return name
         return ""
 
-    def keep_raw(self) -> list[Tensor]:
-        """Copy the live tensors aside, into memory that is reused."""
-        tensors = self.tensors()
-        if not self._raw:
-            self._reserve(tensors)
-        torch._foreach_copy_(self._raw, tensors)
-        return self._raw
-
-    def release_raw(self) -> None:
-        """Give the memory of the raw weights back where it is scarce and not needed during training."""
-        if self.device.type != "cpu" and not (self.keeps_buffer and self._is_flat):
-            self._raw, self._raw_vector = [], None
-
-    def flat_copy(self) -> Tensor:
-        """A flat float32 copy on the model's device, in memory that is reused: that of the raw weights if it can be."""
-        if self._is_flat:
-            self.keep_raw()
-            assert self._raw_vector is not None
-            return self._raw_vector
-        if self._flat is None:
-            self._flat = torch.empty(self.numel, dtype=torch.float32, device=self.device)
-        torch._foreach_copy_(self.views(self._flat), self.tensors())
-        return self._flat
-
-    def _reserve(self, tensors: list[Tensor]) -> None:
-        if self._is_flat:
-            self._raw_vector = torch.empty(self.numel, dtype=torch.float32, device=self.device)
-            self._raw = self.views(self._raw_vector)
-        else:
-            self._raw = [torch.empty_like(t) for t in tensors]
-
-    def restore(self, raw: list[Tensor]) -> None:
-        """Copy tensors back into the model.
-
-        Raises:
-            RuntimeError: one of the model's tensors is gone or has another shape; nothing is changed.
-        """
-        missing = [entry.name for entry in self.entries if entry.tensor() is None]
-        tensors = [] if missing else self.tensors()
-        changed = [n for n, t, r in zip(self.names, tensors, raw) if t.shape != r.shape]
-        if missing or changed:
-            was = f"{missing[0]} is gone" if missing else f"{changed[0]} has another shape"
-            raise RuntimeError(
-                f"the model was changed while the average was in it: {was}, so its raw weights have no place. Undo "
-                'that, or take them from state_dict()["raw"]'
-            )
-        with writing(tensors):
-            torch._foreach_copy_(tensors, raw)
-
     def views(self, vector: Tensor) -> list[Tensor]:
         """A flat vector cut into the shapes of `tensors()`."""
         pieces = vector.split([torch.Size(shape).numel() for shape in self.local_shapes])
@@ -230,7 +183,7 @@ class LiveWeights:
 
     def write(self, values_of: Callable[[Block], Tensor], into: list[Tensor]) -> None:
         """Overwrite the model's tensors, or others like them, with `values_of(block)`, flat and float32."""
-        for block in self.plan:
+        for block in self.blocks:
             pieces = values_of(block).split(block.sizes)
             with writing(into):  # not around the line above: what it makes is changed elsewhere
                 targets, values = [], []
@@ -244,20 +197,16 @@ class LiveWeights:
     def scratch(self) -> Tensor:
         """Space for one block on the model's device."""
         if self._staging is None:
-            size = max((block.stop - block.start for block in self.plan), default=0)
+            size = max((block.stop - block.start for block in self.blocks), default=0)
             self._staging = torch.empty(size, dtype=torch.float32, device=self.device)
         return self._staging
 
-    def _forget_memory(self) -> None:
-        self._staging = self._gathered = self._flat = self._raw_vector = None
-        self._raw = []
-
     def __getstate__(self) -> dict[str, Any]:
         """Without memory that only caches, and whose views would come back as separate tensors."""
-        emptied = dict.fromkeys(("_staging", "_gathered", "_flat", "_raw_vector", "_signature"))
+        emptied = dict.fromkeys(("_staging", "_gathered", "_signature"))
         known = [replace(tensor, identity=None) for tensor in self._known]
         identified = [tensor.identity is not None for tensor in self._known]
-        return {**self.__dict__, **emptied, "_raw": [], "_gathering": [], "_known": known, "_identified": identified}
+        return {**self.__dict__, **emptied, "_gathering": [], "_known": known, "_identified": identified}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """The copied parameters are known by their objects at once: one may get another name before the next look."""
@@ -269,6 +218,41 @@ class LiveWeights:
             known if tensor is None else replace(known, identity=TensorWeakRef(tensor))
             for known, tensor in zip(self._known, found, strict=True)
         ]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look at a model finds.
+
+    Attributes:
+        selected, modules: the tensors that are averaged, and where; all modules.
+        gathering: what spreads parameters over the ranks again that FSDP has gathered.
+        is_flat: whether parameters are pieces of flat vectors (FSDP1), whose objects come and go.
+        found: the tensors' objects.
+    """
+
+    selected: Selected
+    modules: list[nn.Module]
+    gathering: list[Callable[[], object]]
+    is_flat: bool
+    found: list[Tensor]
+
+    @property
+    def names(self) -> list[str]:
+        return [entry.name for entry in self.selected.entries]
+
+    @property
+    def is_sharded(self) -> bool:
+        return any(map(is_sharded, self.found))
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Whole ones, the same on every rank."""
+        return [tuple(real(tensor.detach()).shape) for tensor in self.found]
+
+    @property
+    def local_shapes(self) -> list[tuple[int, ...]]:
+        return [tuple(real(local(tensor.detach())).shape) for tensor in self.found]
 
 
 def _reshard_flat(handle: Any) -> None:

@@ -65,10 +65,10 @@ class ExponentialTrack(Track):
         if self._ema is not None and self._copies is not None:
             if self.steps:
                 assert self._copied is not None
-                self._copies.begin(step, self.weights.flat_copy, self._copied)
+                self._copies.begin(step, self._spare.flat, self._copied)
                 self._arriving = self._weight(self.count + 1)
             else:
-                self._copies.begin(step, self.weights.flat_copy, self._ema)
+                self._copies.begin(step, self._spare.flat, self._ema)
         self._before = (self.steps, self.count)
         self.steps, self.count = [step], self.count + 1
 
@@ -86,8 +86,7 @@ class ExponentialTrack(Track):
             self._ema.lerp_(self._copied, self._arriving)
             self._arriving = 0.0
 
-    def mean(self, block: Block) -> Tensor:
-        """The average over a block."""
+    def average(self, block: Block, described: Average) -> Tensor:
         assert self._ema is not None
         return self._ema[block.range]
 

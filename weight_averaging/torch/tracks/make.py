@@ -1,65 +1,74 @@
-"""Tracks with their memory, on the rank that is to hold it. All raise as `placement.choose`."""
+"""Tracks for averages, with their memory, on the rank that is to hold it."""
+
+from collections.abc import Sequence
 
 from weight_averaging.averages import Average
 from weight_averaging.torch.memory.host_copies import CudaStreams, HostCopies
 from weight_averaging.torch.memory.placement import Memory, choose
 from weight_averaging.torch.model.ranks import Ranks
-from weight_averaging.torch.model.weights import LiveWeights
+from weight_averaging.torch.model.spare_copy import SpareCopy
 from weight_averaging.torch.tracks.exponential import ExponentialTrack
+from weight_averaging.torch.tracks.track import Track
 from weight_averaging.torch.tracks.window import WindowTrack
 
 
-def host_copies(weights: LiveWeights) -> HostCopies | None:
-    """What copies snapshots of a model to host memory beside training, one for all its tracks; None if not on CUDA."""
-    return HostCopies(CudaStreams(weights.device)) if weights.device.type == "cuda" else None
+class TrackMaker:
+    """Makes the tracks of one model. All raise as `placement.choose`.
 
+    Args:
+        spare: the spare copy of the model's weights.
+        ranks: of replicas the first holds what one is enough for.
+        placement: "auto", "device" or "host".
+        defers: whether snapshots are taken before they are known to be finite.
+    """
 
-def window_track(
-    weights: LiveWeights,
-    ranks: Ranks,
-    copies: HostCopies | None,
-    interval: int,
-    start: int,
-    window: int,
-    placement: str,
-    spare: bool,
-) -> WindowTrack:
-    """A window of snapshots; of replicas the first holds it."""
-    if not ranks.is_owner:
-        return WindowTrack(weights, interval, start, None, None, True, window=window, spare=spare)
-    holds = f"a window of {window} snapshots of {weights.numel:,} weights"
-    memory = _memory(weights, placement, window + spare, holds)
-    used = _used(weights, copies, memory)
-    return WindowTrack(weights, interval, start, memory, used, True, window=window, spare=spare)
+    def __init__(self, spare: SpareCopy, ranks: Ranks, placement: str, defers: bool) -> None:
+        self._spare, self._weights, self._ranks = spare, spare.weights, ranks
+        self._placement, self._defers = placement, defers
+        # What copies snapshots to host memory beside training, one for all tracks of a model.
+        is_cuda = self._weights.device.type == "cuda"
+        self._copies = HostCopies(CudaStreams(self._weights.device)) if is_cuda else None
 
+    def make(self, averages: Sequence[Average]) -> dict[Average, Track]:
+        """The track of each average; windows of one interval share the longest one's."""
+        held: dict[tuple[int | None, int], int] = {}
+        for average in averages:
+            if average.held is not None:
+                key = (average.interval, average.start)
+                held[key] = max(held.get(key, 0), average.held)
+        windows = {key: self._window(*key, window) for key, window in held.items()}
+        return {
+            average: self._exponential(average) if average.held is None else windows[average.interval, average.start]
+            for average in averages
+        }
 
-def exponential_track(
-    weights: LiveWeights,
-    ranks: Ranks,
-    copies: HostCopies | None,
-    average: Average,
-    placement: str,
-) -> ExponentialTrack:
-    """An exponential average, where the model is (also under `"auto"`); on the host the first of replicas holds it."""
-    placement = "device" if placement == "auto" else placement
-    by_owner = placement == "host"
-    if by_owner and not ranks.is_owner:
-        return ExponentialTrack(weights, average.interval, average.start, None, None, True, average=average)
-    # In other memory than the model's, the snapshot that arrives has a vector of its own.
-    vectors = 2 if placement == "host" and weights.device.type != "cpu" else 1
-    memory = _memory(weights, placement, vectors, f"an exponential average of {weights.numel:,} weights")
-    used = _used(weights, copies, memory)
-    return ExponentialTrack(weights, average.interval, average.start, memory, used, by_owner, average=average)
+    def _window(self, interval: int | None, start: int, window: int) -> WindowTrack:
+        """A window of snapshots; of replicas the first holds it."""
+        if not self._ranks.is_owner:
+            return WindowTrack(self._spare, interval, start, None, None, True, window=window, one_more=self._defers)
+        holds = f"a window of {window} snapshots of {self._weights.numel:,} weights"
+        memory = self._memory(self._placement, window + self._defers, holds)
+        used = self._used(memory)
+        return WindowTrack(self._spare, interval, start, memory, used, True, window=window, one_more=self._defers)
 
+    def _exponential(self, average: Average) -> ExponentialTrack:
+        """A recursion, where the model is (also under "auto"); on the host the first of replicas holds it."""
+        placement = "device" if self._placement == "auto" else self._placement
+        by_owner, timing = placement == "host", (average.interval, average.start)
+        if by_owner and not self._ranks.is_owner:
+            return ExponentialTrack(self._spare, *timing, None, None, True, average=average)
+        # In other memory than the model's, the snapshot that arrives has a vector of its own.
+        vectors = 2 if placement == "host" and self._weights.device.type != "cpu" else 1
+        memory = self._memory(placement, vectors, f"an exponential average of {self._weights.numel:,} weights")
+        return ExponentialTrack(self._spare, *timing, memory, self._used(memory), by_owner, average=average)
 
-def _memory(weights: LiveWeights, placement: str, vectors: int, holds: str) -> Memory:
-    place = choose(placement, weights.device, 4 * weights.numel * vectors, holds)
-    return Memory(place, pinned=place.type == "cpu" and weights.device.type == "cuda")
+    def _memory(self, placement: str, vectors: int, holds: str) -> Memory:
+        place = choose(placement, self._weights.device, 4 * self._weights.numel * vectors, holds)
+        return Memory(place, pinned=place.type == "cpu" and self._weights.device.type == "cuda")
 
-
-def _used(weights: LiveWeights, copies: HostCopies | None, memory: Memory) -> HostCopies | None:
-    """The copies, if snapshots have to be copied from one memory to another."""
-    if memory.place.type != "cpu" or weights.device.type == "cpu":
-        return None
-    weights.keeps_buffer = True
-    return copies
+    def _used(self, memory: Memory) -> HostCopies | None:
+        """The copies, if snapshots have to be copied from one memory to another."""
+        if memory.place.type != "cpu" or self._weights.device.type == "cpu":
+            return None
+        self._spare.is_kept = True
+        return self._copies

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from weight_averaging.averages.summation import LEAF, accumulators, merges
 
-__all__ = ["LEAF", "accumulators", "add", "mean_of", "pairwise_mean"]
+__all__ = ["LEAF", "accumulators", "add", "mean_of", "pairwise_mean", "weighted_sum"]
 
 
 def add(sums: Sequence[Tensor], index: int, vector: Tensor) -> None:
@@ -52,6 +52,17 @@ def pairwise_mean(vectors: Sequence[Tensor], sums: Sequence[Tensor]) -> Tensor:
         elif index % LEAF != 1:
             add(sums, index, vectors[index])
     return mean_of(sums, count)
+
+
+def weighted_sum(vectors: Sequence[Tensor], sums: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
+    """The sum of K flat float32 vectors, oldest first, each times its coefficient, in the memory of `sums[0]`.
+
+    Args:
+        sums: as of `add`, and one more, in which the products are made.
+    """
+    for index, (vector, coefficient) in enumerate(zip(vectors, coefficients, strict=True)):
+        add(sums, index, torch.mul(vector, coefficient, out=sums[-1]))
+    return sum_of(sums, len(vectors))
 
 
 def _merge(sums: Sequence[Tensor], last: int, until: int) -> None:

@@ -10,18 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weight_averaging.averages import Average
 from weight_averaging.torch.memory.host_copies import HostCopies
 from weight_averaging.torch.memory.pickling import packed, unpacked
 from weight_averaging.torch.memory.placement import Memory
 from weight_averaging.torch.model.blocks import Block
 from weight_averaging.torch.model.changes import Change
-from weight_averaging.torch.model.weights import LiveWeights
+from weight_averaging.torch.model.spare_copy import SpareCopy
 
 
 class Track(abc.ABC):
     """Flat float32 vectors that follow a model's weights.
 
     Args:
+        spare: the spare copy of the weights, from which snapshots to other memory start.
         memory: where the vectors are; None where another rank holds them.
         copies: makes the copies of snapshots where that is another memory than the model's.
 
@@ -38,17 +40,24 @@ class Track(abc.ABC):
 
     def __init__(
         self,
-        weights: LiveWeights,
-        interval: int,
+        spare: SpareCopy,
+        interval: int | None,
         start: int,
         memory: Memory | None,
         copies: HostCopies | None,
         by_owner: bool,
     ) -> None:
-        self.weights, self.interval, self.start, self.by_owner = weights, interval, start, by_owner
+        assert interval is not None, "along training an average has an interval"
+        self.weights, self.interval, self.start, self.by_owner = spare.weights, interval, start, by_owner
+        self._spare = spare
         self._memory, self._copies = memory, copies
         self.steps: list[int] = []
         self.count = 0
+
+    @property
+    def place(self) -> torch.device | None:
+        """The device of the vectors; None where another rank holds them."""
+        return None if self._memory is None else self._memory.place
 
     def begin(self) -> None:  # noqa: B027 - not every track has something to do
         """A snapshot is about to be taken in."""
@@ -75,6 +84,10 @@ class Track(abc.ABC):
     @abc.abstractmethod
     def drop(self) -> None:
         """The last snapshot taken in turns out to be bad: all is as if it had never been taken."""
+
+    @abc.abstractmethod
+    def average(self, block: Block, described: Average) -> Tensor:
+        """The average over a block, flat and float32, where the vectors are; to be read before the next one."""
 
     @abc.abstractmethod
     def vectors(self) -> list[Tensor]:

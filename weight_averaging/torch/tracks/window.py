@@ -1,14 +1,16 @@
 """The latest snapshots of a model's weights."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from weight_averaging.averages import Average
 from weight_averaging.torch.model.blocks import Block
 from weight_averaging.torch.model.changes import Change
-from weight_averaging.torch.tracks.mean import accumulators, pairwise_mean
+from weight_averaging.torch.tracks.mean import accumulators, pairwise_mean, weighted_sum
 from weight_averaging.torch.tracks.track import Track, cut, is_same
 
 MEAN_BLOCK = 1 << 20  # elements of a mean that are worked on at a time on a CPU: all partial sums stay in the cache
@@ -18,23 +20,23 @@ class WindowTrack(Track):
     """The latest `window` snapshots, in vectors that are reused.
 
     Args:
-        spare: whether there is one vector more, so that the oldest snapshot is there until the newest is known to be
+        one_more: whether there is one vector more, so that the oldest snapshot is there until the newest is known to be
             good.
     """
 
-    def __init__(self, *arguments: Any, window: int, spare: bool = False) -> None:
+    def __init__(self, *arguments: Any, window: int, one_more: bool = False) -> None:
         super().__init__(*arguments)
-        self.window, self._spare = window, spare
+        self.window, self._one_more = window, one_more
         # Oldest first; then those that wait to be used.
         self._held: list[Tensor] = []
         self._free: list[Tensor] = []
         if self._memory is not None:
-            self._free = [self._memory.new(self.weights.numel) for _ in range(window + spare)]
+            self._free = [self._memory.new(self.weights.numel) for _ in range(window + one_more)]
         self._sums: list[Tensor] = []
 
     def begin(self) -> None:
         """Give up the oldest snapshot first: an interruption between two blocks leaves one less, never a mixed one."""
-        self._shorten(self.window if self._spare else self.window - 1)
+        self._shorten(self.window if self._one_more else self.window - 1)
 
     def keep(self) -> None:
         self._shorten(self.window)
@@ -58,25 +60,35 @@ class WindowTrack(Track):
         if self._free:
             slot = self._free.pop(0)
             if self._copies is not None:
-                self._copies.begin(step, self.weights.flat_copy, slot)
+                self._copies.begin(step, self._spare.flat, slot)
             self._held = [*self._held, slot]
         self.steps, self.count = [*self.steps, step], self.count + 1
 
-    def mean(self, block: Block, window: int) -> Tensor:
-        """The mean of the latest `window` snapshots over a block, on their device; overwritten by the next."""
-        vectors = [vector[block.range] for vector in self.vectors()[-window:]]
-        if len(vectors) == 1:
+    def average(self, block: Block, described: Average) -> Tensor:
+        assert described.held is not None
+        vectors = [vector[block.range] for vector in self.vectors()[-described.held :]]
+        if described.is_mean:
+            return self._combined(vectors, block, pairwise_mean)
+        coefficients = described.coefficients(len(vectors))
+        return self._combined(vectors, block, partial(weighted_sum, coefficients=coefficients), scratch=1)
+
+    def _combined(
+        self, vectors: list[Tensor], block: Block, combine: Callable[..., Tensor], scratch: int = 0
+    ) -> Tensor:
+        """What `combine` makes of vectors and partial sums, of which `scratch` are only to be written over."""
+        if len(vectors) == 1 and not scratch:
             return vectors[0]
-        if len(self._sums) < accumulators(len(vectors)):
-            largest = max(b.stop - b.start for b in self.weights.plan)
+        count = accumulators(len(vectors)) + scratch
+        if len(self._sums) < count:
+            largest = max(b.stop - b.start for b in self.weights.blocks)
             shared = largest if vectors[0].device.type != "cpu" else min(largest, MEAN_BLOCK)
-            lengths = [largest] + [shared] * (accumulators(len(vectors)) - 1)
+            lengths = [largest] + [shared] * (count - 1)
             self._sums = [torch.empty(length, dtype=torch.float32, device=vectors[0].device) for length in lengths]
         stop, width = block.stop - block.start, self._sums[-1].numel()
         for low in range(0, stop, max(width, 1)):
             high = min(low + width, stop)
             sums = [self._sums[0][low:high], *(s[: high - low] for s in self._sums[1:])]
-            pairwise_mean([vector[low:high] for vector in vectors], sums)
+            combine([vector[low:high] for vector in vectors], sums)
         return self._sums[0][:stop]
 
     def vectors(self) -> list[Tensor]:

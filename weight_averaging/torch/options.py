@@ -1,0 +1,76 @@
+"""What LAWA, EMA, Averages and Averager all take, written once: for type checkers, for `help()`, for one clear line."""
+
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import Any, TypedDict, TypeVar
+
+from weight_averaging.averages.checks import BUFFERS
+from weight_averaging.include_exclude import Choice
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Options(TypedDict, total=False):
+    """See `Averager`."""
+
+    placement: str
+    buffers: str
+    include: Choice
+    exclude: Choice
+    check_finite: bool
+    process_group: Any
+
+
+DEFAULTS: Options = {
+    "placement": "auto",
+    "buffers": "average",
+    "include": None,
+    "exclude": None,
+    "check_finite": True,
+    "process_group": None,
+}
+
+
+def completed(options: Options, function: Callable[..., Any]) -> Options:
+    """All options, those that are not given with their defaults.
+
+    Raises:
+        TypeError: as `check_names`.
+        ValueError: `buffers` is none of its values.
+    """
+    check_names(options, function)
+    result: Options = {**DEFAULTS, **options}
+    if result["buffers"] not in BUFFERS:
+        raise ValueError(f"buffers must be one of {', '.join(BUFFERS)}, not {result['buffers']!r}")
+    return result
+
+
+def check_names(options: Options, function: Callable[..., Any]) -> None:
+    """Refuse an argument that there is not; the nearest that there is, is named.
+
+    Args:
+        function: who was called with these, beside arguments of its own.
+    Raises:
+        TypeError: in one line.
+    """
+    for name in options:
+        if name not in DEFAULTS:
+            known = [n for n in inspect.signature(function).parameters if n not in ("self", "options")]
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f": did you mean {near[0]}?" if near else f"; it takes {', '.join(known)}"
+            raise TypeError(f"{function.__qualname__.removesuffix('.__init__')} has no argument {name}{hint}")
+
+
+def shows_options(function: F) -> F:
+    """Let a signature name the options in the place of `**options`: for `help()` and completion at a prompt."""
+    signature = inspect.signature(function)
+    own = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+    options = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Options.__annotations__[name]
+        )
+        for name, default in DEFAULTS.items()
+    ]
+    function.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+    return function
