@@ -26,6 +26,7 @@ from submissions.recipe.jax.resuming import shapes, unstacked  # noqa: E402
 from tests.submissions.test_submissions import GOOD, NAMES  # noqa: E402
 from tests.support import reference  # noqa: E402
 from weight_averaging.jax import HostLAWAState  # noqa: E402
+from weight_averaging.jax.host_window import host_window_averager  # noqa: E402
 
 STEP_HINT = 100
 SLOW = {"beta3": 0.999, "alpha": 8.0}
