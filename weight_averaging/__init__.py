@@ -26,10 +26,13 @@ Weights?", ICML 2025 (arXiv 2502.06761); `suggest` has them as a function.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from weight_averaging import moved
 from weight_averaging.averages.horizon import suggest
 
 if TYPE_CHECKING:
     from weight_averaging.torch import EMA, LAWA, Averager, Averages, recompute_batch_norm
+
+moved.install()
 
 __version__ = "0.2.0"
 __all__ = ["EMA", "LAWA", "Averager", "Averages", "__version__", "recompute_batch_norm", "suggest"]

@@ -1,0 +1,84 @@
+"""Arguments of LAWA, EMA, Averages, Averager: written once, known to type checkers and `help()`, refused in a line."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.support import ROOT
+from weight_averaging import EMA, LAWA, Averager, Averages, averages
+from weight_averaging.torch.options import DEFAULTS, Options
+
+LAWAS = {"interval": 1, "window": 2}
+DOORS = [
+    ("LAWA", lambda model, **given: LAWA(model, **LAWAS, **given)),
+    ("LAWA.for_run", lambda model, **given: LAWA.for_run(model, 100, **given)),
+    ("EMA", lambda model, **given: EMA(model, decay=0.5, **given)),
+    ("EMA.for_run", lambda model, **given: EMA.for_run(model, 100, **given)),
+    ("Averages", lambda model, **given: Averages(model, [averages.LAWA(**LAWAS)], **given)),
+    ("Averager", lambda model, **given: Averager(model, averages.LAWA(**LAWAS), **given)),
+]
+KNOWN = [LAWA, LAWA.for_run, EMA, EMA.for_run, Averages, Averager]
+
+
+def test_every_option_has_a_default():
+    assert set(Options.__annotations__) == set(DEFAULTS)
+
+
+@pytest.mark.parametrize(("name", "door"), DOORS, ids=[name for name, _ in DOORS])
+def test_a_wrong_name_is_one_line_that_names_the_right_one(name, door):
+    model = torch.nn.Linear(1, 1)
+    with pytest.raises(TypeError) as raised:
+        door(model, bufers="latest")
+    assert str(raised.value) == f"{name} has no argument bufers: did you mean buffers?"
+    with pytest.raises(TypeError) as raised:
+        door(model, qqq=1)
+    assert str(raised.value).startswith(f"{name} has no argument qqq; it takes model, ")
+
+
+@pytest.mark.parametrize(("name", "door"), DOORS, ids=[name for name, _ in DOORS])
+def test_every_option_is_taken(name, door):
+    model = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.BatchNorm1d(1))
+    averager = door(model, buffers="latest", exclude=["0.bias"], check_finite=False, placement="device")
+    assert (averager.buffers, averager.check_finite) == ("latest", False)
+    assert averager._weights.names == ["0.weight", "1.weight", "1.bias"]
+    with pytest.raises(ValueError, match="buffers must be one of average, latest, recompute, not 'newest'"):
+        door(model, buffers="newest")
+    with pytest.raises(ValueError, match="placement must be one of auto, device, host, not 'disk'"):
+        door(model, placement="disk")
+
+
+@pytest.mark.parametrize("function", KNOWN, ids=lambda function: function.__qualname__)
+def test_help_names_every_option_with_its_default(function):
+    parameters = inspect.signature(function).parameters
+    assert {name: parameters[name].default for name in DEFAULTS} == DEFAULTS
+    assert not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+
+
+WRONG = """\
+import torch
+from weight_averaging import EMA, LAWA, Averager, Averages, averages
+
+model = torch.nn.Linear(1, 1)
+LAWA(model, interval=1, window=2, bufers="latest")
+LAWA.for_run(model, 100, bufers="latest")
+EMA(model, decay=0.5, bufers="latest")
+EMA.for_run(model, 100, bufers="latest")
+Averages(model, [averages.LAWA(interval=1, window=2)], bufers="latest")
+Averager(model, averages.LAWA(interval=1, window=2), buffers=3)
+LAWA.for_run(model, 100, buffers="latest", check_finite=False)
+"""
+
+
+def test_a_type_checker_finds_wrong_names_and_types(tmp_path):
+    (tmp_path / "wrong.py").write_text(WRONG)
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", str(tmp_path / "wrong.py")]
+    cached = ["--cache-dir", str(ROOT / ".mypy_cache/options")]
+    done = subprocess.run([*command, *cached], cwd=ROOT, capture_output=True, text=True, check=False)
+    errors = [line.split(": ", 1) for line in done.stdout.splitlines() if "wrong.py" in line and ": error: " in line]
+    assert [int(where.rsplit(":", 1)[1]) for where, _ in errors] == [5, 6, 7, 8, 9, 10], done.stdout
+    for _, text in errors[:5]:
+        assert 'Unexpected keyword argument "bufers"' in text
+    assert 'Argument "buffers"' in errors[5][1]
