@@ -13,7 +13,7 @@ Instead of --lawa and --ema, a submission's search space may say what to average
       --tuning_search_space=tuning_search_spaces/miniperf/lawa.json --trials=1 --experiment_dir=runs
 
 writes what runs/lawa/study_0/mini_criteo1tb_pytorch/trial_1 would have held, had lawa been trained. scripts.suite does
-so for studies that say `offline: true`.
+so for comparisons that say `offline: true`.
 
 Without --workload this is the command `weight-averaging average`, whose flags mean the same here:
 

@@ -5,8 +5,8 @@
 
 Reads every run below --runs (folders or .tar.xz archives), prints ranks, and steps and time to target per workload and
 submission with the ratio to the baseline, and writes into --out: table.md, learning_curves, speedup and
-performance_profiles as PNG and PDF, and report.html, which opens in any browser without a network. With --study, a file
-of comparisons/, it draws that experiment's figures too, each point of a grid as a submission of its own.
+performance_profiles as PNG and PDF, and report.html, which opens in any browser without a network. With --comparison, a
+file of comparisons/, it draws that experiment's figures too, each point of a grid as a submission of its own.
 """
 
 import shlex
@@ -28,7 +28,7 @@ from scripts.start import start
 FLAGS = flags.FLAGS
 
 flags.DEFINE_list("runs", ["runs"], "Folders or archives with runs, at any depth, with commas between.")
-flags.DEFINE_string("study", None, "YAML file of the experiment whose runs these are.")
+flags.DEFINE_string("comparison", None, "YAML file of the experiment whose runs these are.")
 flags.DEFINE_string("baseline", None, "The submission to compare with; default: baseline or nadamw, else the best.")
 flags.DEFINE_list("submissions", None, "Only these; default: all.")
 flags.DEFINE_enum("framework", None, ["pytorch", "jax"], "Only runs in this one; default: all.")
@@ -39,11 +39,11 @@ flags.DEFINE_string("out", None, "Folder for what is written; default: <runs>/re
 
 def run() -> None:
     read = logs.read(FLAGS.runs, FLAGS.framework).only(FLAGS.submissions)
-    baseline, study = FLAGS.baseline, None
-    if FLAGS.study is not None:
-        study = comparison.load(FLAGS.study)
-        read = draw.select(read, study)
-        baseline = draw.baseline_arm(study, read)
+    baseline, asked = FLAGS.baseline, None
+    if FLAGS.comparison is not None:
+        asked = comparison.load(FLAGS.comparison)
+        read = draw.select(read, asked)
+        baseline = draw.baseline_arm(asked, read)
     found = results.of(read, FLAGS.version, baseline, FLAGS.x)
     out = files.output_folder(FLAGS.out or _beside(Path(FLAGS.runs[0])))
     text = _text(found)
@@ -59,7 +59,7 @@ def run() -> None:
     if found.ratios:
         style.save(ratios.speedups(found.ratios, found.baseline, found.unit), out / "speedup")
         names.append("speedup.png")
-    drawn = draw.draw(study, found.logs, found.targets, out) if study is not None else []
+    drawn = draw.draw(asked, found.logs, found.targets, out) if asked is not None else []
     page.write(out / "report.html", found, shlex.join(["python", *sys.orig_argv[1:]]))
     for line in found.notes:
         print(line, file=sys.stderr)

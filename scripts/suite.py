@@ -1,8 +1,8 @@
 """Run submissions x workloads x seeds, several at a time.
 
     python -m scripts.suite --submissions=nadamw,lawa,ema --workloads=mini_criteo1tb --seeds=3
-    python -m scripts.suite --study=comparisons/lawa_horizon.yaml --experiment_dir=runs/horizon
-    python -m scripts.suite --study=comparisons/no_decay.yaml --workloads=mini_ogbg --seeds=1 --experiment_dir=runs/q
+    python -m scripts.suite --comparison=comparisons/lawa_horizon.yaml --experiment_dir=runs/horizon
+    python -m scripts.suite --comparison=comparisons/merges.yaml --workloads=mini_ogbg --seeds=1 --experiment_dir=runs/q
 
 Every run is a process of its own with one thread, in <experiment_dir>/<submission>/study_<seed>. Calling the command
 again skips the finished runs and continues the others, so that it can be stopped at any moment.
@@ -10,7 +10,7 @@ again skips the finished runs and continues the others, so that it can be stoppe
 Of a submission's search space each workload takes one trial: the one whose learning rate is best for the baseline,
 as recorded in <search_spaces>/tuned_trials.json (docs/results/calibration.md tells how it was found); another base
 optimizer may have trials of its own there. A submission without a search space tunes itself: it has one point for all
-workloads. A study, one of the paper's experiments in comparisons/, brings its own submissions and grid of
+workloads. A comparison, one of the paper's experiments in comparisons/, brings its own submissions and grid of
 hyperparameters, and the workloads and seeds unless --workloads and --seeds say otherwise.
 Where it says `offline: true`, runs without an
 average keep snapshots, and the submissions that average are made of these, evaluated on the validation set alone.
@@ -35,7 +35,7 @@ from absl import app, flags
 from tqdm import tqdm
 
 from analysis.comparisons import comparison
-from analysis.errors import UsageError as StudyError
+from analysis.errors import UsageError as ComparisonError
 from miniperf import command_line, frameworks, submission, workloads
 from miniperf.errors import UsageError
 from miniperf.logs import evaluations_of
@@ -45,12 +45,12 @@ from weight_averaging.averages import SnapshotError
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("study", None, "YAML file of an experiment: submissions, search spaces, workloads, seeds.")
+flags.DEFINE_string("comparison", None, "YAML file of an experiment: submissions, search spaces, workloads, seeds.")
 flags.DEFINE_enum("framework", "pytorch", frameworks.NAMES, "Of submissions and workloads.")
 flags.DEFINE_list("submissions", ["nadamw", "lawa", "ema"], "Folders of submissions/<framework>.")
-flags.DEFINE_list("workloads", None, "Workloads; default: all that the framework has, or those of the study.")
+flags.DEFINE_list("workloads", None, "Workloads; default: all that the framework has, or those of the comparison.")
 flags.DEFINE_integer(
-    "seeds", None, "Runs of each, with the seeds 0, 1, ...; default: 1, or as in the study.", lower_bound=1
+    "seeds", None, "Runs of each, with the seeds 0, 1, ...; default: 1, or as in the comparison.", lower_bound=1
 )
 flags.DEFINE_string(
     "search_spaces", "tuning_search_spaces/miniperf", "Folder with a <submission>.json each and tuned_trials.json."
@@ -170,20 +170,22 @@ def jobs() -> list[Job]:
     """All runs asked for, seed by seed.
 
     Raises:
-        UsageError: an unknown submission or workload, or files of another study.
-        StudyError: an unusable study.
+        UsageError: an unknown submission or workload, or files of another comparison.
+        ComparisonError: an unusable comparison.
     """
-    study = comparison.load(FLAGS.study) if FLAGS.study is not None else None
+    study = comparison.load(FLAGS.comparison) if FLAGS.comparison is not None else None
     names, spaces = FLAGS.submissions, Path(FLAGS.search_spaces)
     every_workload = sorted(workloads.names(FLAGS.framework))
     chosen, seeds = FLAGS.workloads or every_workload, FLAGS.seeds or 1
     if study is not None:
         for name in ("submissions", "search_spaces"):
             if FLAGS[name].present:
-                raise UsageError(f"--{name} cannot be given with --study: {FLAGS.study} says which")
+                raise UsageError(f"--{name} cannot be given with --comparison: {FLAGS.comparison} says which")
         names, spaces = study.submissions, study.search_spaces
         if study.offline and FLAGS.framework != "pytorch":
-            raise UsageError(f"--framework={FLAGS.framework}: {FLAGS.study} averages snapshots, which pytorch writes")
+            raise UsageError(
+                f"--framework={FLAGS.framework}: {FLAGS.comparison} averages snapshots, which pytorch writes"
+            )
         chosen = FLAGS.workloads or study.workloads or every_workload
         seeds = FLAGS.seeds or study.seeds
     for name in names:
@@ -235,7 +237,12 @@ def jobs() -> list[Job]:
 
 
 def _averages(
-    study: comparison.Study, name: str, search_space: Path | None, trials: list[int], there: list[Job], step_hint: int
+    study: comparison.Comparison,
+    name: str,
+    search_space: Path | None,
+    trials: list[int],
+    there: list[Job],
+    step_hint: int,
 ) -> list[Job]:
     """One job for each run `there` that `name` averages; these are told to keep the snapshots that it needs."""
     points = study.search_space(name)
@@ -259,7 +266,7 @@ def _averages(
     return result
 
 
-def _check_points(study: comparison.Study, name: str, points: list[dict[str, Any]], step_hint: int) -> None:
+def _check_points(study: comparison.Comparison, name: str, points: list[dict[str, Any]], step_hint: int) -> None:
     """A UsageError in one line if the submission cannot train with one of the points of its grid."""
     if name in comparison.MERGES:
         check = functools.partial(average_of, name)
@@ -269,15 +276,15 @@ def _check_points(study: comparison.Study, name: str, points: list[dict[str, Any
         try:
             check(namedtuple("Hyperparameters", point)(**point), step_hint)
         except ValueError as error:
-            raise UsageError(f"study {study.name}: grid of {name}: {error}") from None
+            raise UsageError(f"comparison {study.name}: grid of {name}: {error}") from None
 
 
-def _search_space(study: comparison.Study, name: str) -> Path:
+def _search_space(study: comparison.Comparison, name: str) -> Path:
     """The file with a submission's points, written if it is not there."""
     path = Path(FLAGS.experiment_dir, "search_spaces", f"{name}.json")
     text = json.dumps(study.search_space(name), indent=2)
     if path.exists() and path.read_text() != text:
-        raise UsageError(f"{path} is of another study: choose another --experiment_dir")
+        raise UsageError(f"{path} is of another comparison: choose another --experiment_dir")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return path
@@ -324,7 +331,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     try:
         failed = run(jobs())
-    except (UsageError, StudyError) as error:
+    except (UsageError, ComparisonError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -333,7 +340,7 @@ def main(argv: Sequence[str]) -> None:
         print(failed[0].log.read_text()[-2000:], file=sys.stderr)
         sys.exit(1)
     compare = f"python -m scripts.report --runs={FLAGS.experiment_dir}"
-    compare += f" --study={FLAGS.study}" if FLAGS.study is not None else ""
+    compare += f" --comparison={FLAGS.comparison}" if FLAGS.comparison is not None else ""
     print(f"all runs are in {FLAGS.experiment_dir}; compare them: {compare}")
 
 

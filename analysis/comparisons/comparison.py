@@ -1,6 +1,6 @@
-"""Studies: the paper's experiments as small YAML files, for a runner to run and scripts/report.py to draw.
+"""Comparisons: the paper's experiments as small YAML files, for a runner to run and scripts/report.py to draw.
 
-A study says which submissions train on which workloads with which seeds and hyperparameters:
+A comparison says which submissions train on which workloads with which seeds and hyperparameters:
 
     title: Steps to the validation target
     paper: Fig. 1 and 2, Table 1         # optional: what of the paper it repeats
@@ -17,7 +17,7 @@ A study says which submissions train on which workloads with which seeds and hyp
     figures:
       - {name: fig1, kind: curves}       # see `KINDS`
 
-Trial N of a run is point N of `Study.search_space(submission)`: hparams.json in the logs tells the points apart.
+Trial N of a run is point N of `Comparison.search_space(submission)`: hparams.json in the logs tells the points apart.
 """
 
 import itertools
@@ -82,8 +82,8 @@ def base_of(submission: str) -> str:
 
 
 @dataclass(frozen=True)
-class Study:
-    """One study. `workloads` is None for all."""
+class Comparison:
+    """One experiment of the paper. `workloads` is None for all."""
 
     name: str
     title: str
@@ -116,9 +116,11 @@ class Study:
         try:
             points = json.loads(path.read_text())
         except (OSError, json.JSONDecodeError) as error:
-            raise UsageError(f"study {self.name}: cannot read the search space {path}: {error}") from None
+            raise UsageError(f"comparison {self.name}: cannot read the search space {path}: {error}") from None
         if not isinstance(points, list) or not all(isinstance(point, dict) for point in points):
-            raise UsageError(f"study {self.name}: {path} must be a list of points, since the grid multiplies them out")
+            raise UsageError(
+                f"comparison {self.name}: {path} must be a list of points, since the grid multiplies them out"
+            )
         return points
 
     def search_space(self, submission: str) -> list[dict[str, Any]]:
@@ -152,17 +154,17 @@ class Study:
         base = _AVERAGED[submission]
         space = self.search_space(base)
         if trained not in space:
-            raise UsageError(f"study {self.name}: no point of {base} is point {trial} of {submission}")
+            raise UsageError(f"comparison {self.name}: no point of {base} is point {trial} of {submission}")
         return space.index(trained) + 1
 
 
-def load(path: str | Path) -> Study:
-    """Read a study. UsageError in one line for anything wrong with the file."""
+def load(path: str | Path) -> Comparison:
+    """Read a comparison. UsageError in one line for anything wrong with the file."""
     path = Path(path)
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise UsageError(f"--study={path}: {error.strerror}") from None
+        raise UsageError(f"--comparison={path}: {error.strerror}") from None
     except yaml.YAMLError as error:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     try:
@@ -171,7 +173,7 @@ def load(path: str | Path) -> Study:
         raise UsageError(f"{path}: {error}") from None
 
 
-def _checked(name: str, content: Any) -> Study:
+def _checked(name: str, content: Any) -> Comparison:
     if not isinstance(content, dict):
         raise UsageError("must be a mapping of fields")
     if missing := [field for field in _NEEDED if field not in content]:
@@ -201,7 +203,7 @@ def _checked(name: str, content: Any) -> Study:
             raise UsageError(f"{submission} is made of snapshots: say offline: true")
     if _AVERAGED.get(submissions[0]) and offline:
         raise UsageError(f"offline: the baseline, named first, must be trained; {submissions[0]} is an average")
-    return Study(
+    return Comparison(
         name=name,
         title=content["title"],
         paper=content.get("paper", ""),

@@ -1,4 +1,4 @@
-"""The figures and tables of a study, drawn from its logs."""
+"""The figures and tables of a comparison, drawn from its logs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.comparisons.comparison import Study
+from analysis.comparisons.comparison import Comparison
 from analysis.errors import UsageError
 from analysis.figures import horizon as horizon_figures
 from analysis.figures import learning_curves, panels, ratios, shorter_schedules, style
@@ -18,36 +18,36 @@ from analysis.reading.logs import Logs
 from analysis.report import tables
 
 
-def select(logs: Logs, study: Study) -> Logs:
-    """The study's runs, each point of a grid renamed as a submission of its own ("lawa, window=5").
+def select(logs: Logs, comparison: Comparison) -> Logs:
+    """The comparison's runs, each point of a grid renamed as a submission of its own ("lawa, window=5").
 
     Raises:
-        UsageError: a submission or workload of the study has no run.
+        UsageError: a submission or workload of the comparison has no run.
     """
-    logs = logs.only(study.submissions)
-    if study.workloads is not None:
+    logs = logs.only(comparison.submissions)
+    if comparison.workloads is not None:
         there = set(logs.runs["workload"])
-        if missing := [name for name in study.workloads if name not in there]:
+        if missing := [name for name in comparison.workloads if name not in there]:
             raise UsageError(
-                f"study {study.name}: no run of {', '.join(missing)}; there are {', '.join(sorted(there))}"
+                f"comparison {comparison.name}: no run of {', '.join(missing)}; there are {', '.join(sorted(there))}"
             )
-        logs = logs.select(logs.runs["workload"].isin(study.workloads))
-    shared = study.grid.get(study.baseline, {}) if study.offline else {}
+        logs = logs.select(logs.runs["workload"].isin(comparison.workloads))
+    shared = comparison.grid.get(comparison.baseline, {}) if comparison.offline else {}
     names = [
-        _arm(submission, hparams, {**shared, **study.grid.get(submission, {})})
+        _arm(submission, hparams, {**shared, **comparison.grid.get(submission, {})})
         for submission, hparams in zip(logs.runs["submission"], logs.runs["hparams"])
     ]
     runs = logs.runs.assign(base=logs.runs["submission"], submission=names)
     return Logs(runs, logs.evaluations, logs.columns, logs.skipped)
 
 
-def draw(study: Study, logs: Logs, targets: pd.DataFrame, out: Path) -> list[Path]:
-    """Write the study's figures as PNG and PDF and its tables as Markdown and CSV. `logs` are of `select`."""
+def draw(comparison: Comparison, logs: Logs, targets: pd.DataFrame, out: Path) -> list[Path]:
+    """Write the comparison's figures as PNG and PDF and its tables as Markdown and CSV. `logs` are of `select`."""
     trials = to_target.trials(logs, targets)
     written = []
-    for figure in study.figures:
+    for figure in comparison.figures:
         options = {key: value for key, value in figure.items() if key not in ("name", "kind")}
-        made: Figure | str | pd.DataFrame = _DRAW[figure["kind"]](study, logs, targets, trials, **options)
+        made: Figure | str | pd.DataFrame = _DRAW[figure["kind"]](comparison, logs, targets, trials, **options)
         if isinstance(made, Figure):
             written += style.save(made, out / figure["name"])
         else:
@@ -57,11 +57,11 @@ def draw(study: Study, logs: Logs, targets: pd.DataFrame, out: Path) -> list[Pat
     return written
 
 
-def baseline_arm(study: Study, logs: Logs) -> str:
+def baseline_arm(comparison: Comparison, logs: Logs) -> str:
     """The name of the baseline in `logs`: of several points of its grid, the one of its search space, else the last."""
-    grid = study.grid.get(study.baseline, {})
-    arms = logs.runs.loc[logs.runs["base"] == study.baseline].sort_values("trial")["submission"]
-    start = _arm(study.baseline, study.points(study.baseline)[0], grid)
+    grid = comparison.grid.get(comparison.baseline, {})
+    arms = logs.runs.loc[logs.runs["base"] == comparison.baseline].sort_values("trial")["submission"]
+    start = _arm(comparison.baseline, comparison.points(comparison.baseline)[0], grid)
     return start if (arms == start).any() else arms.iloc[-1]
 
 
@@ -72,23 +72,27 @@ def _arm(submission: str, hparams: dict[str, Any], grid: dict[str, list[Any]]) -
     return ", ".join([submission, *varied])
 
 
-def _arms_without(x: str, study: Study, trials: pd.DataFrame) -> list[str]:
+def _arms_without(x: str, comparison: Comparison, trials: pd.DataFrame) -> list[str]:
     """Of each run its arm but for the hyperparameter x, against which the arms are drawn: a line each."""
-    others = {base: {name: values for name, values in grid.items() if name != x} for base, grid in study.grid.items()}
+    others = {
+        base: {name: values for name, values in grid.items() if name != x} for base, grid in comparison.grid.items()
+    }
     return [_arm(base, h, others.get(base, {})) for base, h in zip(trials["base"], trials["hparams"])]
 
 
-def _curves(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, unit: Unit) -> Figure:
-    return learning_curves.learning_curves(logs, targets, to_target.studies(trials), baseline_arm(study, logs), unit)
+def _curves(comparison: Comparison, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, unit: Unit) -> Figure:
+    return learning_curves.learning_curves(
+        logs, targets, to_target.studies(trials), baseline_arm(comparison, logs), unit
+    )
 
 
-def _speedup(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, unit: Unit) -> Figure:
-    best, baseline = to_target.studies(trials), baseline_arm(study, logs)
+def _speedup(comparison: Comparison, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, unit: Unit) -> Figure:
+    best, baseline = to_target.studies(trials), baseline_arm(comparison, logs)
     others = [name for name in dict.fromkeys(best["submission"]) if name != baseline]
     return ratios.speedups(speedup.compare(best, targets, others, baseline, unit), baseline, unit)
 
 
-def _hours(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame) -> str:
+def _hours(comparison: Comparison, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame) -> str:
     spent = gpu_hours.gpu_hours(to_target.studies(trials), targets, targets.attrs["gpus"])
     shown = pd.DataFrame(
         {
@@ -101,7 +105,7 @@ def _hours(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame
     return tables.markdown(shown)
 
 
-def _best(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, which: str) -> str:
+def _best(comparison: Comparison, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, which: str) -> str:
     """Mean over studies of the best validation metric of a run, or the final one; of several trials in a study, the
     best."""
     lower = trials["workload"].map(targets["lower"])
@@ -117,35 +121,37 @@ def _best(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame,
     return tables.markdown(table.rename_axis("submission").reset_index())
 
 
-def _sweep(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, x: str, y: str) -> Figure:
-    rows = trials.assign(x=[h.get(x, np.nan) for h in trials["hparams"]], line=_arms_without(x, study, trials))
-    return panels.against(rows, study.baseline, targets, y, x, "line")
+def _sweep(comparison: Comparison, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, x: str, y: str) -> Figure:
+    rows = trials.assign(x=[h.get(x, np.nan) for h in trials["hparams"]], line=_arms_without(x, comparison, trials))
+    return panels.against(rows, comparison.baseline, targets, y, x, "line")
 
 
-def _shorter(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame) -> Figure:
-    trials = trials.assign(line=_arms_without("schedule_fraction", study, trials))
-    return shorter_schedules.against_shorter(logs, targets, study.baseline, trials)
+def _shorter(comparison: Comparison, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame) -> Figure:
+    trials = trials.assign(line=_arms_without("schedule_fraction", comparison, trials))
+    return shorter_schedules.against_shorter(logs, targets, comparison.baseline, trials)
 
 
 def _on_measured(
     make: Callable[..., Figure | str],
-) -> Callable[[Study, Logs, pd.DataFrame, pd.DataFrame, Any], Figure | str]:
+) -> Callable[[Comparison, Logs, pd.DataFrame, pd.DataFrame, Any], Figure | str]:
     """A figure of the first share `until` of training, of runs that average more or less of it."""
 
     def draw(
-        study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, until: float, **options: Any
+        comparison: Comparison, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, until: float, **options: Any
     ) -> Figure | str:
-        return make(horizon.measure(logs, targets, until), study.baseline, targets, **options)
+        return make(horizon.measure(logs, targets, until), comparison.baseline, targets, **options)
 
     return draw
 
 
-def _leads(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, show: str) -> Figure | str:
+def _leads(comparison: Comparison, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, show: str) -> Figure | str:
     make = horizon_figures.leads if show == "figure" else horizon_figures.leads_table
-    return make(logs, targets, baseline_arm(study, logs))
+    return make(logs, targets, baseline_arm(comparison, logs))
 
 
-def _data(study: Study, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, until: float) -> pd.DataFrame:
+def _data(
+    comparison: Comparison, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, until: float
+) -> pd.DataFrame:
     return horizon_figures.data(logs, targets, until)
 
 

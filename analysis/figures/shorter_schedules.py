@@ -16,7 +16,7 @@ def against_shorter(logs: Logs, targets: pd.DataFrame, baseline: str, trials: pd
     shorter schedule at the update where that ends.
 
     Args:
-        logs, targets: of `study_figures.select` and `targets.resolve`.
+        logs, targets: of `draw.select` and `targets.resolve`.
         baseline: the submission whose runs are shortened.
         trials: of `to_target.trials`, with the columns base and line, the average's name.
     """

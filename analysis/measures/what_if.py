@@ -15,7 +15,7 @@ import pandas as pd
 from analysis.errors import UsageError
 
 MARK = "what if: "  # begins the name of each hypothetical entry, so that it is marked wherever it is shown
-TWIN = "mini_"  # begins the name of a miniature: a study's ratio for it stands for the benchmark's workload
+TWIN = "mini_"  # begins the name of a miniature: a comparison's ratio for it stands for the benchmark's workload
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def _unknown(workload: str, version: str) -> str:
         return f"{workload} is no workload of {version} but of {others[0]}: pass --version={others[0]}"
     return (
         f"no target is known for workload {workload!r}: add it with its metric and validation_target to "
-        f"analysis/versions/{version if version != OWN else versions.names()[-1]}.json, or let the runs' "
+        f"analysis/targets/versions/{version if version != OWN else versions.names()[-1]}.json, or let the runs' "
         "meta_data_*.json say workload.target_metric_name and workload.validation_target_value"
     )
 

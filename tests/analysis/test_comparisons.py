@@ -1,4 +1,4 @@
-"""Studies: the committed files, what is said of bad ones, and their figures on made-up logs."""
+"""Comparisons: the committed files, what is said of bad ones, and their figures on made-up logs."""
 
 import dataclasses
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import yaml
 
-from analysis.comparisons import comparison, draw
+from analysis.comparisons import draw
+from analysis.comparisons.comparison import MERGES, load
 from analysis.errors import UsageError
 from analysis.measures import to_target
 from analysis.reading import logs
@@ -22,21 +23,19 @@ def _from_the_root(monkeypatch):
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_committed_studies_load_and_their_submissions_exist(file):
-    study = comparison.load(file)
-    for submission in study.submissions:
-        assert (
-            submission in comparison.MERGES or (ROOT / "submissions/pytorch" / submission / "submission.py").is_file()
-        )
-        space = study.search_space(submission)
-        grid = study.grid.get(submission, {})
-        assert len(space) == len(study.points(submission)) * np.prod([len(v) for v in grid.values()], dtype=int)
+def test_committed_comparisons_load_and_their_submissions_exist(file):
+    comparison = load(file)
+    for submission in comparison.submissions:
+        assert submission in MERGES or (ROOT / "submissions/pytorch" / submission / "submission.py").is_file()
+        space = comparison.search_space(submission)
+        grid = comparison.grid.get(submission, {})
+        assert len(space) == len(comparison.points(submission)) * np.prod([len(v) for v in grid.values()], dtype=int)
         assert len({tuple(sorted(point.items())) for point in space}) == len(space)
         assert len({frozenset(point) for point in space}) == 1  # the official form wants the same names in each point
 
 
-def test_every_experiment_has_a_study():
-    covered = " ".join(comparison.load(file).paper for file in FILES)
+def test_every_experiment_has_a_comparison():
+    covered = " ".join(load(file).paper for file in FILES)
     for experiment in (
         "Fig. 1 ",
         "2,",
@@ -58,12 +57,12 @@ def test_every_experiment_has_a_study():
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_committed_studies_can_be_drawn(file, tmp_path):
-    study = comparison.load(file)
-    synthetic_logs.write_study(tmp_path / "runs", study, seeds=2, workloads=study.workloads or ("toy",))
-    selected = draw.select(logs.read(tmp_path / "runs"), study)
-    written = draw.draw(study, selected, resolve.resolve(selected), tmp_path / "out")
-    assert {path.stem for path in written} == {figure["name"] for figure in study.figures}
+def test_committed_comparisons_can_be_drawn(file, tmp_path):
+    comparison = load(file)
+    synthetic_logs.write_comparison(tmp_path / "runs", comparison, seeds=2, workloads=comparison.workloads or ("toy",))
+    selected = draw.select(logs.read(tmp_path / "runs"), comparison)
+    written = draw.draw(comparison, selected, resolve.resolve(selected), tmp_path / "out")
+    assert {path.stem for path in written} == {figure["name"] for figure in comparison.figures}
     assert all(path.stat().st_size > (5000 if path.suffix in (".png", ".pdf") else 100) for path in written)
 
 
@@ -73,24 +72,24 @@ def test_points_of_a_grid_become_submissions(tmp_path):
     content["grid"] = {name: {"learning_rate": [0.0005, 0.001, 0.01]} for name in content["submissions"]}
     path = tmp_path / "grid.yaml"
     path.write_text(yaml.safe_dump(content))
-    study = comparison.load(path)
-    synthetic_logs.write_study(tmp_path / "runs", study, seeds=1)
-    selected = draw.select(logs.read(tmp_path / "runs"), study)
+    comparison = load(path)
+    synthetic_logs.write_comparison(tmp_path / "runs", comparison, seeds=1)
+    selected = draw.select(logs.read(tmp_path / "runs"), comparison)
     assert selected.runs["submission"].nunique() == 2 * 3
     assert "lawa, learning_rate=0.01" in set(selected.runs["submission"])
-    assert draw.baseline_arm(study, selected) == "nadamw, learning_rate=0.001"  # the search space's first
+    assert draw.baseline_arm(comparison, selected) == "nadamw, learning_rate=0.001"  # the search space's first
 
 
-def test_the_trials_of_a_study_are_the_tuned_ones_or_their_neighbours_too_or_all():
-    grid = comparison.load(ROOT / "comparisons/language_model_grid.yaml")
+def test_the_trials_of_a_comparison_are_the_tuned_ones_or_their_neighbours_too_or_all():
+    grid = load(ROOT / "comparisons/language_model_grid.yaml")
     baseline = grid.baseline
     assert grid.trials(baseline, tuned=3) == list(range(1, len(grid.points(baseline)) + 1))
-    rates = comparison.load(ROOT / "comparisons/learning_rate.yaml")  # two averages at each point
+    rates = load(ROOT / "comparisons/learning_rate.yaml")  # two averages at each point
     assert rates.trials("nadamw", tuned=3) == [2, 3, 4]
     assert rates.trials("lawa", tuned=3) == [3, 4, 5, 6, 7, 8]
     assert rates.trials("nadamw", tuned=1) == [1, 2]  # at the edge
     assert rates.trials("nadamw", tuned=6) == [5, 6]
-    finals = comparison.load(ROOT / "comparisons/final_learning_rate.yaml")  # three values at each point, two averages
+    finals = load(ROOT / "comparisons/final_learning_rate.yaml")  # three values at each point, two averages
     assert finals.trials("nadamw", tuned=2) == [4, 5, 6]
     assert finals.trials("lawa", tuned=2) == [7, 8, 9, 10, 11, 12]
     chosen = [finals.search_space("lawa")[trial - 1] for trial in finals.trials("lawa", tuned=2)]
@@ -100,61 +99,63 @@ def test_the_trials_of_a_study_are_the_tuned_ones_or_their_neighbours_too_or_all
 
 @pytest.mark.parametrize("name", ["final_learning_rate", "shorter_schedules"])
 def test_windows_are_lines_of_their_own(tmp_path, name):
-    study = comparison.load(ROOT / f"comparisons/{name}.yaml")
+    comparison = load(ROOT / f"comparisons/{name}.yaml")
     windows = range(1, 9)  # more than there are colours
-    study = dataclasses.replace(
-        study, grid=study.grid | {"lawa": study.grid["lawa"] | {"averaging_window": list(windows)}}
+    comparison = dataclasses.replace(
+        comparison, grid=comparison.grid | {"lawa": comparison.grid["lawa"] | {"averaging_window": list(windows)}}
     )
-    synthetic_logs.write_study(tmp_path, study, seeds=1, workloads=("toy",))
-    selected = draw.select(logs.read(tmp_path), study)
+    synthetic_logs.write_comparison(tmp_path, comparison, seeds=1, workloads=("toy",))
+    selected = draw.select(logs.read(tmp_path), comparison)
     found = resolve.resolve(selected)
     trials = to_target.trials(selected, found)
-    option = next(figure for figure in study.figures if figure["kind"] in ("sweep", "shorter"))
+    option = next(figure for figure in comparison.figures if figure["kind"] in ("sweep", "shorter"))
     drawing = draw._sweep if option["kind"] == "sweep" else draw._shorter
     options = {key: value for key, value in option.items() if key in ("x", "y")}
-    labels = drawing(study, selected, found, trials, **options).axes[0].get_legend_handles_labels()[1]
+    labels = drawing(comparison, selected, found, trials, **options).axes[0].get_legend_handles_labels()[1]
     assert {f"lawa, interval=5, window={window}" for window in windows} <= set(labels)
     assert "nadamw" in labels
 
 
 def test_null_leaves_a_hyperparameter_out():
-    study = comparison.load(ROOT / "comparisons/ema_horizon.yaml")
-    space = study.search_space("ema")
-    assert len(space) == 8 * len(study.points("ema"))
+    comparison = load(ROOT / "comparisons/ema_horizon.yaml")
+    space = comparison.search_space("ema")
+    assert len(space) == 8 * len(comparison.points("ema"))
     assert all("averaging_horizon" not in point and "averaging_interval" in point for point in space)
 
 
 def test_offline_points_know_the_run_that_they_average():
-    study = comparison.load(ROOT / "comparisons/final_learning_rate.yaml")
-    for trial in study.trials("lawa", tuned=2):
-        averaged, trained = study.search_space("lawa")[trial - 1], study.search_space("nadamw")
-        source = trained[study.source("lawa", trial) - 1]
+    comparison = load(ROOT / "comparisons/final_learning_rate.yaml")
+    for trial in comparison.trials("lawa", tuned=2):
+        averaged, trained = comparison.search_space("lawa")[trial - 1], comparison.search_space("nadamw")
+        source = trained[comparison.source("lawa", trial) - 1]
         assert {name: value for name, value in averaged.items() if not name.startswith("averaging_")} == source
 
 
 def test_a_merge_takes_the_search_space_of_what_it_merges():
-    study = comparison.load(ROOT / "comparisons/merges.yaml")
-    assert study.averaged("nadamw") is None
-    assert study.averaged("merge_no_decay") == "nadamw_no_decay"
-    merges, trained = (study.search_space(name) for name in ("merge_no_decay", "nadamw_no_decay"))
-    shares = len(study.grid["merge_no_decay"]["averaging_share"]) * len(study.grid["merge_no_decay"]["averaging_shape"])
+    comparison = load(ROOT / "comparisons/merges.yaml")
+    assert comparison.averaged("nadamw") is None
+    assert comparison.averaged("merge_no_decay") == "nadamw_no_decay"
+    merges, trained = (comparison.search_space(name) for name in ("merge_no_decay", "nadamw_no_decay"))
+    shares = len(comparison.grid["merge_no_decay"]["averaging_share"]) * len(
+        comparison.grid["merge_no_decay"]["averaging_shape"]
+    )
     assert len(merges) == shares * len(trained)
     assert merges[0] == {**trained[0], "averaging_shape": "linear", "averaging_share": 0.1, "averaging_interval": 10}
 
 
-def test_a_workload_of_the_study_without_runs_is_named(tmp_path):
-    study = _load(tmp_path, workloads=["toy", "other"])
-    synthetic_logs.write_study(tmp_path / "runs", study, seeds=1)
+def test_a_workload_of_the_comparison_without_runs_is_named(tmp_path):
+    comparison = _load(tmp_path, workloads=["toy", "other"])
+    synthetic_logs.write_comparison(tmp_path / "runs", comparison, seeds=1)
     with pytest.raises(UsageError, match="no run of other; there are toy, toy_two"):
-        draw.select(logs.read(tmp_path / "runs"), study)
+        draw.select(logs.read(tmp_path / "runs"), comparison)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "comparisons").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_average_of_an_offline_study_has_its_run(path):
-    study = comparison.load(path)
-    for name in filter(study.averaged, study.submissions):
-        for trial, point in enumerate(study.search_space(name), start=1):
-            source = study.search_space(study.averaged(name))[study.source(name, trial) - 1]
+def test_every_average_of_an_offline_comparison_has_its_run(path):
+    comparison = load(path)
+    for name in filter(comparison.averaged, comparison.submissions):
+        for trial, point in enumerate(comparison.search_space(name), start=1):
+            source = comparison.search_space(comparison.averaged(name))[comparison.source(name, trial) - 1]
             assert source == {key: value for key, value in point.items() if not key.startswith("averaging_")}
 
 
@@ -167,7 +168,7 @@ GOOD = {
 def _load(folder, **changes):
     content = {key: value for key, value in {**GOOD, **changes}.items() if value is not ...}
     (folder / "s.yaml").write_text(yaml.safe_dump(content))
-    return comparison.load(folder / "s.yaml")
+    return load(folder / "s.yaml")
 
 
 @pytest.mark.parametrize(
@@ -208,21 +209,21 @@ def _load(folder, **changes):
         ({"figures": GOOD["figures"] * 2}, "two have the same name"),
     ],
 )
-def test_a_bad_study_is_one_line(tmp_path, changes, message):
+def test_a_bad_comparison_is_one_line(tmp_path, changes, message):
     with pytest.raises(UsageError, match=message) as error:
         _load(tmp_path, **changes)
     assert "\n" not in str(error.value)
 
 
-def test_no_study_and_no_yaml(tmp_path):
-    with pytest.raises(UsageError, match=r"--study=.*none\.yaml: No such file"):
-        comparison.load(tmp_path / "none.yaml")
+def test_no_comparison_and_no_yaml(tmp_path):
+    with pytest.raises(UsageError, match=r"--comparison=.*none\.yaml: No such file"):
+        load(tmp_path / "none.yaml")
     (tmp_path / "bad.yaml").write_text("a: [1\nb: 2")
     with pytest.raises(UsageError, match=r"bad\.yaml is not YAML"):
-        comparison.load(tmp_path / "bad.yaml")
+        load(tmp_path / "bad.yaml")
 
 
 def test_a_missing_search_space_is_named(tmp_path):
-    study = _load(tmp_path, search_spaces="nowhere")
+    comparison = _load(tmp_path, search_spaces="nowhere")
     with pytest.raises(UsageError, match=r"cannot read the search space nowhere/lawa\.json"):
-        study.search_space("lawa")
+        comparison.search_space("lawa")

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.comparisons import comparison, draw
+from analysis.comparisons import draw
+from analysis.comparisons.comparison import load
 from analysis.figures import horizon as horizon_figures
 from analysis.measures import horizon
 from analysis.reading import logs
@@ -28,11 +29,11 @@ def test_horizon_of_a_run():
 
 
 def test_the_parabola_finds_the_best_horizon(tmp_path):
-    study = comparison.load(ROOT / "comparisons/lawa_horizon.yaml")
-    short = {**study.grid["lawa"], "averaging_interval": [1, 2, 4]}  # the toy has 400 updates
-    study = dataclasses.replace(study, grid={"lawa": short})
-    synthetic_logs.write_study(tmp_path, study, workloads=("toy",))
-    selected = draw.select(logs.read(tmp_path), study)
+    comparison = load(ROOT / "comparisons/lawa_horizon.yaml")
+    short = {**comparison.grid["lawa"], "averaging_interval": [1, 2, 4]}  # the toy has 400 updates
+    comparison = dataclasses.replace(comparison, grid={"lawa": short})
+    synthetic_logs.write_comparison(tmp_path, comparison, workloads=("toy",))
+    selected = draw.select(logs.read(tmp_path), comparison)
     measured = resolve.resolve(selected)
     rows = horizon.measure(selected, measured, 1.0)
     figure = horizon_figures.against_horizon(rows, "nadamw", measured, "steps", "part", "share")

@@ -124,7 +124,9 @@ def test_two_logs_of_one_run(tmp_path):
 
 def test_an_unknown_workload_says_how_to_add_one(tmp_path):
     synthetic_logs.write(tmp_path, "one", [0.1], target=None)
-    with pytest.raises(UsageError, match=r"no target is known for workload 'toy': add it .* analysis/versions/"):
+    with pytest.raises(
+        UsageError, match=r"no target is known for workload 'toy': add it .* analysis/targets/versions/"
+    ):
         resolve.resolve(logs.read(tmp_path))
 
 

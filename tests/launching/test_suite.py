@@ -59,18 +59,18 @@ def test_a_stopped_suite_goes_on_and_repeats_nothing(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in broken.rglob("checkpoint_*")} == stamps
 
 
-def test_a_study_runs_its_grid_at_the_tuned_trial(tmp_path):
-    study = {
+def test_a_comparison_runs_its_grid_at_the_tuned_trial(tmp_path):
+    content = {
         "title": "t", "question": "q", "submissions": ["nadamw", "lawa"], "seeds": 5,
         "workloads": "all",
         "search_spaces": "tuning_search_spaces/miniperf", "grid": {"lawa": {"averaging_window": [2, 3]}},
         "figures": [{"name": "f", "kind": "best"}],
     }  # fmt: skip
     path = tmp_path / "grid.yaml"
-    path.write_text(yaml.safe_dump(study))
-    arguments = [f"--study={path}", "--max_global_steps=20", "--workloads=mini_imagenet_vit", "--seeds=1"]
+    path.write_text(yaml.safe_dump(content))
+    arguments = [f"--comparison={path}", "--max_global_steps=20", "--workloads=mini_imagenet_vit", "--seeds=1"]
     done = subprocess.run(command(tmp_path / "runs", *arguments), check=True, capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1].endswith(f"scripts.report --runs={tmp_path / 'runs'} --study={path}")
+    assert done.stdout.splitlines()[-1].endswith(f"scripts.report --runs={tmp_path / 'runs'} --comparison={path}")
     assert {len(table) for table in metrics(tmp_path / "runs").values()} == {3}  # after updates 1, 10 and 20
     found = [json.loads(p.read_text()) for p in sorted((tmp_path / "runs/lawa").rglob("hparams.json"))]
     tuned = json.loads(Path("tuning_search_spaces/miniperf/tuned_trials.json").read_text())["mini_imagenet_vit"]
@@ -79,9 +79,9 @@ def test_a_study_runs_its_grid_at_the_tuned_trial(tmp_path):
     assert len(list((tmp_path / "runs/nadamw").rglob("hparams.json"))) == 1
 
 
-def test_an_offline_study_is_what_training_would_have_given(tmp_path):
+def test_an_offline_comparison_is_what_training_would_have_given(tmp_path):
     grid = {"averaging_horizon": [None], "averaging_interval": [4], "averaging_window": [3, 30]}
-    study = {
+    content = {
         "title": "t", "paper": "p", "question": "q", "submissions": ["nadamw", "lawa"], "seeds": 1,
         "workloads": ["mini_imagenet_vit"], "search_spaces": "tuning_search_spaces/miniperf", "grid": {"lawa": grid},
         "figures": [{"name": "f", "kind": "best"}],
@@ -89,8 +89,8 @@ def test_an_offline_study_is_what_training_would_have_given(tmp_path):
     found = {}
     for name, offline in (("offline", True), ("online", False)):
         path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump({**study, "offline": offline}))
-        arguments = [f"--study={path}", "--max_global_steps=40", "--evaluations=4"]
+        path.write_text(yaml.safe_dump({**content, "offline": offline}))
+        arguments = [f"--comparison={path}", "--max_global_steps=40", "--evaluations=4"]
         subprocess.run(command(tmp_path / name, *arguments), check=True, capture_output=True)
         found[name] = metrics(tmp_path / name)
     lawa = sorted(table for table in found["online"] if table.startswith("lawa"))
@@ -104,20 +104,22 @@ def test_an_offline_study_is_what_training_would_have_given(tmp_path):
     assert hparams[0] == hparams[1]
 
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "offline").rglob("*.csv")}
-    arguments = [f"--study={tmp_path / 'offline.yaml'}", "--max_global_steps=40", "--evaluations=4"]
+    arguments = [f"--comparison={tmp_path / 'offline.yaml'}", "--max_global_steps=40", "--evaluations=4"]
     subprocess.run(command(tmp_path / "offline", *arguments), check=True, capture_output=True)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "offline").rglob("*.csv")} == stamps
-    (tmp_path / "other.yaml").write_text(yaml.safe_dump({**study, "grid": {"lawa": {**grid, "averaging_window": [2]}}}))
-    other = command(tmp_path / "offline", f"--study={tmp_path / 'other.yaml'}")
+    (tmp_path / "other.yaml").write_text(
+        yaml.safe_dump({**content, "grid": {"lawa": {**grid, "averaging_window": [2]}}})
+    )
+    other = command(tmp_path / "offline", f"--comparison={tmp_path / 'other.yaml'}")
     result = subprocess.run(other, capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert "search_spaces/lawa.json is of another study: choose another --experiment_dir" in result.stderr
+    assert "search_spaces/lawa.json is of another comparison: choose another --experiment_dir" in result.stderr
 
 
 def test_merges_of_a_run_at_a_constant_rate_stand_beside_the_decay(tmp_path):
     """The linear merge of the last half is the plain mean: what LAWA of that horizon evaluates at the end."""
     interval, steps = {"averaging_horizon": [None], "averaging_interval": [4]}, 40
-    study = {
+    content = {
         "title": "t", "question": "q", "seeds": 1, "workloads": ["mini_imagenet_vit"], "offline": True,
         "submissions": ["nadamw", "nadamw_no_decay", "lawa_no_decay", "merge_no_decay"],
         "search_spaces": "tuning_search_spaces/miniperf", "figures": [{"name": "f", "kind": "best"}],
@@ -129,8 +131,8 @@ def test_merges_of_a_run_at_a_constant_rate_stand_beside_the_decay(tmp_path):
         },
     }  # fmt: skip
     path = tmp_path / "merges.yaml"
-    path.write_text(yaml.safe_dump(study))
-    arguments = [f"--study={path}", f"--max_global_steps={steps}", "--evaluations=4"]
+    path.write_text(yaml.safe_dump(content))
+    arguments = [f"--comparison={path}", f"--max_global_steps={steps}", "--evaluations=4"]
     subprocess.run(command(tmp_path / "runs", *arguments), check=True, capture_output=True)
     ends = {}
     for name, table in metrics(tmp_path / "runs").items():
@@ -148,9 +150,12 @@ def test_merges_of_a_run_at_a_constant_rate_stand_beside_the_decay(tmp_path):
         (["--submissions=merge_no_decay"], "the submission 'merge_no_decay' is unknown; choose from adamw,"),
         (["--submissions=lawaa"], "the submission 'lawaa' is unknown; choose from adamw,"),
         (["--workloads=mini_wnt"], "--workload=mini_wnt is unknown; choose from mini_criteo1tb"),
-        (["--study=comparisons/nothing.yaml"], "--study=comparisons/nothing.yaml: No such file"),
-        (["--study=setup.cfg"], "setup.cfg"),
-        (["--study=comparisons/no_decay.yaml", "--submissions=ema"], "--submissions cannot be given with --study"),
+        (["--comparison=comparisons/nothing.yaml"], "--comparison=comparisons/nothing.yaml: No such file"),
+        (["--comparison=setup.cfg"], "setup.cfg"),
+        (
+            ["--comparison=comparisons/no_decay.yaml", "--submissions=ema"],
+            "--submissions cannot be given with --comparison",
+        ),
         (["--search_spaces=nowhere"], "--search_spaces=nowhere: cannot read tuned_trials.json"),
     ],
 )
@@ -163,17 +168,19 @@ def test_bad_input_is_named_before_anything_runs(tmp_path, arguments, message):
 
 
 def test_a_misspelled_hyperparameter_of_a_grid_is_named_before_anything_runs(tmp_path):
-    study = {
+    content = {
         "title": "t", "question": "q", "submissions": ["nadamw", "lawa"], "seeds": 1,
         "workloads": ["mini_imagenet_vit"], "search_spaces": "tuning_search_spaces/miniperf",
         "grid": {"lawa": {"averaging_windw": [2]}},
         "figures": [{"name": "f", "kind": "best"}], "offline": True,
     }  # fmt: skip
     path = tmp_path / "grid.yaml"
-    path.write_text(yaml.safe_dump(study))
-    result = subprocess.run(command(tmp_path / "runs", f"--study={path}"), capture_output=True, text=True, check=False)
+    path.write_text(yaml.safe_dump(content))
+    result = subprocess.run(
+        command(tmp_path / "runs", f"--comparison={path}"), capture_output=True, text=True, check=False
+    )
     assert result.returncode == 2
-    assert result.stderr.startswith("error: study grid: grid of lawa: ")
+    assert result.stderr.startswith("error: comparison grid: grid of lawa: ")
     assert "averaging_windw" in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not list((tmp_path / "runs").rglob("trial_*"))

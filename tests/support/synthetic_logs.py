@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.comparisons.comparison import Study
+from analysis.comparisons.comparison import Comparison
 from analysis.measures import horizon
 
 HEADER = "accumulated_submission_time,global_step,score,validation/accuracy,validation/num_examples"
@@ -42,16 +42,16 @@ def write(
     return folder
 
 
-def write_study(
+def write_comparison(
     root: Path,
-    study: Study,
+    comparison: Comparison,
     seeds: int = 2,
     workloads: Sequence[str] = ("toy", "toy_two"),
     points: list[dict] | None = None,
 ) -> None:
-    """Runs of a study: the higher the learning rate the faster; averaging is best over 5 % of training."""
-    for submission in study.submissions:
-        for trial, point in enumerate(points or study.search_space(submission), start=1):
+    """Runs of a comparison: the higher the learning rate the faster; averaging is best over 5 % of training."""
+    for submission in comparison.submissions:
+        for trial, point in enumerate(points or comparison.search_space(submission), start=1):
             speed = 0.05 * (point["learning_rate"] / 0.005) ** 0.3
             share = horizon.horizon_of(point, 400)
             if np.isfinite(share):
