@@ -23,6 +23,7 @@ from analysis.measures.results import Results
 from analysis.reading import files, logs
 from analysis.report import page, tables
 from analysis.targets import versions
+from analysis.text import markdown
 from scripts.start import start
 
 FLAGS = flags.FLAGS
@@ -76,7 +77,7 @@ def _beside(runs: Path) -> Path:
 def _text(found: Results) -> str:
     gpus = found.targets.attrs["gpus"]
     ranking = tables.ranking(found, gpu_hours.gpu_hours(found.best, found.targets, gpus), gpus)
-    parts = [f"Scores by {results.title(found)}:", tables.markdown(ranking)]
+    parts = [f"Scores by {results.title(found)}:", markdown(ranking)]
     by_submission = tables.by_submission(found.best, found.baseline)
     parts += ["By workload:", tables.format_by_submission(by_submission, found.baseline)]
     if found.ratios:

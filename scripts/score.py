@@ -19,6 +19,7 @@ from analysis.measures.results import Results
 from analysis.reading import files, logs
 from analysis.report import tables
 from analysis.targets import versions
+from analysis.text import markdown
 from scripts.start import start
 
 FLAGS = flags.FLAGS
@@ -43,7 +44,7 @@ def run() -> None:
     spent = gpu_hours.gpu_hours(found.best, found.targets, gpus)
     by_fastest = [f"{fastest[name]:.4f}" for name in found.scores.index]
     shown = tables.ranking(found, spent, gpus).assign(**{"score, fastest trial": by_fastest})
-    text = [f"## Scores by {results.title(found)}", tables.markdown(shown)]
+    text = [f"## Scores by {results.title(found)}", markdown(shown)]
     text += ["## Median seconds to target", tables.format_times(found.times, list(found.scores.index))]
     if found.ratios:
         ratios = tables.format_speedups(found.ratios, found.baseline)

@@ -15,7 +15,7 @@ from analysis.figures import learning_curves, panels, ratios, shorter_schedules,
 from analysis.measures import gpu_hours, horizon, speedup, to_target
 from analysis.measures.curves import Unit
 from analysis.reading.logs import Logs
-from analysis.report import tables
+from analysis.text import markdown, number
 
 
 def select(logs: Logs, comparison: Comparison) -> Logs:
@@ -102,7 +102,7 @@ def _hours(comparison: Comparison, logs: Logs, targets: pd.DataFrame, trials: pd
             "workloads without a run": spent["missing"].tolist(),
         }
     )
-    return tables.markdown(shown)
+    return markdown(shown)
 
 
 def _best(comparison: Comparison, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, which: str) -> str:
@@ -112,13 +112,13 @@ def _best(comparison: Comparison, logs: Logs, targets: pd.DataFrame, trials: pd.
     ordered = trials.assign(order=trials[which] * np.where(lower, 1, -1)).sort_values("order", kind="stable")
     groups = ordered.drop_duplicates(to_target.STUDY).groupby(["submission", "workload"])[which]
     cells = {
-        key: tables.number(mean, ".4f") + ("" if np.isnan(std) else f" ± {std:.4f}")
+        key: number(mean, ".4f") + ("" if np.isnan(std) else f" ± {std:.4f}")
         for key, mean, std in zip(groups.mean().index, groups.mean(), groups.std())
     }
     table = pd.Series(cells).unstack().fillna("-")
     metrics = targets["metric"].to_dict()
     table.columns = pd.Index([f"{name} ({metrics[name]})" for name in table.columns])
-    return tables.markdown(table.rename_axis("submission").reset_index())
+    return markdown(table.rename_axis("submission").reset_index())
 
 
 def _sweep(comparison: Comparison, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, x: str, y: str) -> Figure:

@@ -10,7 +10,7 @@ from analysis.errors import UsageError
 from analysis.figures import panels, style
 from analysis.measures import horizon
 from analysis.reading.logs import Logs
-from analysis.report import tables
+from analysis.text import markdown, number
 
 # Levels at which averages are compared: what the baseline reaches by these shares of its training.
 SHARES = (0.3, 0.5, 0.7, 0.8, 0.9)
@@ -100,7 +100,7 @@ def optima(rows: pd.DataFrame, baseline: str, targets: pd.DataFrame, y: str, lin
         for value, here in rows[rows["workload"] == workload].groupby("value", dropna=False):
             row = {"workload": workload} | ({} if line == "part" else {line.replace("_", " "): f"{value:g}"})
             table.append(row | _optimum(here, baseline, target, y, in_updates=line != "part"))
-    return tables.markdown(pd.DataFrame(table))
+    return markdown(pd.DataFrame(table))
 
 
 def _optimum(here: pd.DataFrame, baseline: str, target: pd.Series, y: str, in_updates: bool) -> dict[str, str]:
@@ -120,11 +120,11 @@ def _optimum(here: pd.DataFrame, baseline: str, target: pd.Series, y: str, in_up
         row["in updates"] = "-" if found is None else f"{found.best * length:.0f}"
         if found is not None and not np.isnan(found.low):
             row["in updates"] += f" ({found.low * length:.0f} to {found.high * length:.0f})"
-    row["best of the grid"] = " ".join(f"{tables.number(v, _form(y))} at {x:.1%}" for x, v in best.items()) or "-"
+    row["best of the grid"] = " ".join(f"{number(v, _form(y))} at {x:.1%}" for x, v in best.items()) or "-"
     if y != "gain":  # the baseline's own is zero
         raw = here.loc[here["horizon"].isna(), y]
         missed = f" ({np.isinf(raw).sum()} missed)" if np.isinf(raw).any() else ""
-        row[baseline] = tables.number(raw[~np.isinf(raw)].mean(), _form(y)) + missed
+        row[baseline] = number(raw[~np.isinf(raw)].mean(), _form(y)) + missed
     if y in ("steps", "seconds"):
         row["missed"] = f"{int(np.isinf(averaged[y]).sum())} of {len(averaged)}"
     return row
@@ -170,7 +170,7 @@ def leads(logs: Logs, targets: pd.DataFrame, baseline: str) -> Figure:
 
 def leads_table(logs: Logs, targets: pd.DataFrame, baseline: str) -> str:
     """`horizon.leads` as a table."""
-    cells = horizon.leads(logs, targets, baseline, SHARES).map(lambda ratio: tables.number(ratio, ".3f"))
+    cells = horizon.leads(logs, targets, baseline, SHARES).map(lambda ratio: number(ratio, ".3f"))
     cells.columns = pd.Index([f"{share:.0%} of training" for share in cells.columns])
     cells.index = pd.Index([f"{middle:.3g}" for middle in cells.index], name="horizon")
-    return tables.markdown(cells.reset_index())
+    return markdown(cells.reset_index())

@@ -1,4 +1,4 @@
-"""Tables as aligned text that is also valid Markdown."""
+"""The tables of the scripts, as text that is also valid Markdown."""
 
 from collections.abc import Sequence
 
@@ -9,23 +9,7 @@ from analysis.measures import gpu_hours
 from analysis.measures.results import Results
 from analysis.measures.speedup import Speedup
 from analysis.targets.resolve import base
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """The table with its columns aligned; the index is not shown. Cells are shown as they are: format them first."""
-    cells = [[str(name) for name in table], *table.astype(str).to_numpy().tolist()]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    cells.insert(1, ["-" * width for width in widths])
-    return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(row, widths)) + " |" for row in cells)
-
-
-def number(value: float, form: str) -> str:
-    """The number, `-` for NaN, `inf` for infinity."""
-    return "-" if np.isnan(value) else "inf" if np.isinf(value) else f"{value:{form}}"
-
-
-def interval(low: float, high: float) -> str:
-    return "-" if np.isnan(low) else f"{low:.2f} to {high:.2f}"
+from analysis.text import interval, markdown, number
 
 
 def by_submission(trials: pd.DataFrame, baseline: str) -> pd.DataFrame:

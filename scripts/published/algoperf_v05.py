@@ -17,8 +17,8 @@ from analysis.errors import UsageError
 from analysis.figures import learning_curves, ratios, style
 from analysis.measures import curves, score, speedup, to_target
 from analysis.reading import logs
-from analysis.report import tables
 from analysis.targets import resolve
+from analysis.text import formatted, markdown
 from scripts.start import start
 
 FLAGS = flags.FLAGS
@@ -151,14 +151,6 @@ def what_if(everything: pd.DataFrame, measured: pd.DataFrame) -> pd.Series:
     return score.scores(profile)
 
 
-def shown(table: pd.DataFrame, **forms: str) -> str:
-    """Markdown with each column in its format."""
-    cells = {
-        name: [tables.number(x, forms[name]) for x in table[name]] if name in forms else table[name] for name in table
-    }
-    return tables.markdown(pd.DataFrame(cells))
-
-
 def run() -> None:
     out = Path(FLAGS.out)
     read = logs.read(FLAGS.logs)
@@ -185,22 +177,22 @@ def run() -> None:
               r.workloads["baseline_misses"].sum()) for n, r in same.items()]  # fmt: skip
     columns = ["compared", "workload", "ratio", "low", "high", "bound", "pairs", "misses", "misses of the second"]
     parts = {
-        "Median time to target": shown(
+        "Median time to target": formatted(
             times(best, of_runs, measured),
             **dict.fromkeys(("seconds", "crossed", "between"), ".0f"),
             **{f"{name} / baseline": ".3f" for name in ("seconds", "crossed")},
         ),
-        "Seconds per counted step": shown(calls(best), **dict.fromkeys(NAMES, ".2f")),
-        "Where runs that missed the target end, as a share of the budget": shown(
+        "Seconds per counted step": formatted(calls(best), **dict.fromkeys(NAMES, ".2f")),
+        "Where runs that missed the target end, as a share of the budget": formatted(
             ends(trials, measured), min=".3f", median=".3f", max=".3f"
         ),
-        "Where averaging broke off": shown(
+        "Where averaging broke off": formatted(
             at_the_end(trials, of_runs), **{"its metric": ".4f", "baseline's then": ".4f"}
         ),
-        "Same study, same hyperparameters": shown(
+        "Same study, same hyperparameters": formatted(
             pd.DataFrame(rows, columns=columns), ratio=".3f", low=".3f", high=".3f"
         ),
-        "Scores with the baseline's time for every miss of the two": tables.markdown(
+        "Scores with the baseline's time for every miss of the two": markdown(
             pd.DataFrame({"submission": imagined.index, "score": [f"{x:.4f}" for x in imagined]})
         ),
     }

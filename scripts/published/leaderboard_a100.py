@@ -17,8 +17,8 @@ from analysis.measures import curves, results, score, to_target, what_if
 from analysis.measures.results import Results
 from analysis.measures.what_if import WhatIf
 from analysis.reading import files, logs
-from analysis.report import tables
 from analysis.targets import resolve
+from analysis.text import formatted
 from scripts.start import start
 
 FLAGS = flags.FLAGS
@@ -186,16 +186,6 @@ def winners(found: Results) -> Figure:
     return figure
 
 
-def shown(table: pd.DataFrame, **forms: str) -> str:
-    """Markdown, numbers with three digits or as `forms` say."""
-    numeric = table.select_dtypes("float").columns
-    cells = {
-        name: [tables.number(x, forms.get(name, ".3f")) for x in table[name]] if name in numeric else table[name]
-        for name in table
-    }
-    return tables.markdown(pd.DataFrame(cells))
-
-
 def run() -> None:
     out = files.output_folder(FLAGS.out)
     found = results.of(logs.read(FLAGS.logs))
@@ -215,13 +205,13 @@ def run() -> None:
     )
     fantasies = imagined(found)
     parts = {
-        "Scores": shown(scores, score=".4f"),
-        "Who is first": shown(first(found, runs), seconds=".0f"),
-        "Where the target lies: updates to target / step hint": shown(
+        "Scores": formatted(scores, score=".4f"),
+        "Who is first": formatted(first(found, runs), seconds=".0f"),
+        "Where the target lies: updates to target / step hint": formatted(
             places(runs), **dict.fromkeys((*TUNED, "paper"), ".2f")
         ),
-        "Time per update": shown(speed(runs, found)),
-        "What if: hypothetical entries, no such run exists": shown(
+        "Time per update": formatted(speed(runs, found)),
+        "What if: hypothetical entries, no such run exists": formatted(
             fantasies, **{name: ".4f" for name in fantasies if name.startswith("score")}
         ),
     }
