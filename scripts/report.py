@@ -18,7 +18,7 @@ from absl import flags
 from analysis.comparisons import comparison, draw
 from analysis.errors import UsageError
 from analysis.figures import learning_curves, ratios, style
-from analysis.measures import gpu_hours, results
+from analysis.measures import results
 from analysis.measures.results import Results
 from analysis.reading import files, logs
 from analysis.report import page, tables
@@ -50,7 +50,9 @@ def run() -> None:
     text = _text(found)
     (out / "table.md").write_text(text + "\n")
     ranked = list(found.scores.index)
-    curves = learning_curves.learning_curves(found.logs, found.targets, found.best, found.baseline, found.unit, ranked)
+    curves = learning_curves.learning_curves(
+        found.measured.curves, found.targets, found.best, found.baseline, found.unit, ranked
+    )
     style.save(curves, out / "learning_curves")
     style.save(
         learning_curves.performance_profiles(found.profile, found.scores, found.baseline, found.unit),
@@ -60,7 +62,7 @@ def run() -> None:
     if found.ratios:
         style.save(ratios.speedups(found.ratios, found.baseline, found.unit), out / "speedup")
         names.append("speedup.png")
-    drawn = draw.draw(asked, found.logs, found.targets, out) if asked is not None else []
+    drawn = draw.draw(asked, found.measured, out) if asked is not None else []
     page.write(out / "report.html", found, shlex.join(["python", *sys.orig_argv[1:]]))
     for line in found.notes:
         print(line, file=sys.stderr)
@@ -75,9 +77,7 @@ def _beside(runs: Path) -> Path:
 
 
 def _text(found: Results) -> str:
-    gpus = found.targets.attrs["gpus"]
-    ranking = tables.ranking(found, gpu_hours.gpu_hours(found.best, found.targets, gpus), gpus)
-    parts = [f"Scores by {results.title(found)}:", markdown(ranking)]
+    parts = [f"Scores by {results.title(found)}:", markdown(tables.ranking(found))]
     by_submission = tables.by_submission(found.best, found.baseline)
     parts += ["By workload:", tables.format_by_submission(by_submission, found.baseline)]
     if found.ratios:

@@ -14,7 +14,7 @@ import pandas as pd
 from absl import flags
 
 from analysis.errors import UsageError
-from analysis.measures import gpu_hours, results, score, speedup, to_target, what_if
+from analysis.measures import results, score, speedup, to_target, what_if
 from analysis.measures.results import Results
 from analysis.reading import files, logs
 from analysis.report import tables
@@ -38,27 +38,26 @@ flags.DEFINE_string("out", None, "Folder for Markdown, CSV files and the picture
 def run() -> None:
     imagined = [what_if.parse(text) for text in FLAGS.what_if]
     read = logs.read(FLAGS.logs).only(FLAGS.submissions)
-    found = results.of(read, FLAGS.version, FLAGS.baseline, "seconds", imagined)
-    fastest, _ = score.score(to_target.studies(found.trials, "fastest"), found.targets)
-    gpus = FLAGS.gpus or found.targets.attrs["gpus"]
-    spent = gpu_hours.gpu_hours(found.best, found.targets, gpus)
+    found = results.of(read, FLAGS.version, FLAGS.baseline, "seconds", imagined, FLAGS.gpus)
+    picked = to_target.studies(found.trials, "fastest")
+    fastest, _ = score.score(to_target.submissions(picked), found.targets)
     by_fastest = [f"{fastest[name]:.4f}" for name in found.scores.index]
-    shown = tables.ranking(found, spent, gpus).assign(**{"score, fastest trial": by_fastest})
+    shown = tables.ranking(found).assign(**{"score, fastest trial": by_fastest})
     text = [f"## Scores by {results.title(found)}", markdown(shown)]
     text += ["## Median seconds to target", tables.format_times(found.times, list(found.scores.index))]
     if found.ratios:
         ratios = tables.format_speedups(found.ratios, found.baseline)
         text += [f"## Time to target, relative to {found.baseline}", ratios]
-    text += ["## Notes", _notes(found)]
+    text += ["## Notes", _notes(found, picked)]
     print("\n\n".join(text))
     if FLAGS.out is not None:
-        _write(files.output_folder(FLAGS.out), found, fastest, spent, "\n\n".join(text))
+        _write(files.output_folder(FLAGS.out), found, fastest, "\n\n".join(text))
 
 
-def _write(out: Path, found: Results, fastest: pd.Series, spent: pd.DataFrame, text: str) -> None:
+def _write(out: Path, found: Results, fastest: pd.Series, text: str) -> None:
     (out / "scores.md").write_text(text + "\n")
     by_rule = pd.DataFrame({"score": found.scores, "score_fastest_trial": fastest})
-    by_rule.join(spent).sort_values("score", ascending=False).to_csv(out / "scores.csv", index_label="submission")
+    by_rule.join(found.hours).sort_values("score", ascending=False).to_csv(out / "scores.csv", index_label="submission")
     found.times.T.to_csv(out / "seconds_to_target.csv")
     to_target.submissions(found.best, "steps").T.to_csv(out / "steps_to_target.csv")
     found.trials.drop(columns=["hparams", "meta", "flags"]).to_csv(out / "trials.csv", index=False)
@@ -72,9 +71,9 @@ def _write(out: Path, found: Results, fastest: pd.Series, spent: pd.DataFrame, t
     style.save(profiles, out / "performance_profiles")
 
 
-def _notes(found: Results) -> str:
+def _notes(found: Results, fastest: pd.DataFrame) -> str:
     lines = [f"{len(found.logs.runs)} runs, {len(found.logs.evaluations)} evaluations", *found.notes]
-    differ = to_target.difference(found.trials)
+    differ = to_target.difference(found.trials, found.best, fastest)
     compared, ties = differ.attrs["compared"], differ.attrs["ties"]
     if len(differ):
         lines.append(

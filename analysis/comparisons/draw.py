@@ -1,6 +1,6 @@
 """The figures and tables of a comparison, drawn from its logs."""
 
-from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from analysis.figures import horizon as horizon_figures
 from analysis.figures import learning_curves, panels, ratios, shorter_schedules, style
 from analysis.measures import gpu_hours, horizon, speedup, to_target
 from analysis.measures.curves import Unit
+from analysis.measures.to_target import Measured
 from analysis.reading.logs import Logs
 from analysis.text import markdown, number
 
@@ -41,22 +42,6 @@ def select(logs: Logs, comparison: Comparison) -> Logs:
     return Logs(runs, logs.evaluations, logs.columns, logs.skipped)
 
 
-def draw(comparison: Comparison, logs: Logs, targets: pd.DataFrame, out: Path) -> list[Path]:
-    """Write the comparison's figures as PNG and PDF and its tables as Markdown and CSV. `logs` are of `select`."""
-    trials = to_target.trials(logs, targets)
-    written = []
-    for figure in comparison.figures:
-        options = {key: value for key, value in figure.items() if key not in ("name", "kind")}
-        made: Figure | str | pd.DataFrame = _DRAW[figure["kind"]](comparison, logs, targets, trials, **options)
-        if isinstance(made, Figure):
-            written += style.save(made, out / figure["name"])
-        else:
-            written.append(out / f"{figure['name']}.{'md' if isinstance(made, str) else 'csv'}")
-            written[-1].parent.mkdir(parents=True, exist_ok=True)
-            written[-1].write_text(made + "\n" if isinstance(made, str) else made.to_csv(index=False))
-    return written
-
-
 def baseline_arm(comparison: Comparison, logs: Logs) -> str:
     """The name of the baseline in `logs`: of several points of its grid, the one of its search space, else the last."""
     grid = comparison.grid.get(comparison.baseline, {})
@@ -72,99 +57,109 @@ def _arm(submission: str, hparams: dict[str, Any], grid: dict[str, list[Any]]) -
     return ", ".join([submission, *varied])
 
 
-def _arms_without(x: str, comparison: Comparison, trials: pd.DataFrame) -> list[str]:
-    """Of each run its arm but for the hyperparameter x, against which the arms are drawn: a line each."""
-    others = {
-        base: {name: values for name, values in grid.items() if name != x} for base, grid in comparison.grid.items()
-    }
-    return [_arm(base, h, others.get(base, {})) for base, h in zip(trials["base"], trials["hparams"])]
+def draw(comparison: Comparison, measured: Measured, out: Path) -> list[Path]:
+    """Write the comparison's figures as PNG and PDF and its tables as Markdown and CSV.
+
+    Args:
+        measured: the runs of `select`.
+    """
+    drawing = Drawing(comparison, measured)
+    written = []
+    for figure in comparison.figures:
+        options = {key: value for key, value in figure.items() if key not in ("name", "kind")}
+        made: Figure | str | pd.DataFrame = getattr(drawing, figure["kind"])(**options)
+        if isinstance(made, Figure):
+            written += style.save(made, out / figure["name"])
+        else:
+            written.append(out / f"{figure['name']}.{'md' if isinstance(made, str) else 'csv'}")
+            written[-1].parent.mkdir(parents=True, exist_ok=True)
+            written[-1].write_text(made + "\n" if isinstance(made, str) else made.to_csv(index=False))
+    return written
 
 
-def _curves(comparison: Comparison, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, unit: Unit) -> Figure:
-    return learning_curves.learning_curves(
-        logs, targets, to_target.studies(trials), baseline_arm(comparison, logs), unit
-    )
+class Drawing:
+    """The figures and tables of one comparison: a method for each of its kinds.
 
+    What several of them are made of is worked out once.
+    """
 
-def _speedup(comparison: Comparison, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, unit: Unit) -> Figure:
-    best, baseline = to_target.studies(trials), baseline_arm(comparison, logs)
-    others = [name for name in dict.fromkeys(best["submission"]) if name != baseline]
-    return ratios.speedups(speedup.compare(best, targets, others, baseline, unit), baseline, unit)
+    def __init__(self, comparison: Comparison, measured: Measured) -> None:
+        self.comparison, self.measured = comparison, measured
+        self.targets, self.baseline = measured.targets, comparison.baseline
+        self.arm = baseline_arm(comparison, measured.logs)
+        self._until = cache(partial(horizon.measure, measured.logs, measured.targets))
+        self._leads = cache(partial(horizon.leads, measured, self.arm))
 
+    def curves(self, unit: Unit) -> Figure:
+        return learning_curves.learning_curves(self.measured.curves, self.targets, self.measured.best, self.arm, unit)
 
-def _hours(comparison: Comparison, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame) -> str:
-    spent = gpu_hours.gpu_hours(to_target.studies(trials), targets, targets.attrs["gpus"])
-    shown = pd.DataFrame(
-        {
-            "submission": spent.index,
-            "hours to the targets": list(gpu_hours.shown(spent).values()),
-            "missed": [f"{row['misses']:.0f} of {row['studies']:.0f}" for _, row in spent.iterrows()],
-            "workloads without a run": spent["missing"].tolist(),
+    def speedup(self, unit: Unit) -> Figure:
+        best = self.measured.best
+        others = [name for name in dict.fromkeys(best["submission"]) if name != self.arm]
+        times = to_target.submissions(best, unit)
+        found = speedup.compare(best, times, self.targets, others, self.arm, unit)
+        return ratios.speedups(found, self.arm, unit)
+
+    def hours(self) -> str:
+        spent = gpu_hours.gpu_hours(self.measured.best, self.targets, self.targets.attrs["gpus"])
+        shown = pd.DataFrame(
+            {
+                "submission": spent.index,
+                "hours to the targets": list(gpu_hours.shown(spent).values()),
+                "missed": [f"{row['misses']:.0f} of {row['studies']:.0f}" for _, row in spent.iterrows()],
+                "workloads without a run": spent["missing"].tolist(),
+            }
+        )
+        return markdown(shown)
+
+    def best(self, which: str) -> str:
+        """Mean over studies of the best validation metric of a run, or the final one; of several trials in a study, the
+        best."""
+        trials = self.measured.trials
+        lower = trials["workload"].map(self.targets["lower"])
+        ordered = trials.assign(order=trials[which] * np.where(lower, 1, -1)).sort_values("order", kind="stable")
+        groups = ordered.drop_duplicates(to_target.STUDY).groupby(["submission", "workload"])[which]
+        cells = {
+            key: number(mean, ".4f") + ("" if np.isnan(std) else f" ± {std:.4f}")
+            for key, mean, std in zip(groups.mean().index, groups.mean(), groups.std())
         }
-    )
-    return markdown(shown)
+        table = pd.Series(cells).unstack().fillna("-")
+        metrics = self.targets["metric"].to_dict()
+        table.columns = pd.Index([f"{name} ({metrics[name]})" for name in table.columns])
+        return markdown(table.rename_axis("submission").reset_index())
 
+    def sweep(self, x: str, y: str) -> Figure:
+        trials = self.measured.trials
+        rows = trials.assign(x=[h.get(x, np.nan) for h in trials["hparams"]], line=self._lines_without(x))
+        return panels.against(rows, self.baseline, self.targets, y, x, "line")
 
-def _best(comparison: Comparison, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, which: str) -> str:
-    """Mean over studies of the best validation metric of a run, or the final one; of several trials in a study, the
-    best."""
-    lower = trials["workload"].map(targets["lower"])
-    ordered = trials.assign(order=trials[which] * np.where(lower, 1, -1)).sort_values("order", kind="stable")
-    groups = ordered.drop_duplicates(to_target.STUDY).groupby(["submission", "workload"])[which]
-    cells = {
-        key: number(mean, ".4f") + ("" if np.isnan(std) else f" ± {std:.4f}")
-        for key, mean, std in zip(groups.mean().index, groups.mean(), groups.std())
-    }
-    table = pd.Series(cells).unstack().fillna("-")
-    metrics = targets["metric"].to_dict()
-    table.columns = pd.Index([f"{name} ({metrics[name]})" for name in table.columns])
-    return markdown(table.rename_axis("submission").reset_index())
+    def shorter(self) -> Figure:
+        trials = self.measured.trials.assign(line=self._lines_without("schedule_fraction"))
+        return shorter_schedules.against_shorter(self.measured.curves, self.targets, self.baseline, trials)
 
+    def horizon(self, y: str, until: float, line: str, x: str) -> Figure:
+        return horizon_figures.against_horizon(self._until(until), self.baseline, self.targets, y, line, x)
 
-def _sweep(comparison: Comparison, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, x: str, y: str) -> Figure:
-    rows = trials.assign(x=[h.get(x, np.nan) for h in trials["hparams"]], line=_arms_without(x, comparison, trials))
-    return panels.against(rows, comparison.baseline, targets, y, x, "line")
+    def heatmap(self, y: str, until: float) -> Figure:
+        return horizon_figures.heatmap(self._until(until), self.targets, y)
 
+    def optima(self, y: str, until: float, line: str) -> str:
+        return horizon_figures.optima(self._until(until), self.baseline, self.targets, y, line)
 
-def _shorter(comparison: Comparison, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame) -> Figure:
-    trials = trials.assign(line=_arms_without("schedule_fraction", comparison, trials))
-    return shorter_schedules.against_shorter(logs, targets, comparison.baseline, trials)
+    def leads(self, show: str) -> Figure | str:
+        table = self._leads()
+        return (
+            horizon_figures.leads(table, self.arm, self.targets)
+            if show == "figure"
+            else horizon_figures.leads_table(table)
+        )
 
+    def data(self, until: float) -> pd.DataFrame:
+        return horizon_figures.data(self._until(1.0), self._until(until), until)
 
-def _on_measured(
-    make: Callable[..., Figure | str],
-) -> Callable[[Comparison, Logs, pd.DataFrame, pd.DataFrame, Any], Figure | str]:
-    """A figure of the first share `until` of training, of runs that average more or less of it."""
-
-    def draw(
-        comparison: Comparison, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, until: float, **options: Any
-    ) -> Figure | str:
-        return make(horizon.measure(logs, targets, until), comparison.baseline, targets, **options)
-
-    return draw
-
-
-def _leads(comparison: Comparison, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, show: str) -> Figure | str:
-    make = horizon_figures.leads if show == "figure" else horizon_figures.leads_table
-    return make(logs, targets, baseline_arm(comparison, logs))
-
-
-def _data(
-    comparison: Comparison, logs: Logs, targets: pd.DataFrame, trials: pd.DataFrame, until: float
-) -> pd.DataFrame:
-    return horizon_figures.data(logs, targets, until)
-
-
-_DRAW: dict[str, Callable[..., Figure | str | pd.DataFrame]] = {
-    "curves": _curves,
-    "speedup": _speedup,
-    "hours": _hours,
-    "best": _best,
-    "sweep": _sweep,
-    "shorter": _shorter,
-    "horizon": _on_measured(horizon_figures.against_horizon),
-    "heatmap": _on_measured(horizon_figures.heatmap),
-    "optima": _on_measured(horizon_figures.optima),
-    "leads": _leads,
-    "data": _data,
-}
+    def _lines_without(self, x: str) -> list[str]:
+        """Of each run its arm but for the hyperparameter x, against which the arms are drawn: a line each."""
+        grids = self.comparison.grid.items()
+        others = {base: {name: values for name, values in grid.items() if name != x} for base, grid in grids}
+        trials = self.measured.trials
+        return [_arm(base, h, others.get(base, {})) for base, h in zip(trials["base"], trials["hparams"])]

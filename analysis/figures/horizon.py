@@ -9,11 +9,8 @@ from matplotlib.figure import Figure
 from analysis.errors import UsageError
 from analysis.figures import panels, style
 from analysis.measures import horizon
-from analysis.reading.logs import Logs
 from analysis.text import markdown, number
 
-# Levels at which averages are compared: what the baseline reaches by these shares of its training.
-SHARES = (0.3, 0.5, 0.7, 0.8, 0.9)
 _PARTS = {"window": "averaging_window", "decay": "averaging_decay"}
 
 
@@ -44,7 +41,7 @@ def _with(base: str, hparams: dict[str, Any], name: str) -> str:
     return f"{base}, {name.replace('_', ' ')} {hparams[name]:g}" if name in hparams else base
 
 
-def heatmap(rows: pd.DataFrame, baseline: str, targets: pd.DataFrame, y: str) -> Figure:
+def heatmap(rows: pd.DataFrame, targets: pd.DataFrame, y: str) -> Figure:
     """A panel per workload: interval across, window or decay upwards, the mean over seeds in the cell, or, where one
     missed the target, the number of misses.
 
@@ -134,9 +131,12 @@ def _form(y: str) -> str:
     return ".0f" if y in ("steps", "seconds") else ".4f"
 
 
-def data(logs: Logs, targets: pd.DataFrame, until: float) -> pd.DataFrame:
-    """One row per run: where it stands, its averaging, and what it reached, in all and by the share `until`."""
-    whole, part = horizon.measure(logs, targets, 1.0), horizon.measure(logs, targets, until)
+def data(whole: pd.DataFrame, part: pd.DataFrame, until: float) -> pd.DataFrame:
+    """One row per run: where it stands, its averaging, and what it reached, in all and by the share `until`.
+
+    Args:
+        whole, part: of `horizon.measure`, of all and of that share.
+    """
     names = dict.fromkeys(name for h in whole["hparams"] for name in h if name.startswith("averaging_"))
     table = whole[["workload", "base", "study"]].rename(columns={"base": "submission", "study": "seed"})
     for name in [*names, "schedule_fraction"]:
@@ -150,9 +150,8 @@ def data(logs: Logs, targets: pd.DataFrame, until: float) -> pd.DataFrame:
     return table.sort_values([*table.columns], ignore_index=True)
 
 
-def leads(logs: Logs, targets: pd.DataFrame, baseline: str) -> Figure:
-    """`horizon.leads`: a line for each share of the baseline's training."""
-    table = horizon.leads(logs, targets, baseline, SHARES)
+def leads(table: pd.DataFrame, baseline: str, targets: pd.DataFrame) -> Figure:
+    """The table of `horizon.leads`: a line for each share of the baseline's training."""
     figure, (axis,) = style.panels(1, size=(5.0, 3.4))
     for (share, ratios), colour, marker in zip(table.items(), style.COLOURS[1:], "os^vD"):
         axis.plot(ratios.index, ratios, marker=marker, color=colour, label=f"{share:.0%} of training", markersize=4)
@@ -168,9 +167,9 @@ def leads(logs: Logs, targets: pd.DataFrame, baseline: str) -> Figure:
     return figure
 
 
-def leads_table(logs: Logs, targets: pd.DataFrame, baseline: str) -> str:
-    """`horizon.leads` as a table."""
-    cells = horizon.leads(logs, targets, baseline, SHARES).map(lambda ratio: number(ratio, ".3f"))
+def leads_table(table: pd.DataFrame) -> str:
+    """The table of `horizon.leads` as text."""
+    cells = table.map(lambda ratio: number(ratio, ".3f"))
     cells.columns = pd.Index([f"{share:.0%} of training" for share in cells.columns])
     cells.index = pd.Index([f"{middle:.3g}" for middle in cells.index], name="horizon")
     return markdown(cells.reset_index())

@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 from analysis.figures import style
 from analysis.measures import curves
 from analysis.measures.curves import Unit
-from analysis.reading.logs import Logs
 
 LABEL = {"steps": "updates", "seconds": "submission time"}
 
@@ -23,7 +22,12 @@ def axis_of(best: pd.DataFrame, unit: Unit) -> tuple[float, str]:
 
 
 def learning_curves(
-    logs: Logs, targets: pd.DataFrame, best: pd.DataFrame, baseline: str, unit: Unit, ranked: list[str] | None = None
+    of_runs: dict[str, pd.DataFrame],
+    targets: pd.DataFrame,
+    best: pd.DataFrame,
+    baseline: str,
+    unit: Unit,
+    ranked: list[str] | None = None,
 ) -> Figure:
     """One panel per workload: the validation metric, a line per submission, the target dashed.
 
@@ -33,7 +37,7 @@ def learning_curves(
     their rank.
 
     Args:
-        logs, targets, best: of `logs.read`, `targets.resolve` and `to_target.studies`.
+        of_runs, targets, best: of `Measured.curves`, `targets.resolve` and `to_target.studies`.
         unit: of the horizontal axis.
         ranked: the submissions, the best first; None where ranks mean nothing: all are coloured.
     """
@@ -43,7 +47,6 @@ def learning_curves(
     ranks = {name: str(rank) for rank, name in enumerate(ranked or [], start=1)} if many else {}
     labels = {name: f"{ranks.get(name, '')} {name}".strip() for name in looks}
     figure, axes = style.panels(len(targets))
-    of_runs = curves.by_folder(logs, targets)
     scale, label = axis_of(best, unit)
     for axis, (workload, target) in zip(axes, targets.iterrows()):
         here = best[best["workload"] == workload]

@@ -26,7 +26,7 @@ def against(
     the highest). Runs without x (a baseline) are a horizontal line. Missed targets are crosses at the top.
 
     Args:
-        rows: of `to_target.trials`, with x and `line`.
+        rows: of `Measured.trials`, with x and `line`.
         y: best, steps, seconds or gain.
         label: what x is.
         percent: x is a share, shown in percent.

@@ -5,20 +5,21 @@ from matplotlib.figure import Figure
 
 from analysis.figures import panels, style
 from analysis.measures import curves, horizon
-from analysis.reading.logs import Logs
 
 ANNEALED = "{}, annealed by then"
 
 
-def against_shorter(logs: Logs, targets: pd.DataFrame, baseline: str, trials: pd.DataFrame) -> Figure:
+def against_shorter(
+    of_runs: dict[str, pd.DataFrame], targets: pd.DataFrame, baseline: str, trials: pd.DataFrame
+) -> Figure:
     """One panel per workload: the validation metric along the runs of the longest schedule, the baseline's and their
     averages (mean over seeds, band from the lowest to the highest), and the last value of the baseline's runs of each
     shorter schedule at the update where that ends.
 
     Args:
-        logs, targets: of `draw.select` and `targets.resolve`.
+        of_runs, targets: of `Measured.curves` and `targets.resolve`.
         baseline: the submission whose runs are shortened.
-        trials: of `to_target.trials`, with the columns base and line, the average's name.
+        trials: of `Measured.trials`, with the columns base and line, the average's name.
     """
     lengths = [
         horizon.schedule_length(h, targets["step_hint"][w]) for h, w in zip(trials["hparams"], trials["workload"])
@@ -27,7 +28,6 @@ def against_shorter(logs: Logs, targets: pd.DataFrame, baseline: str, trials: pd
     longest = trials["length"] == trials.groupby("workload")["length"].transform("max")
     looks = style.looks(trials["line"], baseline)
     colour = next((c for c in style.COLOURS if c not in {own for own, _ in looks.values()}), style.GREY)
-    of_runs = curves.by_folder(logs, targets)
     figure, axes = style.panels(len(targets))
     for axis, (workload, target) in zip(axes, targets.iterrows()):
         here = trials[trials["workload"] == workload]

@@ -1,23 +1,11 @@
-"""Learning curves: of each run, and the band over several."""
+"""Learning curves of several runs: their band, and the part of it that tells something."""
 
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from analysis.measures import to_target
-from analysis.reading.logs import Logs
-
 Unit = Literal["steps", "seconds"]
-
-
-def by_folder(logs: Logs, targets: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """For each run, by its folder: steps, seconds and value (the validation metric), one row per evaluation that has a
-    value."""
-    rows = logs.evaluations[["run", "global_step", "score"]].assign(value=to_target.values(logs, targets))
-    rows = rows.rename(columns={"global_step": "steps", "score": "seconds"}).dropna(subset="value")
-    groups = dict(iter(rows.groupby("run")))
-    return {folder: groups.get(run, rows.iloc[:0]) for run, folder in enumerate(logs.runs["folder"])}
 
 
 def band(runs: list[pd.DataFrame], unit: Unit) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -47,7 +35,7 @@ def interesting_range(
 
     Args:
         best: rows of `to_target.studies` of one workload.
-        of_runs: of `by_folder`.
+        of_runs: of `Measured.curves`.
     """
     bests, edges = [], []
     for _, folders in best.groupby("submission")["folder"]:

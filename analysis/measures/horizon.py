@@ -6,10 +6,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.measures import lead, to_target
+from analysis.measures import lead
+from analysis.measures.to_target import Measured
 from analysis.reading.logs import Logs
 
 RESAMPLES = 2000
+# Levels at which averages are compared: what the baseline reaches by these shares of its training.
+SHARES = (0.3, 0.5, 0.7, 0.8, 0.9)
 # The parabola is fitted up to here: an average over more of training holds the beginning of it, and what that costs is
 # no parabola in log horizon, and so large that it would decide where the optimum is.
 FITTED_UP_TO = 0.25
@@ -36,7 +39,7 @@ def horizon_of(hparams: dict[str, Any], step_hint: float) -> float:
 
 
 def measure(logs: Logs, targets: pd.DataFrame, until: float) -> pd.DataFrame:
-    """`to_target.trials` of the first share `until` of each run's schedule, with the columns horizon (of the run) and
+    """`Measured.trials` of the first share `until` of each run's schedule, with the columns horizon (of the run) and
     gain: by how much its best value is better than that of the run it averages (same workload, seed and
     hyperparameters), in the metric's unit."""
     hint = logs.runs["workload"].map(targets["step_hint"])
@@ -44,7 +47,7 @@ def measure(logs: Logs, targets: pd.DataFrame, until: float) -> pd.DataFrame:
     evaluations = logs.evaluations
     # Half an update is room for rounding.
     early = evaluations["global_step"] <= until * evaluations["run"].map(lengths) + 0.5
-    trials = to_target.trials(Logs(logs.runs, evaluations[early], logs.columns, logs.skipped), targets)
+    trials = Measured(Logs(logs.runs, evaluations[early], logs.columns, logs.skipped), targets).trials
     trials["horizon"] = [horizon_of(h, t) for h, t in zip(trials["hparams"], hint)]
     trials["source"] = [
         str(sorted((name, value) for name, value in h.items() if not name.startswith("averaging_")))
@@ -119,7 +122,7 @@ def _vertex(curve: np.ndarray, ends: tuple[float, float], lower: bool) -> float:
     return float(ends[int(np.argmin(values) if lower else np.argmax(values))])
 
 
-def leads(logs: Logs, targets: pd.DataFrame, baseline: str, shares: tuple[float, ...]) -> pd.DataFrame:
+def leads(measured: Measured, baseline: str, shares: tuple[float, ...] = SHARES) -> pd.DataFrame:
     """How soon averages of each horizon get where the baseline is at a share of its training, over all workloads.
 
     Of each workload and share the updates that the average needs over the baseline's (`lead.table`; one that never gets
@@ -129,9 +132,11 @@ def leads(logs: Logs, targets: pd.DataFrame, baseline: str, shares: tuple[float,
     Returns:
         Rows: the bins' middles that all workloads have runs in; columns: the shares.
     """
-    table = lead.table(logs, targets, baseline, shares=shares)
-    runs = logs.runs.drop_duplicates(["workload", "submission"]).set_index(["workload", "submission"])["hparams"]
-    hints = targets["step_hint"]
+    table = lead.table(measured.logs.runs, measured.curves, measured.targets, baseline, shares=shares)
+    runs = measured.logs.runs.drop_duplicates(["workload", "submission"]).set_index(["workload", "submission"])[
+        "hparams"
+    ]
+    hints = measured.targets["step_hint"]
     rows = table.reset_index(names=["workload", "submission"])
     pairs = zip(rows["workload"], rows["submission"])
     rows["horizon"] = [horizon_of(runs[workload, name], hints[workload]) for workload, name in pairs]

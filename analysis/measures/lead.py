@@ -5,15 +5,18 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from analysis.measures import curves
 from analysis.measures.curves import Unit
-from analysis.reading.logs import Logs
 
 SHARES = (0.3, 0.5, 0.7, 0.9)
 
 
 def table(
-    logs: Logs, targets: pd.DataFrame, baseline: str, unit: Unit = "steps", shares: Sequence[float] = SHARES
+    runs: pd.DataFrame,
+    of_runs: dict[str, pd.DataFrame],
+    targets: pd.DataFrame,
+    baseline: str,
+    unit: Unit = "steps",
+    shares: Sequence[float] = SHARES,
 ) -> pd.DataFrame:
     """Updates, or seconds, to the best value that the baseline has reached by a share of its training, over the
     baseline's own.
@@ -23,21 +26,24 @@ def table(
     Curves are means over runs, interpolated where their evaluations differ; the best so far is carried on, also beyond
     the end of a run that reached the target or broke off.
 
+    Args:
+        runs: those that count, of `Logs.runs`.
+        of_runs: of `Measured.curves`.
+        targets: of `targets.resolve`.
+
     Returns:
         Rows (workload, submission), columns the shares; NaN where the submission never gets there, or where the
         baseline had no evaluation by then.
     """
-    of_runs = curves.by_folder(logs, targets)
     result = {}
     for workload, target in targets.iterrows():
-        here = logs.runs[logs.runs["workload"] == workload]
+        here = runs[runs["workload"] == workload]
         sign = -1.0 if target["lower"] else 1.0
-        groups = {
-            str(name): [of_runs[folder] for folder in folders] for name, folders in here.groupby("submission")["folder"]
-        }
+        by_submission = here.groupby("submission")["folder"]
+        groups = {str(name): [of_runs[folder] for folder in folders] for name, folders in by_submission}
         if baseline not in groups:
             continue
-        means = {name: _mean(runs, unit, sign) for name, runs in groups.items()}
+        means = {name: _mean(several, unit, sign) for name, several in groups.items()}
         length = _length(groups[baseline], target, unit)
         points, values = means[baseline]
         for share in shares:

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import pandas as pd
 
 from analysis.errors import UsageError
-from analysis.measures import curves, lead, pace, score, speedup, to_target, what_if
+from analysis.measures import curves, gpu_hours, lead, pace, score, speedup, to_target, what_if
 from analysis.measures.speedup import Speedup
 from analysis.measures.what_if import WhatIf
 from analysis.reading import meta
@@ -22,9 +24,9 @@ class Results:
     """What was measured.
 
     Attributes:
-        logs: the runs whose workloads have a target.
-        targets: of `resolve.resolve`.
-        trials, best: of `to_target.trials` (steps that are no updates as NaN) and `to_target.studies`.
+        measured: the runs whose workloads have a target, as they are logged.
+        trials, best: theirs and of `to_target.studies`, with NaN for steps that are no updates, and with hypothetical
+            entries.
         times: median seconds or steps to target, of `to_target.submissions`.
         scores: the best first.
         real_scores: those without hypothetical entries.
@@ -33,12 +35,12 @@ class Results:
         unit: of times, scores and all figures: seconds for official logs, whose evaluations come by wall time,
             steps for miniature ones.
         ratios: per other submission its `Speedup` over the baseline in `unit`.
-        leads: of `lead.table`; no rows where there are no ratios.
+        gpus: of the machine that `hours` are of.
+        hours: of `gpu_hours.gpu_hours`.
         notes: lines on what was left out, kept, missing or strange.
     """
 
-    logs: Logs
-    targets: pd.DataFrame
+    measured: to_target.Measured
     trials: pd.DataFrame
     best: pd.DataFrame
     times: pd.DataFrame
@@ -48,8 +50,38 @@ class Results:
     baseline: str
     unit: curves.Unit
     ratios: dict[str, Speedup]
-    leads: pd.DataFrame
+    gpus: int
+    hours: pd.DataFrame
     notes: list[str]
+
+    @property
+    def logs(self) -> Logs:
+        return self.measured.logs
+
+    @property
+    def targets(self) -> pd.DataFrame:
+        return self.measured.targets
+
+    @cached_property
+    def ranks(self) -> dict[str, int]:
+        """By score, the best first; equal scores have the same."""
+        return {str(name): int((self.scores > score).sum()) + 1 for name, score in self.scores.items()}
+
+    @cached_property
+    def reached(self) -> dict[str, str]:
+        """How many of the scored targets each submission reaches in the median, as 7/8."""
+        times = self.times.reindex(columns=resolve.base(self.targets).index).astype(float)
+        return {
+            str(name): f"{n}/{self.targets.attrs['workloads']}" for name, n in np.isfinite(times).sum(axis=1).items()
+        }
+
+    @cached_property
+    def leads(self) -> pd.DataFrame:
+        """`lead.table` of the trial that counts in each study; no rows where there are no ratios."""
+        if not self.ratios:
+            return pd.DataFrame()
+        counted = self.logs.runs[self.logs.runs["folder"].isin(self.best["folder"])]
+        return lead.table(counted, self.measured.curves, self.targets, self.baseline, self.unit)
 
 
 def of(
@@ -58,57 +90,60 @@ def of(
     baseline: str | None = None,
     unit: curves.Unit | None = None,
     imagined: Sequence[WhatIf] = (),
+    gpus: int | None = None,
 ) -> Results:
     """Measure logs.
 
     Args:
         logs: of `logs.read`.
-        version, baseline, unit: None: found from the logs.
+        version, baseline, unit, gpus: None: found from the logs.
         imagined: hypothetical entries to add.
 
     Raises:
         UsageError: as `resolve.resolve`; the baseline has no run; the submission of a hypothetical entry has none.
     """
-    measured = resolve.resolve(logs, version)
-    notes = [*summary_of_skipped(logs), *measured.attrs["notes"]]
-    logs = logs.select(logs.runs["workload"].isin(measured.index))
-    trials = to_target.trials(logs, measured)
-    odd = pace.odd(logs, measured)
+    targets = resolve.resolve(logs, version)
+    notes = [*summary_of_skipped(logs), *targets.attrs["notes"]]
+    measured = to_target.Measured(logs.select(logs.runs["workload"].isin(targets.index)), targets)
+    odd = pace.odd(measured.logs, targets)
     notes += pace.notes(odd)
-    trials = what_if.add(pace.without(trials, odd), imagined)
+    trials = what_if.add(pace.without(measured.trials, odd), imagined)
     best = to_target.studies(trials)
     if unit is None:
-        unit = "steps" if measured.attrs["version"] == OWN else "seconds"
+        unit = "steps" if targets.attrs["version"] == OWN else "seconds"
     if unit == "steps" and len(odd):
         unit = "seconds"
         notes.append("all is over seconds, since some steps are no updates")
-    scores, profile = score.score(best, measured, unit)
-    real_scores, _ = score.score(best[~best["submission"].isin([entry.name for entry in imagined])], measured, unit)
+    times = to_target.submissions(best, unit)
+    scores, profile = score.score(times, targets)
+    names = [entry.name for entry in imagined]
+    real_scores = score.score(times.drop(index=names, errors="ignore"), targets)[0] if names else scores
     notes += [
         f"{entry.name}: hypothetical, the runs of {entry.submission} with scaled times to target; no such run exists"
         for entry in imagined
     ]
     chosen, more = _baseline(list(scores.index), baseline)
     others = [name for name in scores.index if name != chosen]
-    ratios = speedup.compare(best, measured, others, chosen, unit)
-    scored = best[best["workload"].isin(resolve.base(measured).index)]
+    ratios = speedup.compare(best, times, targets, others, chosen, unit)
+    scored = best[best["workload"].isin(resolve.base(targets).index)]
     notes += more + [_no_ratio(scored, name, chosen) for name in others if name not in ratios]
-    notes += _missing(best, measured)
+    notes += _missing(best, targets)
     if (line := to_target.unequal(trials)) is not None:
         notes.append(f"{line}; medians are over the studies there are")
+    gpus = gpus or targets.attrs["gpus"]
     return Results(
-        logs=logs,
-        targets=measured,
+        measured=measured,
         trials=trials,
         best=best,
-        times=to_target.submissions(best, unit),
+        times=times,
         scores=scores,
         real_scores=real_scores,
         profile=profile,
         baseline=chosen,
         unit=unit,
         ratios=ratios,
-        leads=_leads(logs, best, measured, chosen, unit) if ratios else pd.DataFrame(),
+        gpus=gpus,
+        hours=gpu_hours.gpu_hours(best, targets, gpus),
         notes=notes,
     )
 
@@ -118,11 +153,6 @@ def _no_ratio(best: pd.DataFrame, name: str, baseline: str) -> str:
     if both[0] & both[1]:
         return f"neither {name} nor {baseline} reached a target: nothing to compare"
     return f"{name} has no workload in common with {baseline}: no ratio"
-
-
-def _leads(logs: Logs, best: pd.DataFrame, measured: pd.DataFrame, baseline: str, unit: curves.Unit) -> pd.DataFrame:
-    """Of the trial that counts in each study."""
-    return lead.table(logs.select(logs.runs["folder"].isin(best["folder"])), measured, baseline, unit)
 
 
 def title(found: Results) -> str:
@@ -146,10 +176,10 @@ def _baseline(ranked: list[str], asked: str | None) -> tuple[str, list[str]]:
     return ranked[0], [note] if len(ranked) > 1 else []
 
 
-def _missing(best: pd.DataFrame, measured: pd.DataFrame) -> list[str]:
+def _missing(best: pd.DataFrame, targets: pd.DataFrame) -> list[str]:
     """Lines on workloads that nobody or not everybody ran: the score is a share of all workloads."""
-    count = measured.attrs["workloads"]
-    names = resolve.base(measured).index
+    count = targets.attrs["workloads"]
+    names = resolve.base(targets).index
     ran = best[best["workload"].isin(names)].groupby("submission")["workload"].agg(set)
     lines = []
     if len(names) < count:
@@ -157,8 +187,8 @@ def _missing(best: pd.DataFrame, measured: pd.DataFrame) -> list[str]:
     for name in best["submission"].unique():
         if lacking := [workload for workload in names if workload not in ran.get(name, set())]:
             lines.append(f"{name} has no run of {', '.join(lacking)}: missed")
-    variants = {variant: base for variant, base in measured.attrs["variants"].items() if base in names}
-    if nobody := [variant for variant in variants if variant not in measured.index]:
+    variants = {variant: base for variant, base in targets.attrs["variants"].items() if base in names}
+    if nobody := [variant for variant in variants if variant not in targets.index]:
         lines.append(f"no run of the held-out {', '.join(nobody)}: the base workloads count without")
     lacking = [
         name

@@ -6,7 +6,6 @@ Source: Dahl et al., "Benchmarking Neural Network Training Algorithms" (2023), s
 import numpy as np
 import pandas as pd
 
-from analysis.measures import to_target
 from analysis.targets import resolve as targets_
 
 MAX_RATIO = 4.0
@@ -56,8 +55,8 @@ def scores(profile: pd.DataFrame) -> pd.Series:
     return pd.Series(area / (MAX_RATIO - 1.0), index=profile.index, name="score").sort_values(ascending=False)
 
 
-def score(best: pd.DataFrame, targets: pd.DataFrame, unit: str = "seconds") -> tuple[pd.Series, pd.DataFrame]:
-    """Scores and performance profiles from `to_target.studies` and `targets.resolve`. The benchmark scores seconds."""
-    times = scored_times(to_target.submissions(best, unit), targets)
-    profile = performance_profile(times, targets.attrs["workloads"])
+def score(times: pd.DataFrame, targets: pd.DataFrame) -> tuple[pd.Series, pd.DataFrame]:
+    """Scores and performance profiles from `to_target.submissions` (the benchmark scores seconds) and
+    `targets.resolve`."""
+    profile = performance_profile(scored_times(times, targets), targets.attrs["workloads"])
     return scores(profile), profile

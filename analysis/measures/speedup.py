@@ -7,11 +7,12 @@ larger (>=), of the baseline alone smaller (<=); with misses of both it is undet
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from analysis.measures import censoring, to_target
+from analysis.measures import censoring
 from analysis.reading.meta import workload_property
 
 REPLICATES = 4000
@@ -39,8 +40,20 @@ class Speedup:
     official: float
 
 
+class _Side(NamedTuple):
+    """A submission on a workload: the logarithms of its times, by what pairs them, and how many of them are misses."""
+
+    times: pd.Series
+    misses: int
+
+
 def compare(
-    best: pd.DataFrame, targets: pd.DataFrame, submissions: Sequence[str], baseline: str, unit: str = "seconds"
+    best: pd.DataFrame,
+    times: pd.DataFrame,
+    targets: pd.DataFrame,
+    submissions: Sequence[str],
+    baseline: str,
+    unit: str = "seconds",
 ) -> dict[str, Speedup]:
     """Compare submissions with the baseline on the scored base workloads that one of the two ran.
 
@@ -49,6 +62,7 @@ def compare(
 
     Args:
         best: of `to_target.studies`, of all submissions: the furthest run may be anyone's.
+        times: of `to_target.submissions`, in `unit`.
         targets: of `targets.resolve`.
         unit: "seconds" or "steps".
 
@@ -58,15 +72,15 @@ def compare(
     """
     budget = censoring.budgets(best, targets, unit)
     rows = censoring.times(best, budget, unit)
+    sides = {key: _side(mine) for key, mine in rows.groupby(["submission", "workload"])}
     ran = best[best["workload"].isin(budget.index)].groupby("submission")["workload"].agg(set)
     found = {}
     for name in submissions:
         both = ran.get(name, set()), ran.get(baseline, set())
         if both[0] & both[1]:
-            here = rows[rows["workload"].isin(both[0] | both[1])]
-            ours, theirs = (here[here["submission"] == one] for one in (name, baseline))
-            if not (ours["missed"].all() and theirs["missed"].all()):
-                found[name] = _pair(ours, theirs, official(best, budget, name, baseline, unit))
+            pairs = {w: (sides[name, w], sides[baseline, w]) for w in sorted(both[0] | both[1])}
+            if any(side.misses < len(side.times) for pair in pairs.values() for side in pair):
+                found[name] = _speedup(pairs, official(times, budget, name, baseline))
     return found
 
 
@@ -85,29 +99,31 @@ def rows(results: dict[str, Speedup]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _pair(ours: pd.DataFrame, theirs: pd.DataFrame, official: float) -> Speedup:
+def _side(rows: pd.DataFrame) -> _Side:
+    return _Side(pd.Series(np.log(rows["time"].to_numpy()), index=_key(rows)), int(rows["missed"].sum()))
+
+
+def _speedup(pairs: dict[str, tuple[_Side, _Side]], official: float) -> Speedup:
+    """From ours and theirs on each workload."""
     generator = np.random.default_rng(0)
     measured, draws = [], []
-    names = sorted(ours["workload"].unique())
-    for workload in names:
-        pair = [side[side["workload"] == workload] for side in (ours, theirs)]
-        logs = [pd.Series(np.log(one["time"].to_numpy()), index=key) for one, key in zip(pair, map(_key, pair))]
-        shared = logs[0].index.intersection(logs[1].index)
+    for ours, theirs in pairs.values():
+        shared = ours.times.index.intersection(theirs.times.index)
         if len(shared):
-            difference = (logs[0][shared] - logs[1][shared]).to_numpy()
+            difference = (ours.times[shared] - theirs.times[shared]).to_numpy()
             drawn = _means(difference, generator)
             mean = difference.mean()
         else:
-            one, two = (values.to_numpy() for values in logs)
+            one, two = ours.times.to_numpy(), theirs.times.to_numpy()
             drawn = _means(one, generator) - _means(two, generator)
             mean = one.mean() - two.mean()
-        few = len(shared) < 2 if len(shared) else min(map(len, logs)) < 2
+        few = len(shared) < 2 if len(shared) else min(len(ours.times), len(theirs.times)) < 2
         low, high = (np.nan, np.nan) if few else np.exp(np.percentile(drawn, [2.5, 97.5]))
-        misses = [int(one["missed"].sum()) for one in pair]
+        misses = ours.misses, theirs.misses
         measured.append((np.exp(mean), low, high, len(shared), *misses, _bound(*misses)))
         draws.append(drawn)
     columns = ["ratio", "low", "high", "pairs", "misses", "baseline_misses", "bound"]
-    table = pd.DataFrame(measured, columns=columns, index=pd.Index(names, name="workload"))
+    table = pd.DataFrame(measured, columns=columns, index=pd.Index(list(pairs), name="workload"))
     drawn = np.array(draws)
     again = generator.integers(len(drawn), size=drawn.shape)
     return Speedup(
@@ -122,10 +138,10 @@ def _pair(ours: pd.DataFrame, theirs: pd.DataFrame, official: float) -> Speedup:
     )
 
 
-def official(best: pd.DataFrame, budget: pd.Series, submission: str, baseline: str, unit: str = "seconds") -> float:
+def official(times: pd.DataFrame, budget: pd.Series, submission: str, baseline: str) -> float:
     """The ratio as the official compute_speedups takes it: of medians over studies, a missed median with the budget and
     one second, geometric mean over all workloads; NaN where either has no run of one."""
-    medians = to_target.submissions(best, unit).reindex(columns=budget.index).loc[[submission, baseline]].to_numpy()
+    medians = times.reindex(columns=budget.index).loc[[submission, baseline]].to_numpy()
     ours, theirs = np.where(np.isinf(medians), budget.to_numpy() + 1, medians)
     return float(np.exp(np.log(ours / theirs).mean()))
 

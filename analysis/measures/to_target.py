@@ -1,5 +1,7 @@
 """Steps and time to the validation target: per trial, per study, per submission."""
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -11,54 +13,83 @@ Rule = Literal["fewest_evaluations", "fastest"]
 STUDY = ["submission", "workload", "study"]
 
 
-def values(logs: Logs, targets: pd.DataFrame) -> pd.Series:
-    """The validation metric that decides, one value per evaluation; NaN (reaches nothing) where it is not finite."""
-    workload = logs.evaluations["run"].map(logs.runs["workload"])
-    result = pd.Series(np.nan, index=logs.evaluations.index)
-    for metric, names in targets.groupby("metric").groups.items():
-        mine = workload.isin(names)
-        result[mine] = logs.evaluations.loc[mine, f"validation/{metric}"]
-    return result.where(np.isfinite(result))
+@dataclass(frozen=True)
+class Measured:
+    """Runs and what they reached: worked out once from logs and targets, when asked for, and handed down.
 
+    Attributes:
+        logs: the runs.
+        targets: of `targets.resolve`, with a row for each of their workloads.
+    """
 
-def trials(logs: Logs, targets: pd.DataFrame) -> pd.DataFrame:
-    """One row per run: where it reached the target and how far it went.
+    logs: Logs
+    targets: pd.DataFrame
 
-    Returns:
+    @cached_property
+    def values(self) -> pd.Series:
+        """The validation metric that decides, a value per evaluation; NaN (reaches nothing) where it is not finite."""
+        workload = self.logs.evaluations["run"].map(self.logs.runs["workload"])
+        result = pd.Series(np.nan, index=self.logs.evaluations.index)
+        for metric, names in self.targets.groupby("metric").groups.items():
+            mine = workload.isin(names)
+            result[mine] = self.logs.evaluations.loc[mine, f"validation/{metric}"]
+        return result.where(np.isfinite(result))
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """One row per run: where it reached the target and how far it went.
+
         `logs.runs` with the columns reached (bool), evaluations (number of them before the one that reached the
         target), steps and seconds (at that evaluation; inf if missed), last_steps and last_seconds (at the end), best
         (the best validation metric, whenever it occurred), shortfall (from best to the target, in the metric's unit,
         negative once passed), final (the last) and count (evaluations in all).
-    """
-    workload = logs.evaluations["run"].map(logs.runs["workload"])
-    value, lower, target = values(logs, targets), workload.map(targets["lower"]), workload.map(targets["target"])
-    rows = logs.evaluations[["run", "global_step", "score"]].assign(value=value)
-    rows["position"] = rows.groupby("run").cumcount()
-    hits = rows[np.where(lower, value <= target, value >= target)].groupby("run").first()
-    hits = hits.reindex(logs.runs.index)
-    by_run = rows.groupby("run")
-    last = by_run[["global_step", "score"]].max()
-    lower_is_better = logs.runs["workload"].map(targets["lower"])
-    best = by_run["value"].max().where(~lower_is_better, by_run["value"].min())
-    return logs.runs.assign(
-        reached=hits["position"].notna(),
-        evaluations=hits["position"],
-        steps=hits["global_step"].fillna(np.inf),
-        seconds=hits["score"].fillna(np.inf),
-        last_steps=last["global_step"],
-        last_seconds=last["score"],
-        best=best,
-        shortfall=(best - logs.runs["workload"].map(targets["target"])) * np.where(lower_is_better, 1, -1),
-        final=by_run["value"].last(),
-        count=by_run.size(),
-    )
+        """
+        runs, value = self.logs.runs, self.values
+        lower_is_better, target = (
+            runs["workload"].map(self.targets["lower"]),
+            runs["workload"].map(self.targets["target"]),
+        )
+        rows = self.logs.evaluations[["run", "global_step", "score"]].assign(value=value)
+        rows["position"] = rows.groupby("run").cumcount()
+        lower, level = rows["run"].map(lower_is_better), rows["run"].map(target)
+        hits = rows[np.where(lower, value <= level, value >= level)].groupby("run").first()
+        hits = hits.reindex(runs.index)
+        by_run = rows.groupby("run")
+        last = by_run[["global_step", "score"]].max()
+        best = by_run["value"].max().where(~lower_is_better, by_run["value"].min())
+        return runs.assign(
+            reached=hits["position"].notna(),
+            evaluations=hits["position"],
+            steps=hits["global_step"].fillna(np.inf),
+            seconds=hits["score"].fillna(np.inf),
+            last_steps=last["global_step"],
+            last_seconds=last["score"],
+            best=best,
+            shortfall=(best - target) * np.where(lower_is_better, 1, -1),
+            final=by_run["value"].last(),
+            count=by_run.size(),
+        )
+
+    @cached_property
+    def best(self) -> pd.DataFrame:
+        """`studies` of these trials, by the official rule."""
+        return studies(self.trials)
+
+    @cached_property
+    def curves(self) -> dict[str, pd.DataFrame]:
+        """For each run, by its folder: steps, seconds and value (the validation metric), one row per evaluation that
+        has a value."""
+        rows = self.logs.evaluations[["run", "global_step", "score"]].assign(value=self.values)
+        rows = rows.rename(columns={"global_step": "steps", "score": "seconds"}).dropna(subset="value")
+        groups = dict(iter(rows.groupby("run")))
+        return {folder: groups.get(run, rows.iloc[:0]) for run, folder in enumerate(self.logs.runs["folder"])}
 
 
 def studies(table: pd.DataFrame, rule: Rule = "fewest_evaluations") -> pd.DataFrame:
     """The best trial of each study: one row per submission, workload and study.
 
     Args:
-        table: of `trials`.
+        table: of `Measured.trials`.
         rule: how the best trial is picked among those that reach the target. `fewest_evaluations` is what the
             official scoring code does, `fastest` what the rules say. Where two trials have as many evaluations the
             official code takes the one that the file system lists first; here, the faster.
@@ -92,16 +123,20 @@ def submissions(best: pd.DataFrame, unit: str = "seconds") -> pd.DataFrame:
     return medians.unstack("workload")
 
 
-def difference(table: pd.DataFrame) -> pd.DataFrame:
+def difference(table: pd.DataFrame, best: pd.DataFrame, fastest: pd.DataFrame) -> pd.DataFrame:
     """Studies in which the trial of the official rule is not the fastest: the seconds of both, and what the official
     one adds as a share.
 
     attrs: compared, the studies that reached the target; ties, those where several trials have the fewest evaluations
     at different times, so that the official code's choice depends on how the file system lists them; spread, the
     largest difference in such a tie as a share.
+
+    Args:
+        table: of `Measured.trials`.
+        best, fastest: its `studies` by both rules.
     """
-    rules: tuple[Rule, Rule] = ("fewest_evaluations", "fastest")
-    both = pd.DataFrame({rule: studies(table, rule).set_index(STUDY)["seconds"] for rule in rules})
+    rules: dict[Rule, pd.DataFrame] = {"fewest_evaluations": best, "fastest": fastest}
+    both = pd.DataFrame({rule: picked.set_index(STUDY)["seconds"] for rule, picked in rules.items()})
     both = both[np.isfinite(both["fastest"])]
     excess = both["fewest_evaluations"] / both["fastest"] - 1
     differ = both.assign(excess=excess)[excess > 0].reset_index()

@@ -46,7 +46,7 @@ def parse(text: str) -> WhatIf:
 
 
 def add(trials: pd.DataFrame, entries: Sequence[WhatIf]) -> pd.DataFrame:
-    """`to_target.trials` with the entries' rows. A run that missed the target misses it still.
+    """`Measured.trials` with the entries' rows. A run that missed the target misses it still.
 
     Raises:
         UsageError: no run of an entry's submission, or of a workload that it has a ratio for.

@@ -28,7 +28,7 @@ def write(path: Path, found: Results, command: str) -> None:
         found: what it shows.
         command: what makes this page, shown at its foot.
     """
-    of_runs = curves.by_folder(found.logs, found.targets)
+    of_runs = found.measured.curves
     ranked = list(found.scores.index)
     scale, label = learning_curves.axis_of(found.best, found.unit)
     scored = base(found.targets).index
@@ -83,20 +83,18 @@ def _packed(text: str) -> str:
 
 def _submissions(found: Results) -> list[dict[str, Any]]:
     """The submissions, the best first."""
-    spent = gpu_hours.shown(gpu_hours.gpu_hours(found.best, found.targets, found.targets.attrs["gpus"]))
+    spent = gpu_hours.shown(found.hours)
     looks = style.looks(list(found.scores.index), found.baseline)
-    workloads = base(found.targets).index
     rows = []
     for name, score in zip(map(str, found.scores.index), found.scores):
         ratio = found.ratios.get(name)
         colour, line = looks[name]
-        times = found.times.loc[name].reindex(workloads).astype(float)
         rows.append(
             {
                 "name": name,
-                "rank": int((found.scores > score).sum()) + 1,
+                "rank": found.ranks[name],
                 "score": f"{score:.4f}",
-                "reached": f"{int(np.isfinite(times).sum())}/{found.targets.attrs['workloads']}",
+                "reached": found.reached[name],
                 "hours": spent[name],
                 "ratio": ratio and f"{ratio.bound} {ratio.ratio:.3f}".strip(),
                 "interval": ratio and _interval(*ratio.over_studies),

@@ -23,8 +23,8 @@ def rows(trials: pd.DataFrame, best: pd.DataFrame, of_runs: dict[str, pd.DataFra
     """One per run.
 
     Args:
-        trials, best: of `to_target.trials` and `to_target.studies`.
-        of_runs: of `curves.by_folder`.
+        trials, best: of `Measured.trials` and `to_target.studies`.
+        of_runs: of `Measured.curves`.
         unit: of the curves, "steps" or "seconds".
     """
     picked = set(zip(best["submission"], best["folder"]))

@@ -8,7 +8,6 @@ import pandas as pd
 from analysis.measures import gpu_hours
 from analysis.measures.results import Results
 from analysis.measures.speedup import Speedup
-from analysis.targets.resolve import base
 from analysis.text import interval, markdown, number
 
 
@@ -53,23 +52,16 @@ def format_by_submission(result: pd.DataFrame, baseline: str) -> str:
     return markdown(shown)
 
 
-def ranking(found: Results, spent: pd.DataFrame, gpus: int) -> pd.DataFrame:
+def ranking(found: Results) -> pd.DataFrame:
     """One row per submission, the best score first: rank, score, targets reached, hours, and the ratio of time (or
-    steps) to target to the baseline's. With hypothetical entries also the score without them.
-
-    Args:
-        spent: of `gpu_hours.gpu_hours`.
-        gpus: that these hours are of.
-    """
-    names = found.scores.index
-    workloads = base(found.targets).index
-    reached = np.isfinite(found.times.reindex(columns=workloads).astype(float)).sum(axis=1)
+    steps) to target to the baseline's. With hypothetical entries also the score without them."""
+    names, hours = found.scores.index, gpu_hours.shown(found.hours)
     columns = {
-        "rank": [int((found.scores > score).sum()) + 1 for score in found.scores],
+        "rank": [found.ranks[name] for name in names],
         "submission": names,
         "score": [f"{score:.4f}" for score in found.scores],
-        "targets reached": [f"{reached[name]}/{found.targets.attrs['workloads']}" for name in names],
-        f"GPU-hours ({gpus} GPUs)" if gpus > 1 else "hours": [gpu_hours.shown(spent)[name] for name in names],
+        "targets reached": [found.reached[name] for name in names],
+        f"GPU-hours ({found.gpus} GPUs)" if found.gpus > 1 else "hours": [hours[name] for name in names],
     }
     if len(found.real_scores) < len(found.scores):
         real = found.real_scores.reindex(names)

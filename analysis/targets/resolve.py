@@ -34,12 +34,12 @@ def resolve(logs: Logs, version: str | None = None) -> pd.DataFrame:
         UsageError: no target is known for any workload, or for one that counts; runs of one workload that counts
             disagree, or the version with them; a metric's column is missing; two rulesets.
     """
-    version = version or versions.guess(logs)
+    there = sorted(logs.runs["workload"].unique())
+    told = versions.told(logs)
+    version = version or versions.guess(set(there), told)
     data: dict[str, Any] = {"workloads": {}, "gpus": 1} if version == OWN else versions.load(version)
     ruleset = meta.ruleset(logs)
     factor = data.get("self_tuning_budget", 1.0) if ruleset == "self" else 1.0
-    told = {key: meta.of_workloads(logs, name) for key, name in versions.KEYS.items()}
-    there = sorted(logs.runs["workload"].unique())
     count = set(there) if version == OWN else versions.counted(data) & set(there)
     notes = _disagreements(logs, version, data, told, count)
     rows = {}
@@ -122,7 +122,7 @@ def _disagreements(
                 continue
             fitting = [v for v in versions.names() if versions.load(v)["workloads"].get(workload, {}).get(key) == odd]
             if fitting:
-                best = versions.guess(logs)
+                best = versions.guess(set(logs.runs["workload"]), told)
                 fix = best if best in fitting else fitting[0]
                 raise UsageError(f"mixed benchmark versions: {said}; score them apart, with --version={fix}")
             if key != "max_runtime_s":  # on another machine one may have another budget

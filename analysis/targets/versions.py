@@ -30,14 +30,21 @@ def counted(data: dict[str, Any]) -> set[str]:
     return {name for name, entry in data["workloads"].items() if entry.get("scored", True)}
 
 
-def guess(logs: Logs) -> str:
+def told(logs: Logs) -> dict[str, dict[str, list[Any]]]:
+    """By the names in `KEYS`, what the meta data of the runs say of each workload, the most frequent first."""
+    return {key: of_workloads(logs, name) for key, name in KEYS.items()}
+
+
+def guess(there: set[str], told: dict[str, dict[str, list[Any]]]) -> str:
     """The version that fits the runs best, or `own` if none knows any of their workloads.
 
     Versions share workloads. They are told apart by step hint, target and budget of the meta data, then by which
     workloads are there and count; what is left goes to the newest.
+
+    Args:
+        there: the workloads of the runs.
+        told: of `told`.
     """
-    there = set(logs.runs["workload"])
-    told = {key: of_workloads(logs, name) for key, name in KEYS.items()}
 
     def distance(version: str) -> tuple[int, int, int]:
         data = load(version)

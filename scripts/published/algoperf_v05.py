@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 
 from analysis.errors import UsageError
 from analysis.figures import learning_curves, ratios, style
-from analysis.measures import curves, score, speedup, to_target
+from analysis.measures import score, speedup, to_target
+from analysis.measures.to_target import Measured
 from analysis.reading import logs
 from analysis.targets import resolve
 from analysis.text import formatted, markdown
@@ -46,11 +47,11 @@ def crossing(rows: pd.DataFrame, target: float, lower: bool) -> float:
     return t0 + (t1 - t0) * (target - v0) / (v1 - v0)
 
 
-def times(best: pd.DataFrame, of_runs: dict[str, pd.DataFrame], measured: pd.DataFrame) -> pd.DataFrame:
+def times(best: pd.DataFrame, of_runs: dict[str, pd.DataFrame], targets: pd.DataFrame) -> pd.DataFrame:
     """Median seconds to target, as scored and interpolated, and how often the runs were evaluated."""
     rows = best.assign(
         crossed=[
-            crossing(of_runs[folder], *measured.loc[workload, ["target", "lower"]])
+            crossing(of_runs[folder], *targets.loc[workload, ["target", "lower"]])
             for folder, workload in zip(best["folder"], best["workload"])
         ],
         between=[of_runs[folder]["seconds"].diff().median() for folder in best["folder"]],
@@ -65,10 +66,10 @@ def times(best: pd.DataFrame, of_runs: dict[str, pd.DataFrame], measured: pd.Dat
     return result.reset_index()
 
 
-def ends(trials: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
+def ends(trials: pd.DataFrame, targets: pd.DataFrame) -> pd.DataFrame:
     """How far the runs that missed their target went, as a share of the time budget."""
     missed = trials[~trials["reached"]]
-    share = missed["last_seconds"] / missed["workload"].map(measured["budget_s"])
+    share = missed["last_seconds"] / missed["workload"].map(targets["budget_s"])
     groups = share.groupby([missed["workload"], missed["submission"]])
     table = groups.agg(["size", "min", "median", "max"])
     counts = trials.groupby(["workload", "submission"]).size()
@@ -105,12 +106,12 @@ def at_the_end(trials: pd.DataFrame, of_runs: dict[str, pd.DataFrame]) -> pd.Dat
     return pd.DataFrame(rows, columns=["workload", "submission", "pairs", "its metric", "baseline's then"])
 
 
-def same_points(trials: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
+def same_points(trials: pd.DataFrame, targets: pd.DataFrame) -> pd.DataFrame:
     """Trials as studies of their own, so that a trial is compared with that of the same study and hyperparameters.
 
     Workloads where both averaging submissions ran to the budget; points at which someone reached the target.
     """
-    share = trials["last_seconds"] / trials["workload"].map(measured["budget_s"])
+    share = trials["last_seconds"] / trials["workload"].map(targets["budget_s"])
     broke_off = (share < 0.9) & ~trials["reached"] & trials["submission"].isin([QUEUE, EMA])
     whole = set(trials["workload"]) - set(trials.loc[broke_off, "workload"])
     rows = trials[trials["workload"].isin(whole)].assign(study=10 * trials["study"] + trials["trial"])
@@ -118,7 +119,7 @@ def same_points(trials: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
     return rows[useful].assign(meta=[{} for _ in range(int(useful.sum()))])
 
 
-def ends_figure(trials: pd.DataFrame, measured: pd.DataFrame) -> Figure:
+def ends_figure(trials: pd.DataFrame, targets: pd.DataFrame) -> Figure:
     """Every run: where it ended, or reached its target, as a share of the budget."""
     workloads = sorted(trials["workload"].unique())
     figure, (axis,) = style.panels(1, size=(6.4, 4.6))
@@ -126,7 +127,7 @@ def ends_figure(trials: pd.DataFrame, measured: pd.DataFrame) -> Figure:
     for offset, name in zip((-0.27, 0.0, 0.27), NAMES):
         mine = trials[trials["submission"] == name]
         y = mine["workload"].map(workloads.index) + offset + 0.05 * (mine["study"] - 2) * 0.6
-        budget = mine["workload"].map(measured["budget_s"])
+        budget = mine["workload"].map(targets["budget_s"])
         for reached, marker in ((True, "o"), (False, "x")):
             rows = mine["reached"] == reached
             x = (mine["seconds"].where(mine["reached"], mine["last_seconds"]) / budget)[rows]
@@ -142,30 +143,28 @@ def ends_figure(trials: pd.DataFrame, measured: pd.DataFrame) -> Figure:
     return figure
 
 
-def what_if(everything: pd.DataFrame, measured: pd.DataFrame) -> pd.Series:
+def what_if(best: pd.DataFrame, targets: pd.DataFrame) -> pd.Series:
     """Scores if the averaging submissions had needed the baseline's time wherever they missed the target."""
-    medians = to_target.submissions(to_target.studies(everything))
+    medians = to_target.submissions(best)
     for name in (QUEUE, EMA):
         medians.loc[name] = medians.loc[name].where(np.isfinite(medians.loc[name]), medians.loc[BASELINE])
-    profile = score.performance_profile(score.scored_times(medians, measured), measured.attrs["workloads"])
-    return score.scores(profile)
+    return score.score(medians, targets)[0]
 
 
 def run() -> None:
     out = Path(FLAGS.out)
     read = logs.read(FLAGS.logs)
-    measured_all = resolve.resolve(read, "v0.5")
-    imagined = what_if(to_target.trials(read, measured_all), measured_all)
-    base = resolve.base(measured_all).index
+    targets = resolve.resolve(read, "v0.5")
+    imagined = what_if(Measured(read, targets).best, targets)
     read = read.only(NAMES)
-    read = read.select(read.runs["workload"].isin(base))
-    measured = resolve.resolve(read, "v0.5")
-    trials = to_target.trials(read, measured)
-    best = to_target.studies(trials)
-    of_runs = curves.by_folder(read, measured)
-    points = same_points(trials, measured)
+    read = read.select(read.runs["workload"].isin(resolve.base(targets).index))
+    targets = resolve.resolve(read, "v0.5")
+    measured = Measured(read, targets)
+    trials, best, of_runs = measured.trials, measured.best, measured.curves
+    points = same_points(trials, targets)
+    medians = to_target.submissions(points)
     same = {
-        f"{one} / {other}": speedup.compare(points, measured, [one], other)[one]
+        f"{one} / {other}": speedup.compare(points, medians, targets, [one], other)[one]
         for one, other in ((QUEUE, BASELINE), (EMA, BASELINE), (QUEUE, EMA))
     }
     rows = [
@@ -178,13 +177,13 @@ def run() -> None:
     columns = ["compared", "workload", "ratio", "low", "high", "bound", "pairs", "misses", "misses of the second"]
     parts = {
         "Median time to target": formatted(
-            times(best, of_runs, measured),
+            times(best, of_runs, targets),
             **dict.fromkeys(("seconds", "crossed", "between"), ".0f"),
             **{f"{name} / baseline": ".3f" for name in ("seconds", "crossed")},
         ),
         "Seconds per counted step": formatted(calls(best), **dict.fromkeys(NAMES, ".2f")),
         "Where runs that missed the target end, as a share of the budget": formatted(
-            ends(trials, measured), min=".3f", median=".3f", max=".3f"
+            ends(trials, targets), min=".3f", median=".3f", max=".3f"
         ),
         "Where averaging broke off": formatted(
             at_the_end(trials, of_runs), **{"its metric": ".4f", "baseline's then": ".4f"}
@@ -201,10 +200,10 @@ def run() -> None:
     (out / "tables.md").write_text(f"# Tables\n\nMade by `python -m scripts.published.algoperf_v05`.\n\n{text}\n")
     print(text)
     style.save(
-        learning_curves.learning_curves(read, measured, best, BASELINE, "seconds"), out / "learning_curves", ["png"]
+        learning_curves.learning_curves(of_runs, targets, best, BASELINE, "seconds"), out / "learning_curves", ["png"]
     )
-    style.save(ends_figure(trials, measured), out / "where_runs_end", ["png"])
-    ratio_rows = speedup.compare(best, measured, [QUEUE, EMA], BASELINE)
+    style.save(ends_figure(trials, targets), out / "where_runs_end", ["png"])
+    ratio_rows = speedup.compare(best, to_target.submissions(best), targets, [QUEUE, EMA], BASELINE)
     style.save(ratios.speedups(ratio_rows, BASELINE), out / "time_to_target", ["png"])
 
 

@@ -13,11 +13,10 @@ from matplotlib.figure import Figure
 
 from analysis.errors import UsageError
 from analysis.figures import learning_curves, style
-from analysis.measures import curves, results, score, to_target, what_if
+from analysis.measures import results, score, to_target, what_if
 from analysis.measures.results import Results
 from analysis.measures.what_if import WhatIf
 from analysis.reading import files, logs
-from analysis.targets import resolve
 from analysis.text import formatted
 from scripts.start import start
 
@@ -99,7 +98,7 @@ def rounded_up(trials: pd.DataFrame, entry: WhatIf, of_runs: dict[str, pd.DataFr
 
 def imagined(found: Results) -> pd.DataFrame:
     """Scores and ranks of hypothetical entries, each alone in the real field."""
-    of_runs = curves.by_folder(found.logs, found.targets)
+    of_runs = found.measured.curves
     rows = []
     for name in TUNED:
         for ratios in ("0.82", f"{FLAGS.ratios}#lawa", f"{FLAGS.ratios}#ema"):
@@ -107,7 +106,7 @@ def imagined(found: Results) -> pd.DataFrame:
             scaled = what_if.add(found.trials, [entry])
             row = {"entry": entry.name, "score of the real one": found.scores[name]}
             for how, trials in (("score", scaled), ("score, at evaluations", rounded_up(scaled, entry, of_runs))):
-                scores, _ = score.score(to_target.studies(trials), found.targets)
+                scores, _ = score.score(to_target.submissions(to_target.studies(trials)), found.targets)
                 row[how] = scores[entry.name]
                 row[how.replace("score", "rank")] = int((scores > scores[entry.name]).sum()) + 1
             rows.append(row)
@@ -192,14 +191,12 @@ def run() -> None:
     if found.targets.attrs["version"] != "v0.6-a100":
         raise UsageError(f"--logs={FLAGS.logs}: runs of {results.title(found)}, not of the A100 leaderboard")
     runs = runs_of(found)
-    base = resolve.base(found.targets).index
-    reached = np.isfinite(found.times[base].astype(float)).sum(axis=1)
     frameworks = found.best.groupby("submission")["framework"].first()
     scores = pd.DataFrame(
         {
             "submission": found.scores.index,
             "framework": [frameworks[name] for name in found.scores.index],
-            "targets reached": [f"{reached[name]}/{len(base)}" for name in found.scores.index],
+            "targets reached": [found.reached[name] for name in found.scores.index],
             "score": found.scores.to_numpy(),
         }
     )

@@ -9,7 +9,8 @@ import yaml
 from analysis.comparisons import draw
 from analysis.comparisons.comparison import MERGES, load
 from analysis.errors import UsageError
-from analysis.measures import to_target
+from analysis.measures import horizon
+from analysis.measures.to_target import Measured
 from analysis.reading import logs
 from analysis.targets import resolve
 from tests.support import ROOT, synthetic_logs
@@ -61,9 +62,19 @@ def test_committed_comparisons_can_be_drawn(file, tmp_path):
     comparison = load(file)
     synthetic_logs.write_comparison(tmp_path / "runs", comparison, seeds=2, workloads=comparison.workloads or ("toy",))
     selected = draw.select(logs.read(tmp_path / "runs"), comparison)
-    written = draw.draw(comparison, selected, resolve.resolve(selected), tmp_path / "out")
+    written = draw.draw(comparison, Measured(selected, resolve.resolve(selected)), tmp_path / "out")
     assert {path.stem for path in written} == {figure["name"] for figure in comparison.figures}
     assert all(path.stat().st_size > (5000 if path.suffix in (".png", ".pdf") else 100) for path in written)
+
+
+def test_what_several_figures_are_made_of_is_worked_out_once(tmp_path, monkeypatch):
+    comparison = load(ROOT / "comparisons/lawa_horizon.yaml")
+    synthetic_logs.write_comparison(tmp_path / "runs", comparison, seeds=2, workloads=("toy",))
+    selected = draw.select(logs.read(tmp_path / "runs"), comparison)
+    shares, measure = [], horizon.measure
+    monkeypatch.setattr(horizon, "measure", lambda *given: shares.append(given[-1]) or measure(*given))
+    draw.draw(comparison, Measured(selected, resolve.resolve(selected)), tmp_path / "out")
+    assert shares == [1.0, 0.5]
 
 
 def test_points_of_a_grid_become_submissions(tmp_path):
@@ -106,12 +117,10 @@ def test_windows_are_lines_of_their_own(tmp_path, name):
     )
     synthetic_logs.write_comparison(tmp_path, comparison, seeds=1, workloads=("toy",))
     selected = draw.select(logs.read(tmp_path), comparison)
-    found = resolve.resolve(selected)
-    trials = to_target.trials(selected, found)
+    drawing = draw.Drawing(comparison, Measured(selected, resolve.resolve(selected)))
     option = next(figure for figure in comparison.figures if figure["kind"] in ("sweep", "shorter"))
-    drawing = draw._sweep if option["kind"] == "sweep" else draw._shorter
     options = {key: value for key, value in option.items() if key in ("x", "y")}
-    labels = drawing(comparison, selected, found, trials, **options).axes[0].get_legend_handles_labels()[1]
+    labels = getattr(drawing, option["kind"])(**options).axes[0].get_legend_handles_labels()[1]
     assert {f"lawa, interval=5, window={window}" for window in windows} <= set(labels)
     assert "nadamw" in labels
 

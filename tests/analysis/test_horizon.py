@@ -11,6 +11,7 @@ from analysis.comparisons import draw
 from analysis.comparisons.comparison import load
 from analysis.figures import horizon as horizon_figures
 from analysis.measures import horizon
+from analysis.measures.to_target import Measured
 from analysis.reading import logs
 from analysis.targets import resolve
 from tests.support import ROOT, synthetic_logs
@@ -127,6 +128,6 @@ def test_leads_over_workloads_by_horizon(tmp_path):
             values = np.minimum(0.8, 0.02 * speed * np.arange(1, 41))
             synthetic_logs.write(tmp_path, submission, values, workload=workload, hparams={"lr": 1.0, **averaging})
     read = logs.read(tmp_path)
-    table = horizon.leads(read, resolve.resolve(read), "nadamw", (0.5,))
+    table = horizon.leads(Measured(read, resolve.resolve(read)), "nadamw", (0.5,))
     assert list(table.index) == [0.01]
     assert table[0.5].item() == pytest.approx(np.sqrt(1 / 2.0 * 1 / 1.25))

@@ -9,6 +9,7 @@ import pytest
 
 from analysis.errors import UsageError
 from analysis.measures import to_target
+from analysis.measures.to_target import Measured
 from analysis.reading import logs
 from analysis.targets import resolve, versions
 from tests.support import synthetic_logs
@@ -83,7 +84,7 @@ def test_nan_and_words_reach_nothing(tmp_path):
     file = synthetic_logs.write(tmp_path, "one", [float("nan"), 0.4, 0.7]) / "eval_measurements.csv"
     file.write_text(file.read_text().replace("0.4", "oops"))
     read = logs.read(tmp_path)
-    trials = to_target.trials(read, resolve.resolve(read))
+    trials = Measured(read, resolve.resolve(read)).trials
     assert trials.loc[0, ["steps", "best", "final"]].tolist() == [30, 0.7, 0.7]
 
 
@@ -148,7 +149,7 @@ def test_logs_of_another_version_than_asked_for(tmp_path):
     folder = synthetic_logs.write(tmp_path, "one", [0.1], workload="fastmri", metric="ssim", target=None)
     (folder / "meta_data_0.json").write_text(json.dumps({"workload.step_hint": 36189}))
     read = logs.read(tmp_path)
-    assert versions.guess(read) == "v0.5"
+    assert versions.guess({"fastmri"}, versions.told(read)) == "v0.5"
     with pytest.raises(UsageError, match=r"step_hint 36189, v0.6 has 18094; score them apart, with --version=v0.5"):
         resolve.resolve(read, "v0.6")
 
@@ -172,7 +173,7 @@ def test_unequal_studies_are_told_in_one_line(tmp_path):
         for trial in (1, 2) if study else (1,):
             synthetic_logs.write(tmp_path, "one", [0.1], study=study, trial=trial)
     read = logs.read(tmp_path)
-    line = to_target.unequal(to_target.trials(read, resolve.resolve(read)))
+    line = to_target.unequal(Measured(read, resolve.resolve(read)).trials)
     assert line == "unequal: 1 of 3 studies have other than 2 trials: one (1)"
 
 

@@ -83,7 +83,7 @@ def test_miniature_runs_are_scored_by_steps_official_ones_by_seconds(tmp_path):
 def test_learning_curves_mark_targets_and_misses(tmp_path):
     write_runs(tmp_path)
     found = results.of(read(tmp_path))
-    figure = learning_curves.learning_curves(found.logs, found.targets, found.best, "nadamw", "steps")
+    figure = learning_curves.learning_curves(found.measured.curves, found.targets, found.best, "nadamw", "steps")
     toy, two = figure.axes
     bars = {line.get_xdata()[0] for line in toy.lines if line.get_marker() == "|"}
     assert bars == {95.0, 55.0, 60.0}
@@ -101,7 +101,7 @@ def test_of_many_who_miss_the_panel_tells_how_many_and_the_legend_gets_its_room(
             synthetic_logs.write(tmp_path, f"lawa_with_a_long_name_{value}", values, study=seed)
     synthetic_logs.write(tmp_path, "nadamw", [0.1, 0.9])
     found = results.of(read(tmp_path))
-    figure = learning_curves.learning_curves(found.logs, found.targets, found.best, "nadamw", "steps")
+    figure = learning_curves.learning_curves(found.measured.curves, found.targets, found.best, "nadamw", "steps")
     assert [text.get_text() for text in figure.axes[0].texts] == ["10 of 13 missed, 1 more in some studies"]
     figure.draw_without_rendering()
     legend, panel = figure.legends[0].get_window_extent(), figure.axes[0].get_tightbbox()

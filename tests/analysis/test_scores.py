@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.measures import gpu_hours, score, speedup, to_target
+from analysis.measures import gpu_hours, results, score, speedup, to_target
+from analysis.measures.to_target import Measured
 from analysis.reading import logs
 from analysis.targets import resolve
 from tests.support import ROOT, synthetic_logs
@@ -20,26 +21,25 @@ def published():
     path = published_logs.need(published_logs.V05)
     start = time.process_time()
     read = logs.read(path)
-    measured = resolve.resolve(read)
-    trials = to_target.trials(read, measured)
-    scores, _ = score.score(to_target.studies(trials), measured)
-    return read, measured, trials, scores, time.process_time() - start
+    measured = Measured(read, resolve.resolve(read))
+    scores, _ = score.score(to_target.submissions(measured.best), measured.targets)
+    return measured, scores, time.process_time() - start
 
 
 def test_the_published_scores_come_out(published):
-    assert published[3].round(4).to_dict() == published_logs.SCORES_V05
+    assert published[1].round(4).to_dict() == published_logs.SCORES_V05
 
 
 def test_the_published_logs_are_read_in_seconds(published):
-    read, *_, seconds = published
+    measured, _, seconds = published
+    read = measured.logs
     # All 3,718 files: 18 of them lie outside a workload's folder.
     assert len(read.runs) + read.skipped["reason"].str.startswith("not in a folder").sum() == 3718
     assert seconds < 10  # about 3 s on an idle machine
 
 
 def test_the_published_medians(published):
-    _, _, trials, *_ = published
-    times = to_target.submissions(to_target.studies(trials)).round()
+    times = to_target.submissions(published[0].best).round()
     base = ["criteo1tb", "fastmri", "imagenet_vit", "ogbg", "wmt", "librispeech_conformer", "librispeech_deepspeech"]
     expected = [7208, 2030, 70197, 7697, 41189, 54769, 36024]
     assert times.loc["baseline", base].tolist() == expected
@@ -68,10 +68,11 @@ def test_two_rules_for_the_best_trial(tmp_path):
     synthetic_logs.write(tmp_path, "one", [0.1, 0.2, 0.3, 0.6], trial=2, seconds_per_step=0.5, step_hint=30)
     _align_hints(tmp_path)
     read = logs.read(tmp_path)
-    trials = to_target.trials(read, resolve.resolve(read))
-    assert to_target.studies(trials)["seconds"].tolist() == [30.0]
-    assert to_target.studies(trials, "fastest")["seconds"].tolist() == [20.0]
-    differ = to_target.difference(trials)
+    measured = Measured(read, resolve.resolve(read))
+    fastest = to_target.studies(measured.trials, "fastest")
+    assert measured.best["seconds"].tolist() == [30.0]
+    assert fastest["seconds"].tolist() == [20.0]
+    differ = to_target.difference(measured.trials, measured.best, fastest)
     assert differ["excess"].tolist() == [0.5]
     assert differ.attrs["compared"] == 1
 
@@ -81,12 +82,25 @@ def _align_hints(root):
         path.write_text(path.read_text().replace('"step_hint": 40', '"step_hint": 30'))
 
 
+def test_times_to_target_are_worked_out_once(tmp_path, monkeypatch):
+    for name in ("nadamw", "lawa", "ema", "other"):
+        synthetic_logs.write(tmp_path, name, [0.1, 0.6])
+    calls = []
+    for function in (to_target.studies, to_target.submissions):
+        counted = lambda *given, function=function: calls.append(function.__name__) or function(*given)  # noqa: E731
+        monkeypatch.setattr(to_target, function.__name__, counted)
+    found = results.of(logs.read(tmp_path))
+    assert sorted(calls) == ["studies", "submissions"]
+    assert len(found.ratios) == 3
+    assert found.measured.curves is found.measured.curves
+
+
 def test_median_over_studies_counts_misses_as_infinite(tmp_path):
     for study, values in enumerate(([0.6, 0.6], [0.1, 0.6], [0.1, 0.2])):
         synthetic_logs.write(tmp_path, "one", values, study=study)
         synthetic_logs.write(tmp_path, "two", values if study == 0 else [0.1, 0.2], study=study)
     read = logs.read(tmp_path)
-    best = to_target.studies(to_target.trials(read, resolve.resolve(read)))
+    best = Measured(read, resolve.resolve(read)).best
     assert to_target.submissions(best, "steps")["toy"].tolist() == [20, np.inf]
 
 
@@ -139,10 +153,11 @@ def studies(**seconds):
     return pd.DataFrame(rows)
 
 
-def compare(best, budget=np.nan):
+def compare(best, budget=np.nan, targets=None):
     """Ours over the base's."""
-    measured = plain(sorted(best["workload"].unique())).assign(budget_s=budget)
-    return speedup.compare(best, measured, ["ours"], "base")["ours"]
+    if targets is None:
+        targets = plain(sorted(best["workload"].unique())).assign(budget_s=budget)
+    return speedup.compare(best, to_target.submissions(best), targets, ["ours"], "base").get("ours")
 
 
 def test_speedup_is_paired():
@@ -233,8 +248,7 @@ def test_variants_have_no_part_in_the_ratio():
     best = pd.concat(
         [studies(base=[50.0], ours=[50.0]), studies(base=[50.0], ours=[5.0]).assign(workload="toy_variant")]
     )
-    measured = plain(["toy", "toy_variant"], {"toy_variant": "toy"})
-    assert speedup.compare(best, measured, ["ours"], "base")["ours"].ratio == 1.0
+    assert compare(best, targets=plain(["toy", "toy_variant"], {"toy_variant": "toy"})).ratio == 1.0
 
 
 def test_gpu_hours_count_a_miss_and_a_workload_without_a_run_with_the_budget():
@@ -248,7 +262,7 @@ def test_gpu_hours_count_a_miss_and_a_workload_without_a_run_with_the_budget():
 def test_nothing_in_common_is_no_ratio():
     best = studies(base=[1.0], ours=[1.0])
     best.loc[best["submission"] == "ours", "workload"] = "other"
-    assert speedup.compare(best, plain(["toy", "other"]), ["ours"], "base") == {}
+    assert compare(best) is None
 
 
 def test_the_command_writes_tables_and_the_profile(tmp_path):
