@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures import style
+from analysis.figures import panels, style
 from analysis.measures import curves
 from analysis.measures.curves import Unit
 
@@ -74,7 +74,7 @@ def learning_curves(
         style.target_line(axis, target["target"])
         axis.set_ylim(*curves.interesting_range(here, of_runs, target["lower"], target["target"]))
         axis.set_xlim(left=0)
-        axis.set(xlabel=label, ylabel=f"validation {target['metric'].replace('mean_average_precision', 'mAP')}")
+        axis.set(xlabel=label, ylabel=f"validation {panels.metric(target)}")
         _title(axis, f"{workload}, target {target['target']:g}", here, ranks)
     style.legend_below(figure, axes, [labels[name] for name in ranked or looks])
     return figure

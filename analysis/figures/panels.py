@@ -67,13 +67,17 @@ def better_is_lower(target: pd.Series, y: str) -> bool:
     return bool(target["lower"]) if y == "best" else y != "gain"
 
 
+def metric(target: pd.Series) -> str:
+    """The metric's name, short enough for an axis."""
+    return str(target["metric"]).replace("mean_average_precision", "mAP")
+
+
 def describe(y: str, target: pd.Series) -> str:
-    metric = str(target["metric"]).replace("mean_average_precision", "mAP")
     return {
-        "best": f"best validation {metric}",
+        "best": f"best validation {metric(target)}",
         "steps": "updates to target",
         "seconds": "seconds to target",
-        "gain": f"{metric} better by",
+        "gain": f"{metric(target)} better by",
     }[y]
 
 

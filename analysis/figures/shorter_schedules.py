@@ -44,7 +44,7 @@ def against_shorter(
         style.target_line(axis, target["target"])
         bottom, top = curves.interesting_range(here[longest], of_runs, target["lower"], target["target"])
         axis.set_ylim(min(bottom, ends["min"].min()), max(top, ends["max"].max()))
-        axis.set(title=workload, xlabel="updates", ylabel=panels.describe("best", target).removeprefix("best "))
+        axis.set(title=workload, xlabel="updates", ylabel=f"validation {panels.metric(target)}")
         axis.set_xlim(left=0)
     style.legend_below(figure, axes)
     return figure

@@ -14,20 +14,24 @@ TOO_SLOW = (
 )
 
 
+def seconds_per_step(logs: Logs) -> pd.Series:
+    """Of each run, between its first evaluation (before which programs are compiled) and its last; NaN of a single
+    one."""
+    by_run = logs.evaluations.groupby("run")[["score", "global_step"]]
+    passed = by_run.last() - by_run.first()
+    return (passed["score"] / passed["global_step"].replace(0, np.nan)).reindex(logs.runs.index)
+
+
 def odd(logs: Logs, targets: pd.DataFrame) -> pd.DataFrame:
     """The submissions and workloads whose steps cannot be updates.
 
-    Their time per step, between the first evaluation (before which programs are compiled) and the last, in the median
-    over runs, is more than `TOO_SLOW` times what it should be: the budget over the step hint where the benchmark says
-    them, else that of the fastest submission.
+    Their time per step, in the median over runs, is more than `TOO_SLOW` times what it should be: the budget over the
+    step hint where the benchmark says them, else that of the fastest submission.
 
     Returns:
         Rows (submission, workload), columns seconds_per_step and expected.
     """
-    by_run = logs.evaluations.groupby("run")[["score", "global_step"]]
-    passed = by_run.last() - by_run.first()
-    pace = (passed["score"] / passed["global_step"].replace(0, np.nan)).reindex(logs.runs.index)
-    median = pace.groupby([logs.runs["submission"], logs.runs["workload"]]).median().dropna()
+    median = seconds_per_step(logs).groupby([logs.runs["submission"], logs.runs["workload"]]).median().dropna()
     workload = median.index.get_level_values("workload")
     official = targets["budget_s"] / targets["step_hint"].astype(float)
     expected = official.fillna(median.groupby("workload").min()).reindex(workload)

@@ -84,6 +84,11 @@ def compare(
     return found
 
 
+def shown(result: Speedup) -> str:
+    """The ratio with its bound."""
+    return f"{result.bound} {result.ratio:.3f}".strip()
+
+
 def rows(results: dict[str, Speedup]) -> pd.DataFrame:
     """One row per submission and workload, and one over all workloads (workload `all`)."""
     tables = []

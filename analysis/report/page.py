@@ -3,7 +3,6 @@
 import base64
 import gzip
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from analysis.measures import curves, gpu_hours, results, speedup
 from analysis.measures.results import Results
 from analysis.measures.speedup import Speedup
 from analysis.report import run_rows
-from analysis.report.run_rows import number
+from analysis.report.run_rows import finite
 from analysis.targets.resolve import base
+from analysis.text import interval, number
 
 
 def write(path: Path, found: Results, command: str) -> None:
@@ -96,9 +96,9 @@ def _submissions(found: Results) -> list[dict[str, Any]]:
                 "score": f"{score:.4f}",
                 "reached": found.reached[name],
                 "hours": spent[name],
-                "ratio": ratio and f"{ratio.bound} {ratio.ratio:.3f}".strip(),
-                "interval": ratio and _interval(*ratio.over_studies),
-                "official": ratio and _shown(ratio.official),
+                "ratio": ratio and speedup.shown(ratio),
+                "interval": ratio and interval(*ratio.over_studies, missing=""),
+                "official": ratio and number(ratio.official, ".3f", missing=""),
                 "colour": colour,
                 "dash": {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}[line],
             }
@@ -106,14 +106,11 @@ def _submissions(found: Results) -> list[dict[str, Any]]:
     return rows
 
 
-def _interval(low: float, high: float) -> str:
-    return "" if math.isnan(low) else f"{low:.2f} to {high:.2f}"
-
-
 def _bands(found: Results, of_runs: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
     """Per submission and workload: curve, time or steps to target, and misses. The baseline first, so that the others
     are drawn over it."""
     bands = []
+    medians = found.times.reindex(columns=found.targets.index).to_dict("index")
     groups = dict(iter(found.best.groupby(["submission", "workload"])))
     order = [found.baseline, *(name for name in found.scores.index if name != found.baseline)]
     for submission in order:
@@ -121,16 +118,14 @@ def _bands(found: Results, of_runs: dict[str, pd.DataFrame]) -> list[dict[str, A
             if (rows := groups.get((submission, workload))) is None:
                 continue
             points = curves.band([of_runs[folder] for folder in rows["folder"]], found.unit)
-            with np.errstate(invalid="ignore"):  # the median of two infinities
-                median = rows[found.unit].median()
             bands.append(
                 {
                     "workload": workload,
                     "submission": submission,
                     "studies": len(rows),
                     "misses": int((~rows["reached"]).sum()),
-                    "median": number(median),
-                    "mean_to_target": number(rows[found.unit].mean()),
+                    "median": finite(medians[submission][workload]),
+                    "mean_to_target": finite(rows[found.unit].mean()),
                     **dict(zip(("x", "mean", "low", "high"), map(_numbers, points))),
                 }
             )
@@ -158,9 +153,5 @@ def _leads(found: Results) -> list[dict[str, Any]]:
     ]
 
 
-def _shown(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.3f}"
-
-
 def _numbers(values: pd.Series | np.ndarray) -> list[float | None]:
-    return [number(value) for value in values]
+    return [finite(value) for value in values]

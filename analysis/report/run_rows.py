@@ -40,15 +40,15 @@ def rows(trials: pd.DataFrame, best: pd.DataFrame, of_runs: dict[str, pd.DataFra
                 "best_of_study": (row["submission"], row["folder"]) in picked,
                 "reached": bool(row["reached"]),
                 **{
-                    key: number(row[key]) for key in ("steps", "seconds", "last_steps", "last_seconds", "best", "final")
+                    key: finite(row[key]) for key in ("steps", "seconds", "last_steps", "last_seconds", "best", "final")
                 },
                 "evaluations": int(row["count"]),
                 "seed": meta.pop("rng_seed", row["flags"].get("rng_seed")),
                 "hparams": {key: _shown(value) for key, value in row["hparams"].items()},
                 "meta": {key: _shown(value) for key, value in meta.items() if not _PASSING.match(key)},
                 "command": command,
-                "x": [number(value) for value in curve[unit]],
-                "y": [number(value) for value in curve["value"]],
+                "x": [finite(value) for value in curve[unit]],
+                "y": [finite(value) for value in curve["value"]],
             }
         )
     return found
@@ -71,6 +71,6 @@ def _shown(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def number(value: float) -> float | None:
+def finite(value: float) -> float | None:
     """Six digits; None (JSON knows neither NaN nor infinity) for what is not finite."""
     return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from analysis.measures import gpu_hours
+from analysis.measures import gpu_hours, speedup
 from analysis.measures.results import Results
 from analysis.measures.speedup import Speedup
 from analysis.text import interval, markdown, number
@@ -80,7 +80,7 @@ def format_speedups(results: dict[str, Speedup], baseline: str, unit: str = "tim
     shown = pd.DataFrame(
         {
             "submission": list(results),
-            f"{unit} / {baseline}": [f"{r.bound} {r.ratio:.3f}".strip() for r in results.values()],
+            f"{unit} / {baseline}": [speedup.shown(r) for r in results.values()],
             "official code": [number(r.official, ".3f") for r in results.values()],
             "95 %, over studies": [interval(*r.over_studies) for r in results.values()],
             "95 %, over workloads too": [interval(*r.over_workloads) for r in results.values()],

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from analysis.errors import UsageError
 from analysis.figures import learning_curves, style
 from analysis.measures import results, score, to_target, what_if
+from analysis.measures.pace import seconds_per_step
 from analysis.measures.results import Results
 from analysis.measures.what_if import WhatIf
 from analysis.reading import files, logs
@@ -41,17 +42,14 @@ COLOURS = {"jax": style.COLOURS[-1], "pytorch": style.COLOURS[1]}
 def runs_of(found: Results) -> pd.DataFrame:
     """`to_target.studies` with the share of the step hint at the target and at the end, the seconds per update (between
     the first evaluation and the last) and how far apart evaluations are."""
-    by_run = found.logs.evaluations.groupby("run")[["score", "global_step"]]
-    passed = by_run.last() - by_run.first()
     folders = found.logs.runs["folder"]
-    pace = pd.Series((passed["score"] / passed["global_step"]).to_numpy(), index=folders[passed.index])
     gaps = found.logs.evaluations.groupby("run")["score"].agg(lambda times: times.diff().median())
     hint = found.best["workload"].map(found.targets["step_hint"]).astype(float)
     return found.best.assign(
         place=found.best["steps"] / hint,
         end=found.best["last_steps"] / hint,
-        pace=found.best["folder"].map(pace),
-        gap=found.best["folder"].map(pd.Series(gaps.to_numpy(), index=folders[gaps.index])),
+        pace=found.best["folder"].map(seconds_per_step(found.logs).set_axis(folders)),
+        gap=found.best["folder"].map(gaps.set_axis(folders[gaps.index])),
     )
 
 
