@@ -1,4 +1,4 @@
-"""The published leaderboards come out, as the official scoring code has them."""
+"""The published leaderboards come out: scores, medians, and the committed analyses of them."""
 
 import os
 import subprocess
@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from analysis.errors import UsageError
-from analysis.measures import results
+from analysis.measures import results, score, to_target
+from analysis.measures.to_target import Measured
 from analysis.reading import logs
 from analysis.targets import resolve
 from tests.support import ROOT, published
@@ -109,10 +110,56 @@ def test_all_medians_are_the_official_ones(path, inside, official, ruleset, tole
     assert ((ours / theirs)[finite] - 1).abs().max().max() <= tolerance + 1e-12
 
 
-def test_the_committed_analysis_is_what_its_command_makes(tmp_path):
+def test_the_committed_analysis_of_the_leaderboard_is_what_its_command_makes(tmp_path):
     path = published.need(published.A100)
     command = [sys.executable, "-m", "scripts.published.leaderboard_a100", f"--logs={path}", f"--out={tmp_path}"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     committed = ROOT / "docs/results/leaderboard_a100"
     assert (tmp_path / "tables.md").read_text() == (committed / "tables.md").read_text()
     assert {file.name for file in tmp_path.glob("*.png")} == {file.name for file in committed.glob("*.png")}
+
+
+@pytest.fixture(scope="module")
+def v05():
+    path = published.need(published.V05)
+    start = time.process_time()
+    read = logs.read(path)
+    measured = Measured(read, resolve.resolve(read))
+    scores, _ = score.score(to_target.submissions(measured.best), measured.targets)
+    return measured, scores, time.process_time() - start
+
+
+def test_the_published_scores_come_out(v05):
+    assert v05[1].round(4).to_dict() == published.SCORES_V05
+
+
+def test_the_published_logs_are_read_in_seconds(v05):
+    measured, _, seconds = v05
+    read = measured.logs
+    # All 3,718 files: 18 of them lie outside a workload's folder.
+    assert len(read.runs) + read.skipped["reason"].str.startswith("not in a folder").sum() == 3718
+    assert seconds < 10  # about 3 s on an idle machine
+
+
+def test_the_published_medians(v05):
+    times = to_target.submissions(v05[0].best).round()
+    base = ["criteo1tb", "fastmri", "imagenet_vit", "ogbg", "wmt", "librispeech_conformer", "librispeech_deepspeech"]
+    expected = [7208, 2030, 70197, 7697, 41189, 54769, 36024]
+    assert times.loc["baseline", base].tolist() == expected
+    assert np.isinf(times.loc["baseline", "imagenet_resnet"])
+    assert times.loc["lawa_queue", base[:5]].tolist() == [np.inf, 1971, 51189, 4617, 27171]
+    assert times.loc["lawa_ema", base[:5]].tolist() == [5303, 2556, 61886, 10597, 43034]
+
+
+def test_the_committed_analysis_of_v05_is_what_its_command_makes(v05, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.published.algoperf_v05",
+        f"--logs={published.V05}",
+        f"--out={tmp_path}",
+    ]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    committed = ROOT / "docs/results/published_v05"
+    assert (tmp_path / "tables.md").read_text() == (committed / "tables.md").read_text()
+    assert {path.name for path in tmp_path.glob("*.png")} == {path.name for path in committed.glob("*.png")}

@@ -1,14 +1,17 @@
-"""Run logs made up for tests, in the official form."""
+"""Run logs made up for tests, in the official form, and what is read from them."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from analysis.comparisons.comparison import Comparison
-from analysis.measures import horizon
+from analysis.measures import horizon, results
+from analysis.reading import logs
 
+HIT = [0.1, 0.2, 0.6]  # reaches the target of .5 at the third evaluation, after 30 updates and 3 s
 HEADER = "accumulated_submission_time,global_step,score,validation/accuracy,validation/num_examples"
 
 
@@ -61,3 +64,49 @@ def write_comparison(
                 for seed in range(seeds):
                     values = 0.8 * (1 - np.exp(-max(speed, 0.001) * (1 + 0.05 * seed) * np.arange(1, 41)))
                     write(root, submission, values, study=seed, trial=trial, workload=workload, hparams=point)
+
+
+def csv_of(folder):
+    """The evaluations of a run, by its folder."""
+    return folder / "eval_measurements.csv"
+
+
+def official(
+    root, submission, workload="fastmri", *, hint=36189, values=(0.7, 0.72, 0.73), meta=None, flags=None, **more
+):
+    """A run in the official form: dotted meta data, flags."""
+    folder = write(root, submission, values, workload=workload, metric="ssim", target=None, **more)
+    content = {"workload.step_hint": hint, "workload.validation_target_value": 0.723653, **(meta or {})}
+    (folder / "meta_data_0.json").write_text(json.dumps(content))
+    (folder / "flags_0.json").write_text(json.dumps({"tuning_ruleset": "external", **(flags or {})}))
+    return folder
+
+
+def steps(root):
+    """Updates to target of the only submission."""
+    return results.of(logs.read(root)).trials["steps"].tolist()
+
+
+def notes(root, **options):
+    """What is said of the logs, a line each."""
+    return "\n".join(results.of(logs.read(root), **options).notes)
+
+
+def write_runs(root):
+    """Two workloads, three submissions, two studies; on the second workload `ema` misses the target once."""
+    steps = np.arange(1, 21)
+    for study in range(2):
+        for name, speed in (("nadamw", 0.05), ("lawa", 0.09), ("ema", 0.08)):
+            for workload, best in (("toy", 0.8), ("toy_two", 0.7)):
+                missed = (name, workload, study) == ("ema", "toy_two", 1)
+                values = (0.3 if missed else best) * (1 - np.exp(-speed * (1 + 0.1 * study) * steps))
+                machine = {"system_hardware_info": {"cpu_model_name": "a fine machine"}}
+                write(root, name, values, study=study, workload=workload, target=0.3, **machine)
+
+
+def plain(columns, variant_of=None):
+    """Targets of made-up workloads, which all count."""
+    result = pd.DataFrame({"variant_of": None, "scored": True, "budget_s": np.nan, "step_hint": 100}, index=columns)
+    for variant, base in (variant_of or {}).items():
+        result.loc[variant, "variant_of"] = base
+    return result

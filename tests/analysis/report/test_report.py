@@ -1,42 +1,25 @@
-"""The report: its table, its figures, and its page in a real browser."""
+"""The report: its tables and figures, its page in a real browser, and what it does with odd logs."""
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
-import pandas as pd
 import pytest
 
-from analysis.figures import learning_curves, ratios, style
-from analysis.measures import curves, results
-from analysis.reading.logs import read
 from tests.support import ROOT, synthetic_logs
-
-
-def write_runs(root):
-    """Two workloads, three submissions, two studies; on the second workload `ema` misses the target once."""
-    steps = np.arange(1, 21)
-    for study in range(2):
-        for name, speed in (("nadamw", 0.05), ("lawa", 0.09), ("ema", 0.08)):
-            for workload, best in (("toy", 0.8), ("toy_two", 0.7)):
-                missed = (name, workload, study) == ("ema", "toy_two", 1)
-                values = (0.3 if missed else best) * (1 - np.exp(-speed * (1 + 0.1 * study) * steps))
-                machine = {"system_hardware_info": {"cpu_model_name": "a fine machine"}}
-                synthetic_logs.write(root, name, values, study=study, workload=workload, target=0.3, **machine)
-
-
-def report(*flags):
-    command = [sys.executable, "-m", "scripts.report", *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+from tests.support.commands import run
+from tests.support.synthetic_logs import HIT, csv_of, official, write_runs
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
     write_runs(runs)
-    done = report(f"--runs={runs}")
+    done = run("report", f"--runs={runs}")
     assert done.returncode == 0, done.stderr
     return runs / "report", done.stdout
 
@@ -58,7 +41,7 @@ def test_figures_are_written(made, name):
 
 
 def test_a_wrong_baseline_is_one_line(made):
-    done = report(f"--runs={made[0].parent}", "--baseline=adam")
+    done = run("report", f"--runs={made[0].parent}", "--baseline=adam")
     assert done.returncode == 2
     assert done.stderr == "error: no run of the baseline 'adam'; choose --baseline from ema, lawa, nadamw\n"
 
@@ -66,106 +49,9 @@ def test_a_wrong_baseline_is_one_line(made):
 def test_the_command_can_be_pasted(tmp_path):
     runs = tmp_path / "two words"
     synthetic_logs.write(runs, "one", [0.1, 0.6])
-    assert report(f"--runs={runs}").returncode == 0
+    assert run("report", f"--runs={runs}").returncode == 0
     page = (runs / "report/report.html").read_text()
     assert f"python -m scripts.report &#39;--runs={runs}&#39;" in page
-
-
-def test_miniature_runs_are_scored_by_steps_official_ones_by_seconds(tmp_path):
-    synthetic_logs.write(tmp_path, "slow", [0.1, 0.6, 0.6], seconds_per_step=0.9)
-    synthetic_logs.write(tmp_path, "late", [0.1, 0.2, 0.6])
-    by_steps, by_seconds = results.of(read(tmp_path)), results.of(read(tmp_path), unit="seconds")
-    assert list(by_steps.scores.index) == ["slow", "late"]
-    assert list(by_seconds.scores.index) == ["late", "slow"]
-    assert results.title(by_steps) == "the runs' own targets, over updates"
-
-
-def test_learning_curves_mark_targets_and_misses(tmp_path):
-    write_runs(tmp_path)
-    found = results.of(read(tmp_path))
-    figure = learning_curves.learning_curves(found.measured.curves, found.targets, found.best, "nadamw", "steps")
-    toy, two = figure.axes
-    bars = {line.get_xdata()[0] for line in toy.lines if line.get_marker() == "|"}
-    assert bars == {95.0, 55.0, 60.0}
-    assert two.get_title() == "toy_two, target 0.3"
-    assert [text.get_text() for text in two.texts] == ["in some studies: ema 1/2"]
-    assert sum(line.get_marker() == "|" for line in two.lines) == len(toy.collections) - 1  # all but ema
-    assert [line.get_label() for line in two.lines if line.get_linestyle() == "--"] == ["validation target"]
-    assert len(toy.collections) == 3  # a band each
-
-
-def test_of_many_who_miss_the_panel_tells_how_many_and_the_legend_gets_its_room(tmp_path):
-    for value in range(12):
-        for seed in range(2):
-            values = [0.1, 0.9 if value == 0 or (value == 1 and seed) else 0.2]
-            synthetic_logs.write(tmp_path, f"lawa_with_a_long_name_{value}", values, study=seed)
-    synthetic_logs.write(tmp_path, "nadamw", [0.1, 0.9])
-    found = results.of(read(tmp_path))
-    figure = learning_curves.learning_curves(found.measured.curves, found.targets, found.best, "nadamw", "steps")
-    assert [text.get_text() for text in figure.axes[0].texts] == ["10 of 13 missed, 1 more in some studies"]
-    figure.draw_without_rendering()
-    legend, panel = figure.legends[0].get_window_extent(), figure.axes[0].get_tightbbox()
-    assert legend.y1 <= panel.y0
-    assert panel.height > 200  # not squeezed
-
-
-def test_speedups_show_bounds_as_hollow(tmp_path):
-    write_runs(tmp_path)
-    found = results.of(read(tmp_path))
-    figure = ratios.speedups({"ema": found.ratios["ema"]}, "nadamw")
-    points = [line for line in figure.axes[0].lines if line.get_marker() == "o" and len(line.get_xdata())]
-    assert [point.get_markerfacecolor() == "white" for point in points] == [False, True, True]  # toy, toy_two, all
-
-
-def test_a_band_of_curves_with_other_points():
-    one = pd.DataFrame({"steps": [0.0, 10.0, 20.0], "value": [0.0, 1.0, 2.0]})
-    two = pd.DataFrame({"steps": [0.0, 5.0, 15.0, 20.0], "value": [2.0, 2.0, 2.0, 2.0]})
-    points, mean, low, high = curves.band([one, two], "steps")
-    assert points.tolist() == [0, 5, 10, 15, 20]
-    assert low.tolist() == [0, 0.5, 1, 1.5, 2]
-    assert high.tolist() == [2] * 5
-    assert mean.tolist() == [1, 1.25, 1.5, 1.75, 2]
-
-
-def test_a_band_goes_on_while_half_of_the_runs_do():
-    long = pd.DataFrame({"steps": [0.0, 10.0, 20.0], "value": [1.0, 1.0, 1.0]})
-    short = long.iloc[:2].assign(value=3.0)
-    assert curves.band([long, short, short.iloc[:0]], "steps")[1].tolist() == [2, 2, 1]
-    assert curves.band([long, short, short], "steps")[0].tolist() == [0, 10]
-    assert curves.band([short.iloc[:0]], "steps")[0].tolist() == []
-
-
-def test_one_submission_that_diverged_does_not_flatten_the_others():
-    good = pd.DataFrame({"steps": range(20), "value": np.linspace(0.3, 0.1, 20)})
-    of_runs = {"a": good, "b": good, "c": good, "d": good.assign(value=1e6), "e": good.assign(value=np.nan)}
-    best = pd.DataFrame({"submission": list(of_runs), "folder": list(of_runs)})
-    low, high = curves.interesting_range(best, of_runs, lower=True, target=0.2)
-    assert 0.05 < low < 0.1
-    assert 0.25 < high < 1
-    assert curves.interesting_range(best[-1:], of_runs, lower=True, target=0.15) == pytest.approx((0.1485, 0.1515))
-
-
-def test_colours_of_many_submissions_are_told_apart():
-    looks = style.looks([f"s{i}" for i in range(20)], "s0")
-    assert looks["s0"] == ("#000000", "-")
-    assert len(set(looks.values())) == 20
-
-
-def test_a_submission_has_one_colour_on_every_page():
-    alone = style.looks(["lawa", "nadamw"], "nadamw")
-    among = style.looks(["other", "ema", "lawa_no_decay", "nadamw_no_decay", "lawa", "nadamw"], "nadamw")
-    assert among["lawa"] == alone["lawa"]
-    assert among["nadamw"] == alone["nadamw"] == ("#000000", "-")
-    assert among["lawa_no_decay"] == (alone["lawa"][0], "--")
-    assert among["nadamw_no_decay"] == ("#000000", "--")
-    assert len(set(among.values())) == 6
-    assert style.looks(["adamw", "adamw_lawa"], "adamw")["adamw_lawa"] == alone["lawa"]
-    # The points of a grid are told apart.
-    grid = style.looks(["nadamw", *(f"lawa, window={n}" for n in (5, 10, 20))], "nadamw")
-    assert len({colour for colour, _ in grid.values()}) == 4
-    # A baseline of other people is black, and nothing else is.
-    foreign = style.looks(["prize", "adamw", "lawa"], "prize")
-    assert [name for name, (colour, _) in foreign.items() if colour == "#000000"] == ["prize"]
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +159,7 @@ def test_the_page_needs_no_network(made):
 def test_where_nobody_reached_a_target_nothing_is_compared(tmp_path):
     for name in ("nadamw", "lawa"):
         synthetic_logs.write(tmp_path, name, np.linspace(0, 0.2, 10), target=0.3)
-    done = report(f"--runs={tmp_path}")
+    done = run("report", f"--runs={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert "neither lawa nor nadamw reached a target: nothing to compare" in done.stderr
     assert "1.000" not in done.stdout
@@ -282,3 +168,44 @@ def test_where_nobody_reached_a_target_nothing_is_compared(tmp_path):
     assert following == f"next: open {tmp_path / 'report/report.html'} in a browser"
     named = named.split(": ", 1)[1].removesuffix(" (pictures also as .pdf), report.html")
     assert all((tmp_path / "report" / name).exists() for name in named.split(", "))
+
+
+@pytest.mark.parametrize("unlike", ["official", "one evaluation", "other steps"])
+def test_the_report_does_not_need_steps_in_common(tmp_path, unlike):
+    for study in range(2):
+        for i, name in enumerate(("baseline", "lawa")):
+            if unlike == "official":
+                folder = official(tmp_path, name, values=(0.5, 0.6, 0.7, 0.73 - 0.02 * study), study=study)
+            else:
+                folder = synthetic_logs.write(tmp_path, name, HIT, study=study)
+            rows = csv_of(folder).read_text().splitlines()
+            if unlike == "one evaluation" and study:
+                rows = [rows[0], rows[-1]]
+            shift = {"one evaluation": 0}.get(unlike, 3 * study + i)  # steps of their own
+            cells = [row.split(",") for row in rows[1:]]
+            moved = [",".join([row[0], str(int(row[1]) + shift), *row[2:]]) for row in cells]
+            csv_of(folder).write_text("\n".join([rows[0], *moved]) + "\n")
+    done = run("report", f"--runs={tmp_path}", f"--out={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    assert "of training" in done.stdout
+    assert np.isin(["report.html", "speedup.png"], os.listdir(tmp_path / "out")).all()
+
+
+def test_the_report_of_an_archive_goes_beside_the_work(tmp_path):
+    synthetic_logs.write(tmp_path / "in", "one", HIT)
+    with tarfile.open(tmp_path / "logs.tar.xz", "w:xz") as archive:
+        archive.add(tmp_path / "in", "in")
+    command = [sys.executable, "-m", "scripts.report", f"--runs={tmp_path / 'logs.tar.xz'}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "logs_report/report.html").exists()
+
+
+def test_an_output_folder_that_cannot_be_is_one_line(tmp_path):
+    synthetic_logs.write(tmp_path / "in", "one", HIT)
+    (tmp_path / "file").write_text("")
+    for script, flag in (("report", "runs"), ("score", "logs")):
+        done = run(script, f"--{flag}={tmp_path / 'in'}", f"--out={tmp_path / 'file'}")
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1] == f"error: --out={tmp_path / 'file'}: File exists; name another folder"
