@@ -45,10 +45,8 @@ class Measured:
         negative once passed), final (the last) and count (evaluations in all).
         """
         runs, value = self.logs.runs, self.values
-        lower_is_better, target = (
-            runs["workload"].map(self.targets["lower"]),
-            runs["workload"].map(self.targets["target"]),
-        )
+        lower_is_better = runs["workload"].map(self.targets["lower"])
+        target = runs["workload"].map(self.targets["target"])
         rows = self.logs.evaluations[["run", "global_step", "score"]].assign(value=value)
         rows["position"] = rows.groupby("run").cumcount()
         lower, level = rows["run"].map(lower_is_better), rows["run"].map(target)
