@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Unpack
 
@@ -12,7 +13,7 @@ from weight_averaging.averages import Average
 from weight_averaging.averages.checks import check_step
 from weight_averaging.torch import export, saved_state
 from weight_averaging.torch.collector import Collector
-from weight_averaging.torch.model.tensors import plain_tensors
+from weight_averaging.torch.model.tensors import locked
 from weight_averaging.torch.options import Options, completed, shows_options
 from weight_averaging.torch.state import State
 from weight_averaging.torch.swap import Swap
@@ -143,12 +144,13 @@ class Averager(Collector):
         """
         if self._swap.is_in:
             raise RuntimeError(f"update({step}) while the average is in the model: call swap_out() before training on")
-        step = check_step(step, self.step)
-        self._swap.refuse_another(f"update({step})")
-        self._swap.guard.end()
-        return self._pass(step)
+        with self._lock:
+            step = check_step(step, self.step)
+            self._swap.refuse_another(f"update({step})")
+            self._swap.guard.end()
+            return self._pass(step)
 
-    @plain_tensors
+    @locked
     def swap_in(self, recompute: Callable[[], object] | None = None) -> bool:
         """Put the average into the model. Does nothing if it is there already, or if none is ready.
 
@@ -197,7 +199,7 @@ class Averager(Collector):
         )
         return False
 
-    @plain_tensors
+    @locked
     def swap_out(self) -> bool:
         """Put the raw weights back into the model. Does nothing if they are there.
 
@@ -216,16 +218,12 @@ class Averager(Collector):
         """The average in the model for the length of a `with` block, which receives whether there was one to use.
 
         What is taken out of the model in the block and shares its memory (`model.state_dict()`) has the raw weights
-        after it: save it inside, or use `average_state_dict()`.
+        after it: save it inside, or use `average_state_dict()`. Of blocks that overlap, the last to end takes it out.
         """
-        was_swapped = self._swap.is_in
-        try:
-            yield self.swap_in(recompute)
-        finally:
-            if not was_swapped:
-                self.swap_out()
+        with self._swap.block(lambda: self.swap_in(recompute), self.swap_out) as ready:
+            yield ready
 
-    @plain_tensors
+    @locked
     def average_state_dict(self) -> dict[str, Any]:
         """The average as a state dict of the plain model, without touching the model: to deploy, export or publish.
 
@@ -242,7 +240,7 @@ class Averager(Collector):
             raise RuntimeError(f"there is no average yet: {self!r}")
         return export.average_state_dict(self._model, self._weights, self._write)
 
-    @plain_tensors
+    @locked
     def copy_to(self, other: nn.Module) -> bool:
         """Write the average into another model of the same kind, to be evaluated while this one trains on.
 
@@ -261,7 +259,7 @@ class Averager(Collector):
         export.copy_to(other, self._model, self._weights, write, alike=not self._shown.by_owner)
         return ready
 
-    @plain_tensors
+    @locked
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and strings: loads under `torch.load(weights_only=True)`.
 
@@ -276,7 +274,7 @@ class Averager(Collector):
         """
         return saved_state.state_of(self, self._swap, self.settings())
 
-    @plain_tensors
+    @locked
     def load_state_dict(self, saved: dict[str, Any], *, settings: str = "same") -> None:
         """Take over a saved state, wherever `map_location` put its tensors. An average in the model is taken out first.
 
@@ -299,4 +297,7 @@ class Averager(Collector):
         if self._ranks.group is not None:
             raise TypeError("an averager with a process_group cannot be pickled or deep-copied: use its state_dict()")
         self._settle()
-        return self.__dict__
+        return {**self.__dict__, "_lock": None}
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        self.__dict__.update(saved, _lock=threading.RLock())

@@ -1,6 +1,7 @@
 """Taking snapshots of a model in training, which may change on the way."""
 
 import logging
+import threading
 from collections.abc import Iterable
 
 import torch
@@ -52,6 +53,8 @@ class Collector:
         self._ranks = Ranks(options["process_group"], self._weights.global_tensors(), model.modules())
         self._frozen = FrozenProbe()
         self._said: set[str] = set()
+        self._begun = False  # whether the snapshot under way has changed anything yet
+        self._lock = threading.RLock()  # evaluations may copy the average from a thread of their own
         self._refused = 0  # snapshots that were due and not finite
         self._refusing = False  # whether the last one was
         self._pending: tuple[int, list[Track], Verdict] | None = None  # a snapshot that may turn out not to be
@@ -124,8 +127,13 @@ class Collector:
         self._settle()
         self._look()
         due = self._due(step)  # a model on another device has new tracks
-        verdict = self._take_later(due) if self._defers else None
-        collected = verdict is not None or self._take(due)
+        self._begun = False
+        try:
+            verdict = self._take_later(due) if self._defers else None
+            collected = verdict is not None or self._take(due)
+        except BaseException:  # Ctrl-C between two blocks, say
+            self._complete(due, step)
+            raise
         if collected:
             for track in due:
                 track.taken(step)
@@ -174,6 +182,7 @@ class Collector:
         good, sums = None, []
         if any(track.mixes for track in due):
             good = self._agreed(weights.square_sums())
+        self._begun = True
         for track in due:
             track.begin()
         for block, parts in weights.read():
@@ -182,6 +191,18 @@ class Collector:
             if good is None:
                 sums += squares(parts)
         return Verdict(self._agreed(sums) if good is None else good)
+
+    def _complete(self, due: list[Track], step: int) -> None:
+        """After an interruption take in what is missing: an average is that of before a snapshot, or of after it."""
+        if not self._begun or (self.check_finite and not finite(self._weights.square_sums())):
+            return
+        for track in due:
+            track.begin()
+        for block, parts in self._weights.read():
+            for track in due:
+                track.resume(block, parts)
+        for track in due:
+            track.taken(step)
 
     def _agreed(self, sums: list[Tensor]) -> Tensor:
         """Whether the square sums of all ranks are finite; this one may hold no element of any tensor."""
@@ -202,6 +223,7 @@ class Collector:
         for block, parts in weights.read():
             if self.check_finite and at_once and not finite(squares(parts)):
                 return False
+            self._begun = True
             while fresh:
                 fresh.pop().begin()
             for track in due:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from weight_averaging.tensor_names import without_wrappers
 from weight_averaging.torch.model.ranks import Ranks
 from weight_averaging.torch.model.selection import all_entries, unwrapped
-from weight_averaging.torch.model.tensors import local, real, spread_like, writing
+from weight_averaging.torch.model.tensors import forget_values, local, real, spread_like, writing
 from weight_averaging.torch.model.weights import LiveWeights
 
 Write = Callable[[list[Tensor]], object]  # overwrites tensors like the model's with the average
@@ -90,6 +90,7 @@ def copy_to(other: nn.Module, model: nn.Module, weights: LiveWeights, write: Wri
         with writing(rest):
             for target in rest:
                 target.copy_(first)
+    forget_values()
 
 
 def _write(write: Write, into: list[Tensor], live: list[Tensor], alike: bool) -> None:

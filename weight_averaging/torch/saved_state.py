@@ -10,7 +10,7 @@ from weight_averaging.averages.schedule import still_held
 from weight_averaging.torch.collector import Collector
 from weight_averaging.torch.load_guard import checksums
 from weight_averaging.torch.model.batch_norm import restore_statistics
-from weight_averaging.torch.model.tensors import local, spread_like
+from weight_averaging.torch.model.tensors import forget_values, local, spread_like
 from weight_averaging.torch.model.weights import LiveWeights, Look
 from weight_averaging.torch.swap import Swap
 from weight_averaging.torch.tracks.track import Track
@@ -72,6 +72,7 @@ def load(averager: Collector, swap: Swap, settings: dict[str, Any], state: dict[
     if raw is not None:
         mine = [raw[index] for index in order]
         averager._spare.restore(mine)
+        forget_values()
         restore_statistics(averager._model, state["raw_statistics"])
         sums = [state["checksums"][index] for index in order]
         swap.guard.begin(averager._weights, averager._model, mine, sums, state["raw_statistics"])

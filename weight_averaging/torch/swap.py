@@ -1,7 +1,8 @@
 """The average in the model: what is true meanwhile, and the way back."""
 
+import contextlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 from weight_averaging.torch.load_guard import LoadGuard
 from weight_averaging.torch.memory.pickling import packed, unpacked
 from weight_averaging.torch.model.batch_norm import keep_statistics, restore_statistics
+from weight_averaging.torch.model.probe import Probe
 from weight_averaging.torch.model.spare_copy import SpareCopy
+from weight_averaging.torch.model.tensors import forget_values
 
 _IN_MODELS: "weakref.WeakSet[Swap]" = weakref.WeakSet()  # those whose average is in their model now
 
@@ -35,6 +38,31 @@ class Swap:
         self.raw: list[Tensor] = []
         self.statistics: dict[str, Tensor] = {}
         self.guard = LoadGuard()
+        self._blocks = 0  # `averaged()` blocks that are open
+        self._by_block = False  # whether one of them brought the average in
+        self._shown: Probe | None = None  # of the parameters when it had come in
+
+    @contextlib.contextmanager
+    def block(self, bring_in: Callable[[], bool], take_out: Callable[[], bool]) -> Iterator[bool]:
+        """The average in the model until the last of the blocks that overlap ends; as before if it was there already.
+
+        Args:
+            bring_in, take_out: of the averager; a change of the model inside is an error unless another one ends it.
+        """
+        was_in = self.is_in
+        ready = bring_in()
+        self._by_block = self._by_block or (ready and not was_in)
+        self._blocks += 1
+        failed = True
+        try:
+            yield ready
+            failed = False
+        finally:
+            self._blocks -= 1
+            if self._blocks == 0 and self._by_block:
+                self._by_block = False
+                self._shown = None if failed else self._shown
+                take_out()
 
     def bring_in(self, write: Callable[[list[Tensor]], object], recompute: Callable[[], object] | None) -> None:
         """Keep the raw weights and overwrite them. An error on the way takes the average out again.
@@ -43,6 +71,11 @@ class Swap:
             write: overwrites tensors like the model's with the average.
             recompute: brings batch-norm statistics up to date, if that is wanted.
         """
+        if merged := self._spare.weights.merged():
+            raise RuntimeError(
+                f"{merged} has merged its low-rank weights, and the average is of unmerged ones: swap in while it is "
+                "in training mode (loralib), or after unmerge_adapter() (PEFT)"
+            )
         self.guard.end()
         self.raw = self._spare.keep()
         self.is_in = True
@@ -53,6 +86,8 @@ class Swap:
                 self.statistics = keep_statistics(self._model)
                 with torch.random.fork_rng():
                     recompute()
+            forget_values()
+            self._shown = Probe(self._spare.weights)
         except BaseException:
             self.take_out()
             raise
@@ -61,14 +96,24 @@ class Swap:
         """Put the raw weights back, bit for bit.
 
         Raises:
-            RuntimeError: tensors of the model were removed or reshaped meanwhile.
+            RuntimeError: tensors of the model were removed or reshaped meanwhile; or something wrote into the
+                parameters, in which case the raw weights are back all the same.
         """
+        written = "" if self._shown is None else self._shown.changed(self._spare.weights)
         self._spare.restore(self.raw)
+        forget_values()
+        self._shown = None
         restore_statistics(self._model, self.statistics)
         self.raw, self.statistics = [], {}
         self._spare.release()
         self.is_in = False
         _IN_MODELS.discard(self)
+        if written:
+            raise RuntimeError(
+                f"{written} was changed while the average was in the model, and is what it was before again: a layer "
+                "that merges weights in eval(), or an optimizer that swaps them there, has to be back in training mode "
+                "before swap_out(), or in evaluation mode before swap_in()"
+            )
 
     def refuse_another(self, what: str) -> None:
         """A RuntimeError if the average of another averager is in this model."""
@@ -85,7 +130,7 @@ class Swap:
                     )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "raw": packed(self.raw), "guard": LoadGuard()}
+        return {**self.__dict__, "raw": packed(self.raw), "guard": LoadGuard(), "_blocks": 0, "_shown": None}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
         self.__dict__.update(saved, raw=unpacked(saved["raw"]))

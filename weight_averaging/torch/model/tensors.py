@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -50,7 +50,16 @@ def writing(tensors: list[Tensor]) -> Iterator[None]:
         yield
 
 
+def forget_values() -> None:
+    """Drop what torch remembers of weights by value: casts of an open autocast region, cached parametrisations."""
+    torch.clear_autocast_cache()
+    cached = getattr(torch.nn.utils.parametrize, "_cache", None)
+    if cached:
+        cached.clear()
+
+
 P = ParamSpec("P")
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -61,5 +70,17 @@ def plain_tensors(function: Callable[P, T]) -> Callable[P, T]:
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         with torch.inference_mode(False), torch.no_grad():
             return function(*args, **kwargs)
+
+    return run
+
+
+def locked(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
+    """One thread at a time in the methods of an object with a `_lock`, without gradients, as `plain_tensors`."""
+    plain = plain_tensors(method)
+
+    @functools.wraps(method)
+    def run(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._lock:  # type: ignore[attr-defined]
+            return plain(self, *args, **kwargs)
 
     return run

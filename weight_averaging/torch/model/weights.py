@@ -163,6 +163,13 @@ class LiveWeights:
                 parts = [staged]
             yield block, parts
 
+    def merged(self) -> str:
+        """The first module that has merged low-rank weights into others (loralib, PEFT) and holds averaged ones."""
+        merged = [m for m in self._modules if getattr(m, "merged", False) is True]
+        mine = {id(entry.module) for entry in self.entries} if merged else set()
+        found = [type(m).__name__ for m in merged if any(id(part) in mine for part in m.modules())]
+        return found[0] if found else ""
+
     def square_sums(self) -> list[Tensor]:
         """What tells, by `blocks.finite`, whether no tensor holds a NaN or an infinity; each is read once."""
         if self.is_single and self.device.type != "cpu":

@@ -74,6 +74,10 @@ class Track(abc.ABC):
             good: if it `mixes`, a 0-d boolean tensor on their device: change nothing unless it is true.
         """
 
+    def resume(self, block: Block, parts: list[Tensor]) -> None:
+        """Take in a block of a snapshot after an interruption, if it has not been yet. A copy may be made twice."""
+        self.take(block, parts)
+
     @abc.abstractmethod
     def taken(self, step: int) -> None:
         """The snapshot of update `step` is complete."""
