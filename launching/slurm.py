@@ -11,7 +11,7 @@ from pathlib import Path
 
 import submitit
 
-from miniperf.errors import UsageError
+from weight_averaging.errors import UsageError
 
 # Of one job that are over before it gives up; submitit's own 3 are too few for a day's run in slices of four hours.
 TIME_LIMITS = 30

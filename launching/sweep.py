@@ -12,7 +12,7 @@ import submitit
 from launching import slurm
 from launching.official_workloads import WORKLOADS, base_name
 from miniperf import search
-from miniperf.errors import UsageError
+from weight_averaging.errors import UsageError
 
 SELF_TUNING = 1.5  # times the budget
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from miniperf.errors import UsageError
 from miniperf.events import Events
+from weight_averaging.errors import UsageError
 
 
 def experiment_folder(

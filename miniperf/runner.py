@@ -16,9 +16,9 @@ from types import MappingProxyType, ModuleType
 from typing import Any
 
 from miniperf import checkpoints, frameworks, random_utils, spec
-from miniperf.errors import UsageError
 from miniperf.logs import MetricsLogger, NoLogger, meta_data, write_json
 from miniperf.progress import Progress
+from weight_averaging.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from miniperf import command_line, frameworks, search, submission, workloads
-from miniperf.errors import UsageError, storage_errors
+from miniperf.errors import storage_errors
 from miniperf.logs import experiment_folder, hyperparameters_of
 from miniperf.progress import summary
 from miniperf.runner import Settings, train_once
-from weight_averaging.averages import SnapshotError
+from weight_averaging.errors import UsageError
 
 FLAGS = flags.FLAGS
 
@@ -154,7 +154,7 @@ def main(argv: Sequence[str]) -> None:
     logging.getLogger("weight_averaging").setLevel(logging.INFO if first else logging.ERROR)
     try:
         run()
-    except (UsageError, SnapshotError, MemoryError) as error:  # the last: a window that does not fit
+    except (UsageError, MemoryError) as error:  # the last: a window that does not fit
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -13,7 +13,6 @@ from pathlib import Path
 import pandas as pd
 from absl import flags
 
-from analysis.errors import UsageError
 from analysis.measures import gpu_hours, results, score, speedup, to_target, what_if
 from analysis.measures.results import Results
 from analysis.reading import files, logs
@@ -90,4 +89,4 @@ def _notes(found: Results) -> str:
 
 
 if __name__ == "__main__":
-    start(run, UsageError)
+    start(run)

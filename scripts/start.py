@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from absl import app
 
 from miniperf import command_line
+from weight_averaging.errors import UsageError
 
 
-def start(run: Callable[[], None], usage_error: type[Exception], after: str = "the same command starts anew") -> None:
-    """Parse the flags, run and exit: with status 2 after a `usage_error`, in one line, and with 130 after Ctrl-C.
+def start(run: Callable[[], None], after: str = "the same command starts anew") -> None:
+    """Parse the flags, run and exit: with status 2 after a UsageError, in one line, and with 130 after Ctrl-C.
 
     Args:
         after: what to do then.
@@ -20,7 +21,7 @@ def start(run: Callable[[], None], usage_error: type[Exception], after: str = "t
             raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
         try:
             run()
-        except usage_error as error:
+        except UsageError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:

@@ -35,13 +35,12 @@ from absl import app, flags
 from tqdm import tqdm
 
 from analysis.comparisons import comparison
-from analysis.errors import UsageError as StudyError
 from miniperf import command_line, frameworks, submission, workloads
-from miniperf.errors import UsageError
 from miniperf.logs import evaluations_of
 from miniperf.progress import summary
 from scripts.average_checkpoints import average_of
 from weight_averaging.averages import SnapshotError
+from weight_averaging.errors import UsageError
 
 FLAGS = flags.FLAGS
 
@@ -170,8 +169,7 @@ def jobs() -> list[Job]:
     """All runs asked for, seed by seed.
 
     Raises:
-        UsageError: an unknown submission or workload, or files of another study.
-        StudyError: an unusable study.
+        UsageError: an unknown submission or workload, an unusable study, or files of another one.
     """
     study = comparison.load(FLAGS.study) if FLAGS.study is not None else None
     names, spaces = FLAGS.submissions, Path(FLAGS.search_spaces)
@@ -324,7 +322,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     try:
         failed = run(jobs())
-    except (UsageError, StudyError) as error:
+    except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

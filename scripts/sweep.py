@@ -20,10 +20,10 @@ from absl import flags
 from launching import official, slurm, sweep
 from launching.official_workloads import base_name
 from miniperf import frameworks, search, submission, workloads
-from miniperf.errors import UsageError
 from miniperf.logs import evaluations_of
 from miniperf.progress import summary
 from scripts.start import start
+from weight_averaging.errors import UsageError
 
 FLAGS = flags.FLAGS
 
@@ -175,4 +175,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    start(run, UsageError, "the same command goes on from the last checkpoints")
+    start(run, "the same command goes on from the last checkpoints")

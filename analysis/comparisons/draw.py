@@ -9,13 +9,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.comparisons.comparison import Study
-from analysis.errors import UsageError
 from analysis.figures import horizon as horizon_figures
 from analysis.figures import learning_curves, panels, ratios, shorter_schedules, style
 from analysis.measures import gpu_hours, horizon, speedup, to_target
 from analysis.measures.curves import Unit
 from analysis.reading.logs import Logs
 from analysis.report import tables
+from weight_averaging.errors import UsageError
 
 
 def select(logs: Logs, study: Study) -> Logs:

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.errors import UsageError
 from analysis.figures import panels, style
 from analysis.measures import horizon
 from analysis.reading.logs import Logs
 from analysis.report import tables
+from weight_averaging.errors import UsageError
 
 # Levels at which averages are compared: what the baseline reaches by these shares of its training.
 SHARES = (0.3, 0.5, 0.7, 0.8, 0.9)

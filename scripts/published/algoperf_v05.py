@@ -13,7 +13,6 @@ import pandas as pd
 from absl import flags
 from matplotlib.figure import Figure
 
-from analysis.errors import UsageError
 from analysis.figures import learning_curves, ratios, style
 from analysis.measures import curves, score, speedup, to_target
 from analysis.reading import logs
@@ -217,4 +216,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    start(run, UsageError)
+    start(run)

@@ -9,10 +9,10 @@ import tarfile
 import numpy as np
 import pytest
 
-from analysis.errors import UsageError
 from analysis.measures import results, to_target
 from analysis.reading import logs
 from tests.support import ROOT, synthetic_logs
+from weight_averaging.errors import UsageError
 
 HIT = [0.1, 0.2, 0.6]  # reaches the target of .5 at the third evaluation, after 30 updates and 3 s
 

@@ -7,11 +7,11 @@ import pytest
 import yaml
 
 from analysis.comparisons import comparison, draw
-from analysis.errors import UsageError
 from analysis.measures import to_target
 from analysis.reading import logs
 from analysis.targets import resolve
 from tests.support import ROOT, synthetic_logs
+from weight_averaging.errors import UsageError
 
 FILES = sorted((ROOT / "comparisons").glob("*.yaml"))
 

@@ -7,12 +7,12 @@ import tarfile
 import numpy as np
 import pytest
 
-from analysis.errors import UsageError
 from analysis.measures import to_target
 from analysis.reading import logs
 from analysis.targets import resolve, versions
 from tests.support import synthetic_logs
 from tests.support.synthetic_logs import HEADER
+from weight_averaging.errors import UsageError
 
 
 def reasons(read: logs.Logs) -> dict[str, int]:

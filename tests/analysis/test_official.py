@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.errors import UsageError
 from analysis.measures import gpu_hours, results
 from analysis.reading import logs
 from analysis.targets import resolve
 from tests.support import ROOT, published
+from weight_averaging.errors import UsageError
 
 # A checkout of mlcommons/submissions_algorithms, whose folder scoring/ the medians are compared with.
 OFFICIAL = os.environ.get("ALGOPERF_SCORING")

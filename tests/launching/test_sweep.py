@@ -14,7 +14,7 @@ pytest.importorskip("submitit")
 from launching import paper, sweep
 from launching.official_workloads import SEVEN
 from miniperf import search
-from miniperf.errors import UsageError
+from weight_averaging.errors import UsageError
 
 ROOT = Path("tuning_search_spaces")
 
