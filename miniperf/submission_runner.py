@@ -20,7 +20,8 @@ from miniperf import command_line, frameworks, search, submission, workloads
 from miniperf.errors import storage_errors
 from miniperf.logs import experiment_folder, hyperparameters_of
 from miniperf.progress import summary
-from miniperf.runner import Settings, train_once
+from miniperf.runner import train_once
+from miniperf.settings import Settings
 from weight_averaging.errors import UsageError
 
 FLAGS = flags.FLAGS

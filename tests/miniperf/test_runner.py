@@ -9,7 +9,8 @@ import torch
 
 from miniperf import checkpoints, search, submission, workloads
 from miniperf.frameworks.pytorch import FRAMEWORK as PYTORCH
-from miniperf.runner import Settings, train_once
+from miniperf.runner import train_once
+from miniperf.settings import Settings
 from weight_averaging.errors import UsageError
 
 HYPERPARAMETERS = {
