@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weight_averaging.averages import EMA, LAWA, Average, Merge, SnapshotError
+from weight_averaging.averages import Average, SnapshotError
 from weight_averaging.cli import average as command
 from weight_averaging.cli.common import listed, not_averaged
 
@@ -38,7 +38,6 @@ SUBMISSIONS = (
     "shampoo_lawa", "shampoo_ema",
     "lawa_no_decay", "ema_no_decay", "merge_no_decay", "lawa_wsd", "ema_wsd",
 )  # fmt: skip
-MERGE = ("averaging_shape", "averaging_share", "averaging_interval")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -126,6 +125,7 @@ def _trials(
         SnapshotError: there is no such point, or it is not what the run was `trained` with.
     """
     from miniperf import search
+    from submissions.recipe.offline import average_of
 
     space = search.load(args.tuning_search_space, None)
     chosen = command.numbers("--trials", "numbers", args.trials)
@@ -143,28 +143,6 @@ def _trials(
         average = average_of(args.submission, point, step_hint)
         found.append((number, average, point._asdict()))
     return found
-
-
-def average_of(submission: str, hyperparameters: Any, step_hint: int) -> Average:
-    """What `submission`, one of SUBMISSIONS, evaluates with these hyperparameters.
-
-    Raises:
-        ValueError: in one line, for hyperparameters that it cannot take.
-    """
-    from submissions.recipe.averaging import ema, lawa
-
-    kind = submission.removesuffix("_no_decay").removesuffix("_wsd").rpartition("_")[2]
-    if kind == "merge":
-        given = {name for name in dir(hyperparameters) if name.startswith("averaging_")}
-        if given != set(MERGE):
-            raise ValueError(f"a merge takes {', '.join(MERGE)}; this has {', '.join(sorted(given)) or 'none of them'}")
-        shape, share, interval = (getattr(hyperparameters, name) for name in MERGE)
-        return Merge(shape=shape, share=share, interval=interval)
-    if kind == "lawa":
-        settings = lawa.settings(hyperparameters, step_hint)
-        return LAWA(window=settings["window"], interval=settings["interval"])
-    settings = ema.settings(hyperparameters, step_hint)
-    return EMA(decay=settings["decay"], interval=settings["interval"])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -38,7 +38,7 @@ from analysis.comparisons import comparison
 from miniperf import command_line, frameworks, submission, workloads
 from miniperf.logs import evaluations_of
 from miniperf.progress import summary
-from scripts.average_checkpoints import average_of
+from submissions.recipe.offline import average_of
 from weight_averaging.averages import SnapshotError
 from weight_averaging.errors import UsageError
 
