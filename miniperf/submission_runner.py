@@ -148,12 +148,12 @@ def _run(framework: frameworks.Framework, trials: list[Any]) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     absl_logging.set_verbosity(absl_logging.WARNING)
     first = os.environ.get("RANK", "0") == "0"  # the others would say the same
     logging.getLogger("weight_averaging").setLevel(logging.INFO if first else logging.ERROR)
     try:
+        if len(argv) > 1:
+            raise UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
         run()
     except (UsageError, MemoryError) as error:  # the last: a window that does not fit
         print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What every script of one job does: flags, then the job, and an error that the user can mend as one line."""
+"""What the scripts share: flags, then their work, and an error that the user can mend as one line."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -17,9 +17,9 @@ def start(run: Callable[[], None], after: str = "the same command starts anew") 
     """
 
     def main(argv: Sequence[str]) -> None:
-        if len(argv) > 1:
-            raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
         try:
+            if len(argv) > 1:
+                raise UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
             run()
         except UsageError as error:
             print(f"error: {error}", file=sys.stderr)
