@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -142,15 +143,25 @@ def test_under_miniperf_a_job_has_a_rank_for_each_of_its_gpus(tmp_path):
     assert "have search spaces of their own" in result.stderr
 
 
+def jobs_of(folder: Path, workloads: str) -> list[sweep.Trial]:
+    common = {"framework": "pytorch", "submission": "lawa", "seed": 1, "trials": [1], "search_space": None}
+    common |= {"experiment_dir": folder, "harness": "official", "points": 1}
+    return [sweep.Trial(workload=name, **common) for name in workloads]
+
+
+def test_a_job_goes_through_a_pickle_as_submitit_sends_it(tmp_path):
+    job = jobs_of(tmp_path, "a")[0]
+    sent = pickle.loads(pickle.dumps(job.checkpoint())).function
+    assert (sent.name, sent.command(), sent.marker) == (job.name, job.command(), job.marker)
+
+
 def write_gpus(path: Path) -> list[str]:
     return [sys.executable, "-c", f"import os; open({str(path)!r}, 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])"]
 
 
 def test_jobs_at_a_time_have_gpus_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep.Trial, "command", lambda job: write_gpus(tmp_path / job.workload))
-    common = {"framework": "pytorch", "submission": "lawa", "seed": 1, "trials": [1], "search_space": None}
-    common |= {"experiment_dir": tmp_path, "harness": "official", "points": 1}
-    jobs = [sweep.Trial(workload=name, **common) for name in "abc"]
+    jobs = jobs_of(tmp_path, "abc")
     assert sweep.start_here(jobs, at_a_time=2, gpus=4) == 0
     gpus = {job.workload: (tmp_path / job.workload).read_text() for job in jobs}
     assert (gpus["a"], gpus["b"]) == ("0,1,2,3", "4,5,6,7")
