@@ -140,39 +140,42 @@ class Suite:
                 raise UsageError(f"the submission {name!r} is unknown; choose from {', '.join(known)}")
         for workload in self.workloads:
             workloads.module_of(workload, self.framework)
-        tuned = self._tuned_trials()
+        path = self.search_spaces / "tuned_trials.json"
+        try:
+            tuned = json.loads(path.read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise UsageError(f"--search_spaces={self.search_spaces}: cannot read {path.name}: {error}") from None
         if self.study is None:
-            return [self._space_as_it_is(name, tuned) for name in self.submissions]
-        spaces = [self._multiplied_out(self.study, name, tuned) for name in self.submissions]
+            self._check_own_points()
+        if untuned := [workload for workload in self.workloads if workload not in tuned]:
+            raise UsageError(f"{path} has no trial for {', '.join(untuned)}; see scripts.calibrate")
+        # Those of the base optimizer, where it has its own.
+        by_name = {name: tuned | tuned.get(comparison.base_of(name), {}) for name in self.submissions}
+        if self.study is None:
+            return [self._as_it_is(name, by_name[name]) for name in self.submissions]
+        spaces = [self._multiplied_out(self.study, name, by_name[name]) for name in self.submissions]
         for space in spaces:
             _write(space)
         return spaces
 
-    def _tuned_trials(self) -> dict[str, Any]:
-        """By workload, and again below the name of a base optimizer that has its own."""
-        try:
-            tuned = json.loads((self.search_spaces / "tuned_trials.json").read_text())
-        except (OSError, json.JSONDecodeError) as error:
-            raise UsageError(f"--search_spaces={self.search_spaces}: cannot read tuned_trials.json: {error}") from None
-        if untuned := [workload for workload in self.workloads if workload not in tuned]:
-            path = self.search_spaces / "tuned_trials.json"
-            raise UsageError(f"{path} has no trial for {', '.join(untuned)}; see scripts.calibrate")
-        return tuned
+    def _check_own_points(self) -> None:
+        """UsageError for a submission without a search space that cannot tune itself."""
+        for name in self.submissions:
+            if self._file(name).is_file():
+                continue
+            try:
+                self._load(name).check_hyperparameters(None, 1000)  # of whatever length
+            except ValueError as error:
+                missing = f"--search_spaces={self.search_spaces} has no {name}.json, and without one"
+                raise UsageError(f"{missing}: {error}") from None
 
-    def _space_as_it_is(self, name: str, tuned: dict[str, Any]) -> _SearchSpace:
-        """The tuned trial of the submission's search space; one without a search space tunes itself."""
-        file = self.search_spaces / f"{name}.json"
-        if file.is_file():
-            by_workload = tuned | tuned.get(comparison.base_of(name), {})
-            return _SearchSpace(name, file, [], {workload: [by_workload[workload]] for workload in self.workloads})
-        try:
-            self._load(name).check_hyperparameters(None, 1000)  # of whatever length
-        except ValueError as error:
-            missing = f"--search_spaces={self.search_spaces} has no {name}.json, and without one"
-            raise UsageError(f"{missing}: {error}") from None
-        return _SearchSpace(name, None, [], {workload: [1] for workload in self.workloads})
+    def _as_it_is(self, name: str, tuned: dict[str, int]) -> _SearchSpace:
+        file = self._file(name)
+        if not file.is_file():
+            return _SearchSpace(name, None, [], {workload: [1] for workload in self.workloads})
+        return _SearchSpace(name, file, [], {workload: [tuned[workload]] for workload in self.workloads})
 
-    def _multiplied_out(self, study: comparison.Study, name: str, tuned: dict[str, Any]) -> _SearchSpace:
+    def _multiplied_out(self, study: comparison.Study, name: str, tuned: dict[str, int]) -> _SearchSpace:
         points = study.search_space(name)
         check = self._load(name).check_hyperparameters if name not in comparison.MERGES else partial(average_of, name)
         for workload, point in itertools.product(self.workloads, points):
@@ -180,9 +183,11 @@ class Suite:
                 check(namedtuple("Hyperparameters", point)(**point), self._steps(workload))
             except ValueError as error:
                 raise UsageError(f"study {study.name}: grid of {name}: {error}") from None
-        by_workload = tuned | tuned.get(comparison.base_of(name), {})
-        trials = {workload: study.trials(name, by_workload[workload]) for workload in self.workloads}
+        trials = {workload: study.trials(name, tuned[workload]) for workload in self.workloads}
         return _SearchSpace(name, self.experiment_dir / "search_spaces" / f"{name}.json", points, trials)
+
+    def _file(self, submission: str) -> Path:
+        return self.search_spaces / f"{submission}.json"
 
     def _path(self, submission: str) -> Path:
         return Path("submissions", self.framework, submission, "submission.py")
