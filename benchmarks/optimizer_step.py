@@ -19,7 +19,7 @@ import torch
 from benchmarks.timing import machine
 from benchmarks.training_step import Training
 from miniperf import submission, workloads
-from miniperf.errors import UsageError
+from weight_averaging.errors import UsageError
 
 OPTIMIZERS = ("nadamw", "ademamix", "schedule_free_adamw", "soap", "shampoo")
 WORKLOADS = ("mini_fastmri", "mini_finewebedu_lm", "mini_imagenet_vit", "mini_ogbg")

@@ -14,8 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from analysis.errors import UsageError
 from analysis.reading import logs
+from weight_averaging.errors import UsageError
 
 
 def once(archive: Path) -> tuple[float, float]:

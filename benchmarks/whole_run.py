@@ -35,7 +35,7 @@ from tqdm import tqdm
 from benchmarks.timing import machine
 from benchmarks.training_step import TURN, Training
 from miniperf import workloads
-from miniperf.errors import UsageError
+from weight_averaging.errors import UsageError
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

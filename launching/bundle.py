@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from launching import submission_info
-from miniperf.errors import UsageError
+from weight_averaging.errors import UsageError
 
 
 def write(root: Path, submission: str, search_space: Path | None, folder: Path) -> list[Path]:

@@ -10,8 +10,8 @@ from typing import Any
 
 from launching.official_workloads import WORKLOADS, base_name, needs_of
 from miniperf import submission
-from miniperf.errors import UsageError
 from submissions.recipe.batch_sizes import get_batch_size
+from weight_averaging.errors import UsageError
 
 # Flags of the official runner that are passed on as they were given.
 PASSED_ON = (

@@ -5,7 +5,7 @@ Figures of algoperf at 2c90454; those of finewebedu_lm, and the budgets on A100s
 
 from dataclasses import dataclass, replace
 
-from miniperf.errors import UsageError
+from weight_averaging.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,12 +6,12 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import submitit
 
-from miniperf.errors import UsageError
+from weight_averaging.errors import UsageError
 
 # Of one job that are over before it gives up; submitit's own 3 are too few for a day's run in slices of four hours.
 TIME_LIMITS = 30
@@ -32,13 +32,13 @@ def in_queue(folder: Path) -> set[str]:
     return {row[0] for row in rows if len(row) == 2 and Path(row[1]).parent == folder}
 
 
-def executor(folder: Path, minutes: int, gpus: int, jobs: int, sbatch_args: str) -> submitit.AutoExecutor:
+def executor(folder: Path, minutes: int, gpus: int, at_a_time: int, sbatch_args: str) -> submitit.AutoExecutor:
     """Submits from the absolute `folder`, which has the logs too.
 
     Args:
         minutes: time limit of a job.
         gpus: of a job.
-        jobs: of an array at a time.
+        at_a_time: jobs of an array.
         sbatch_args: further ones, as on the command line; they win.
     """
     made = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=TIME_LIMITS)
@@ -47,7 +47,7 @@ def executor(folder: Path, minutes: int, gpus: int, jobs: int, sbatch_args: str)
         nodes=1,
         tasks_per_node=1,
         **({"gpus_per_node": gpus} if gpus else {}),
-        slurm_array_parallelism=jobs,
+        slurm_array_parallelism=at_a_time,
         slurm_additional_parameters={"requeue": True, **_parsed(sbatch_args)},
     )
     return made
@@ -63,7 +63,7 @@ def _parsed(arguments: str) -> dict[str, str | bool]:
     return found
 
 
-def submit(made: submitit.AutoExecutor, name: str, jobs: dict[str, Callable[[], None]]) -> list[str]:
+def submit(made: submitit.AutoExecutor, name: str, jobs: Mapping[str, Callable[[], None]]) -> list[str]:
     """Submit jobs, given by their names, as one array, or the only one alone; returns their ids.
 
     Args:

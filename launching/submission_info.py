@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from launching.check_code import Finding
-from miniperf.errors import UsageError
+from weight_averaging.errors import UsageError
 
 NAME = "submission_info.yml"
 SPACE = "tuning_search_space.json"  # beside it, under external tuning

@@ -16,10 +16,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from miniperf import random_utils
-from miniperf.errors import UsageError
 from miniperf.frameworks.pytorch import FRAMEWORK
 from miniperf.logs import MetricsLogger, meta_data, write_json
 from weight_averaging.averages import Average, SnapshotError
+from weight_averaging.errors import UsageError
 from weight_averaging.offline import Plan, latest_of
 from weight_averaging.offline.reading.snapshots import Snapshots
 

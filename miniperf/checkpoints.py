@@ -10,9 +10,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from miniperf.errors import UsageError, storage_errors
+from miniperf.errors import storage_errors
 from miniperf.frameworks import Framework
 from weight_averaging.atomic_file import replacing
+from weight_averaging.errors import UsageError
 
 KEPT = 2  # if not all are: should the newest turn out to be damaged, there is another
 CONTENTS = {

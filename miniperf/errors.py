@@ -1,14 +1,11 @@
-"""Errors that a user can mend."""
+"""Errors of the disk, as what a user can mend."""
 
 import contextlib
 import errno
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-
-class UsageError(ValueError):
-    """One line that names the bad value and what is allowed; shown without a traceback."""
-
+from weight_averaging.errors import UsageError
 
 _SPACE, _RIGHTS = "make room there", "grant the right to it"
 _STORAGE = {

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from miniperf.errors import UsageError
 from miniperf.events import Events
+from weight_averaging.atomic_file import replacing
+from weight_averaging.errors import UsageError
 
 
 def experiment_folder(
@@ -50,18 +51,13 @@ def evaluations_of(folder: Path) -> list[tuple[int, dict[str, float]]]:
 
 
 def write_json(path: Path, contents: dict[str, Any]) -> None:
-    _write_atomically(path, json.dumps(contents, indent=2, default=str))
+    _write(path, json.dumps(contents, indent=2, default=str))
 
 
-def _write_atomically(path: Path, text: str) -> None:
-    partial = path.with_name(f".partial_{path.name}")
-    try:
-        partial.write_text(text)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        error.filename = str(path)  # what could not be written, for whoever reads it
-        raise
+def _write(path: Path, text: str) -> None:
+    """Whole and in place at any moment: a kill must not leave half a line."""
+    with replacing(path, sync=False) as file:  # the clock of training runs on while a row is written
+        file.write(text.encode())
 
 
 def meta_data(workload: Any, rng_seed: int, versions: dict[str, str]) -> dict[str, Any]:
@@ -156,8 +152,7 @@ class MetricsLogger:
         new = pd.DataFrame([row], columns=sorted(row))
         old = self._tables[is_eval]
         self._tables[is_eval] = pd.concat([old, new], ignore_index=True) if len(old) else new
-        # Whole and in place at any moment: a kill must not leave half a line.
-        _write_atomically(self._paths[is_eval], self._tables[is_eval].to_csv(index=False))
+        _write(self._paths[is_eval], self._tables[is_eval].to_csv(index=False))
         if is_eval:
             self._events.scalars(metrics, global_step, "clock")
             self._events.flush()  # a checkpoint follows, from which a run may go on

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from miniperf.errors import UsageError
+from weight_averaging.errors import UsageError
 
 
 def pytorch_setup() -> tuple[bool, int, torch.device, int]:

@@ -13,7 +13,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from miniperf.errors import UsageError
+from weight_averaging.errors import UsageError
 
 
 def load(path: str | Path, num_trials: int | None, seed: int = 0) -> list[Any]:

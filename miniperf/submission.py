@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from miniperf import frameworks
-from miniperf.errors import UsageError
+from weight_averaging.errors import UsageError
 
 FUNCTIONS = ("init_optimizer_state", "update_params", "data_selection", "get_batch_size")
 

@@ -17,11 +17,12 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from miniperf import command_line, frameworks, search, submission, workloads
-from miniperf.errors import UsageError, storage_errors
+from miniperf.errors import storage_errors
 from miniperf.logs import experiment_folder, hyperparameters_of
 from miniperf.progress import summary
-from miniperf.runner import Settings, train_once
-from weight_averaging.averages import SnapshotError
+from miniperf.runner import train_once
+from miniperf.settings import Settings
+from weight_averaging.errors import UsageError
 
 FLAGS = flags.FLAGS
 
@@ -147,14 +148,14 @@ def _run(framework: frameworks.Framework, trials: list[Any]) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     absl_logging.set_verbosity(absl_logging.WARNING)
     first = os.environ.get("RANK", "0") == "0"  # the others would say the same
     logging.getLogger("weight_averaging").setLevel(logging.INFO if first else logging.ERROR)
     try:
+        if len(argv) > 1:
+            raise UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
         run()
-    except (UsageError, SnapshotError, MemoryError) as error:  # the last: a window that does not fit
+    except (UsageError, MemoryError) as error:  # the last: a window that does not fit
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -13,7 +13,7 @@ Instead of --lawa and --ema, a submission's search space may say what to average
       --tuning_search_space=tuning_search_spaces/miniperf/lawa.json --trials=1 --experiment_dir=runs
 
 writes what runs/lawa/study_0/mini_criteo1tb_pytorch/trial_1 would have held, had lawa been trained. scripts.suite does
-so for comparisons that say `offline: true`.
+so for studies that say `offline: true`.
 
 Without --workload this is the command `weight-averaging average`, whose flags mean the same here:
 
@@ -22,7 +22,6 @@ Without --workload this is the command `weight-averaging average`, whose flags m
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +125,7 @@ def _trials(
         SnapshotError: there is no such point, or it is not what the run was `trained` with.
     """
     from miniperf import search
+    from submissions.recipe.offline import average_of
 
     space = search.load(args.tuning_search_space, None)
     chosen = command.numbers("--trials", "numbers", args.trials)
@@ -143,20 +143,6 @@ def _trials(
         average = average_of(args.submission, point, step_hint)
         found.append((number, average, point._asdict()))
     return found
-
-
-def average_of(submission: str, hyperparameters: Any, step_hint: int) -> Average:
-    """What `submission`, one of SUBMISSIONS, evaluates with these hyperparameters.
-
-    Raises:
-        ValueError: in one line, for hyperparameters that it cannot take.
-    """
-    from submissions.recipe import averaging
-
-    if submission == "merge_no_decay":  # made of snapshots alone: there is no submission of this name
-        return averaging.merge.describe(hyperparameters, step_hint)
-    module = import_module(f"submissions.pytorch.{submission}.submission")
-    return module.recipe.averages.describe(hyperparameters, step_hint)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

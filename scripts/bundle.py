@@ -15,8 +15,8 @@ from pathlib import Path
 from absl import flags
 
 from launching import bundle, check_code, check_space, submission_info
-from miniperf.errors import UsageError
 from scripts.start import start
+from weight_averaging.errors import UsageError
 
 FLAGS = flags.FLAGS
 FRAMEWORKS = {"pytorch": "PyTorch", "jax": "JAX"}  # as the leaderboard writes them
@@ -79,4 +79,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    start(run, UsageError)
+    start(run)

@@ -32,9 +32,9 @@ from tqdm import tqdm
 
 from miniperf import random_utils, search, workloads
 from miniperf.calibration import BASELINE, CONSTANT_SEEDS, HEAD, Run, calibrate, place
-from miniperf.errors import UsageError
 from miniperf.noise_scale import simple_noise_scale, workload_gradients
 from scripts.start import start
+from weight_averaging.errors import UsageError
 from weight_averaging.offline import Snapshots
 
 FLAGS = flags.FLAGS
@@ -137,4 +137,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    start(run, UsageError, "the same command goes on: finished runs are not repeated, others resume")
+    start(run, "the same command goes on: finished runs are not repeated, others resume")

@@ -9,12 +9,13 @@ import its library by absolute names, which `scripts.bundle` makes relative: che
 """
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from launching import check_code, check_space, submission_info
+from scripts.start import start
+from weight_averaging.errors import UsageError
 
 FLAGS = flags.FLAGS
 
@@ -23,11 +24,9 @@ flags.DEFINE_string("tuning_search_space", None, "Its search space.")
 flags.DEFINE_string("submission_info", None, "Its submission_info.yml, or the text of the pull request.")
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+def run() -> None:
     if not any((FLAGS.submission_path, FLAGS.tuning_search_space, FLAGS.submission_info)):
-        raise app.UsageError("give --submission_path, --tuning_search_space, --submission_info, or several of them")
+        raise UsageError("give --submission_path, --tuning_search_space, --submission_info, or several of them")
     findings = check_code.check(Path(FLAGS.submission_path)) if FLAGS.submission_path else []
     findings += check_space.check(Path(FLAGS.tuning_search_space)) if FLAGS.tuning_search_space else []
     findings += submission_info.check(Path(FLAGS.submission_info)) if FLAGS.submission_info else []
@@ -36,4 +35,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    start(run)

@@ -17,7 +17,6 @@ from pathlib import Path
 from absl import flags
 from tqdm import tqdm
 
-from miniperf.errors import UsageError
 from miniperf.workloads.finewebedu_lm.prepare import Settings, prepare
 from miniperf.workloads.finewebedu_lm.sources import Source
 from scripts.start import start
@@ -55,4 +54,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    start(run, UsageError)
+    start(run)

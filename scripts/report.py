@@ -16,7 +16,6 @@ from pathlib import Path
 from absl import flags
 
 from analysis.comparisons import comparison, draw
-from analysis.errors import UsageError
 from analysis.figures import learning_curves, ratios, style
 from analysis.measures import results
 from analysis.measures.results import Results
@@ -92,4 +91,4 @@ def _text(found: Results) -> str:
 
 
 if __name__ == "__main__":
-    start(run, UsageError)
+    start(run)

@@ -30,7 +30,7 @@ from absl import app, flags
 from launching import official
 from launching.official_workloads import base_name
 from miniperf import command_line, frameworks, search, submission_runner, workloads
-from miniperf.errors import UsageError
+from weight_averaging.errors import UsageError
 
 FLAGS = flags.FLAGS
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import pandas as pd
 from absl import flags
 
-from analysis.errors import UsageError
 from analysis.measures import results, score, speedup, to_target, what_if
 from analysis.measures.results import Results
 from analysis.reading import files, logs
@@ -21,6 +20,7 @@ from analysis.report import tables
 from analysis.targets import versions
 from analysis.text import markdown
 from scripts.start import start
+from weight_averaging.errors import UsageError
 
 FLAGS = flags.FLAGS
 

@@ -1,4 +1,4 @@
-"""What every script of one job does: flags, then the job, and an error that the user can mend as one line."""
+"""What the scripts share: flags, then their work, and an error that the user can mend as one line."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -6,21 +6,22 @@ from collections.abc import Callable, Sequence
 from absl import app
 
 from miniperf import command_line
+from weight_averaging.errors import UsageError
 
 
-def start(run: Callable[[], None], usage_error: type[Exception], after: str = "the same command starts anew") -> None:
-    """Parse the flags, run and exit: with status 2 after a `usage_error`, in one line, and with 130 after Ctrl-C.
+def start(run: Callable[[], None], after: str = "the same command starts anew") -> None:
+    """Parse the flags, run and exit: with status 2 after a UsageError, in one line, and with 130 after Ctrl-C.
 
     Args:
         after: what to do then.
     """
 
     def main(argv: Sequence[str]) -> None:
-        if len(argv) > 1:
-            raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
         try:
+            if len(argv) > 1:
+                raise UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
             run()
-        except usage_error as error:
+        except UsageError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:

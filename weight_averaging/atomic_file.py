@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
     """A new file that takes the place of `path`, whole and on disk, when the `with` block ends.
 
     Until then the bytes are in `.partial_<name>` beside it. A kill at any moment leaves `path` as it was or as it
@@ -16,6 +16,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     Args:
         path: where; what is there already stays until the end.
+        sync: wait until the disk has the bytes, so that a power failure loses nothing either. It takes milliseconds.
     Raises:
         OSError: it cannot be written; the error has its name.
     """
@@ -23,8 +24,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     try:
         with open(partial, "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(partial, path)
     except BaseException as error:
         with contextlib.suppress(OSError):  # nothing to be removed from a read-only folder

@@ -28,7 +28,7 @@ from typing import Any
 
 import yaml
 
-from analysis.errors import UsageError
+from weight_averaging.errors import UsageError
 
 # The options of each kind of figure, with their defaults; None: must be given.
 KINDS: dict[str, dict[str, Any]] = {

@@ -9,7 +9,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.comparisons.comparison import Comparison
-from analysis.errors import UsageError
 from analysis.figures import horizon as horizon_figures
 from analysis.figures import learning_curves, panels, ratios, shorter_schedules, style
 from analysis.measures import gpu_hours, horizon, speedup, to_target
@@ -17,6 +16,7 @@ from analysis.measures.curves import Unit
 from analysis.measures.to_target import Measured
 from analysis.reading.logs import Logs
 from analysis.text import markdown, number
+from weight_averaging.errors import UsageError
 
 
 def select(logs: Logs, comparison: Comparison) -> Logs:

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.errors import UsageError
 from analysis.figures import panels, style
 from analysis.measures import horizon
 from analysis.text import markdown, number
+from weight_averaging.errors import UsageError
 
 _PARTS = {"window": "averaging_window", "decay": "averaging_decay"}
 

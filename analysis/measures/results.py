@@ -7,7 +7,6 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from analysis.errors import UsageError
 from analysis.measures import curves, gpu_hours, lead, pace, score, speedup, to_target, what_if
 from analysis.measures.speedup import Speedup
 from analysis.measures.what_if import WhatIf
@@ -15,6 +14,7 @@ from analysis.reading import meta
 from analysis.reading.logs import Logs, summary_of_skipped
 from analysis.targets import resolve
 from analysis.targets.versions import OWN
+from weight_averaging.errors import UsageError
 
 BASELINES = ("baseline", "nadamw", "adamw", "nadamw_baselinev05")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.errors import UsageError
+from weight_averaging.errors import UsageError
 
 MARK = "what if: "  # begins the name of each hypothetical entry, so that it is marked wherever it is shown
 TWIN = "mini_"  # begins the name of a miniature: a comparison's ratio for it stands for the benchmark's workload

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from analysis.errors import UsageError
+from weight_averaging.errors import UsageError
 
 MEASUREMENTS = "eval_measurements.csv"
 _WANTED = re.compile(r"eval_measurements\.csv|hparams\.json|(meta_data|flags)_\d+\.json")

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from analysis.errors import UsageError
 from analysis.reading.evaluations import KEPT, Table
 from analysis.reading.files import MEASUREMENTS, Skipped, files
+from weight_averaging.errors import UsageError
 
 _TRIAL = re.compile(r"trial_(\d+)")
 _WORKLOAD = re.compile(r"(.+)_(pytorch|jax)")

@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.errors import UsageError
 from analysis.reading.logs import Logs
+from weight_averaging.errors import UsageError
 
 RULESETS = {"external": "external tuning", "self": "self-tuning"}
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.errors import UsageError
 from analysis.reading import meta
 from analysis.reading.logs import Logs
 from analysis.targets import versions
 from analysis.targets.versions import OWN
+from weight_averaging.errors import UsageError
 
 LOWER_IS_BETTER = frozenset({"loss", "wer", "ppl", "ctc_loss", "ce_loss", "l1_loss", "error_rate"})
 

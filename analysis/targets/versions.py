@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from analysis.errors import UsageError
 from analysis.reading.logs import Logs
 from analysis.reading.meta import of_workloads
+from weight_averaging.errors import UsageError
 
 VERSIONS = Path(__file__).parent / "versions"
 OWN = "own"  # the version of runs whose workloads no benchmark version knows: each says its target itself

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar
 
-from miniperf.errors import UsageError
+from weight_averaging.errors import UsageError
 
 NAMES = ("pytorch", "jax")
 PACKAGES = {"pytorch": ("torch",), "jax": ("jax", "flax", "optax")}

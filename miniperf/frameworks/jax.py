@@ -17,8 +17,8 @@ import numpy as np
 import optax
 
 from miniperf import cache
-from miniperf.errors import UsageError
 from miniperf.frameworks import OneProcess
+from weight_averaging.errors import UsageError
 
 SAVED = ("model_params", "optimizer_state", "model_state")
 CONTENTS = "contents"  # the entry of the archive that holds all but the arrays

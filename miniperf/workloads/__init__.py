@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 
 from miniperf import spec
-from miniperf.errors import UsageError
+from weight_averaging.errors import UsageError
 
 # The miniatures, which bring their data along.
 WORKLOADS = {

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from miniperf import random_utils, spec
-from miniperf.errors import UsageError
+from weight_averaging.errors import UsageError
 
 # The examples of one split: arrays by name, each with one row an example. Without further ado the names are those of
 # the batch, `inputs` and `targets`; what has no fixed size is padded here and cut to size in `collate`.

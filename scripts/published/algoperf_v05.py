@@ -13,7 +13,6 @@ import pandas as pd
 from absl import flags
 from matplotlib.figure import Figure
 
-from analysis.errors import UsageError
 from analysis.figures import learning_curves, ratios, style
 from analysis.measures import score, speedup, to_target
 from analysis.measures.to_target import Measured
@@ -208,4 +207,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    start(run, UsageError)
+    start(run)

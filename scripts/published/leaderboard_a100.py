@@ -11,7 +11,6 @@ import pandas as pd
 from absl import flags
 from matplotlib.figure import Figure
 
-from analysis.errors import UsageError
 from analysis.figures import learning_curves, style
 from analysis.measures import results, score, to_target, what_if
 from analysis.measures.pace import seconds_per_step
@@ -20,6 +19,7 @@ from analysis.measures.what_if import WhatIf
 from analysis.reading import files, logs
 from analysis.text import formatted
 from scripts.start import start
+from weight_averaging.errors import UsageError
 
 FLAGS = flags.FLAGS
 
@@ -223,4 +223,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    start(run, UsageError)
+    start(run)

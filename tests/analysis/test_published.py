@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.errors import UsageError
 from analysis.measures import results, score, to_target
 from analysis.measures.to_target import Measured
 from analysis.reading import logs
 from analysis.targets import resolve
 from tests.support import ROOT, published
+from weight_averaging.errors import UsageError
 
 # A checkout of mlcommons/submissions_algorithms, whose folder scoring/ the medians are compared with.
 OFFICIAL = os.environ.get("ALGOPERF_SCORING")

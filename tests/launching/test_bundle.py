@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from launching import bundle, check_code, check_space, submission_info
-from miniperf.errors import UsageError
+from weight_averaging.errors import UsageError
 
 ROOT = Path.cwd()
 SELF_TUNING = ["nadamw_self", "lawa_self", "ema_self"]  # in both frameworks

@@ -12,8 +12,8 @@ import torch
 
 from launching import official
 from launching.official_workloads import SEVEN, WORKLOADS, base_name, needs_of
-from miniperf.errors import UsageError
 from submissions.recipe.batch_sizes import get_batch_size
+from weight_averaging.errors import UsageError
 
 
 def run(*flags: str, **environment: str) -> subprocess.CompletedProcess:

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ pytest.importorskip("submitit")
 from launching import paper, sweep
 from launching.official_workloads import SEVEN
 from miniperf import search
-from miniperf.errors import UsageError
+from weight_averaging.errors import UsageError
 
 ROOT = Path("tuning_search_spaces")
 
@@ -142,30 +143,27 @@ def test_under_miniperf_a_job_has_a_rank_for_each_of_its_gpus(tmp_path):
     assert "have search spaces of their own" in result.stderr
 
 
-TWO_AT_A_TIME = """
-import sys
-from pathlib import Path
-from scripts import sweep
-
-class Job:
-    harness = "official"
-
-    def __init__(self, folder, name):
-        self.folder, self.name = folder, name
-        self.marker = Path(folder, name + ".done")
-
-    def command(self):
-        write = "import os, sys; open(sys.argv[1], 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])"
-        return [sys.executable, "-c", write, str(Path(self.folder, self.name))]
-
-sweep.FLAGS(["sweep", "--submission=lawa", "--workloads=ogbg", "--jobs=2", "--gpus=4"])
-sys.exit(sweep.start_here([Job(sys.argv[1], name) for name in "abc"], Path(sys.argv[1], "logs")))
-"""
+def jobs_of(folder: Path, workloads: str) -> list[sweep.Trial]:
+    common = {"framework": "pytorch", "submission": "lawa", "seed": 1, "trials": [1], "search_space": None}
+    common |= {"experiment_dir": folder, "harness": "official", "points": 1}
+    return [sweep.Trial(workload=name, **common) for name in workloads]
 
 
-def test_jobs_at_a_time_have_gpus_of_their_own(tmp_path):
-    subprocess.run([sys.executable, "-c", TWO_AT_A_TIME, tmp_path], check=True)
-    gpus = {name: (tmp_path / name).read_text() for name in "abc"}
+def test_a_job_goes_through_a_pickle_as_submitit_sends_it(tmp_path):
+    job = jobs_of(tmp_path, "a")[0]
+    sent = pickle.loads(pickle.dumps(job.checkpoint())).function
+    assert (sent.name, sent.command(), sent.marker) == (job.name, job.command(), job.marker)
+
+
+def write_gpus(path: Path) -> list[str]:
+    return [sys.executable, "-c", f"import os; open({str(path)!r}, 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])"]
+
+
+def test_jobs_at_a_time_have_gpus_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep.Trial, "command", lambda job: write_gpus(tmp_path / job.workload))
+    jobs = jobs_of(tmp_path, "abc")
+    assert sweep.start_here(jobs, at_a_time=2, gpus=4) == 0
+    gpus = {job.workload: (tmp_path / job.workload).read_text() for job in jobs}
     assert (gpus["a"], gpus["b"]) == ("0,1,2,3", "4,5,6,7")
     assert gpus["c"] in (gpus["a"], gpus["b"])
-    assert all((tmp_path / f"{name}.done").exists() for name in "abc")
+    assert all(job.finished() for job in jobs)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from miniperf import search, submission
-from miniperf.errors import UsageError
+from weight_averaging.errors import UsageError
 
 
 def run_cli(*arguments: str, cwd: str | None = None) -> subprocess.CompletedProcess:

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from miniperf import checkpoints
-from miniperf.errors import UsageError
 from miniperf.frameworks.pytorch import FRAMEWORK as PYTORCH
 from tests.miniperf.test_runner import assert_same_end, leaves, settings_of, train, trial
+from weight_averaging.errors import UsageError
 
 SMALL = {name: {} for name in checkpoints.CONTENTS} | {"model_params": {"w": torch.arange(64.0)}, "global_step": 5}
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from miniperf import checkpoints, search, submission, workloads
-from miniperf.errors import UsageError
 from miniperf.frameworks.pytorch import FRAMEWORK as PYTORCH
-from miniperf.runner import Settings, train_once
+from miniperf.runner import train_once
+from miniperf.settings import Settings
+from weight_averaging.errors import UsageError
 
 HYPERPARAMETERS = {
     "learning_rate": 1e-2, "one_minus_beta1": 0.1, "beta2": 0.99, "weight_decay": 0.1, "warmup_factor": 0.02,

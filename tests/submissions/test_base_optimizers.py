@@ -18,6 +18,7 @@ from torch import nn
 from analysis.comparisons import comparison
 from miniperf import workloads
 from scripts import average_checkpoints
+from submissions.recipe.offline import average_of
 from submissions.recipe.pytorch import (
     Recipe,
     adamw,
@@ -277,7 +278,7 @@ def test_every_search_space_suits_its_submission(name):
 @pytest.mark.parametrize(("base", "slow"), [("ademamix", SLOW), ("soap", {})])
 @pytest.mark.parametrize("kind", AVERAGES)
 def test_an_average_can_be_made_of_a_runs_snapshots_instead(base, slow, kind):
-    average = average_checkpoints.average_of(f"{base}_{kind}", SimpleNamespace(**POINT, **slow, **AVERAGES[kind]), 100)
+    average = average_of(f"{base}_{kind}", SimpleNamespace(**POINT, **slow, **AVERAGES[kind]), 100)
     assert isinstance(average, {"lawa": averages.LAWA, "ema": averages.EMA}[kind])
     assert average.interval == 2
     assert comparison._AVERAGED[f"{base}_{kind}"] == base

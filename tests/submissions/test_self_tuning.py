@@ -12,7 +12,7 @@ import pytest
 
 from launching import bundle, sweep
 from miniperf import search
-from miniperf.errors import UsageError
+from weight_averaging.errors import UsageError
 
 FOLDERS = sorted(path.parent for path in Path("submissions").glob("*/*/submission.py"))
 

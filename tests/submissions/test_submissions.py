@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from miniperf import random_utils, spec, submission
-from miniperf.errors import UsageError
 from submissions.recipe import schedules
 from submissions.recipe.batch_sizes import get_batch_size
 from submissions.recipe.optimizers import matrices
@@ -26,6 +25,7 @@ from submissions.recipe.pytorch import adamw, nadamw
 from submissions.recipe.pytorch.nadamw import NadamW
 from submissions.recipe.pytorch.schedules import warmup_constant, warmup_cosine, warmup_stable_decay
 from tests.support import reference
+from weight_averaging.errors import UsageError
 
 NAMES = [
     f"{name}{decay}"

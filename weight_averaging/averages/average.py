@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from weight_averaging.averages.checks import check_count
 from weight_averaging.averages.schedule import is_due
+from weight_averaging.errors import UsageError
 
 # The functions of which weights are made, under the names that array libraries give them.
 NUMBERS = SimpleNamespace(
@@ -19,7 +20,7 @@ NUMBERS = SimpleNamespace(
 )
 
 
-class SnapshotError(ValueError):
+class SnapshotError(UsageError):
     """Snapshots that are missing, damaged or unlike each other, in one line that names the file or the step."""
 
 

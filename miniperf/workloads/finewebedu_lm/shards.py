@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from miniperf.errors import UsageError
+from weight_averaging.errors import UsageError
 
 INDEX = "index.json"
 DTYPE = np.dtype("<u2")

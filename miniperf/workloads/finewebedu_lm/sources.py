@@ -7,7 +7,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from miniperf.errors import UsageError
+from weight_averaging.errors import UsageError
 
 # What `datasets` calls the files of each kind; without their compression (.gz, .zst), which it looks through.
 KINDS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from miniperf.errors import UsageError
+from weight_averaging.errors import UsageError
 
 NAME = "gpt2"
 VOCABULARY = 50_257

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from miniperf import spec
-from miniperf.errors import UsageError
 from miniperf.pytorch_utils import in_ranks, pytorch_setup
 from miniperf.workloads.finewebedu_lm import tokenizer
 from miniperf.workloads.finewebedu_lm.chunks import ShuffledBatches, in_order
@@ -26,6 +25,7 @@ from miniperf.workloads.finewebedu_lm.model import Decoder, token_losses
 from miniperf.workloads.finewebedu_lm.shards import Tokens
 from miniperf.workloads.finewebedu_lm.sizes import PAPER
 from miniperf.workloads.pytorch import parameters_of, summed
+from weight_averaging.errors import UsageError
 
 USE_DDP, RANK, DEVICE, RANKS = pytorch_setup()
 

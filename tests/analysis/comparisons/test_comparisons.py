@@ -8,12 +8,12 @@ import yaml
 
 from analysis.comparisons import draw
 from analysis.comparisons.comparison import MERGES, load
-from analysis.errors import UsageError
 from analysis.measures import horizon
 from analysis.measures.to_target import Measured
 from analysis.reading import logs
 from analysis.targets import resolve
 from tests.support import ROOT, synthetic_logs
+from weight_averaging.errors import UsageError
 
 FILES = sorted((ROOT / "comparisons").glob("*.yaml"))
 

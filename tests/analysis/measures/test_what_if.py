@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.errors import UsageError
 from analysis.measures import results, what_if
 from analysis.reading import logs
 from tests.support import published, synthetic_logs
 from tests.support.commands import run
+from weight_averaging.errors import UsageError
 
 HIT = [0.1, 0.2, 0.6]  # after 30 updates and 3 s
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from analysis.errors import UsageError
 from analysis.measures import results
 from analysis.reading import logs
 from tests.support import synthetic_logs
 from tests.support.synthetic_logs import HIT, csv_of, notes, steps
+from weight_averaging.errors import UsageError
 
 
 def test_a_whole_last_row_without_a_newline_counts_and_is_named(tmp_path):

@@ -7,12 +7,12 @@ import tarfile
 import numpy as np
 import pytest
 
-from analysis.errors import UsageError
 from analysis.measures import results
 from analysis.reading import logs
 from tests.support import synthetic_logs
 from tests.support.commands import run
 from tests.support.synthetic_logs import HIT, notes, steps
+from weight_averaging.errors import UsageError
 
 
 def test_reads_folders_and_archives_alike(tmp_path):

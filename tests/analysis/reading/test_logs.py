@@ -2,10 +2,10 @@
 
 import pytest
 
-from analysis.errors import UsageError
 from analysis.reading import logs
 from tests.support import synthetic_logs
 from tests.support.synthetic_logs import HEADER
+from weight_averaging.errors import UsageError
 
 
 def reasons(read: logs.Logs) -> dict[str, int]:

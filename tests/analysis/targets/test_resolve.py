@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from analysis.errors import UsageError
 from analysis.measures import results
 from analysis.reading import logs
 from analysis.targets import resolve, versions
 from tests.support import synthetic_logs
 from tests.support.synthetic_logs import HIT, official, steps
+from weight_averaging.errors import UsageError
 
 
 def test_the_runs_own_targets(tmp_path):

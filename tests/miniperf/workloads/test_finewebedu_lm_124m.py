@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from miniperf import workloads
-from miniperf.errors import UsageError
 from miniperf.workloads.finewebedu_lm.sizes import PAPER, Sizes
 from miniperf.workloads.finewebedu_lm_124m import pytorch
 from submissions.recipe.pytorch.gradients import backward, micro_batches
 from tests.miniperf.workloads.test_token_batches import write
+from weight_averaging.errors import UsageError
 
 SMALL = Sizes(vocabulary=50, context=8, width=16, layers=2, heads=2, hidden=32)
 KEY = np.array([0, 1])

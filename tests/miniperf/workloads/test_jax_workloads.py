@@ -14,7 +14,6 @@ pytest.importorskip("flax")
 import jax
 
 from miniperf import random_utils, spec, submission, workloads
-from miniperf.errors import UsageError
 from miniperf.frameworks import load
 from miniperf.frameworks.jax import FRAMEWORK as JAX
 from miniperf.workloads.librispeech_deepspeech import jax as deepspeech
@@ -22,6 +21,7 @@ from miniperf.workloads.speech import data as speech
 from miniperf.workloads.speech import jax as speech_jax
 from miniperf.workloads.speech import pytorch as speech_pytorch
 from submissions.recipe.optimizers import matrices
+from weight_averaging.errors import UsageError
 
 NAMES = ["mini_criteo1tb", "mini_finewebedu_lm", "mini_imagenet_vit", "mini_librispeech_deepspeech"]
 TRAIN, EVAL = spec.ForwardPassMode.TRAIN, spec.ForwardPassMode.EVAL

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miniperf.errors import UsageError
 from miniperf.workloads.finewebedu_lm import prepare as preparing
 from miniperf.workloads.finewebedu_lm import tokenizer
 from miniperf.workloads.finewebedu_lm.prepare import Settings, held_out, prepare
 from miniperf.workloads.finewebedu_lm.shards import Tokens
 from miniperf.workloads.finewebedu_lm.sources import Source
 from tests.support.killing import Lines, in_a_process
+from weight_averaging.errors import UsageError
 
 pytest.importorskip("datasets")
 pytest.importorskip("tiktoken")

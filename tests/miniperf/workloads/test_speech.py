@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from miniperf import search, spec, submission, workloads
-from miniperf.runner import Settings, train_once
+from miniperf.runner import train_once
+from miniperf.settings import Settings
 from miniperf.workloads.librispeech_deepspeech import pytorch as librispeech_deepspeech
 from miniperf.workloads.speech import data as speech
 from miniperf.workloads.speech import pytorch as speech_pytorch

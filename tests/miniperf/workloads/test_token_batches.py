@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miniperf.errors import UsageError
 from miniperf.workloads.finewebedu_lm.chunks import ShuffledBatches, in_order
 from miniperf.workloads.finewebedu_lm.shards import Tokens
+from weight_averaging.errors import UsageError
 
 
 def write(folder: Path, shards: list[list[int]], **changes: object) -> Path:
