@@ -52,7 +52,7 @@ def test_plain_use(capsys, folder, tmp_path, suffix):
     said = call(capsys, folder, lawa=["window=3"], out=str(out))
     assert "8 snapshots, steps 10 to 80" in said
     assert "1 average from 3 snapshots" in said
-    assert "1 float32 copies and a snapshot" in said
+    assert "1 float32 copy and a snapshot" in said
     read = torch.load(out) if suffix == "pt" else SafetensorsFile(out).read(list(SafetensorsFile(out).layout))
     expected = torch.stack([states()[step]["0.weight"].float() for step in (60, 70, 80)]).mean(0)
     assert read["0.weight"].dtype == torch.bfloat16

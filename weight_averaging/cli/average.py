@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weight_averaging.averages import EMA, LAWA, Average, Merge, Power, SnapshotError, Tail
-from weight_averaging.cli.common import add_reading, add_writing, listed, not_averaged, opened, progress
+from weight_averaging.cli.common import add_reading, add_writing, counted, listed, not_averaged, opened, progress
 from weight_averaging.placement import size
 
 if TYPE_CHECKING:
@@ -124,8 +124,8 @@ def told(args: argparse.Namespace) -> "Snapshots":
     steps = snapshots.steps
     where = args.paths[0] if len(args.paths) == 1 else f"{args.paths[0]}, ..."
     print(
-        f"{where}: {len(steps)} snapshots, {snapshots.unit}s {steps[0]} to {steps[-1]}, {size(snapshots.nbytes)} each; "
-        f"the latest is a {snapshots.form}"
+        f"{where}: {counted(len(steps), 'snapshot')}, {snapshots.unit}s {steps[0]} to {steps[-1]}, "
+        f"{size(snapshots.nbytes)} each; the latest is a {snapshots.form}"
     )
     return snapshots
 
@@ -162,10 +162,10 @@ def write(args: argparse.Namespace, snapshots: "Snapshots", wanted: Sequence[tup
     budget = int(args.memory_gb * 1e9)
     parts = groups(snapshots.layout, plan.peak, budget, snapshots.mapped)
     total = snapshots.nbytes * len(plan.needed)
-    count = f"{len(wanted)} averages" if len(wanted) > 1 else "1 average"
+    read, copies = counted(len(plan.needed), "snapshot"), counted(plan.peak, "float32 copy", "float32 copies")
     print(
-        f"{count} from {len(plan.needed)} snapshots, {size(total)} to read; memory "
-        f"{size(memory(snapshots.layout, plan.peak, parts))}: {plan.peak} float32 copies and a snapshot"
+        f"{counted(len(wanted), 'average')} from {read}, {size(total)} to read; memory "
+        f"{size(memory(snapshots.layout, plan.peak, parts))}: {copies} and a snapshot"
         + (f", of {len(parts)} pieces of the model in turn" if len(parts) > 1 else "")
     )
     with progress(total) as on_read:
@@ -173,11 +173,12 @@ def write(args: argparse.Namespace, snapshots: "Snapshots", wanted: Sequence[tup
     for (average, step), path in outputs.items():
         members = average.members(snapshots.steps, step)
         which = f"{snapshots.unit}s {listed(members)}" if len(members) > 1 else f"{snapshots.unit} {members[0]}"
-        print(f"{path}: {average} as of {snapshots.unit} {step}, made of {len(members)} snapshots, {which}")
+        print(f"{path}: {average} as of {snapshots.unit} {step}, made of {counted(len(members), 'snapshot')}, {which}")
     latest = snapshots.open(snapshots.steps[-1])
     extra = list(getattr(latest, "extra", ()))
     if extra and any(path.suffix == ".safetensors" for path in outputs.values()):
-        print(f"left out of safetensors files: {len(extra)} entries of extra state, as {extra[0]}")
+        left_out = counted(len(extra), "entry", "entries")
+        print(f"left out of safetensors files: {left_out} of extra state, as {extra[0]}")
     names = snapshots.saved_names(latest)
     if not args.plain_names and any(name != saved for name, saved in names.items()):
         print(f"names are as saved ({next(iter(names.values()))}, ...): --plain-names drops what wrappers add")
