@@ -114,7 +114,7 @@ def test_inspect_finds_an_averager(capsys, tmp_path):
     [
         (["--merge=share=.5"], "--merge share=.5: shape=... is missing"),
         (["--merge=shape=square,share=.5"], "shape must be one of linear, cosine, 1-sqrt, not 'square'"),
-        (["--ema=decay=.5,warmup=perhaps"], "warmup must be True or False, not 'perhaps'"),
+        (["--ema=decay=.5,warmup=perhaps"], "warmup must be true or false, not 'perhaps'"),
         (["--lawa=window=2", "--exclude=nothing"], "exclude: no tensor is called, or matches, 'nothing'; there is "),
     ],
 )
