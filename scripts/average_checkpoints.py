@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from weight_averaging.averages import Average, SnapshotError
 from weight_averaging.cli import average as command
 from weight_averaging.cli.common import listed, not_averaged
+from weight_averaging.cli.descriptions import averages_of
 
 if TYPE_CHECKING:
     from weight_averaging.offline import Snapshots
@@ -60,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    averages = command.averages_of(args)
+    averages = averages_of(args)
     if args.submission is not None and (averages or not args.workload or not args.tuning_search_space):
         raise SnapshotError("--submission goes with --workload and --tuning_search_space, and without --lawa, --ema")
     if averages or args.submission:
@@ -98,7 +99,10 @@ def evaluate(
     for average in averages:
         counts[type(average)] = counts.get(type(average), 0) + 1
         submission = f"{args.experiment_name}_{type(average).__name__.lower()}"
-        settings = {f"averaging_{name}": value for name, value in vars(average).items() if value not in (None, False)}
+        given = {name: value for name, value in vars(average).items() if value not in (None, False)}
+        settings = {  # as they are read again
+            f"averaging_{name}": list(value) if isinstance(value, tuple) else value for name, value in given.items()
+        }
         points.append(
             averaged_logs.Point(
                 average,

@@ -15,6 +15,19 @@ from weight_averaging.offline.reading.snapshots import Snapshots
 from weight_averaging.offline.safetensors_files import SafetensorsFile
 from weight_averaging.offline.writing.to_files import average_to_files
 
+OWN = """
+from dataclasses import dataclass
+from weight_averaging.averages import Average
+
+@dataclass(frozen=True, kw_only=True)
+class Uniform(Average):
+    ranks: tuple[int, ...] = (1,)
+    is_recursive = True
+
+    def weight(self, number, functions=None):
+        return 1 / number
+"""
+
 
 def states(count: int = 8) -> dict[int, dict[str, torch.Tensor]]:
     made = {}
@@ -52,7 +65,7 @@ def test_plain_use(capsys, folder, tmp_path, suffix):
     said = call(capsys, folder, lawa=["window=3"], out=str(out))
     assert "8 snapshots, steps 10 to 80" in said
     assert "1 average from 3 snapshots" in said
-    assert "1 float32 copies and a snapshot" in said
+    assert "1 float32 copy and a snapshot" in said
     read = torch.load(out) if suffix == "pt" else SafetensorsFile(out).read(list(SafetensorsFile(out).layout))
     expected = torch.stack([states()[step]["0.weight"].float() for step in (60, 70, 80)]).mean(0)
     assert read["0.weight"].dtype == torch.bfloat16
@@ -91,7 +104,7 @@ def test_group_by_group_is_the_same_as_at_once(folder, tmp_path):
         ({}, "error: say what to average: --lawa window=20"),
         ({"lawa": ["window=3"]}, "error: say where to write: --out model.safetensors"),
         ({"lawa": ["windows=3"]}, "error: --lawa windows=3: expected window=..., allow_partial=..., interval"),
-        ({"lawa": ["window=3.5"]}, "'3.5' is no number, or not a whole one for window"),
+        ({"lawa": ["window=3.5"]}, "--lawa window=3.5: window must be a whole number, not '3.5'"),
         ({"lawa": ["interval=3"]}, "window=... is missing"),
         ({"ema": ["decay=1"]}, "decay must be a number in [0, 1), not 1.0"),
         ({"lawa": ["window=9"], "out": "x.pt"}, "lawa window=9 at step 80 needs 9 snapshots, but there are 8 up to"),
@@ -134,6 +147,12 @@ def test_logs_of_a_workload_can_be_read_and_resumed(capsys, tmp_path, monkeypatc
     before = (offline / "trial_2" / "eval_measurements.csv").read_bytes()
     call(capsys, home["nadamw"], **flags)
     assert (offline / "trial_2" / "eval_measurements.csv").read_bytes() == before
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_average.py").write_text(OWN)
+    own = {**flags, "lawa": [], "average": "own_average:Uniform,interval=3", "at": "24"}
+    for _ in range(2):  # the second time it is there
+        said = call(capsys, home["nadamw"], **own)
+        assert "trial_1: uniform interval=3, evaluated at steps 24" in said
     said = call(capsys, home["nadamw"], **{**flags, "lawa": ["window=3,interval=3"]})
     there = f"{offline / 'trial_1'} is of other hyperparameters than lawa window=3 interval=3"
     assert said == f"error: {there}: give another --experiment_name\n"

@@ -124,7 +124,7 @@ class Average:
         return due[-self.held :] if len(due) >= self.needed else []
 
     def _needs(self) -> str:
-        return f"{self.needed} snapshots" if self.held is not None else "a snapshot"
+        return f"{self.needed} snapshots" if self.needed > 1 else "a snapshot"
 
     def _due(self, steps: Sequence[int], at: int) -> list[int]:
         if self.interval is None:

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, ClassVar
 
 from weight_averaging.averages.average import NUMBERS, Average
@@ -78,7 +79,9 @@ def _check_share(share: float) -> None:
 
 
 def _last_share(share: float, due: list[int], at: int) -> list[int]:
-    return [step for step in due if step > (1.0 - share) * at]
+    # As the fraction that it stands for: (1.0 - 0.9) * 10 in floats is a little less than 1.
+    before = math.floor((1 - Fraction(float(share)).limit_denominator(10**7)) * at)
+    return [step for step in due if step > before]
 
 
 def _cosine(x: float) -> float:

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from weight_averaging import __version__
 from weight_averaging.averages import SnapshotError
 from weight_averaging.cli import average, extract, inspect, merge, plan
 
@@ -25,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    made.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
         about = module.__doc__ or ""

@@ -11,27 +11,27 @@ What to average; flags may be repeated, and values with colons between are multi
   --ema decay=.95                ema <- .95 ema + .05 checkpoint, from the first on; warmup=true lets it begin short
   --tail share=.25               the mean over the last quarter of training
   --power gamma=6.94             the power-function EMA of EDM2, whose length grows with training
-  --merge shape=1-sqrt,share=.2  as if the learning rate had decayed over the last fifth (linear, cosine, 1-sqrt)
+  --merge shape=1-sqrt,share=.2  as if the learning rate had decayed over the last fifth (linear, cosine, 1-sqrt), or
+                                 over the last 20 checkpoints: window=20
+  --average mine:Polynomial,eta=3       one of your own: class Polynomial of mine.py, which is run (docs/own_average.md)
 
 Each checkpoint is read once, and all of them in turn for a piece of the model at a time, where files can be mapped
 (not folders of torch.distributed.checkpoint, nor files from before torch 1.6: there --memory-gb bounds a piece).
 """
 
 import argparse
-import itertools
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from weight_averaging.averages import EMA, LAWA, Average, Merge, Power, SnapshotError, Tail
-from weight_averaging.cli.common import add_reading, add_writing, listed, not_averaged, opened, progress
+from weight_averaging.averages import Average, SnapshotError
+from weight_averaging.cli.common import add_reading, add_writing, counted, listed, not_averaged, opened, progress
+from weight_averaging.cli.descriptions import add_averages, averages_of
 from weight_averaging.placement import size
 
 if TYPE_CHECKING:
     from weight_averaging.offline import Snapshots
 
-KINDS: dict[str, type[Average]] = {"lawa": LAWA, "ema": EMA, "tail": Tail, "power": Power, "merge": Merge}
 EXAMPLES = """\
 for example:
   weight-averaging average runs/mine --lawa window=20 --out average.safetensors
@@ -41,60 +41,17 @@ for example:
   weight-averaging average epoch=*.ckpt --ema decay=.9 --out ema.ckpt --allow-class argparse.Namespace
       of the named Lightning checkpoints, one of the same form; a class in them is allowed by name
 """
-_WHOLE = ("window", "interval", "start")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "paths", metavar="PATH", type=Path, nargs="+", help="a folder of checkpoints, or the checkpoints"
     )
-    for kind, made in KINDS.items():
-        parser.add_argument(
-            f"--{kind}", action="append", default=[], metavar=",".join(f"{name}=..." for name in _settings(made))
-        )
+    add_averages(parser)
     parser.add_argument("--at", help="steps as of which to average, with commas between (default: the last)")
     add_writing(parser)
     add_reading(parser)
     parser.add_argument("--verify", action="store_true", help="compare files with the checksums in manifest.json first")
-
-
-def _settings(kind: type[Average]) -> list[str]:
-    own, common = fields(kind)[2:], fields(kind)[:2]  # interval and start last
-    return [field.name for field in (*own, *common)]
-
-
-def parse(kind: str, text: str) -> list[Average]:
-    """The averages that a flag asks for. SnapshotError if it cannot be understood."""
-    made: Any = KINDS[kind]
-    names = _settings(made)
-    given: dict[str, list[Any]] = {}
-    for field in text.split(","):
-        name, _, values = field.partition("=")
-        if name not in names or not values:
-            expected = ", ".join(f"{name}=..." for name in names)
-            raise SnapshotError(f"--{kind} {text}: expected {expected}, not {field!r}")
-        try:
-            given[name] = [_value(name, value) for value in values.split(":")]
-        except ValueError:
-            raise SnapshotError(f"--{kind} {text}: {values!r} is no number, or not a whole one for {name}") from None
-    required = [field.name for field in fields(made) if field.default is MISSING]
-    if missing := [name for name in required if name not in given]:
-        raise SnapshotError(f"--{kind} {text}: {missing[0]}=... is missing")
-    try:
-        return [made(**dict(zip(given, values))) for values in itertools.product(*given.values())]
-    except ValueError as error:
-        raise SnapshotError(f"--{kind} {text}: {error}") from None
-
-
-def _value(name: str, text: str) -> Any:
-    if name == "warmup":
-        return {"true": True, "false": False}.get(text, text)  # the average itself refuses the others
-    return text if name == "shape" else int(text) if name in _WHOLE else float(text)
-
-
-def averages_of(args: argparse.Namespace) -> list[Average]:
-    """What the flags ask for, in their order by kind, each once."""
-    return list(dict.fromkeys(a for kind in KINDS for text in getattr(args, kind) for a in parse(kind, text)))
 
 
 def numbers(flag: str, what: str, text: str) -> list[int]:
@@ -124,8 +81,8 @@ def told(args: argparse.Namespace) -> "Snapshots":
     steps = snapshots.steps
     where = args.paths[0] if len(args.paths) == 1 else f"{args.paths[0]}, ..."
     print(
-        f"{where}: {len(steps)} snapshots, {snapshots.unit}s {steps[0]} to {steps[-1]}, {size(snapshots.nbytes)} each; "
-        f"the latest is a {snapshots.form}"
+        f"{where}: {counted(len(steps), 'snapshot')}, {snapshots.unit}s {steps[0]} to {steps[-1]}, "
+        f"{size(snapshots.nbytes)} each; the latest is a {snapshots.form}"
     )
     return snapshots
 
@@ -134,8 +91,8 @@ def run(args: argparse.Namespace) -> None:
     averages = averages_of(args)
     if not averages:
         raise SnapshotError(
-            "say what to average: --lawa window=20, --ema decay=.95, --tail share=.25, --power gamma=6.94 or "
-            "--merge shape=1-sqrt,share=.2"
+            "say what to average: --lawa window=20, --ema decay=.95, --tail share=.25, --power gamma=6.94, "
+            "--merge shape=1-sqrt,share=.2 or --average mine:Polynomial,eta=3"
         )
     if args.out is None:
         raise SnapshotError("say where to write: --out model.safetensors")
@@ -162,10 +119,10 @@ def write(args: argparse.Namespace, snapshots: "Snapshots", wanted: Sequence[tup
     budget = int(args.memory_gb * 1e9)
     parts = groups(snapshots.layout, plan.peak, budget, snapshots.mapped)
     total = snapshots.nbytes * len(plan.needed)
-    count = f"{len(wanted)} averages" if len(wanted) > 1 else "1 average"
+    read, copies = counted(len(plan.needed), "snapshot"), counted(plan.peak, "float32 copy", "float32 copies")
     print(
-        f"{count} from {len(plan.needed)} snapshots, {size(total)} to read; memory "
-        f"{size(memory(snapshots.layout, plan.peak, parts))}: {plan.peak} float32 copies and a snapshot"
+        f"{counted(len(wanted), 'average')} from {read}, {size(total)} to read; memory "
+        f"{size(memory(snapshots.layout, plan.peak, parts))}: {copies} and a snapshot"
         + (f", of {len(parts)} pieces of the model in turn" if len(parts) > 1 else "")
     )
     with progress(total) as on_read:
@@ -173,11 +130,12 @@ def write(args: argparse.Namespace, snapshots: "Snapshots", wanted: Sequence[tup
     for (average, step), path in outputs.items():
         members = average.members(snapshots.steps, step)
         which = f"{snapshots.unit}s {listed(members)}" if len(members) > 1 else f"{snapshots.unit} {members[0]}"
-        print(f"{path}: {average} as of {snapshots.unit} {step}, made of {len(members)} snapshots, {which}")
+        print(f"{path}: {average} as of {snapshots.unit} {step}, made of {counted(len(members), 'snapshot')}, {which}")
     latest = snapshots.open(snapshots.steps[-1])
     extra = list(getattr(latest, "extra", ()))
     if extra and any(path.suffix == ".safetensors" for path in outputs.values()):
-        print(f"left out of safetensors files: {len(extra)} entries of extra state, as {extra[0]}")
+        left_out = counted(len(extra), "entry", "entries")
+        print(f"left out of safetensors files: {left_out} of extra state, as {extra[0]}")
     names = snapshots.saved_names(latest)
     if not args.plain_names and any(name != saved for name, saved in names.items()):
         print(f"names are as saved ({next(iter(names.values()))}, ...): --plain-names drops what wrappers add")
@@ -198,8 +156,11 @@ def _outputs(
     if ending(out) and not is_folder_for(out, latest):
         raise SnapshotError(f"--out={out} is one file for {len(wanted)} averages: name a folder")
     suffix = "" if is_folder_for(out, latest) else ".safetensors"
+    found: dict[tuple[Average, int], Path] = {}
+    for average, step in wanted:
+        name = f"{str(average).replace(' ', '_').replace('=', '')}_{snapshots.unit}_{step}{suffix}"
+        found[average, step] = out / name.replace("/", "-")
+    if len(set(found.values())) < len(found):  # of two classes of one name
+        raise SnapshotError(f"--out={out}: two averages would have one name there: ask for them one at a time")
     out.mkdir(parents=True, exist_ok=True)
-    return {
-        (average, step): out / f"{str(average).replace(' ', '_').replace('=', '')}_{snapshots.unit}_{step}{suffix}"
-        for average, step in wanted
-    }
+    return found

@@ -81,8 +81,17 @@ def not_averaged(args: argparse.Namespace, snapshots: "Snapshots") -> set[str]:
     latest = latest_of(snapshots.layout, args.include, args.exclude, snapshots.latest)
     if latest:
         shown = ", ".join(sorted(latest)[:5]) + (", ..." if len(latest) > 5 else "")
-        print(f"not averaged but taken from the latest snapshot ({len(latest)} tensors): {shown}")
+        print(f"not averaged but taken from the latest snapshot ({counted(len(latest), 'tensor')}): {shown}")
     return latest
+
+
+def counted(number: int, one: str, several: str = "") -> str:
+    """How many of what.
+
+    >>> counted(1, "copy", "copies"), counted(20, "snapshot")
+    ('1 copy', '20 snapshots')
+    """
+    return f"{number} {one if number == 1 else several or one + 's'}"
 
 
 def listed(numbers: Sequence[int]) -> str:

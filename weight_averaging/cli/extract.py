@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from weight_averaging.averages import SnapshotError
-from weight_averaging.cli.common import add_reading
+from weight_averaging.cli.common import add_reading, counted
 from weight_averaging.placement import size
 
 EXAMPLES = """\
@@ -44,5 +44,5 @@ def run(args: argparse.Namespace) -> None:
         for name, tensor in result.items():
             file.write_part(name, 0, tensor)
     elements = sum(tensor.numel() for tensor in result.values())
-    print(f"{args.out}: {len(result)} tensors, {elements:,} elements, {size(args.out.stat().st_size)}")
+    print(f"{args.out}: {counted(len(result), 'tensor')}, {elements:,} elements, {size(args.out.stat().st_size)}")
     print(f"load: {state_dict_loading(args.out)}")

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weight_averaging.cli.common import add_reading, listed, opened
+from weight_averaging.cli.common import add_reading, counted, listed, opened
 from weight_averaging.placement import size
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _weights(snapshots: "Snapshots") -> list[str]:
     try:
         if latest := sorted(latest_of(snapshots.layout, known=snapshots.latest)):
             shown = ", ".join(latest[:5]) + (", ..." if len(latest) > 5 else "")
-            lines.append(f"not averaged, taken from the latest: {len(latest)} tensors, {shown}")
+            lines.append(f"not averaged, taken from the latest: {counted(len(latest), 'tensor')}, {shown}")
     except ValueError as error:
         lines.append(f"not possible as they are: {error}")
     source = snapshots.open(snapshots.steps[-1])

@@ -104,7 +104,7 @@ def test_merges_beside_other_averages_in_one_pass():
     ends = range(5, 13)
     many = [(LAWA(window=w), end) for end in ends for w in (2, 3, 4, 5)]
     plan = offline.Plan([*many, (wanted[0], 12)], steps)
-    assert plan._queued
+    assert plan._work.held_until
     found = {(result.average, result.step): result.state["w"] for result in plan.run(snapshots.items())}
     assert torch.equal(found[wanted[0], 12], results[wanted[0]])
 

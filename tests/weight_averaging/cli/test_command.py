@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+import weight_averaging
 from weight_averaging import cli, offline
 from weight_averaging.cli import common
 from weight_averaging.offline import recording
@@ -40,6 +41,16 @@ def test_help_teaches_by_three_examples_that_parse(capsys, name):
         words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', example)][1:]
         assert cli.parser().parse_args(words).command == name
     assert command(capsys, "--help").count("  weight-averaging ") == 3
+
+
+def test_its_version_and_one_of_a_kind(capsys, folder, tmp_path):
+    assert command(capsys, "--version") == f"weight-averaging {weight_averaging.__version__}\n"
+    said = command(capsys, "average", folder / "step_400.pt", "--lawa=window=1", f"--out={tmp_path / 'x.pt'}")
+    assert "1 snapshot, steps 400 to 400" in said
+    assert "1 average from 1 snapshot, " in said
+    assert "made of 1 snapshot, step 400" in said
+    said = command(capsys, "average", folder, "--lawa=window=1,interval=500", f"--out={tmp_path / 'x.pt'}")
+    assert "lawa window=1 interval=500 at step 400 needs a snapshot, but there are none up to there" in said
 
 
 def test_the_end_says_what_went_in_where_it_is_and_how_to_load_it(capsys, folder, tmp_path):
@@ -103,7 +114,7 @@ def test_inspect_finds_an_averager(capsys, tmp_path):
     [
         (["--merge=share=.5"], "--merge share=.5: shape=... is missing"),
         (["--merge=shape=square,share=.5"], "shape must be one of linear, cosine, 1-sqrt, not 'square'"),
-        (["--ema=decay=.5,warmup=perhaps"], "warmup must be True or False, not 'perhaps'"),
+        (["--ema=decay=.5,warmup=perhaps"], "warmup must be true or false, not 'perhaps'"),
         (["--lawa=window=2", "--exclude=nothing"], "exclude: no tensor is called, or matches, 'nothing'; there is "),
     ],
 )

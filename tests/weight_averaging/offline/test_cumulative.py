@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline import LAWA, Plan, Power
+from weight_averaging.offline.passes import posthoc
 from weight_averaging.offline.passes.cumulative import Sums, write_sums
-from weight_averaging.offline.passes.posthoc import Fit, Track, exponent, fit
+from weight_averaging.offline.passes.posthoc import Fit, Profile, exponent, fit
 
 
 def walk(count: int, interval: int = 1) -> dict[int, dict[str, torch.Tensor]]:
@@ -85,7 +86,7 @@ def test_exponents_give_the_length_asked_for(length):
 
 
 def test_a_stored_average_is_fitted_by_itself():
-    stored = [Track(16.97, 1000), Track(6.94, 1000), Track(6.94, 500)]
+    stored = [Profile(16.97, 1000), Profile(6.94, 1000), Profile(6.94, 500)]
     result = fit(stored, stored[1])
     assert result.coefficients == pytest.approx((0, 1, 0), abs=1e-6)
     assert result.error < 1e-6
@@ -93,14 +94,14 @@ def test_a_stored_average_is_fitted_by_itself():
 
 def test_the_predicted_error_is_that_of_the_profiles():
     """Against densities on a fine grid, and their numerical least squares."""
-    stored, wanted = [Track(16.97, 1000), Track(6.94, 1000), Track(6.94, 700)], Track(11.0, 1000)
+    stored, wanted = [Profile(16.97, 1000), Profile(6.94, 1000), Profile(6.94, 700)], Profile(11.0, 1000)
     points = (torch.arange(400_000, dtype=torch.float64) + 0.5) / 400
 
-    def density(track):
-        inside = (track.gamma + 1) * points**track.gamma / track.step ** (track.gamma + 1)
-        return torch.where(points <= track.step, inside, 0.0)
+    def density(profile):
+        inside = (profile.gamma + 1) * points**profile.gamma / profile.step ** (profile.gamma + 1)
+        return torch.where(points <= profile.step, inside, 0.0)
 
-    columns, target = torch.stack([density(track) for track in stored], 1), density(wanted)
+    columns, target = torch.stack([density(profile) for profile in stored], 1), density(wanted)
     solution = torch.linalg.lstsq(columns, target[:, None]).solution[:, 0]
     error = float((columns @ solution - target).norm() / target.norm())
     result = fit(stored, wanted)
@@ -109,16 +110,16 @@ def test_the_predicted_error_is_that_of_the_profiles():
 
 
 def test_lengths_between_come_out_near_the_real_ones():
-    """Two tracks, stored a few times along the run, give the averages of lengths between them."""
+    """Averages of two profiles, stored a few times along the run, give those of lengths between them."""
     snapshots = walk(400)
     ends = range(50, 401, 50)
-    stored = [Track(gamma, end) for gamma in (exponent(0.05), exponent(0.1)) for end in ends]
-    wanted = [(Power(gamma=track.gamma), track.step) for track in stored]
+    stored = [Profile(gamma, end) for gamma in (exponent(0.05), exponent(0.1)) for end in ends]
+    wanted = [(Power(gamma=profile.gamma), profile.step) for profile in stored]
     results = {(r.average.gamma, r.step): r.state for r in Plan(wanted, list(snapshots)).run(snapshots.items())}
-    states = [results[track.gamma, track.step] for track in stored]
+    states = [results[profile.gamma, profile.step] for profile in stored]
     for length in (0.05, 0.06, 0.075, 0.09, 0.1):
         gamma = exponent(length)
-        result = fit(stored, Track(gamma, 400))
+        result = fit(stored, Profile(gamma, 400))
         (real,) = Plan([(Power(gamma=gamma), 400)], list(snapshots)).run(snapshots.items())
         made = result.combine(states)
         spread = torch.stack([snapshots[s]["w"] - real.state["w"] for s in range(200, 401)]).std()
@@ -126,7 +127,7 @@ def test_lengths_between_come_out_near_the_real_ones():
         assert result.error < 0.03
         assert distance < 2 * result.error + 0.02  # 0.02: snapshots are discrete, densities are not
         assert made["n"].item() == 400
-    far = fit(stored, Track(exponent(0.01), 400))
+    far = fit(stored, Profile(exponent(0.01), 400))
     assert far.error > 0.3  # much shorter than all that is stored: told, not hidden
 
 
@@ -134,16 +135,23 @@ def test_lengths_between_come_out_near_the_real_ones():
     ("stored", "says"),
     [
         ([], "at least one"),
-        ([Track(1.0, 10), Track(1.0, 10)], "twice"),
-        ([Track(1.0, 10), Track(1.0, 30)], "of step 30 is later than the wanted one, of step 20"),
+        ([Profile(1.0, 10), Profile(1.0, 10)], "twice"),
+        ([Profile(1.0, 10), Profile(1.0, 30)], "of step 30 is later than the wanted one, of step 20"),
     ],
 )
 def test_fits_that_cannot_be_are_refused(stored, says):
     with pytest.raises(ValueError, match=says):
-        fit(stored, Track(2.0, 20))
+        fit(stored, Profile(2.0, 20))
 
 
 def test_combining_needs_a_state_for_each_coefficient():
     with pytest.raises(ValueError):
         Fit((0.5, 0.5), 0.0).combine([{"w": torch.ones(1)}])
     assert math.isclose(Fit((0.5, 0.5), 0.0).combine([{"w": torch.ones(1)}] * 2)["w"].item(), 1.0)
+
+
+def test_the_name_of_0_2_0_is_there_and_says_the_new_one():
+    with pytest.warns(DeprecationWarning, match=r"posthoc\.Track is called Profile"):
+        assert posthoc.Track is Profile
+    with pytest.raises(AttributeError, match="has no attribute 'Tracks'"):
+        _ = posthoc.Tracks

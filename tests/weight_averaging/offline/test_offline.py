@@ -1,6 +1,7 @@
 """Offline averages are what the online averagers hold."""
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -8,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import weight_averaging.offline.passes.plan as module
+import weight_averaging.offline.passes.one_pass as module
 import weight_averaging.torch.model.blocks as blocks
 from weight_averaging import offline
-from weight_averaging.offline import EMA, LAWA, Plan, Power, SnapshotError, Tail
+from weight_averaging.offline import EMA, LAWA, Average, Plan, Power, SnapshotError, Tail
 from weight_averaging.torch import EMA as OnlineEMA
 from weight_averaging.torch import LAWA as OnlineLAWA
 
@@ -99,7 +100,7 @@ def test_means_are_the_same_from_running_sums_and_from_held_snapshots(queued):
     # Windows that end everywhere: the same few snapshots serve all of them. Windows apart: one sum serves.
     ends, windows = (range(5, 13), (2, 3, 4, 5)) if queued else ((5, 12), (4, 5))
     plan = Plan([(LAWA(window=window), end) for end in ends for window in windows], list(snapshots))
-    assert plan._queued == queued
+    assert bool(plan._work.held_until) == queued
     for result in plan.run(snapshots.items()):
         alone = next(Plan([(result.average, result.step)], list(snapshots)).run(snapshots.items()))
         assert_equal(result.state, alone.state)
@@ -149,6 +150,47 @@ def test_many_results_share_one_pass_and_own_their_tensors():
         alone = next(Plan([(result.average, result.step)], list(snapshots)).run(snapshots.items()))
         assert_equal(result.state, alone.state)
     assert results[1].state["1.num_batches_tracked"].item() == 7  # the latest there is, not the latest taken in
+
+
+@pytest.mark.parametrize("queued", [True, False])
+def test_runs_of_one_plan_do_not_disturb_each_other(queued):
+    """Two at a time, of other snapshots, beside one that was given up halfway and one in parts."""
+    snapshots = run_of(12)
+    others = {step: {name: tensor * 3 for name, tensor in state.items()} for step, state in snapshots.items()}
+    ends, windows = (range(5, 13), (2, 3, 4, 5)) if queued else ((5, 12), (4, 5))
+    lawas = [LAWA(window=window) for window in windows]
+    wanted = [(average, end) for end in ends for average in (*lawas, EMA(decay=0.5))]
+    plan = Plan(wanted, list(snapshots), latest=())
+    assert bool(plan._work.held_until) == queued
+    expected = {(r.average, r.step): r.state for r in Plan(wanted, list(snapshots), latest=()).run(snapshots.items())}
+    tripled = {(r.average, r.step): r.state for r in Plan(wanted, list(snapshots), latest=()).run(others.items())}
+    given_up = plan.run(others.items())
+    next(given_up)
+    ((_, in_parts),) = plan.run_parts([("all", snapshots.items())])
+    results = list(zip(plan.run(snapshots.items()), plan.run(others.items()), in_parts, strict=True))
+    assert len(results) == len(wanted)
+    for one, other, part in results:
+        pair = one.average, one.step
+        assert pair == (other.average, other.step) == (part.average, part.step)
+        assert_equal(one.state, expected[pair])
+        assert_equal(other.state, tripled[pair])
+        assert_equal(part.state, expected[pair])
+
+
+def test_a_recursion_is_asked_for_weights_from_the_second_snapshot_on():
+    @dataclass(frozen=True, kw_only=True)
+    class Harmonic(Average):
+        is_recursive = True
+
+        def weight(self, number, functions=None):
+            return 1 / (number - 1)  # none for the first, which starts it
+
+    snapshots = run_of(5)
+    (result,) = Plan([(Harmonic(), 5)], list(snapshots)).run(snapshots.items())
+    value = snapshots[1]["0.weight"].double()
+    for number in range(2, 6):
+        value += (snapshots[number]["0.weight"].double() - value) / (number - 1)
+    torch.testing.assert_close(result.state["0.weight"].double(), value, rtol=1e-5, atol=1e-4)
 
 
 def test_memory_is_told_beforehand():

@@ -129,7 +129,10 @@ def test_changed_files_are_found(tmp_path):
 
 
 def test_a_full_disk_leaves_the_folder_as_it_was(tmp_path):
-    """The limit on a file's size stands for the disk: writing fails in the same place, with another error number."""
+    """The limit on a file's size stands for the disk: writing fails in the same place, with another error number.
+
+    The script ends without `close`: the thread must not keep it.
+    """
     code = (
         "import resource, sys, torch; from weight_averaging.offline.recording import SnapshotWriter\n"
         "writer = SnapshotWriter(sys.argv[1], interval=1)\n"
@@ -137,7 +140,8 @@ def test_a_full_disk_leaves_the_folder_as_it_was(tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\n"
         "writer.update(2, torch.nn.Linear(100, 100)); writer.flush()"
     )
-    process = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    arguments = [sys.executable, "-c", code, str(tmp_path)]
+    process = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=120)
     assert "a snapshot could not be written: [Errno 27] File too large" in process.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == [module.MANIFEST, "step_00000001.safetensors"]
     verify(tmp_path)

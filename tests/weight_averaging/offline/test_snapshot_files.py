@@ -213,6 +213,18 @@ def test_bad_folders_say_which_file(tmp_path):
     says(r"a_2\.pt does not fit .*a_1\.pt: 0\.bias is float32 \[4\], not float32 \[5\]")
 
 
+def test_an_empty_list_and_a_file_that_changed_are_told(tmp_path):
+    with pytest.raises(SnapshotError, match="no checkpoint is named"):
+        Snapshots([])
+    path = tmp_path / "step_1.pt"
+    torch.save(state_of(1), path)
+    snapshots = Snapshots(tmp_path)
+    torch.save({name: tensor for name, tensor in state_of(1).items() if name != "0.bias"}, path)
+    with pytest.raises(SnapshotError, match=r"step_1\.pt has changed: 0\.bias is not in it any more"):
+        snapshots.state(1)
+    assert snapshots.state(1, ["0.weight"]).keys() == {"0.weight"}
+
+
 def test_headers_that_lie_are_refused(tmp_path):
     for entry, match in [
         ('{"dtype":"F32","shape":[2],"data_offsets":[0,4]}', "do not fit its shape"),

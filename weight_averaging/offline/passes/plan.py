@@ -1,36 +1,23 @@
-"""A plan of averages over saved weights, and one pass over the snapshots it needs. See `weight_averaging.offline`."""
+"""Which snapshots the wanted averages need, and how each is made of them. See `weight_averaging.offline`."""
 
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
-from torch import Tensor
+from weight_averaging.averages import Average
+from weight_averaging.offline.layouts import State
+from weight_averaging.offline.passes.memory import Memory
+from weight_averaging.offline.passes.one_pass import Pass, Result, Work
+from weight_averaging.offline.passes.sums import Accumulation, Recursion, Sum
+from weight_averaging.offline.reading.unaveraged import Unchanging
 
-from weight_averaging.averages import Average, SnapshotError
-from weight_averaging.offline.layouts import Layout, State, layout_difference, layout_of
-from weight_averaging.offline.passes.sums import BLOCK, Memory, Recursion, Sum, Track, mean
-from weight_averaging.offline.reading.unaveraged import Unchanging, latest_of
-from weight_averaging.tensor_names import clean_names
-from weight_averaging.torch.model.finite import is_finite
+__all__ = ["Plan", "Result"]
 
 Part = TypeVar("Part")
 
 
-@dataclass(frozen=True)
-class Result:
-    """The weights of `average` as of update `step`: tensors of the snapshots' shapes and types, owned by the caller.
-
-    Names are those of the latest snapshot.
-    """
-
-    average: Average
-    step: int
-    state: dict[str, Tensor]
-
-
 class Plan:
-    """Which snapshots the wanted averages need, and one pass over those.
+    """Which snapshots the wanted averages need. It stays as it is: each run over those snapshots is one of its own.
 
     Args:
         wanted: (average, step) pairs: the average as of that update.
@@ -60,42 +47,39 @@ class Plan:
         frozen: Collection[str] = (),
     ) -> None:
         self.float32 = float32
-        self._asked_latest = latest
-        self._unchanging = Unchanging(frozen)
+        self._frozen = frozenset(frozen)
         steps = sorted(steps)
-        self._due: dict[int, list[tuple[Average, int]]] = {}  # by the latest snapshot up to the wanted step
-        sums: list[Sum] = []
-        others: list[Track] = []  # weighted sums, and recursions
-        recursions: dict[Average, Recursion] = {}
-        self._tracks: dict[tuple[Average, int], Track] = {}
+        pairs = sorted(dict.fromkeys(wanted), key=lambda pair: pair[1])
+        until = dict(pairs)  # the latest step of each: on its way there a recursion passes the earlier ones
+        due: dict[int, list[tuple[Average, int, Accumulation]]] = {}
+        means: list[Accumulation] = []
+        others: list[Accumulation] = []  # weighted sums, and recursions
+        recursions: dict[Average, Accumulation] = {}
         needed: set[int] = set()
-        for average, step in sorted(dict.fromkeys(wanted), key=lambda pair: pair[1]):
-            members = average.members(steps, step)
-            last = max(s for s in steps if s <= step)
+        for average, step in pairs:
+            members, last = average.members(steps, step), _latest(steps, step)
             needed |= {*members, last}
-            self._due.setdefault(last, []).append((average, step))
+            one: Accumulation
             if average.is_mean:
-                sums.append(Sum(members, last))
-                self._tracks[average, step] = sums[-1]
+                means.append(one := Sum(members, last))
             elif not average.is_recursive:
-                others.append(Sum(members, last, average.coefficients(len(members))))
-                self._tracks[average, step] = others[-1]
+                others.append(one := Sum(members, last, average.coefficients(len(members))))
+            elif average not in recursions:
+                others.append(one := _recursion(average, steps, until[average]))
+                recursions[average] = one
             else:
-                track = recursions.setdefault(average, Recursion())
-                track.extend(members, [average.weight(k) for k in range(1, len(members) + 1)], last)
-                self._tracks[average, step] = track
-        others += recursions.values()
+                one = recursions[average]
+            due.setdefault(last, []).append((average, step, one))
         self.needed = sorted(needed)
-        spans = [(track.first, track.last) for track in sums for _ in range(track.count)]
-        held = {step: max((t.last for t in sums if step in t.members), default=0) for step in self.needed}
-        self._held_until = {step: last for step, last in held.items() if last}
-        running, queued = _peak(spans), _peak(list(self._held_until.items()))
+        held = {step: max((one.last for one in means if one.takes(step)), default=0) for step in self.needed}
+        held = {step: last for step, last in held.items() if last}
+        in_sums, in_snapshots = _peak(_spans(means)), _peak(list(held.items()))
         # Sums take a snapshot in while it is in the cache; what is held must be read again for every mean.
-        self._queued = 2 * queued < running
-        self._running: list[Track] = [*others, *([] if self._queued else sums)]
-        self.peak = (queued if self._queued else running) + _peak(
-            [(track.first, track.last) for track in others for _ in range(track.count)]
-        )
+        if 2 * in_snapshots < in_sums:
+            self.peak, running = in_snapshots + _peak(_spans(others)), others
+        else:
+            self.peak, running, held = in_sums + _peak(_spans(others)), [*others, *means], {}
+        self._work = Work(self.needed, due, running, held, latest, float32)
 
     def run(self, stream: Iterable[tuple[int, State]]) -> Iterator[Result]:
         """Feed snapshots (step, state dict) in the order of steps; results come as soon as they are complete.
@@ -106,9 +90,9 @@ class Plan:
             SnapshotError: snapshots with other names, shapes or types than the first, or weights that are not finite,
                 or a snapshot that is needed does not come, or quantised weights that change.
         """
-        self._unchanging.begin()
-        yield from self._pass(stream, Memory(again=False))
-        self._unchanging.end()
+        unchanging = Unchanging(self._frozen)
+        yield from Pass(self._work, Memory(again=False), unchanging).run(stream)
+        unchanging.end()
 
     def run_parts(
         self, streams: Iterable[tuple[Part, Iterable[tuple[int, State]]]]
@@ -117,123 +101,27 @@ class Plan:
 
         Of a tensor in parts, one that is not finite but constant stays as it is, and the others are averaged.
         """
-        self._unchanging.begin()
-        memory = Memory(again=True)
+        unchanging, memory = Unchanging(self._frozen), Memory(again=True)
         for part, stream in streams:
-            yield part, self._pass(stream, memory)
-        self._unchanging.end()
-
-    def _pass(self, stream: Iterable[tuple[int, State]], memory: Memory) -> Iterator[Result]:
-        self._memory = memory
-        held: dict[int, dict[str, Tensor]] = {}
-        expected = iter(self.needed)
-        wanted = next(expected, None)
-        self._layout: Layout | None = None
-        self._constant: dict[str, Tensor] = {}
-        self._unchanging.begin_part()
-        for track in self._tracks.values():
-            track.values.clear()
-            track.results = sum(other is track for other in self._tracks.values())
-        for step, state in stream:
-            if wanted is None or step < wanted:
-                continue
-            if step > wanted:
-                raise SnapshotError(f"the snapshot of step {wanted} did not come before that of step {step}")
-            names = list(state)
-            if self._asked_latest is None:
-                state = dict(zip(clean_names(names), state.values()))
-            self._check_layout(step, state)
-            self._take(step, state, held)
-            for average, at in self._due.get(step, ()):
-                averaged = self._finish(self._tracks[average, at], step, state, held)
-                yield Result(average, at, dict(zip(names, averaged.values())))
-            for old in [s for s in held if self._held_until[s] <= step]:
-                memory.give(held.pop(old).values())
-            wanted = next(expected, None)
-        if wanted is not None:
-            raise SnapshotError(f"the snapshot of step {wanted} is needed and did not come")
-
-    def _check_layout(self, step: int, state: State) -> None:
-        layout = layout_of(state)
-        if self._layout is None:
-            self._layout = layout
-            self._latest = latest_of(layout) if self._asked_latest is None else set(self._asked_latest)
-        elif difference := layout_difference(self._layout, layout):
-            raise SnapshotError(f"the snapshot of step {step} does not fit that of step {self.needed[0]}: {difference}")
-
-    def _take(self, step: int, state: State, held: dict[int, dict[str, Tensor]]) -> None:
-        active = [track for track in self._running if track.takes(step)]
-        hold = self._queued and step in self._held_until
-        if hold:
-            held[step] = {}
-        for name, tensor in state.items():
-            if not self._is_averaged(name, tensor):
-                self._unchanging.see(step, name, tensor, name in self._latest)
-                continue
-            if name in self._constant:
-                if not torch.equal(self._constant[name], tensor):
-                    raise SnapshotError(f"step {step}: {name} is not finite, and not constant either")
-                continue
-            flat = _flat(tensor)
-            size, device = flat.numel(), flat.device
-            targets = [track.targets(name, size, device, self._memory) for track in active]
-            copy = held[step].setdefault(name, self._memory.take(size, device)) if hold else None
-            for start in range(0, size, BLOCK):
-                stop = min(start + BLOCK, size)
-                values = self._memory.float32(flat[start:stop])
-                if not is_finite(values):
-                    self._make_constant(step, name, tensor)
-                    break
-                if copy is not None:
-                    copy[start:stop].copy_(values)
-                for track, target in zip(active, targets):
-                    track.take(step, [vector[start:stop] for vector in target], values)
-
-    def _is_averaged(self, name: str, tensor: Tensor) -> bool:
-        return name not in self._latest and (tensor.dtype.is_floating_point or tensor.dtype.is_complex)
-
-    def _make_constant(self, step: int, name: str, tensor: Tensor) -> None:
-        """A mask of infinities, say: no average of it, as online."""
-        if step != self.needed[0] or bool(tensor.isnan().any()):
-            raise SnapshotError(
-                f"step {step}: {name} holds a NaN or an infinity; leave out the snapshots from there on, or ask for "
-                "an average at an earlier step"
-            )
-        self._constant[name] = tensor.clone()
-
-    def _finish(self, track: "Track", step: int, state: State, held: dict[int, dict[str, Tensor]]) -> dict[str, Tensor]:
-        result = {}
-        track.results -= 1
-        final = track.results == 0
-        for name, tensor in state.items():
-            if name in self._constant or not self._is_averaged(name, tensor):
-                floating = self.float32 and tensor.dtype.is_floating_point
-                result[name] = tensor.to(torch.float32 if floating else tensor.dtype, copy=True)
-                continue
-            if isinstance(track, Sum) and track not in self._running:
-                value = mean([held[member][name] for member in track.members])
-            else:
-                value = track.value(name, final)
-            if tensor.dtype.is_complex:
-                result[name] = torch.view_as_complex(value.view(*tensor.shape, 2)).to(
-                    tensor.dtype, copy=self._memory.again
-                )
-            else:
-                dtype = torch.float32 if self.float32 else tensor.dtype
-                result[name] = value.view(tensor.shape).to(dtype, copy=self._memory.again)
-        if final:
-            for vectors in track.values.values():
-                self._memory.give(vectors)
-            track.values.clear()
-        return result
+            yield part, Pass(self._work, memory, unchanging).run(stream)
+        unchanging.end()
 
 
-def _flat(tensor: Tensor) -> Tensor:
-    """A view where that is possible; complex numbers as pairs of real ones."""
-    tensor = tensor.detach()
-    return (torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor).reshape(-1)
+def _latest(steps: Sequence[int], until: int) -> int:
+    return steps[bisect_right(steps, until) - 1]
 
 
-def _peak(spans: list[tuple[int, int]]) -> int:
+def _recursion(average: Average, steps: Sequence[int], until: int) -> Recursion:
+    members = average.members(steps, until)
+    weights = [average.weight(number) for number in range(2, len(members) + 1)]
+    return Recursion(members, _latest(steps, until), weights)
+
+
+def _spans(accumulations: Iterable[Accumulation]) -> list[tuple[int, int]]:
+    """The steps from and to which each of their vectors is there."""
+    return [(one.members[0], one.last) for one in accumulations for _ in range(one.count)]
+
+
+def _peak(spans: Sequence[tuple[int, int]]) -> int:
     """The largest number of closed ranges (first, last) that share a point."""
     return max((sum(a <= first <= b for a, b in spans) for first in {first for first, _ in spans}), default=0)

@@ -6,19 +6,28 @@ squares over their densities; the residual tells beforehand how far the result i
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 
-class Track(NamedTuple):
+class Profile(NamedTuple):
     """A power-function average: its exponent, and the step it is of."""
 
     gamma: float
     step: int
+
+
+def __getattr__(name: str) -> Any:
+    """The name that Profile had until 0.2.0."""
+    if name != "Track":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"{__name__}.Track is called Profile", DeprecationWarning, stacklevel=2)
+    return Profile
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,7 @@ class Fit:
     """The coefficients of the stored averages, and the relative error of the profile.
 
     `error` is ||fit - wanted|| / ||wanted|| of the densities in L2 over training: 0 is exact. It bounds the average's
-    own error relative to the snapshots' spread only loosely; with the tracks of a few steps it is below 0.05 typically.
+    own error relative to the snapshots' spread only loosely; with averages of a few steps it is below 0.05 typically.
     """
 
     coefficients: tuple[float, ...]
@@ -67,7 +76,7 @@ def exponent(relative_length: float) -> float:
     return (low + high) / 2
 
 
-def fit(stored: Sequence[Track], wanted: Track) -> Fit:
+def fit(stored: Sequence[Profile], wanted: Profile) -> Fit:
     """The combination of `stored` that is nearest to `wanted`.
 
     Raises:
@@ -77,12 +86,12 @@ def fit(stored: Sequence[Track], wanted: Track) -> Fit:
         raise ValueError("a fit needs at least one stored average")
     if len(set(stored)) < len(stored):
         raise ValueError("a stored average is there twice")
-    if late := [track for track in stored if track.step > wanted.step]:
+    if late := [profile for profile in stored if profile.step > wanted.step]:
         raise ValueError(f"the average of step {late[0].step} is later than the wanted one, of step {wanted.step}")
     # Densities of unit norm: the matrix is then as well conditioned as it can be.
-    norms = torch.tensor([math.sqrt(_inner(track, track)) for track in stored], dtype=torch.float64)
+    norms = torch.tensor([math.sqrt(_inner(profile, profile)) for profile in stored], dtype=torch.float64)
     matrix = torch.tensor([[_inner(a, b) for b in stored] for a in stored], dtype=torch.float64)
-    target = torch.tensor([_inner(track, wanted) for track in stored], dtype=torch.float64)
+    target = torch.tensor([_inner(profile, wanted) for profile in stored], dtype=torch.float64)
     scaled, aim = matrix / norms / norms[:, None], target / norms
     solution = torch.linalg.lstsq(scaled, aim[:, None], driver="gelsd").solution[:, 0]
     whole = _inner(wanted, wanted)
@@ -90,7 +99,7 @@ def fit(stored: Sequence[Track], wanted: Track) -> Fit:
     return Fit(tuple((solution / norms).tolist()), math.sqrt(max(residual, 0.0) / whole))
 
 
-def _inner(a: Track, b: Track) -> float:
+def _inner(a: Profile, b: Profile) -> float:
     """The integral over [0, min(step)] of the product of the two densities (Karras et al., eq. 127)."""
     first, second = (a, b) if a.step <= b.step else (b, a)
     ratio = math.pow(first.step / second.step, second.gamma)

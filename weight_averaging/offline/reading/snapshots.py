@@ -61,6 +61,8 @@ class Snapshots:
             entries = self._of_folder()
         else:
             entries = [Path(path) for path in where]
+            if not entries:
+                raise SnapshotError("no checkpoint is named: a list of snapshots has at least one")
             self.folder = entries[0].parent
         sources = self._look(entries)
         if in_order:

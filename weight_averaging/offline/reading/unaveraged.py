@@ -59,7 +59,7 @@ def _module(name: str) -> str:
 
 
 class Unchanging:
-    """Along a pass: quantised weights must not change, frozen tensors should not.
+    """Along a run over snapshots: quantised weights must not change, frozen tensors should not.
 
     Integers come from the latest snapshot. Where they are weights (of two dimensions or more) that training changes,
     the averages of the scales beside them belong to other integers: an error.
@@ -70,8 +70,6 @@ class Unchanging:
 
     def __init__(self, frozen: Collection[str]) -> None:
         self._frozen = frozenset(frozen)
-
-    def begin(self) -> None:
         self._changed: list[str] = []
         self.begin_part()
 
