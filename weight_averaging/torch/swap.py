@@ -60,7 +60,6 @@ class Swap:
         finally:
             self._blocks -= 1
             if self._blocks == 0 and self._by_block:
-                self._by_block = False
                 self._shown = None if failed else self._shown
                 take_out()
 
@@ -106,7 +105,7 @@ class Swap:
         restore_statistics(self._model, self.statistics)
         self.raw, self.statistics = [], {}
         self._spare.release()
-        self.is_in = False
+        self.is_in = self._by_block = False
         _IN_MODELS.discard(self)
         if written:
             raise RuntimeError(

@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.hooks import RemovableHandle
 
 from weight_averaging.torch import Averager
+from weight_averaging.trainers.modes import training_mode
 from weight_averaging.trainers.shards import gathered, scattered
 
 logger = logging.getLogger("weight_averaging")
@@ -48,6 +49,7 @@ class WeightAveraging(Callback):
         self._make = make
         self.averager: Averager | None = None
         self._module: LightningModule | None = None  # the one that the averager is of
+        self._evaluating = contextlib.ExitStack()  # closed, it takes the average out
         self._loaded: dict[str, Any] | None = None  # a state that waits for an averager to load it
         self._has_state = False  # whether the checkpoint that this run began from has a state
         self._begun = False
@@ -136,7 +138,9 @@ class WeightAveraging(Callback):
             return
         assert self.averager is not None
         if self.averager.ready or not trainer.sanity_checking:  # which comes before any update
-            self.averager.swap_in()
+            self._swap_out()
+            with training_mode(pl_module):
+                self._evaluating.enter_context(self.averager.averaged())
 
     def _begin_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         """Whether there is an average for the weights that `validate`, `test` or `predict` has been given."""
@@ -151,9 +155,11 @@ class WeightAveraging(Callback):
             return False
         return True
 
-    def _swap_out(self, *_: Any) -> None:
-        if self.averager is not None:
-            self.averager.swap_out()
+    def _swap_out(self) -> None:
+        """End an evaluation; within `averaged()` the average stays."""
+        if self._module is not None:
+            with training_mode(self._module):
+                self._evaluating.close()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the average in."""

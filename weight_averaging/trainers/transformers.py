@@ -15,6 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from weight_averaging.atomic_file import replacing
 from weight_averaging.torch import Averager
+from weight_averaging.trainers.modes import training_mode
 
 logger = logging.getLogger("weight_averaging")
 
@@ -72,13 +73,22 @@ class WeightAveraging(TrainerCallback):
         @functools.wraps(loop)
         def averaged(*args: Any, **kwargs: Any) -> Any:
             assert self._trainer is not None
-            if self.averager is None or self._model is not self._trainer.model:
+            if self.averager is None or self._model is None or self._model is not self._trainer.model:
                 logger.warning("WeightAveraging has no average of this model: its weights are used as they are")
                 return loop(*args, **kwargs)
             if not self.averager.step:  # eval_on_start
                 return loop(*args, **kwargs)
-            with self.averaged():
+            model, optimizer = self._model, getattr(self._trainer, "optimizer", None)
+            if callable(getattr(optimizer, "eval", None)):  # schedule-free: the loop would do so on the average
+                optimizer.eval()
+            evaluating = contextlib.ExitStack()
+            with training_mode(model):
+                evaluating.enter_context(self.averaged())
+            try:
                 return loop(*args, **kwargs)
+            finally:
+                with training_mode(model):
+                    evaluating.close()
 
         return averaged
 

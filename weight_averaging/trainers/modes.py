@@ -1,0 +1,26 @@
+"""Layers that merge weights in `eval()`: the average comes and goes while they are in training mode."""
+
+import contextlib
+from collections.abc import Iterator
+
+from torch import nn
+
+
+@contextlib.contextmanager
+def training_mode(model: nn.Module) -> Iterator[None]:
+    """A model with a `train` of its own somewhere is in training mode for the block, and then in the modes it had.
+
+    Trainers call `eval()` before an evaluation. A layer that merges low-rank weights there (loralib) would merge those
+    of training into the average, or those of the average into the raw weights. Other models are left alone.
+    """
+    modes = {module: module.training for module in model.modules()}
+    if model.training or all(type(module).train is nn.Module.train for module in modes):
+        yield
+        return
+    model.train()
+    try:
+        yield
+    finally:
+        model.eval()
+        for module, training in modes.items():
+            module.training = training
