@@ -1,14 +1,14 @@
 """Intervals at 95 % of means of logarithms: the one way in which uncertainty is worked out here.
 
 All are Student's t. How often they hold the truth, measured on normal logarithms (tests/analysis/measures/
-test_intervals.py; 3, 5 and 10 seeds, 4 and 8 workloads, spreads equal, up to 2.5 and 10 times apart, or one 10 times the
-others):
+test_intervals.py; 3, 5 and 10 seeds, 4 and 8 workloads, spreads equal, up to 2.5 and 10 times apart, or one 10 times
+the others):
 
 - `suite`, over seeds with the workloads given: .93 to .97.
 - `student` over workloads, a number each: .95 to .97, but .97 to .99 where spreads over seeds differ tenfold and
   workloads hardly.
-- `each`, a single workload: .95 from `OWN_FROM` seeds on. With 3 seeds .93 to .95 in the mean over workloads, down to .90
-  on the one with the largest spread: three seeds do not tell whether spreads are alike.
+- `each`, a single workload: .95 from `OWN_FROM` seeds on. With 3 seeds .93 to .95 in the mean over workloads, down to
+  .90 on the one with the largest spread: three seeds do not tell whether spreads are alike.
 - `vertex`, the best point of a parabola: .95, also where seeds differ in it. With 3 seeds and noise as large as
   what is at stake, one interval in four is the whole range.
 """
