@@ -9,9 +9,10 @@ def number(value: float, form: str, missing: str = "-") -> str:
     return missing if np.isnan(value) else "inf" if np.isinf(value) else f"{value:{form}}"
 
 
-def interval(low: float, high: float, missing: str = "-") -> str:
-    """Both ends with two decimals; `missing` where there is no interval."""
-    return missing if np.isnan(low) else f"{low:.2f} to {high:.2f}"
+def with_interval(value: float, low: float, high: float) -> str:
+    """A ratio and both ends of its interval, with two decimals; `-` for NaN."""
+    ends = "" if np.isnan(low) else f" ({low:.2f} to {high:.2f})"
+    return f"{number(value, '.2f')}{ends}"
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -17,7 +17,7 @@ from absl import flags
 
 from analysis.comparisons import comparison, draw
 from analysis.figures import learning_curves, ratios, style
-from analysis.measures import results
+from analysis.measures import crossing, results
 from analysis.measures.results import Results
 from analysis.reading import files, logs
 from analysis.report import page, tables
@@ -39,12 +39,13 @@ flags.DEFINE_string("out", None, "Folder for what is written; default: <runs>/re
 
 def run() -> None:
     read = logs.read(FLAGS.runs, FLAGS.framework).only(FLAGS.submissions)
-    baseline, asked = FLAGS.baseline, None
+    baseline, asked, median_of = FLAGS.baseline, None, crossing.MEDIAN_OF
     if FLAGS.comparison is not None:
         asked = comparison.load(FLAGS.comparison)
+        median_of = asked.median_of
         read = draw.select(read, asked)
         baseline = draw.baseline_arm(asked, read)
-    found = results.of(read, FLAGS.version, baseline, FLAGS.x)
+    found = results.of(read, FLAGS.version, baseline, FLAGS.x, median_of=median_of)
     out = files.output_folder(FLAGS.out or _beside(Path(FLAGS.runs[0])))
     text = _text(found)
     (out / "table.md").write_text(text + "\n")
@@ -82,6 +83,7 @@ def _text(found: Results) -> str:
     if found.ratios:
         ratios = tables.format_speedups(found.ratios, found.baseline, {"seconds": "time"}.get(found.unit, found.unit))
         parts += ["Over all workloads, misses counted as censored (docs/analysis.md):", ratios]
+    if found.leads is not None:
         what = {"seconds": "Seconds", "steps": "Updates"}[found.unit]
         parts += [
             f"{what} to what {found.baseline} reaches by a share of its training, over {found.baseline}'s own:",

@@ -13,6 +13,7 @@ A comparison says which submissions train on which workloads with which seeds an
       lawa: {averaging_window: [5, 20], averaging_horizon: [.01, .1]}   # null leaves a hyperparameter out
     trials: all                          # optional: every point for each workload, rather than its tuned one, or
                                          # neighbours: those before and after the tuned one too
+    median_of: 5                         # optional: evaluations in the running median of which crossings are read; odd
     offline: true                        # optional: the averages are made of snapshots of the runs that they average
     figures:
       - {name: fig1, kind: curves}       # see `KINDS`
@@ -28,6 +29,7 @@ from typing import Any
 
 import yaml
 
+from analysis.measures import crossing
 from weight_averaging.errors import UsageError
 
 # The options of each kind of figure, with their defaults; None: must be given.
@@ -63,7 +65,7 @@ _CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("leads", "show"): ("figure", "table"),
 }
 _NEEDED = ("title", "question", "submissions", "workloads", "seeds", "search_spaces", "figures")
-_OPTIONAL = ("paper", "grid", "trials", "offline")
+_OPTIONAL = ("paper", "grid", "trials", "offline", "median_of")
 # Submissions whose runs are those of another one, here after them, but for the average.
 _AVERAGED = {
     "lawa": "nadamw", "ema": "nadamw", "adamw_lawa": "adamw", "adamw_ema": "adamw",
@@ -97,6 +99,7 @@ class Comparison:
     which_trials: str  # tuned, neighbours or all
     figures: tuple[dict[str, Any], ...]
     offline: bool = False
+    median_of: int = crossing.MEDIAN_OF
 
     @property
     def baseline(self) -> str:
@@ -194,6 +197,9 @@ def _checked(name: str, content: Any) -> Comparison:
     offline = content.get("offline", False)
     if not isinstance(offline, bool):
         raise UsageError(f"offline must be true or false, not {offline!r}")
+    median_of = content.get("median_of", crossing.MEDIAN_OF)
+    if not isinstance(median_of, int) or isinstance(median_of, bool) or median_of < 1 or median_of % 2 == 0:
+        raise UsageError(f"median_of must be an odd number of evaluations, not {median_of!r}")
     for submission in submissions:
         if offline and base_of(submission) not in submissions:
             raise UsageError(
@@ -216,6 +222,7 @@ def _checked(name: str, content: Any) -> Comparison:
         which_trials=content.get("trials", "tuned"),
         figures=_figures(content["figures"]),
         offline=offline,
+        median_of=median_of,
     )
 
 

@@ -87,7 +87,7 @@ class Drawing:
         self.comparison, self.measured = comparison, measured
         self.targets, self.baseline = measured.targets, comparison.baseline
         self.arm = baseline_arm(comparison, measured.logs)
-        self._until = cache(partial(horizon.measure, measured.logs, measured.targets))
+        self._until = cache(partial(horizon.measure, measured))
         self._leads = cache(partial(horizon.leads, measured, self.arm))
 
     def curves(self, unit: Unit) -> Figure:
@@ -97,7 +97,8 @@ class Drawing:
         best = self.measured.best
         others = [name for name in dict.fromkeys(best["submission"]) if name != self.arm]
         times = to_target.submissions(best, unit)
-        found = speedup.compare(best, times, self.targets, others, self.arm, unit)
+        compared = to_target.interpolated(best)
+        found = speedup.compare(compared, times, self.targets, others, self.arm, unit)
         return ratios.speedups(found, self.arm, unit)
 
     def hours(self) -> str:
@@ -129,7 +130,7 @@ class Drawing:
         return markdown(table.rename_axis("submission").reset_index())
 
     def sweep(self, x: str, y: str) -> Figure:
-        trials = self.measured.trials
+        trials = to_target.interpolated(self.measured.trials)
         rows = trials.assign(x=[h.get(x, np.nan) for h in trials["hparams"]], line=self._lines_without(x))
         return panels.against(rows, self.baseline, self.targets, y, x, "line")
 
@@ -138,13 +139,15 @@ class Drawing:
         return shorter_schedules.against_shorter(self.measured.curves, self.targets, self.baseline, trials)
 
     def horizon(self, y: str, until: float, line: str, x: str) -> Figure:
-        return horizon_figures.against_horizon(self._until(until), self.baseline, self.targets, y, line, x)
+        return horizon_figures.against_horizon(
+            to_target.interpolated(self._until(until)), self.baseline, self.targets, y, line, x
+        )
 
     def heatmap(self, y: str, until: float) -> Figure:
-        return horizon_figures.heatmap(self._until(until), self.targets, y)
+        return horizon_figures.heatmap(to_target.interpolated(self._until(until)), self.targets, y)
 
     def optima(self, y: str, until: float, line: str) -> str:
-        return horizon_figures.optima(self._until(until), self.baseline, self.targets, y, line)
+        return horizon_figures.optima(to_target.interpolated(self._until(until)), self.baseline, self.targets, y, line)
 
     def leads(self, show: str) -> Figure | str:
         table = self._leads()

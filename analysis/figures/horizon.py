@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from analysis.figures import panels, style
 from analysis.measures import horizon
+from analysis.measures.lead import Leads
 from analysis.text import markdown, number
 from weight_averaging.errors import UsageError
 
@@ -132,7 +133,8 @@ def _form(y: str) -> str:
 
 
 def data(whole: pd.DataFrame, part: pd.DataFrame, until: float) -> pd.DataFrame:
-    """One row per run: where it stands, its averaging, and what it reached, in all and by the share `until`.
+    """One row per run: where it stands, its averaging, and what it reached, in all and by the share `until`. Updates to
+    the target are at the first evaluation there, and as interpolated crossing.
 
     Args:
         whole, part: of `horizon.measure`, of all and of that share.
@@ -145,15 +147,16 @@ def data(whole: pd.DataFrame, part: pd.DataFrame, until: float) -> pd.DataFrame:
             table[name] = values
     table["horizon"] = whole["horizon"].round(6)
     table["steps_to_target"] = whole["steps"].replace(np.inf, np.nan)
+    table["crossed"] = whole["crossed_steps"].round(2).replace(np.inf, np.nan)
     for name, rows in (("", whole), (f"_by_{until:g}", part)):
         table[f"best{name}"], table[f"gain{name}"] = rows["best"].round(7), rows["gain"].round(7)
     return table.sort_values([*table.columns], ignore_index=True)
 
 
-def leads(table: pd.DataFrame, baseline: str, targets: pd.DataFrame) -> Figure:
-    """The table of `horizon.leads`: a line for each share of the baseline's training."""
+def leads(table: Leads, baseline: str, targets: pd.DataFrame) -> Figure:
+    """The ratios of `horizon.leads`: a line for each share of the baseline's training."""
     figure, (axis,) = style.panels(1, size=(5.0, 3.4))
-    for (share, ratios), colour, marker in zip(table.items(), style.COLOURS[1:], "os^vD"):
+    for (share, ratios), colour, marker in zip(table.ratio.items(), style.COLOURS[1:], "os^vD"):
         axis.plot(ratios.index, ratios, marker=marker, color=colour, label=f"{share:.0%} of training", markersize=4)
     axis.axhline(1.0, color=style.COLOURS[0], linewidth=1, label=baseline)
     style.log_ticks(axis, percent=True)
@@ -167,9 +170,8 @@ def leads(table: pd.DataFrame, baseline: str, targets: pd.DataFrame) -> Figure:
     return figure
 
 
-def leads_table(table: pd.DataFrame) -> str:
-    """The table of `horizon.leads` as text."""
-    cells = table.map(lambda ratio: number(ratio, ".3f"))
-    cells.columns = pd.Index([f"{share:.0%} of training" for share in cells.columns])
+def leads_table(table: Leads) -> str:
+    """`horizon.leads` as text, with the intervals."""
+    cells = table.shown()
     cells.index = pd.Index([f"{middle:.3g}" for middle in cells.index], name="horizon")
     return markdown(cells.reset_index())

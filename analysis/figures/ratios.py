@@ -11,6 +11,8 @@ from analysis.measures.curves import Unit
 from analysis.measures.speedup import Speedup
 
 ALL = "all workloads"
+# How far beyond all ratios an axis goes for the ends of intervals.
+FARTHEST = 1.6
 
 
 def speedups(results: dict[str, Speedup], baseline: str, unit: Unit = "seconds") -> Figure:
@@ -70,7 +72,10 @@ def _finish(axis: Axes, rows: pd.DataFrame, labels: list[str]) -> None:
     axis.set_yticks(range(len(labels)), labels)
     axis.set_ylim(len(labels) - 0.4, -0.6)
     axis.set_xscale("log")
-    values = rows[["ratio", "low", "high"]].to_numpy(dtype=float)
+    # Two studies tell so little that an interval may go on for ever.
+    ratios = rows["ratio"].to_numpy(dtype=float)
+    ends = np.clip(rows[["low", "high"]].to_numpy(dtype=float), ratios.min() / FARTHEST, ratios.max() * FARTHEST)
+    values = np.column_stack([ratios, ends])
     low, high = min(0.93, np.nanmin(values)), max(1.08, np.nanmax(values))
     room = (high / low) ** 0.1  # for the arrows
     low, high = low / room, high * room

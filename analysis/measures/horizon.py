@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.measures import lead
+from analysis.measures import intervals, lead
+from analysis.measures.lead import Leads
 from analysis.measures.to_target import Measured
 from analysis.reading.logs import Logs
 
-RESAMPLES = 2000
 # Levels at which averages are compared: what the baseline reaches by these shares of its training.
 SHARES = (0.3, 0.5, 0.7, 0.8, 0.9)
 # The parabola is fitted up to here: an average over more of training holds the beginning of it, and what that costs is
@@ -38,16 +38,18 @@ def horizon_of(hparams: dict[str, Any], step_hint: float) -> float:
     return hparams["averaging_interval"] * window / length
 
 
-def measure(logs: Logs, targets: pd.DataFrame, until: float) -> pd.DataFrame:
+def measure(measured: Measured, until: float) -> pd.DataFrame:
     """`Measured.trials` of the first share `until` of each run's schedule, with the columns horizon (of the run) and
     gain: by how much its best value is better than that of the run it averages (same workload, seed and
     hyperparameters), in the metric's unit."""
+    logs, targets = measured.logs, measured.targets
     hint = logs.runs["workload"].map(targets["step_hint"])
     lengths = pd.Series([schedule_length(h, t) for h, t in zip(logs.runs["hparams"], hint)], index=logs.runs.index)
     evaluations = logs.evaluations
     # Half an update is room for rounding.
     early = evaluations["global_step"] <= until * evaluations["run"].map(lengths) + 0.5
-    trials = Measured(Logs(logs.runs, evaluations[early], logs.columns, logs.skipped), targets).trials
+    part = Logs(logs.runs, evaluations[early], logs.columns, logs.skipped)
+    trials = Measured(part, targets, measured.median_of).trials
     trials["horizon"] = [horizon_of(h, t) for h, t in zip(trials["hparams"], hint)]
     trials["source"] = [
         str(sorted((name, value) for name, value in h.items() if not name.startswith("averaging_")))
@@ -72,12 +74,12 @@ class Optimum:
 
 
 def optimum(rows: pd.DataFrame, x: str, y: str, lower: bool) -> Optimum | None:
-    """Least squares of y on log x and its square, with a level of its own for each seed: runs of one seed share their
-    training. Of runs with a horizon up to `FITTED_UP_TO`.
+    """Where the mean over seeds of the parabolas in log x is best: least squares of y for each seed by itself, since
+    runs of one seed share their training. Of runs with a horizon up to `FITTED_UP_TO`.
 
-    The interval is the 2.5 to 97.5 % range over bootstrap samples of seeds and, within them, of runs, NaN of a single
-    seed; a parabola with no optimum inside the range of x counts with the better end. A value of x at which a seed
-    missed is left out whole: the seeds that did not are the lucky ones.
+    The interval is `intervals.vertex`, cut to the range of x, and the whole range for a parabola that opens the wrong
+    way; NaN of a single seed. A parabola with no optimum inside the range counts with the better end. A value of x at
+    which a seed missed is left out whole: the seeds that did not are the lucky ones.
 
     Returns:
         None where there are fewer than four values of x.
@@ -88,30 +90,14 @@ def optimum(rows: pd.DataFrame, x: str, y: str, lower: bool) -> Optimum | None:
     if points[x].nunique() < 4:
         return None
     ends = (points[x].min(), points[x].max())
-    groups = [(np.log(mine[x].to_numpy()), mine[y].to_numpy()) for _, mine in points.groupby("study")]
-    curve = _fit(groups)
-    if len(groups) == 1:
-        return Optimum(_vertex(curve, ends, lower), np.nan, np.nan, ends, curve)
-    random = np.random.default_rng(0)
-    drawn = []
-    for _ in range(RESAMPLES):
-        sample = []
-        for group in random.integers(len(groups), size=len(groups)):
-            chosen = random.integers(len(groups[group][0]), size=len(groups[group][0]))
-            sample.append((groups[group][0][chosen], groups[group][1][chosen]))
-        if len(np.unique(np.concatenate([logs for logs, _ in sample]))) >= 3:
-            drawn.append(_vertex(_fit(sample), ends, lower))
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    seeds = [seed for _, seed in points.groupby("study") if seed[x].nunique() > 2]
+    fits = np.array([np.polyfit(np.log(seed[x].to_numpy()), seed[y].to_numpy(), 2) for seed in seeds])
+    curve = fits.mean(axis=0)
+    low, high = (float(end) for end in intervals.vertex(fits[:, 0], fits[:, 1]))
+    if (curve[0] > 0) != lower and np.isfinite(low):
+        low, high = -np.inf, np.inf
+    low, high = np.exp(np.clip([low, high], *np.log(ends)))
     return Optimum(_vertex(curve, ends, lower), float(low), float(high), ends, curve)
-
-
-def _fit(groups: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """a, b and the mean level c of y = a log(x)^2 + b log(x) + c_group."""
-    logs = np.concatenate([x for x, _ in groups])
-    level = np.repeat(np.eye(len(groups)), [len(x) for x, _ in groups], axis=0)
-    design = np.column_stack([logs**2, logs, level])
-    solution = np.linalg.lstsq(design, np.concatenate([y for _, y in groups]), rcond=None)[0]
-    return np.array([solution[0], solution[1], solution[2:].mean()])
 
 
 def _vertex(curve: np.ndarray, ends: tuple[float, float], lower: bool) -> float:
@@ -122,29 +108,25 @@ def _vertex(curve: np.ndarray, ends: tuple[float, float], lower: bool) -> float:
     return float(ends[int(np.argmin(values) if lower else np.argmax(values))])
 
 
-def leads(measured: Measured, baseline: str, shares: tuple[float, ...] = SHARES) -> pd.DataFrame:
+def leads(measured: Measured, baseline: str, shares: tuple[float, ...] = SHARES) -> Leads:
     """How soon averages of each horizon get where the baseline is at a share of its training, over all workloads.
 
-    Of each workload and share the updates that the average needs over the baseline's (`lead.table`; one that never gets
-    there counts with the whole training); horizons in bins a factor of two wide, around .01; geometric mean in a bin,
-    then over workloads.
+    Of each workload, seed and share the updates that the average needs over the baseline's (`lead.pairs`; one that
+    never gets there counts with the whole training); horizons in bins a factor of two wide, around .01; geometric mean
+    in a bin, then over workloads, with the interval for workloads like these (`intervals.student`).
 
     Returns:
-        Rows: the bins' middles that all workloads have runs in; columns: the shares.
+        Rows: the bins' middles that all workloads have runs in.
     """
-    table = lead.table(measured.logs.runs, measured.curves, measured.targets, baseline, shares=shares)
+    found = lead.pairs(measured.logs.runs, measured.smooth, measured.targets, baseline, shares=shares)
     runs = measured.logs.runs.drop_duplicates(["workload", "submission"]).set_index(["workload", "submission"])[
         "hparams"
     ]
     hints = measured.targets["step_hint"]
-    rows = table.reset_index(names=["workload", "submission"])
-    pairs = zip(rows["workload"], rows["submission"])
-    rows["horizon"] = [horizon_of(runs[workload, name], hints[workload]) for workload, name in pairs]
-    rows = rows.dropna(subset="horizon")
-    for share in shares:
-        rows[share] = rows[share].fillna(1 / share)
+    keys = zip(found["workload"], found["submission"])
+    rows = found.assign(horizon=[horizon_of(runs[key], hints[key[0]]) for key in keys]).dropna(subset="horizon")
     rows["bin"] = 0.01 * 2.0 ** np.round(np.log2(rows["horizon"] / 0.01))
-    rows[list(shares)] = np.log(rows[list(shares)].to_numpy(dtype=float))
-    ratios = rows.groupby(["bin", "workload"])[list(shares)].mean().groupby(level="bin")
-    means = ratios.mean()[ratios.size() == rows["workload"].nunique()]
-    return means.map(np.exp)
+    logs = rows.groupby(["bin", "share", "workload"])["log"].mean().unstack("workload").dropna()
+    low, high = intervals.student(logs.to_numpy())
+    parts = {"ratio": logs.mean(axis=1), "low": low, "high": high}
+    return Leads(**{name: np.exp(pd.Series(part, index=logs.index)).unstack("share") for name, part in parts.items()})

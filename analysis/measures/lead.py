@@ -1,85 +1,117 @@
 """How far ahead a submission is along the way, not at one target only."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from analysis.measures import crossing, intervals
 from analysis.measures.curves import Unit
+from analysis.text import with_interval
 
 SHARES = (0.3, 0.5, 0.7, 0.9)
 
 
-def table(
+@dataclass(frozen=True)
+class Leads:
+    """Ratios to the baseline's updates (or seconds) and their 95 % intervals: three tables of one form, whose columns
+    are shares of training."""
+
+    ratio: pd.DataFrame
+    low: pd.DataFrame
+    high: pd.DataFrame
+
+    def shown(self) -> pd.DataFrame:
+        """The ratios with their intervals as text, the shares as words."""
+        parts = [part.to_numpy(dtype=float).ravel() for part in (self.ratio, self.low, self.high)]
+        cells = np.array([with_interval(*cell) for cell in zip(*parts)], dtype=object).reshape(self.ratio.shape)
+        return pd.DataFrame(cells, self.ratio.index, [f"{share:.0%} of training" for share in self.ratio.columns])
+
+
+def pairs(
     runs: pd.DataFrame,
-    of_runs: dict[str, pd.DataFrame],
+    smooth: dict[str, dict[str, np.ndarray]],
     targets: pd.DataFrame,
     baseline: str,
     unit: Unit = "steps",
     shares: Sequence[float] = SHARES,
 ) -> pd.DataFrame:
-    """Updates, or seconds, to the best value that the baseline has reached by a share of its training, over the
-    baseline's own.
+    """Updates, or seconds, to the best value that the baseline's run of the same study has reached by a share of its
+    training, over the baseline's own.
 
     A single target asks who is first at one level; this asks at several, each named by when the baseline gets there.
     Training is the step hint's updates, or the time in which the baseline's median run makes them, at most the budget.
-    Curves are means over runs, interpolated where their evaluations differ; the best so far is carried on, also beyond
-    the end of a run that reached the target or broke off.
+    Crossings are those of running medians, interpolated; the best so far is carried on, also beyond the end of a run
+    that reached the target or broke off.
 
     Args:
-        runs: those that count, of `Logs.runs`.
-        of_runs: of `Measured.curves`.
+        runs: those that count, of `Logs.runs`, one for each submission, workload and study.
+        smooth: of `Measured.smooth`.
         targets: of `targets.resolve`.
 
     Returns:
-        Rows (workload, submission), columns the shares; NaN where the submission never gets there, or where the
-        baseline had no evaluation by then.
+        Columns workload, submission, study, share, log (of the ratio) and missed: one that never gets there counts with
+        the whole training. Without pairs whose baseline had no evaluation by then.
     """
-    result = {}
+    rows = []
     for workload, target in targets.iterrows():
         here = runs[runs["workload"] == workload]
         sign = -1.0 if target["lower"] else 1.0
-        by_submission = here.groupby("submission")["folder"]
-        groups = {str(name): [of_runs[folder] for folder in folders] for name, folders in by_submission}
-        if baseline not in groups:
-            continue
-        means = {name: _mean(several, unit, sign) for name, several in groups.items()}
-        length = _length(groups[baseline], target, unit)
-        points, values = means[baseline]
-        for share in shares:
-            by_then = values[points <= share * length]
-            level = by_then[-1] if len(by_then) else -np.inf
-            own = _first(means[baseline], level)
-            for name, mean in means.items():
-                result[workload, name, share] = _first(mean, level) / own if np.isfinite(level) else np.nan
-    return pd.Series(result, index=pd.MultiIndex.from_tuples(result, names=[None] * 3), dtype=float).unstack()
+        curves = {
+            (str(name), study): (smooth[folder][unit], np.maximum.accumulate(sign * smooth[folder]["value"]))
+            for name, study, folder in zip(here["submission"], here["study"], here["folder"])
+        }
+        mine = [smooth[folder] for folder in here.loc[here["submission"] == baseline, "folder"]]
+        length = _length(mine, target, unit)
+        for (name, study), (points, values) in curves.items():
+            if (baseline, study) not in curves:
+                continue
+            own, reached = curves[baseline, study]
+            for share in shares:
+                by_then = reached[own <= share * length]
+                if not len(by_then):
+                    continue
+                start = crossing.first(own, reached, by_then[-1], lower=False)
+                there = crossing.first(points, values, by_then[-1], lower=False)
+                log = np.log((there if np.isfinite(there) else max(length, start)) / start)
+                rows.append((str(workload), name, study, share, log, np.isinf(there)))
+    return pd.DataFrame(rows, columns=["workload", "submission", "study", "share", "log", "missed"])
 
 
-def _mean(runs: list[pd.DataFrame], unit: Unit, sign: float) -> tuple[np.ndarray, np.ndarray]:
-    """All points of the runs, and there the best so far of their mean curve, times `sign`: higher is better. Before its
-    first evaluation a run has nothing."""
-    points = np.unique(np.concatenate([rows[unit] for rows in runs]))
-    values = [
-        np.interp(points, rows[unit], sign * rows["value"], left=-np.inf, right=(sign * rows["value"]).max())
-        if len(rows)
-        else np.full(len(points), -np.inf)
-        for rows in runs
-    ]
-    return points, np.maximum.accumulate(np.mean(values, axis=0)) if len(points) else points
+def table(found: pd.DataFrame) -> Leads:
+    """Geometric means over studies of `pairs`, with their intervals (`intervals.each`).
+
+    Returns:
+        Rows (workload, submission); NaN where a run never gets there, or none of the baseline's has a value by then.
+    """
+    rows = found.assign(log=found["log"].where(~found["missed"].astype(bool)))
+    parts: dict[str, dict[tuple[Any, ...], float]] = {"ratio": {}, "low": {}, "high": {}}
+    for (name, share), here in rows.groupby(["submission", "share"]):
+        logs = {str(workload): mine.to_numpy() for workload, mine in here.groupby("workload")["log"]}
+        whole = {workload: values for workload, values in logs.items() if not np.isnan(values).any()}
+        if whole:
+            means = intervals.together([intervals.means(values) for values in whole.values()])
+            for part, values in zip(parts.values(), (means.mean, *intervals.each(means))):
+                part |= {(workload, name, share): value for workload, value in zip(whole, np.exp(values))}
+        for part in parts.values():
+            part |= {(workload, name, share): np.nan for workload in logs if workload not in whole}
+    return Leads(**{name: _frame(part) for name, part in parts.items()})
 
 
-def _length(runs: list[pd.DataFrame], target: pd.Series, unit: Unit) -> float:
+def _frame(cells: dict[tuple[Any, ...], float]) -> pd.DataFrame:
+    return pd.Series(cells, index=pd.MultiIndex.from_tuples(cells, names=[None] * 3), dtype=float).unstack()
+
+
+def _length(runs: list[dict[str, np.ndarray]], target: pd.Series, unit: Unit) -> float:
     """Updates or seconds of the baseline's training."""
-    ends = pd.DataFrame([rows.iloc[-1] for rows in runs if len(rows)])
+    ends = {name: np.array([run[name][-1] for run in runs if len(run[name])]) for name in ("steps", "seconds")}
     hint = target.get("step_hint")
-    if hint is None or np.isnan(hint) or ends.empty:
-        return float(ends[unit].max()) if len(ends) else np.nan
+    if hint is None or np.isnan(hint) or not len(ends[unit]):
+        return float(ends[unit].max(initial=-np.inf))
     if unit == "steps":
         return float(hint)
     # Neither slow updates nor steps that are none (analysis/measures/pace.py) make training longer than is allowed.
-    return float(np.fmin(hint * (ends["seconds"] / ends["steps"]).median(), target.get("budget_s", np.nan)))
-
-
-def _first(mean: tuple[np.ndarray, np.ndarray], level: float) -> float:
-    hits = mean[0][mean[1] >= level]
-    return float(hits[0]) if len(hits) else np.nan
+    pace = np.median(ends["seconds"] / ends["steps"])
+    return float(np.fmin(hint * pace, target.get("budget_s", np.nan)))

@@ -42,7 +42,7 @@ def odd(logs: Logs, targets: pd.DataFrame) -> pd.DataFrame:
 def without(trials: pd.DataFrame, odd: pd.DataFrame) -> pd.DataFrame:
     """`Measured.trials` with NaN for all steps of submissions that have such."""
     strange = trials["submission"].isin(odd.index.get_level_values("submission"))
-    columns = ["steps", "last_steps"]
+    columns = ["steps", "last_steps", "crossed_steps"]
     return trials.assign(**{name: trials[name].astype(float).mask(strange) for name in columns})
 
 

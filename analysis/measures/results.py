@@ -7,7 +7,8 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from analysis.measures import curves, gpu_hours, lead, pace, score, speedup, to_target, what_if
+from analysis.measures import crossing, curves, gpu_hours, lead, pace, score, speedup, to_target, what_if
+from analysis.measures.lead import Leads
 from analysis.measures.speedup import Speedup
 from analysis.measures.what_if import WhatIf
 from analysis.reading import meta
@@ -34,7 +35,8 @@ class Results:
         baseline: the submission that the others are compared with.
         unit: of times, scores and all figures: seconds for official logs, whose evaluations come by wall time,
             steps for miniature ones.
-        ratios: per other submission its `Speedup` over the baseline in `unit`.
+        ratios: per other submission its `Speedup` over the baseline in `unit`: for official logs of `times`, for
+            miniature ones of interpolated crossings.
         gpus: of the machine that `hours` are of.
         hours: of `gpu_hours.gpu_hours`.
         notes: lines on what was left out, kept, missing or strange.
@@ -76,12 +78,13 @@ class Results:
         }
 
     @cached_property
-    def leads(self) -> pd.DataFrame:
-        """`lead.table` of the trial that counts in each study; no rows where there are no ratios."""
+    def leads(self) -> Leads | None:
+        """`lead.table` of the trial that counts in each study; None where there are no ratios."""
         if not self.ratios:
-            return pd.DataFrame()
+            return None
         counted = self.logs.runs[self.logs.runs["folder"].isin(self.best["folder"])]
-        return lead.table(counted, self.measured.curves, self.targets, self.baseline, self.unit)
+        found = lead.pairs(counted, self.measured.smooth, self.targets, self.baseline, self.unit)
+        return lead.table(found) if len(found) else None
 
 
 def of(
@@ -91,6 +94,7 @@ def of(
     unit: curves.Unit | None = None,
     imagined: Sequence[WhatIf] = (),
     gpus: int | None = None,
+    median_of: int = crossing.MEDIAN_OF,
 ) -> Results:
     """Measure logs.
 
@@ -98,13 +102,14 @@ def of(
         logs: of `logs.read`.
         version, baseline, unit, gpus: None: found from the logs.
         imagined: hypothetical entries to add.
+        median_of: of `Measured`.
 
     Raises:
         UsageError: as `resolve.resolve`; the baseline has no run; the submission of a hypothetical entry has none.
     """
     targets = resolve.resolve(logs, version)
     notes = [*summary_of_skipped(logs), *targets.attrs["notes"]]
-    measured = to_target.Measured(logs.select(logs.runs["workload"].isin(targets.index)), targets)
+    measured = to_target.Measured(logs.select(logs.runs["workload"].isin(targets.index)), targets, median_of)
     odd = pace.odd(measured.logs, targets)
     notes += pace.notes(odd)
     trials = what_if.add(pace.without(measured.trials, odd), imagined)
@@ -124,7 +129,8 @@ def of(
     ]
     chosen, more = _baseline(list(scores.index), baseline)
     others = [name for name in scores.index if name != chosen]
-    ratios = speedup.compare(best, times, targets, others, chosen, unit)
+    compared = to_target.interpolated(best) if targets.attrs["version"] == OWN else best
+    ratios = speedup.compare(compared, times, targets, others, chosen, unit)
     scored = best[best["workload"].isin(resolve.base(targets).index)]
     notes += more + [_no_ratio(scored, name, chosen) for name in others if name not in ratios]
     notes += _missing(best, targets)

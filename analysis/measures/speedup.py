@@ -3,6 +3,9 @@
 A miss counts with the budget (`analysis.measures.censoring`). The ratio then compares the time spent until target or
 budget. It errs in a known direction, which the result names: with misses of the submission alone the true ratio is
 larger (>=), of the baseline alone smaller (<=); with misses of both it is undetermined (?).
+
+An interval is that of the time until target or budget. For the time to target one end of it holds where one side
+misses, the lower with >= and the upper with <=, and neither where both do.
 """
 
 from collections.abc import Sequence
@@ -12,10 +15,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from analysis.measures import censoring
+from analysis.measures import censoring, intervals
+from analysis.measures.intervals import Interval
 from analysis.reading.meta import workload_property
-
-REPLICATES = 4000
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,12 @@ class Speedup:
     """Ratios of a submission's time (or steps) to target to the baseline's; below 1 it is sooner.
 
     Attributes:
-        workloads: per workload the ratio (geometric mean over studies), low and high (95 % over studies; NaN with a
-            single one), pairs (0: unpaired), misses and baseline_misses (studies), bound ("", ">=", "<=" or "?").
+        workloads: per workload the ratio (geometric mean over studies), low and high (`intervals.each`; NaN where no
+            workload has two studies), pairs (0: unpaired), misses and baseline_misses (studies), bound ("", ">=", "<="
+            or "?").
         ratio: geometric mean over workloads.
-        over_studies: 95 % interval with this suite of workloads given: studies are drawn again within each.
-        over_workloads: 95 % interval for workloads like these: workloads are drawn again too, hence wider.
+        over_studies: 95 % interval for other studies of this suite of workloads (`intervals.suite`).
+        over_workloads: 95 % interval for workloads like these, each a number (`intervals.student`).
         bound: as above, over all workloads.
         official: what the official compute_speedups makes of it; NaN where it would, for a workload without a run.
     """
@@ -58,7 +61,7 @@ def compare(
     """Compare submissions with the baseline on the scored base workloads that one of the two ran.
 
     Studies are paired by the random seed where the runs' meta data say it, else by the study's number; a workload
-    whose studies have nothing in common is compared unpaired. Intervals are percentiles of a bootstrap.
+    whose studies have nothing in common is compared unpaired.
 
     Args:
         best: of `to_target.studies`, of all submissions: the furthest run may be anyone's.
@@ -89,8 +92,18 @@ def shown(result: Speedup) -> str:
     return f"{result.bound} {result.ratio:.3f}".strip()
 
 
+def interval(low: float, high: float, bound: str) -> str:
+    """A 95 % interval as text: the ends that hold for the time to target, or, after a "?", those of the time until
+    target or budget."""
+    if np.isnan(low):
+        return "-"
+    return {">=": f">= {low:.2f}", "<=": f"<= {high:.2f}", "?": f"? {low:.2f} to {high:.2f}"}.get(
+        bound, f"{low:.2f} to {high:.2f}"
+    )
+
+
 def rows(results: dict[str, Speedup]) -> pd.DataFrame:
-    """One row per submission and workload, and one over all workloads (workload `all`)."""
+    """One row per submission and workload, and one over all (workload `all`), each with what its interval says."""
     tables = []
     for submission, result in results.items():
         low, high = result.over_studies
@@ -101,6 +114,10 @@ def rows(results: dict[str, Speedup]) -> pd.DataFrame:
         tables += [result.workloads.reset_index(), pd.DataFrame([whole])]
         for table in tables[-2:]:
             table.insert(0, "submission", submission)
+            for name in ("", "_over_workloads"):
+                if f"low{name}" in table:
+                    ends = zip(table[f"low{name}"], table[f"high{name}"], table["bound"])
+                    table[f"verdict{name}"] = [intervals.verdict(*end) for end in ends]
     return pd.concat(tables, ignore_index=True)
 
 
@@ -110,34 +127,27 @@ def _side(rows: pd.DataFrame) -> _Side:
 
 def _speedup(pairs: dict[str, tuple[_Side, _Side]], official: float) -> Speedup:
     """From ours and theirs on each workload."""
-    generator = np.random.default_rng(0)
-    measured, draws = [], []
+    measured, found = [], []
     for ours, theirs in pairs.values():
         shared = ours.times.index.intersection(theirs.times.index)
-        if len(shared):
-            difference = (ours.times[shared] - theirs.times[shared]).to_numpy()
-            drawn = _means(difference, generator)
-            mean = difference.mean()
-        else:
-            one, two = ours.times.to_numpy(), theirs.times.to_numpy()
-            drawn = _means(one, generator) - _means(two, generator)
-            mean = one.mean() - two.mean()
-        few = len(shared) < 2 if len(shared) else min(len(ours.times), len(theirs.times)) < 2
-        low, high = (np.nan, np.nan) if few else np.exp(np.percentile(drawn, [2.5, 97.5]))
+        found.append(
+            intervals.means((ours.times[shared] - theirs.times[shared]).to_numpy())
+            if len(shared)
+            else intervals.difference(intervals.means(ours.times.to_numpy()), intervals.means(theirs.times.to_numpy()))
+        )
         misses = ours.misses, theirs.misses
-        measured.append((np.exp(mean), low, high, len(shared), *misses, _bound(*misses)))
-        draws.append(drawn)
-    columns = ["ratio", "low", "high", "pairs", "misses", "baseline_misses", "bound"]
+        measured.append((len(shared), *misses, _bound(*misses)))
+    columns = ["pairs", "misses", "baseline_misses", "bound"]
     table = pd.DataFrame(measured, columns=columns, index=pd.Index(list(pairs), name="workload"))
-    drawn = np.array(draws)
-    again = generator.integers(len(drawn), size=drawn.shape)
+    means = intervals.together(found)
+    low, high = intervals.each(means)
+    for place, (name, logs) in enumerate({"ratio": means.mean, "low": low, "high": high}.items()):
+        table.insert(place, name, np.exp(logs))
     return Speedup(
         workloads=table,
-        ratio=float(np.exp(np.log(table["ratio"]).mean())),
-        over_studies=_interval(drawn.mean(axis=0)) if table["low"].notna().any() else (np.nan, np.nan),
-        over_workloads=_interval(np.take_along_axis(drawn, again, axis=0).mean(axis=0))
-        if len(table) > 1
-        else (np.nan, np.nan),
+        ratio=float(np.exp(means.mean.mean())),
+        over_studies=_ratios(intervals.suite(means)),
+        over_workloads=_ratios(intervals.student(means.mean)),
         bound=_bound(int(table["misses"].sum()), int(table["baseline_misses"].sum())),
         official=official,
     )
@@ -157,14 +167,8 @@ def _key(rows: pd.DataFrame) -> pd.Index:
     return pd.Index(seeds if None not in seeds and len(set(seeds)) == len(seeds) else rows["study"])
 
 
-def _means(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Means of `values` drawn again with replacement."""
-    return values[generator.integers(len(values), size=(REPLICATES, len(values)))].mean(axis=1)
-
-
-def _interval(logs: np.ndarray) -> tuple[float, float]:
-    low, high = np.exp(np.percentile(logs, [2.5, 97.5]))
-    return float(low), float(high)
+def _ratios(logs: Interval) -> tuple[float, float]:
+    return float(np.exp(logs.low)), float(np.exp(logs.high))
 
 
 def _bound(misses: int, baseline_misses: int) -> str:

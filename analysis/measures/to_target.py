@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from analysis.measures import crossing
 from analysis.reading.logs import Logs
 
 Rule = Literal["fewest_evaluations", "fastest"]
@@ -20,10 +21,12 @@ class Measured:
     Attributes:
         logs: the runs.
         targets: of `targets.resolve`, with a row for each of their workloads.
+        median_of: evaluations in the running median of which crossings are read (`crossing.smooth`).
     """
 
     logs: Logs
     targets: pd.DataFrame
+    median_of: int = crossing.MEDIAN_OF
 
     @cached_property
     def values(self) -> pd.Series:
@@ -42,7 +45,8 @@ class Measured:
         `logs.runs` with the columns reached (bool), evaluations (number of them before the one that reached the
         target), steps and seconds (at that evaluation; inf if missed), last_steps and last_seconds (at the end), best
         (the best validation metric, whenever it occurred), shortfall (from best to the target, in the metric's unit,
-        negative once passed), final (the last) and count (evaluations in all).
+        negative once passed), final (the last) and count (evaluations in all); and crossed_steps and crossed_seconds,
+        where the running median of the evaluations crosses the target, interpolated (inf if never).
         """
         runs, value = self.logs.runs, self.values
         lower_is_better = runs["workload"].map(self.targets["lower"])
@@ -66,7 +70,30 @@ class Measured:
             shortfall=(best - target) * np.where(lower_is_better, 1, -1),
             final=by_run["value"].last(),
             count=by_run.size(),
+            **{f"crossed_{unit}": column for unit, column in self._crossed().items()},
         )
+
+    def _crossed(self) -> dict[str, list[float]]:
+        """Of every run, in its order."""
+        found: dict[str, list[float]] = {"steps": [], "seconds": []}
+        levels = self.targets[["target", "lower"]].to_dict("index")
+        for folder, workload in zip(self.logs.runs["folder"], self.logs.runs["workload"]):
+            curve, target = self.smooth[folder], levels[workload]
+            for unit, column in found.items():
+                column.append(crossing.first(curve[unit], curve["value"], target["target"], target["lower"]))
+        return found
+
+    @cached_property
+    def smooth(self) -> dict[str, dict[str, np.ndarray]]:
+        """`curves` as arrays, the values as running medians."""
+        return {
+            folder: {
+                "steps": curve["steps"].to_numpy(dtype=float),
+                "seconds": curve["seconds"].to_numpy(dtype=float),
+                "value": crossing.smooth(curve["value"].to_numpy(dtype=float), self.median_of),
+            }
+            for folder, curve in self.curves.items()
+        }
 
     @cached_property
     def best(self) -> pd.DataFrame:
@@ -81,6 +108,15 @@ class Measured:
         rows = rows.rename(columns={"global_step": "steps", "score": "seconds"}).dropna(subset="value")
         groups = dict(iter(rows.groupby("run")))
         return {folder: groups.get(run, rows.iloc[:0]) for run, folder in enumerate(self.logs.runs["folder"])}
+
+
+def interpolated(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `Measured.trials` or `studies` with their crossings for steps and seconds, and reached by these.
+
+    For comparisons of our own. Official scores are by the first evaluation at the target."""
+    return rows.assign(
+        steps=rows["crossed_steps"], seconds=rows["crossed_seconds"], reached=np.isfinite(rows["crossed_seconds"])
+    )
 
 
 def studies(table: pd.DataFrame, rule: Rule = "fewest_evaluations") -> pd.DataFrame:

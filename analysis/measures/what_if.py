@@ -62,7 +62,7 @@ def add(trials: pd.DataFrame, entries: Sequence[WhatIf]) -> pd.DataFrame:
             raise UsageError(f"--what_if: {entry.submission} has no run of {unknown[0]!r}; it has {', '.join(ran)}")
         twins = {name.removeprefix(TWIN): ratio for name, ratio in entry.ratios.items()}
         ratio = mine["workload"].map({**twins, **entry.ratios}).fillna(entry.otherwise)
-        scaled = {unit: mine[unit] * ratio for unit in ("steps", "seconds")}
+        scaled = {unit: mine[unit] * ratio for unit in ("steps", "seconds", "crossed_steps", "crossed_seconds")}
         added.append(mine.assign(submission=entry.name, **scaled))
     return pd.concat(added, ignore_index=True)
 

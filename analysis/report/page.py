@@ -18,7 +18,7 @@ from analysis.measures.speedup import Speedup
 from analysis.report import run_rows
 from analysis.report.run_rows import finite
 from analysis.targets.resolve import base
-from analysis.text import interval, number
+from analysis.text import number
 
 
 def write(path: Path, found: Results, command: str) -> None:
@@ -59,7 +59,7 @@ def write(path: Path, found: Results, command: str) -> None:
         "bands": _bands(found, of_runs),
         "runs": run_rows.rows(found.trials, found.best, of_runs, found.unit),
         "ratios": _ratios(found.ratios),
-        "shares": [f"{share:.0%}" for share in found.leads.columns],
+        "shares": [f"{share:.0%}" for share in found.leads.ratio.columns] if found.leads else [],
         "leads": _leads(found),
     }
     template = Environment(loader=PackageLoader("analysis.report", ""), autoescape=True).get_template("report.html.j2")
@@ -97,7 +97,7 @@ def _submissions(found: Results) -> list[dict[str, Any]]:
                 "reached": found.reached[name],
                 "hours": spent[name],
                 "ratio": ratio and speedup.shown(ratio),
-                "interval": ratio and interval(*ratio.over_studies, missing=""),
+                "interval": ratio and speedup.interval(*ratio.over_studies, ratio.bound).replace("-", ""),
                 "official": ratio and number(ratio.official, ".3f", missing=""),
                 "colour": colour,
                 "dash": {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}[line],
@@ -145,7 +145,9 @@ def _ratios(ratios: dict[str, Speedup]) -> list[dict[str, Any]]:
 
 def _leads(found: Results) -> list[dict[str, Any]]:
     """Per workload and submission but the baseline the ratios of `lead.table`, in the order of the shares."""
-    rows = zip(found.leads.index, found.leads.to_numpy(dtype=float))
+    if found.leads is None:
+        return []
+    rows = zip(found.leads.ratio.index, found.leads.ratio.to_numpy(dtype=float))
     return [
         {"workload": name[0], "submission": name[1], "ratios": _numbers(ratios)}
         for name, ratios in rows

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from analysis.measures import gpu_hours, speedup
+from analysis.measures import gpu_hours, intervals, speedup
+from analysis.measures.lead import Leads
 from analysis.measures.results import Results
 from analysis.measures.speedup import Speedup
-from analysis.text import interval, markdown, number
+from analysis.text import markdown, number
 
 
 def by_submission(trials: pd.DataFrame, baseline: str) -> pd.DataFrame:
@@ -82,8 +83,9 @@ def format_speedups(results: dict[str, Speedup], baseline: str, unit: str = "tim
             "submission": list(results),
             f"{unit} / {baseline}": [speedup.shown(r) for r in results.values()],
             "official code": [number(r.official, ".3f") for r in results.values()],
-            "95 %, over studies": [interval(*r.over_studies) for r in results.values()],
-            "95 %, over workloads too": [interval(*r.over_workloads) for r in results.values()],
+            "95 %, over studies": [speedup.interval(*r.over_studies, r.bound) for r in results.values()],
+            "says": [intervals.verdict(*r.over_studies, r.bound) for r in results.values()],
+            "95 %, over workloads": [speedup.interval(*r.over_workloads, r.bound) for r in results.values()],
             "workloads": [len(r.workloads) for r in results.values()],
             "misses": [r.workloads["misses"].sum() for r in results.values()],
             f"misses of {baseline}": [r.workloads["baseline_misses"].sum() for r in results.values()],
@@ -92,12 +94,11 @@ def format_speedups(results: dict[str, Speedup], baseline: str, unit: str = "tim
     return markdown(shown)
 
 
-def format_leads(leads: pd.DataFrame, baseline: str) -> str:
-    """Text of the table of `lead.table`, without the baseline's own rows of ones."""
-    shown = leads[leads.index.get_level_values(1) != baseline]
-    cells = shown.map(lambda ratio: number(ratio, ".2f"))
-    cells.columns = pd.Index([f"{share:.0%} of training" for share in cells.columns])
-    return markdown(cells.rename_axis(["workload", "submission"]).reset_index())
+def format_leads(leads: Leads, baseline: str) -> str:
+    """Text of `lead.table`, without the baseline's own rows of ones."""
+    shown = leads.shown()
+    shown = shown[shown.index.get_level_values(1) != baseline]
+    return markdown(shown.rename_axis(["workload", "submission"]).reset_index())
 
 
 def _spread(mean: float, std: float) -> str:

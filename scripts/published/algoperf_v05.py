@@ -14,7 +14,7 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from analysis.figures import learning_curves, ratios, style
-from analysis.measures import score, speedup, to_target
+from analysis.measures import crossing, score, speedup, to_target
 from analysis.measures.to_target import Measured
 from analysis.reading import logs
 from analysis.targets import resolve
@@ -34,23 +34,15 @@ PERIOD = {"criteo1tb": 120, "fastmri": 80, "imagenet_resnet": 510, "imagenet_vit
           "librispeech_deepspeech": 1440, "ogbg": 240, "wmt": 840}  # fmt: skip
 
 
-def crossing(rows: pd.DataFrame, target: float, lower: bool) -> float:
-    """Seconds at which a curve crosses the target, interpolated between the two evaluations around it; inf if never."""
-    hit = (rows["value"] <= target) if lower else (rows["value"] >= target)
-    if not hit.any():
-        return np.inf
-    after = int(np.argmax(hit))
-    if after == 0:
-        return rows["seconds"].iloc[0]
-    (t0, v0), (t1, v1) = rows[["seconds", "value"]].iloc[[after - 1, after]].to_numpy()
-    return t0 + (t1 - t0) * (target - v0) / (v1 - v0)
-
-
 def times(best: pd.DataFrame, of_runs: dict[str, pd.DataFrame], targets: pd.DataFrame) -> pd.DataFrame:
     """Median seconds to target, as scored and interpolated, and how often the runs were evaluated."""
     rows = best.assign(
         crossed=[
-            crossing(of_runs[folder], *targets.loc[workload, ["target", "lower"]])
+            crossing.first(
+                of_runs[folder]["seconds"].to_numpy(),
+                of_runs[folder]["value"].to_numpy(),
+                *targets.loc[workload, ["target", "lower"]],
+            )
             for folder, workload in zip(best["folder"], best["workload"])
         ],
         between=[of_runs[folder]["seconds"].diff().median() for folder in best["folder"]],
