@@ -78,7 +78,8 @@ class WeightAveraging(TrainerCallback):
                 return loop(*args, **kwargs)
             if not self.averager.step:  # eval_on_start
                 return loop(*args, **kwargs)
-            model, optimizer = self._model, getattr(self._trainer, "optimizer", None)
+            model = self._model
+            optimizer: Any = self._trainer.optimizer
             if callable(getattr(optimizer, "eval", None)):  # schedule-free: the loop would do so on the average
                 optimizer.eval()
             evaluating = contextlib.ExitStack()
