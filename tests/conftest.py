@@ -1,4 +1,9 @@
+import os
+
 import pytest
+
+# Of two threads for each of two workers on two cores, half wait for the others, and computing do so.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # What is no test: helpers, and scripts that tests run in processes of their own.
 collect_ignore = ["support", "processes"]

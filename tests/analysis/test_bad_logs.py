@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import tarfile
 
 import numpy as np
@@ -13,6 +12,7 @@ from analysis.errors import UsageError
 from analysis.measures import results, to_target
 from analysis.reading import logs
 from tests.support import ROOT, synthetic_logs
+from tests.support.warm_python import python
 
 HIT = [0.1, 0.2, 0.6]  # reaches the target of .5 at the third evaluation, after 30 updates and 3 s
 
@@ -302,7 +302,7 @@ def test_steps_that_cannot_be_updates_are_not_shown(tmp_path):
 
 
 def run(script, *flags):
-    command = [sys.executable, "-m", f"scripts.{script}", *flags]
+    command = [python(), "-m", f"scripts.{script}", *flags]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
@@ -331,7 +331,7 @@ def test_the_report_of_an_archive_goes_beside_the_work(tmp_path):
     synthetic_logs.write(tmp_path / "in", "one", HIT)
     with tarfile.open(tmp_path / "logs.tar.xz", "w:xz") as archive:
         archive.add(tmp_path / "in", "in")
-    command = [sys.executable, "-m", "scripts.report", f"--runs={tmp_path / 'logs.tar.xz'}"]
+    command = [python(), "-m", "scripts.report", f"--runs={tmp_path / 'logs.tar.xz'}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -3,7 +3,6 @@
 import re
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -13,6 +12,7 @@ from analysis.figures import learning_curves, ratios, style
 from analysis.measures import curves, results
 from analysis.reading.logs import read
 from tests.support import ROOT, synthetic_logs
+from tests.support.warm_python import python
 
 
 def write_runs(root):
@@ -28,7 +28,7 @@ def write_runs(root):
 
 
 def report(*flags):
-    command = [sys.executable, "-m", "scripts.report", *flags]
+    command = [python(), "-m", "scripts.report", *flags]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 

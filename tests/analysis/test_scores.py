@@ -1,7 +1,6 @@
 """Time to target, scores and speed-ups, on made-up logs and on the published ones."""
 
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -13,6 +12,7 @@ from analysis.reading import logs
 from analysis.targets import resolve
 from tests.support import ROOT, synthetic_logs
 from tests.support import published as published_logs
+from tests.support.warm_python import python
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_the_published_medians(published):
 
 def test_the_committed_analysis_is_what_its_command_makes(published, tmp_path):
     command = [
-        sys.executable,
+        python(),
         "-m",
         "scripts.published.algoperf_v05",
         f"--logs={published_logs.V05}",
@@ -276,5 +276,5 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
 
 
 def _score(*flags):
-    command = [sys.executable, "-m", "scripts.score", *flags]
+    command = [python(), "-m", "scripts.score", *flags]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

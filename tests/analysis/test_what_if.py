@@ -1,7 +1,6 @@
 """Hypothetical entries: what they scale, and that they are marked wherever they are shown."""
 
 import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -11,6 +10,7 @@ from analysis.errors import UsageError
 from analysis.measures import results, what_if
 from analysis.reading import logs
 from tests.support import ROOT, published, synthetic_logs
+from tests.support.warm_python import python
 
 HIT = [0.1, 0.2, 0.6]  # after 30 updates and 3 s
 
@@ -93,7 +93,7 @@ def test_a_table_without_ratios_is_one_line(runs, tmp_path):
 
 def test_it_is_marked_wherever_it_is_shown(runs, tmp_path):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "scripts.score", f"--logs={runs}", "--what_if=nadamw:steps*0.82", f"--out={out}"]
+    command = [python(), "-m", "scripts.score", f"--logs={runs}", "--what_if=nadamw:steps*0.82", f"--out={out}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "score without the hypothetical" in done.stdout

@@ -4,7 +4,6 @@ import importlib
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from launching import paper, sweep
 from launching.official_workloads import SEVEN
 from miniperf import search
 from miniperf.errors import UsageError
+from tests.support.warm_python import python
 
 ROOT = Path("tuning_search_spaces")
 
@@ -90,7 +90,7 @@ def test_a_sum_of_costs_takes_the_only_budget_of_a_workload_twice():
     ],
 )
 def test_a_sweep_that_could_not_run_is_not_planned(flags, words, tmp_path):
-    command = [sys.executable, "-m", "scripts.sweep", "--submission=lawa", "--workloads=finewebedu_lm", "--gpus=4"]
+    command = [python(), "-m", "scripts.sweep", "--submission=lawa", "--workloads=finewebedu_lm", "--gpus=4"]
     result = subprocess.run([*command, f"--experiment_dir={tmp_path}", *flags], capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
@@ -101,7 +101,7 @@ def test_a_sweep_that_could_not_run_is_not_planned(flags, words, tmp_path):
 
 def run(folder: Path, *flags: str) -> subprocess.CompletedProcess:
     command = [
-        sys.executable, "-m", "scripts.sweep", "--submission=lawa", "--harness=miniperf",
+        python(), "-m", "scripts.sweep", "--submission=lawa", "--harness=miniperf",
         "--workloads=mini_imagenet_vit", f"--experiment_dir={folder}",
         "--num_tuning_trials=2", "--run_flags=--max_global_steps=3", *flags,
     ]  # fmt: skip
@@ -164,7 +164,7 @@ sys.exit(sweep.start_here([Job(sys.argv[1], name) for name in "abc"], Path(sys.a
 
 
 def test_jobs_at_a_time_have_gpus_of_their_own(tmp_path):
-    subprocess.run([sys.executable, "-c", TWO_AT_A_TIME, tmp_path], check=True)
+    subprocess.run([python(), "-c", TWO_AT_A_TIME, tmp_path], check=True)
     gpus = {name: (tmp_path / name).read_text() for name in "abc"}
     assert (gpus["a"], gpus["b"]) == ("0,1,2,3", "4,5,6,7")
     assert gpus["c"] in (gpus["a"], gpus["b"])

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +9,11 @@ import pytest
 
 from miniperf import search, submission
 from miniperf.errors import UsageError
+from tests.support.warm_python import python
 
 
 def run_cli(*arguments: str, cwd: str | None = None) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "scripts.run", *arguments]
+    command = [python(), "-m", "scripts.run", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
 
 

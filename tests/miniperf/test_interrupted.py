@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +11,13 @@ import pandas as pd
 import pytest
 import torch
 
+from tests.support.warm_python import python
+
 
 def interrupted(command: list[str], when: Callable[[], object]) -> list[str]:
     """The lines on stderr of a command that is sent SIGINT `when` it is time; a shell's background jobs ignore it."""
     process = subprocess.Popen(
-        [sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [python(), "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
@@ -42,9 +43,7 @@ def test_a_run(tmp_path):
     assert said[-1] == "stopped: the same command with --resume_last_run goes on from the last checkpoint"
     done = max(int(path.name.removeprefix("checkpoint_")) for path in trial.glob("checkpoint_*"))
     assert done < 60
-    again = subprocess.run(
-        [sys.executable, "-m", *base, "--resume_last_run"], capture_output=True, text=True, check=True
-    )
+    again = subprocess.run([python(), "-m", *base, "--resume_last_run"], capture_output=True, text=True, check=True)
     assert f"step {done + 5:>6}" in again.stdout
     assert f"step {done:>6}" not in again.stdout
     table = pd.read_csv(trial / "eval_measurements.csv").set_index("global_step")["validation/accuracy"]
@@ -93,7 +92,7 @@ def test_averages_evaluated_on_a_workload(tmp_path):
     assert said[-1] == "stopped: the same command goes on from there"
     first = steps(made)
     assert len(first) < 15
-    again = subprocess.run([sys.executable, "-m", *command], check=True, capture_output=True, text=True)
+    again = subprocess.run([python(), "-m", *command], check=True, capture_output=True, text=True)
     table = pd.read_csv(made / "eval_measurements.csv").set_index("global_step")["validation/accuracy"]
     assert f"  best validation/accuracy {table.max():.5g} at update {table.idxmax()} of 16, target" in again.stdout
     assert again.stdout.splitlines()[-1] == f"next: python -m scripts.report --runs={tmp_path}"

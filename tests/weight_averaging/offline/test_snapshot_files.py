@@ -4,7 +4,6 @@ import math
 import os
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tests.support.warm_python import python
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.reading.snapshots import Snapshots
 from weight_averaging.offline.safetensors_files import SafetensorsFile, SafetensorsWriter
@@ -110,7 +110,7 @@ def test_a_file_for_which_there_is_no_room_is_named(tmp_path, suffix):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)); main(sys.argv[1:])"
     )
     out = tmp_path / f"average.{suffix}"
-    command = [sys.executable, "-c", code, str(tmp_path), "--lawa=window=1", f"--out={out}"]
+    command = [python(), "-c", code, str(tmp_path), "--lawa=window=1", f"--out={out}"]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     assert process.returncode == 2
     assert process.stderr == f"error: [Errno 27] File too large: '{out}'\n"
