@@ -19,6 +19,7 @@ from miniperf.frameworks.pytorch import FRAMEWORK as PYTORCH
 from tests.miniperf.test_runner import assert_same_end, leaves, settings_of, train, trial
 from tests.support.warm_python import python
 
+pytestmark = pytest.mark.usefixtures("few_held_out_images")
 SMALL = {name: {} for name in checkpoints.CONTENTS} | {"model_params": {"w": torch.arange(64.0)}, "global_step": 5}
 
 
@@ -27,7 +28,7 @@ def settings(steps: int = 20):
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
+def unbroken(tmp_path_factory, few_held_out_images):
     folder = tmp_path_factory.mktemp("unbroken")
     train(folder, trial(folder, "ema"), settings())
     return folder

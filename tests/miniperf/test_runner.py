@@ -12,6 +12,7 @@ from miniperf.errors import UsageError
 from miniperf.frameworks.pytorch import FRAMEWORK as PYTORCH
 from miniperf.runner import Settings, train_once
 
+pytestmark = pytest.mark.usefixtures("few_held_out_images")
 HYPERPARAMETERS = {
     "learning_rate": 1e-2, "one_minus_beta1": 0.1, "beta2": 0.99, "weight_decay": 0.1, "warmup_factor": 0.02,
     "dropout_rate": 0.1,

@@ -15,6 +15,8 @@ from weight_averaging.offline.reading.snapshots import Snapshots
 from weight_averaging.offline.safetensors_files import SafetensorsFile
 from weight_averaging.offline.writing.to_files import average_to_files
 
+pytestmark = pytest.mark.usefixtures("few_held_out_images")
+
 
 def states(count: int = 8) -> dict[int, dict[str, torch.Tensor]]:
     made = {}
