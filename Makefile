@@ -3,11 +3,15 @@ TORCH ?= torch==2.13.0
 PYTHON ?= python3.11
 VENV := .venv
 PY := $(VENV)/bin/python
+EXTRAS := torch,jax,miniperf,miniperf-jax,optimizers,text,analysis,launching,trainers,dev
+PINNED := --constraint requirements/constraints.txt
+# PyTorch always comes by pip, which looks for it on the machine too.
+INSTALL := $(if $(shell command -v uv),uv pip install --python $(PY),$(PY) -m pip install)
 FRAMEWORK ?= pytorch
 DEMO := runs/demo$(if $(filter-out pytorch,$(FRAMEWORK)),_$(FRAMEWORK))
 SUITE := runs/suite
 
-.PHONY: help demo suite test lint benchmarks gpu clean
+.PHONY: help demo suite test lint lock benchmarks gpu clean
 
 help:
 	@echo "make demo        train an MRI and a language model by NadamW, +LAWA and +EMA, three seeds, print who was first (five minutes)"
@@ -15,21 +19,31 @@ help:
 	@echo "make suite       NadamW, +LAWA and +EMA on all eight miniature workloads (some ten minutes on two cores)"
 	@echo "make test        run the tests"
 	@echo "make lint        ruff, mypy, hadolint, shellcheck"
+	@echo "make lock        pin in requirements/constraints.txt what setup.cfg resolves to today"
 	@echo "make benchmarks  cost of averaging beside other libraries and the memory-traffic limit"
 	@echo "make gpu         tests and benchmarks on a GPU, in minutes; make PY=python3 gpu uses a Python that has torch already"
 	@echo "make clean       remove the virtual environment"
 
-$(VENV)/ready: setup.cfg pyproject.toml requirements/data.txt
+$(VENV)/ready: setup.cfg pyproject.toml requirements/data.txt requirements/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --upgrade pip
-	$(PY) -m pip install --quiet $(TORCH)
-	$(PY) -m pip install --quiet -e .[torch,jax,miniperf,miniperf-jax,optimizers,text,analysis,launching,trainers,dev] $(TORCH)  # that torch stays
+	$(PY) -m pip install --quiet --upgrade $(PINNED) pip setuptools
+	$(PY) -m pip install --quiet $(PINNED) $(TORCH)
+	$(INSTALL) --quiet $(PINNED) --no-build-isolation -e .[$(EXTRAS)]
 	$(PY) -m pip install --quiet --no-deps -r requirements/data.txt
 	touch $@
 
 $(VENV)/ready-benchmarks: $(VENV)/ready
-	$(PY) -m pip install --quiet -e .[benchmarks]
+	$(INSTALL) --quiet $(PINNED) --no-build-isolation -e .[benchmarks]
 	touch $@
+
+# Of the newest releases that setup.cfg admits.
+lock:
+	$(PYTHON) -m venv --clear $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-lock/bin/python -m pip install --quiet --dry-run --ignore-installed --report=$(VENV)-lock/report.json \
+	  -e .[$(EXTRAS),benchmarks] $(TORCH) pip setuptools
+	$(PYTHON) requirements/lock.py < $(VENV)-lock/report.json > requirements/constraints.txt
+	rm -r $(VENV)-lock
 
 # To a little beyond the targets, which lie at a third of 2000 and of 3000 updates. JAX draws other initial weights.
 demo: $(VENV)/ready
