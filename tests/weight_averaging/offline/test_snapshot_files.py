@@ -2,8 +2,10 @@
 
 import math
 import os
+import pathlib
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -143,6 +145,18 @@ def test_raw_weights_come_out_of_a_checkpoint_written_while_the_average_was_in(t
         contents = {"model_params": model.state_dict(), "optimizer_state": {"averager": ema.state_dict()}}
         torch.save({**contents, "global_step": 200}, tmp_path / "checkpoint_200")
     assert_holds(tmp_path, [200])
+
+
+def test_folders_of_distributed_checkpoint_written_by_python_3_13(tmp_path, monkeypatch):
+    """Which has its paths in a module of another name."""
+    dcp = pytest.importorskip("torch.distributed.checkpoint")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pathlib._local", pathlib)
+        patch.setattr(pathlib.PosixPath, "__module__", "pathlib._local")
+        for step in (100, 200):
+            dcp.save({"model": state_of(step)}, checkpoint_id=tmp_path / f"step_{step}")
+    assert b"pathlib._local" in (tmp_path / "step_100" / ".metadata").read_bytes()
+    assert_holds(tmp_path)
 
 
 class Code:
