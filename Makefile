@@ -3,33 +3,50 @@ TORCH ?= torch==2.13.0
 PYTHON ?= python3.11
 VENV := .venv
 PY := $(VENV)/bin/python
+EXTRAS := torch,jax,miniperf,miniperf-jax,optimizers,text,analysis,launching,trainers,dev
+PINNED := --constraint requirements/constraints.txt
+# PyTorch always comes by pip, which looks for it on the machine too.
+INSTALL := $(if $(shell command -v uv),uv pip install --python $(PY),$(PY) -m pip install)
+OF_LIBRARY := -e .[torch,jax,lightning,transformers,cli] cloudpickle flax hypothesis orbax-checkpoint pytest pytest-xdist
+NEWEST_PYTHON ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python3.13) python3.13)
 FRAMEWORK ?= pytorch
 DEMO := runs/demo$(if $(filter-out pytorch,$(FRAMEWORK)),_$(FRAMEWORK))
 SUITE := runs/suite
 
-.PHONY: help demo suite test lint benchmarks gpu clean
+.PHONY: help demo suite test test-oldest test-newest lint lock benchmarks gpu clean
 
 help:
 	@echo "make demo        train an MRI and a language model by NadamW, +LAWA and +EMA, three seeds, print who was first (five minutes)"
 	@echo "                 make FRAMEWORK=jax demo trains the language model in JAX"
 	@echo "make suite       NadamW, +LAWA and +EMA on all eight miniature workloads (some ten minutes on two cores)"
 	@echo "make test        run the tests"
+	@echo "make test-oldest, make test-newest  the library's tests with the oldest releases it claims; with the newest, on Python 3.13"
 	@echo "make lint        ruff, mypy, hadolint, shellcheck"
+	@echo "make lock        pin in requirements/constraints.txt what setup.cfg resolves to today"
 	@echo "make benchmarks  cost of averaging beside other libraries and the memory-traffic limit"
 	@echo "make gpu         tests and benchmarks on a GPU, in minutes; make PY=python3 gpu uses a Python that has torch already"
-	@echo "make clean       remove the virtual environment"
+	@echo "make clean       remove the virtual environments"
 
-$(VENV)/ready: setup.cfg pyproject.toml requirements/data.txt
+$(VENV)/ready: setup.cfg pyproject.toml requirements/data.txt requirements/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --upgrade pip
-	$(PY) -m pip install --quiet $(TORCH)
-	$(PY) -m pip install --quiet -e .[torch,jax,miniperf,miniperf-jax,optimizers,text,analysis,launching,trainers,dev] $(TORCH)  # that torch stays
+	$(PY) -m pip install --quiet --upgrade $(PINNED) pip setuptools
+	$(PY) -m pip install --quiet $(PINNED) $(TORCH)
+	$(INSTALL) --quiet $(PINNED) --no-build-isolation -e .[$(EXTRAS)]
 	$(PY) -m pip install --quiet --no-deps -r requirements/data.txt
 	touch $@
 
 $(VENV)/ready-benchmarks: $(VENV)/ready
-	$(PY) -m pip install --quiet -e .[benchmarks]
+	$(INSTALL) --quiet $(PINNED) --no-build-isolation -e .[benchmarks]
 	touch $@
+
+# Of the newest releases that setup.cfg admits.
+lock:
+	$(PYTHON) -m venv --clear $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-lock/bin/python -m pip install --quiet --dry-run --ignore-installed --report=$(VENV)-lock/report.json \
+	  -e .[$(EXTRAS),benchmarks] $(TORCH) pip setuptools
+	$(PYTHON) requirements/lock.py < $(VENV)-lock/report.json > requirements/constraints.txt
+	rm -r $(VENV)-lock
 
 # To a little beyond the targets, which lie at a third of 2000 and of 3000 updates. JAX draws other initial weights.
 demo: $(VENV)/ready
@@ -48,6 +65,23 @@ suite: $(VENV)/ready
 
 test: $(VENV)/ready
 	$(PY) -m pytest -n 2
+
+# The library's own, with the oldest releases that setup.cfg claims, and with the newest on a newer Python. Where no
+# PyTorch for CPUs is found for them, each takes some 5 GB.
+test-oldest test-newest: test-%: .venv-%/ready
+	.venv-$*/bin/python -m pytest -n 2 tests/weight_averaging weight_averaging
+
+.venv-oldest/ready: setup.cfg requirements/oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --upgrade pip
+	.venv-oldest/bin/python -m pip install --quiet --constraint requirements/oldest.txt $(OF_LIBRARY)
+	touch $@
+
+.venv-newest/ready: setup.cfg
+	$(NEWEST_PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade pip
+	.venv-newest/bin/python -m pip install --quiet --upgrade $(OF_LIBRARY)
+	touch $@
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .
@@ -70,4 +104,4 @@ gpu: $(if $(filter-out $(VENV)/bin/python,$(PY)),,$(VENV)/ready-benchmarks)
 	$(PY) -m benchmarks.gpu
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-oldest .venv-newest

@@ -12,8 +12,8 @@ import sys
 
 def _package() -> str:
     for name in ("algoperf", "miniperf"):
-        if f"{name}.spec" in sys.modules:
-            return name
+        if loaded := sys.modules.get(f"{name}.spec"):
+            return loaded.__name__.partition(".")[0]  # miniperf's is there under the other name too, for a while
     return next((name for name in ("miniperf", "algoperf") if importlib.util.find_spec(name)), "algoperf")
 
 

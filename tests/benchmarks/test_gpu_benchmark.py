@@ -9,10 +9,12 @@ import sys
 import pytest
 import torch
 
+from tests.support.warm_python import python
+
 
 def run(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu", *arguments], capture_output=True, text=True, check=False,
+        [python(), "-m", "benchmarks.gpu", *arguments], capture_output=True, text=True, check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 

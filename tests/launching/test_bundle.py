@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from launching import bundle, check_code, check_space, submission_info
+from tests.support.warm_python import python
 from weight_averaging.errors import UsageError
 
 ROOT = Path.cwd()
@@ -77,7 +78,7 @@ def test_a_bundle_trains_as_the_original(framework, tmp_path):
 def rows(folder: Path, path: str, *flags: str) -> pd.DataFrame:
     """What a run of miniperf in `folder` measures, without the clock."""
     command = [
-        sys.executable, "-m", "miniperf.submission_runner", "--workload=mini_imagenet_vit",
+        python(), "-m", "miniperf.submission_runner", "--workload=mini_imagenet_vit",
         f"--submission_path={path}", "--max_global_steps=4", "--eval_every_n_steps=2", "--rng_seed=3",
         f"--experiment_dir={folder / 'runs'}", f"--experiment_name={len(flags)}", *flags,
     ]  # fmt: skip
@@ -116,7 +117,7 @@ def test_a_folder_is_not_written_over(tmp_path):
 
 def make(folder: Path, *flags: str) -> subprocess.CompletedProcess:
     command = [
-        sys.executable, "-m", "scripts.bundle", "--authors=A. Name, B. Name",
+        python(), "-m", "scripts.bundle", "--authors=A. Name, B. Name",
         "--affiliations=Some: Place", f"--output_dir={folder}", *flags,
     ]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -136,7 +137,7 @@ def test_the_command_tells_the_folder_and_the_pull_request_the_same(submission, 
     assert (tmp_path / name / "tuning_search_space.json").is_file() == (submission == "ema")
     assert (fields["framework"], fields["version"]) == ("PyTorch", "1.0")
     assert fields["affiliations"] == "Some: Place"
-    check = [sys.executable, "-m", "scripts.check_submission", f"--submission_path={tmp_path / name}/submission.py"]
+    check = [python(), "-m", "scripts.check_submission", f"--submission_path={tmp_path / name}/submission.py"]
     for info in (tmp_path / name / "submission_info.yml", tmp_path / f"{name}.pull_request.md"):
         result = subprocess.run([*check, f"--submission_info={info}"], capture_output=True, text=True, check=False)
         assert (result.returncode, result.stdout) == (0, ""), result.stdout

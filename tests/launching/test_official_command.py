@@ -4,7 +4,6 @@ import importlib.util
 import os
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,11 +12,12 @@ import torch
 from launching import official
 from launching.official_workloads import SEVEN, WORKLOADS, base_name, needs_of
 from submissions.recipe.batch_sizes import get_batch_size
+from tests.support.warm_python import python
 from weight_averaging.errors import UsageError
 
 
 def run(*flags: str, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "scripts.run", "--harness=official", "--submission=lawa", *flags]
+    command = [python(), "-m", "scripts.run", "--harness=official", "--submission=lawa", *flags]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
 
 

@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ pytest.importorskip("submitit")
 from launching import paper, sweep
 from launching.official_workloads import SEVEN
 from miniperf import search
+from tests.support.warm_python import python
 from weight_averaging.errors import UsageError
 
 ROOT = Path("tuning_search_spaces")
@@ -91,7 +91,7 @@ def test_a_sum_of_costs_takes_the_only_budget_of_a_workload_twice():
     ],
 )
 def test_a_sweep_that_could_not_run_is_not_planned(flags, words, tmp_path):
-    command = [sys.executable, "-m", "scripts.sweep", "--submission=lawa", "--workloads=finewebedu_lm", "--gpus=4"]
+    command = [python(), "-m", "scripts.sweep", "--submission=lawa", "--workloads=finewebedu_lm", "--gpus=4"]
     result = subprocess.run([*command, f"--experiment_dir={tmp_path}", *flags], capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
@@ -102,7 +102,7 @@ def test_a_sweep_that_could_not_run_is_not_planned(flags, words, tmp_path):
 
 def run(folder: Path, *flags: str) -> subprocess.CompletedProcess:
     command = [
-        sys.executable, "-m", "scripts.sweep", "--submission=lawa", "--harness=miniperf",
+        python(), "-m", "scripts.sweep", "--submission=lawa", "--harness=miniperf",
         "--workloads=mini_imagenet_vit", f"--experiment_dir={folder}",
         "--num_tuning_trials=2", "--run_flags=--max_global_steps=3", *flags,
     ]  # fmt: skip
@@ -156,7 +156,7 @@ def test_a_job_goes_through_a_pickle_as_submitit_sends_it(tmp_path):
 
 
 def write_gpus(path: Path) -> list[str]:
-    return [sys.executable, "-c", f"import os; open({str(path)!r}, 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])"]
+    return [python(), "-c", f"import os; open({str(path)!r}, 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])"]
 
 
 def test_jobs_at_a_time_have_gpus_of_their_own(tmp_path, monkeypatch):

@@ -2,18 +2,18 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from miniperf import search, submission
+from tests.support.warm_python import python
 from weight_averaging.errors import UsageError
 
 
 def run_cli(*arguments: str, cwd: str | None = None) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "scripts.run", *arguments]
+    command = [python(), "-m", "scripts.run", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
 
 

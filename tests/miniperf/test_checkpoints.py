@@ -16,8 +16,10 @@ import torch
 from miniperf import checkpoints
 from miniperf.frameworks.pytorch import FRAMEWORK as PYTORCH
 from tests.miniperf.test_runner import assert_same_end, leaves, settings_of, train, trial
+from tests.support.warm_python import python
 from weight_averaging.errors import UsageError
 
+pytestmark = pytest.mark.usefixtures("few_held_out_images")
 SMALL = {name: {} for name in checkpoints.CONTENTS} | {"model_params": {"w": torch.arange(64.0)}, "global_step": 5}
 
 
@@ -26,7 +28,7 @@ def settings(steps: int = 20):
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
+def unbroken(tmp_path_factory, few_held_out_images):
     folder = tmp_path_factory.mktemp("unbroken")
     train(folder, trial(folder, "ema"), settings())
     return folder
@@ -234,6 +236,6 @@ def test_the_command_ends_with_one_line_when_logs_cannot_be_written(tmp_path):
 def test_all_are_kept_if_asked_and_by_the_runner_of_the_official_flags(tmp_path, command):
     flags = ["--workload=mini_imagenet_vit", f"--experiment_dir={tmp_path}", "--max_global_steps=4"]
     flags += ["--eval_every_n_steps=1", "--num_tuning_trials=1"]
-    subprocess.run([sys.executable, "-m", *command, *flags], check=True, capture_output=True)
+    subprocess.run([python(), "-m", *command, *flags], check=True, capture_output=True)
     trial = tmp_path / "nadamw/study_0/mini_imagenet_vit_pytorch/trial_1"
     assert checkpoints_in(trial) == [f"checkpoint_{step}" for step in (1, 2, 3, 4)]

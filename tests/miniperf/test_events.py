@@ -15,6 +15,8 @@ from miniperf.logs import MetricsLogger, write_json
 from miniperf.runner import train_once
 from tests.miniperf.test_runner import settings_of, train, trial
 
+pytestmark = pytest.mark.usefixtures("few_held_out_images")
+
 
 def read(folder: Path) -> EventAccumulator:
     accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ pytest.importorskip("flax")
 from miniperf import checkpoints
 from miniperf.frameworks.jax import FRAMEWORK as JAX
 from tests.miniperf.test_runner import leaves
+from tests.support.warm_python import python
 
 RUN = """
 import io, os, signal, sys
@@ -61,7 +61,7 @@ def run(folder: Path, workload: str, submission: str, kind: str, call: int) -> i
     space = folder / "space.json"
     space.write_text(POINT % AVERAGING[submission])
     command = [
-        sys.executable, "-c", RUN, kind, str(call), "--framework=jax", f"--workload={workload}",
+        python(), "-c", RUN, kind, str(call), "--framework=jax", f"--workload={workload}",
         f"--submission_path=submissions/jax/{submission}/submission.py", f"--tuning_search_space={space}",
         f"--experiment_dir={folder}", "--experiment_name=x", f"--max_global_steps={STEPS}", "--eval_every_n_steps=4",
         "--rng_seed=2", "--resume_last_run", "--continue_after_target",

@@ -20,6 +20,7 @@ from tests.support.killing import Lines, die_writing, in_a_process, newest
 from weight_averaging.offline.recording import SnapshotWriter, read_manifest, verify
 from weight_averaging.torch import Averager
 
+pytestmark = pytest.mark.usefixtures("few_held_out_images")
 WORKLOAD = type(make("mini_imagenet_vit"))
 
 
@@ -75,10 +76,9 @@ PACKAGED = [pytest.param(name, marks=pytest.mark.heavy) for name in ("ademamix_l
 
 
 @pytest.mark.parametrize("name", ["lawa", "ema", *PACKAGED])
-def test_a_run_killed_anywhere_ends_like_an_unbroken_one(tmp_path, name, capsys, monkeypatch):
+def test_a_run_killed_anywhere_ends_like_an_unbroken_one(tmp_path, name, capsys):
     if name not in ("lawa", "ema"):
         pytest.importorskip("pytorch_optimizer")
-    monkeypatch.setattr(WORKLOAD, "max_eval_train_examples", 16)  # quick, like the batches
     settings = settings_of(name, steps=20, every=4, keep_all=False)
     settings = dataclasses.replace(settings, batch_size=16, save_snapshots_every_n_steps=4)
     run = (trial(tmp_path, name), settings)

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from miniperf.workloads.finewebedu_lm_124m.pytorch import FinewebeduLm124mWorklo
 from scripts import average_checkpoints
 from tests.miniperf.test_runner import assert_same_end, leaves
 from tests.miniperf.workloads.test_token_batches import write
+from tests.support.warm_python import python
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 
@@ -56,7 +56,7 @@ def train(
 ) -> subprocess.CompletedProcess:
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     command = [
-        sys.executable, *(torchrun if ranks > 1 else []), *what, f"--data_dir={folder / 'tokens'}",
+        python(), *(torchrun if ranks > 1 else []), *what, f"--data_dir={folder / 'tokens'}",
         f"--tuning_search_space={folder / 'space.json'}", f"--experiment_dir={folder}", f"--experiment_name={name}",
         *flags,
     ]  # fmt: skip

@@ -1,5 +1,6 @@
 """The runner: logs, evaluations, checkpoints. That a killed run loses nothing: test_killed.py."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from miniperf.frameworks.pytorch import FRAMEWORK as PYTORCH
 from miniperf.runner import train_once
 from miniperf.settings import Settings
 from weight_averaging.errors import UsageError
+from weight_averaging.offline.reading.snapshots import Snapshots
 
+pytestmark = pytest.mark.usefixtures("few_held_out_images")
 HYPERPARAMETERS = {
     "learning_rate": 1e-2, "one_minus_beta1": 0.1, "beta2": 0.99, "weight_decay": 0.1, "warmup_factor": 0.02,
     "dropout_rate": 0.1,
@@ -147,3 +150,15 @@ def test_nan_weights_are_told_and_the_last_good_average_is_kept(tmp_path, monkey
     assert said[0] == told
     state = checkpoints.load_latest(PYTORCH, tmp_path / "t", {})[1]
     assert all(torch.isfinite(value).all() for value in state["model_params"].values())
+
+
+def test_snapshots_are_the_raw_weights(tmp_path):
+    """Also where the average was in the model at the evaluation: those of the checkpoints."""
+    settings = dataclasses.replace(settings_of("lawa", steps=24, every=4), save_snapshots_every_n_steps=3)
+    train(tmp_path / "t", trial(tmp_path, "lawa"), settings)
+    snapshots, saved = Snapshots(tmp_path / "t" / "snapshots"), Snapshots(tmp_path / "t")
+    assert snapshots.steps == list(range(3, 25, 3))
+    for step in (12, 24):
+        state = saved.state(step)
+        for name, tensor in snapshots.state(step).items():
+            assert torch.equal(tensor, state[name])

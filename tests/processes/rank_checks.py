@@ -337,5 +337,6 @@ def main(rank: int, ranks: int, folder: str, checks: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    torch.multiprocessing.spawn(main, args=(int(sys.argv[1]), sys.argv[2], sys.argv[3:]), nprocs=int(sys.argv[1]))
+    arguments = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
+    torch.multiprocessing.start_processes(main, arguments, nprocs=arguments[0], start_method="fork")
     print("ranks agree")

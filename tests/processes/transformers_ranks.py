@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.distributed.fsdp
 from transformers import GPT2LMHeadModel
 
 from tests.support import reference
@@ -34,6 +35,9 @@ def main(folder: Path) -> None:
     dist.barrier()
     np.testing.assert_array_equal(flat(GPT2LMHeadModel.from_pretrained(folder / "average")), seen[12])
 
+    if not hasattr(torch.distributed.fsdp, "fully_shard"):
+        print("as expected", flush=True)
+        return  # torch 2.5 cannot load to "cpu:0", where a rank of transformers resumes
     again = trainer_of(folder, model=tiny(seed=5), **settings)
     restored = WeightAveraging(replicas).attach(again)
     again.train(resume_from_checkpoint=str(folder / "checkpoint-8"))

@@ -1,5 +1,6 @@
-"""The wheel: what is in it, and that it works beside torch alone, or jax alone, as a stranger installs it."""
+"""The wheel: what is in it, and that it works beside torch alone, jax alone or neither, as a stranger installs it."""
 
+import configparser
 import importlib.metadata
 import os
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import weight_averaging
 from tests.support import ROOT
@@ -59,6 +61,16 @@ except ImportError as error:
     assert "torch is not installed here" in str(error)
 else:
     raise AssertionError("there is a torch")
+print(weight_averaging.__version__)
+"""
+WITH_NEITHER = """
+import importlib.util
+import weight_averaging
+from weight_averaging import averages
+assert importlib.util.find_spec("torch") is importlib.util.find_spec("jax") is importlib.util.find_spec("numpy") is None
+assert weight_averaging.suggest(3000).interval == 6
+lawa = averages.LAWA(window=2, interval=2)
+assert (lawa.members([2, 3, 4, 6], 6), lawa.coefficients(2)) == ([4, 6], [0.5, 0.5])
 print(weight_averaging.__version__)
 """
 
@@ -110,14 +122,14 @@ def closure(name: str) -> set[str]:
     return found
 
 
-def bare_environment(folder: Path, framework: str, wheel: Path) -> Path:
+def bare_environment(folder: Path, framework: str | None, wheel: Path) -> Path:
     """The interpreter of a virtual environment that has a framework, what that needs, the wheel, and nothing else.
 
     The framework is linked, not copied: its files are hundreds of megabytes.
     """
     venv.create(folder)
     (packages,) = folder.glob("lib/python*/site-packages")
-    for name in closure(framework):
+    for name in closure(framework) if framework else ():
         for file in importlib.metadata.files(name) or ():
             top, target = packages / file.parts[0], Path(str(file.locate())).parents[len(file.parts) - 2]
             if file.parts[0] != ".." and not top.exists() and not top.is_symlink():
@@ -126,11 +138,14 @@ def bare_environment(folder: Path, framework: str, wheel: Path) -> Path:
     return folder / "bin" / "python"
 
 
-@pytest.mark.parametrize(("framework", "program"), [("torch", WITH_TORCH), ("jax", WITH_JAX)])
-def test_it_works_beside_one_framework_alone(tmp_path, wheel, framework, program):
-    pytest.importorskip(framework)
-    if framework == "jax" and not (ROOT / "weight_averaging" / "jax").is_dir():
-        pytest.skip("no jax side yet")
+@pytest.mark.parametrize(
+    ("framework", "program"),
+    [("torch", WITH_TORCH), ("jax", WITH_JAX), (None, WITH_NEITHER)],
+    ids=["torch", "jax", "neither"],
+)
+def test_it_works_beside_one_framework_alone_or_none(tmp_path, wheel, framework, program):
+    if framework:
+        pytest.importorskip(framework)
     python = bare_environment(tmp_path / "venv", framework, wheel)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     done = subprocess.run(
@@ -138,10 +153,25 @@ def test_it_works_beside_one_framework_alone(tmp_path, wheel, framework, program
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip() == weight_averaging.__version__
-    if framework == "torch":
+    if framework != "jax":
         command = [str(python), "-m", "weight_averaging", "--help"]
         helped = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert "weight-averaging average" in helped.stdout, helped.stderr[-3000:]
+
+
+def test_all_that_setup_cfg_asks_for_is_pinned():
+    """But for PyTorch, which is chosen by the machine."""
+    lines = (ROOT / "requirements/constraints.txt").read_text().splitlines()
+    pins = {need.name: need for need in map(Requirement, lines[1:])}
+    settings = configparser.ConfigParser(inline_comment_prefixes=("#",))
+    settings.read(ROOT / "setup.cfg")
+    extras = settings["options.extras_require"].values()
+    asked = [Requirement(line) for text in extras for line in text.splitlines() if line]
+    assert len(asked) > 50
+    for need in asked:
+        if need.name != "torch":
+            (pin,) = pins[canonicalize_name(need.name)].specifier
+            assert need.specifier.contains(pin.version), f"{need}, {pin}: run make lock"
 
 
 @pytest.mark.heavy

@@ -4,13 +4,13 @@ import functools
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.support import ROOT
+from tests.support.warm_python import python
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
@@ -26,7 +26,7 @@ def blocks(page: str) -> list[tuple[str, str]]:
 def run(program: str, folder: Path, *launcher: str) -> str:
     (folder / "program.py").write_text(program)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command, pipes = [sys.executable, *launcher, "program.py"], {"capture_output": True, "text": True}
+    command, pipes = [python(), *launcher, "program.py"], {"capture_output": True, "text": True}
     done = subprocess.run(command, cwd=folder, env=environment, **pipes, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
@@ -89,7 +89,7 @@ def test_the_first_hour(tmp_path):
     for command, expected in recorded:
         program, *arguments = command.split()
         done = subprocess.run(
-            [sys.executable, *programs[program], *arguments],
+            [python(), *programs[program], *arguments],
             cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert (done.returncode != 0) == ("error: " in expected), done.stderr

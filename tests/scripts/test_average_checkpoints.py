@@ -1,7 +1,6 @@
 """The command: plain use, bounded memory, its errors, and log folders of a workload."""
 
 import json
-import sys
 
 import pandas as pd
 import pytest
@@ -10,6 +9,7 @@ from torch import nn
 
 from analysis.reading import logs
 from scripts import average_checkpoints as script
+from tests.support.warm_python import python
 from weight_averaging.offline import EMA, LAWA, Plan
 from weight_averaging.offline.reading.snapshots import Snapshots
 from weight_averaging.offline.safetensors_files import SafetensorsFile
@@ -27,6 +27,7 @@ class Uniform(Average):
     def weight(self, number, functions=None):
         return 1 / number
 """
+pytestmark = pytest.mark.usefixtures("few_held_out_images")
 
 
 def states(count: int = 8) -> dict[int, dict[str, torch.Tensor]]:
@@ -191,5 +192,5 @@ def test_plain_use_imports_no_workload(folder, tmp_path):
         "import sys; sys.modules['miniperf'] = None; from scripts import average_checkpoints as s;"
         f"s.main([{str(folder)!r}, '--lawa', 'window=2', '--out', {str(tmp_path / 'm.pt')!r}])"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([python(), "-c", code], check=True)
     assert (tmp_path / "m.pt").exists()

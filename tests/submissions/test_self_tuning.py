@@ -4,7 +4,6 @@ import importlib
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +11,7 @@ import pytest
 
 from launching import bundle, sweep
 from miniperf import search
+from tests.support.warm_python import python
 from weight_averaging.errors import UsageError
 
 FOLDERS = sorted(path.parent for path in Path("submissions").glob("*/*/submission.py"))
@@ -19,7 +19,7 @@ FOLDERS = sorted(path.parent for path in Path("submissions").glob("*/*/submissio
 
 def command(script: str, *flags: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    whole = [sys.executable, "-m", f"scripts.{script}", *flags]
+    whole = [python(), "-m", f"scripts.{script}", *flags]
     return subprocess.run(whole, capture_output=True, text=True, env=environment, check=False)
 
 

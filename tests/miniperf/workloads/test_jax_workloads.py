@@ -112,10 +112,11 @@ def parts(logits: Any) -> tuple[np.ndarray, np.ndarray]:
 def test_logits_losses_and_metrics_are_those_of_pytorch(twins):
     mine, theirs = next(twins.batches("validation", 24))
     params, state = twins.in_jax()
+    model_fn = jax.jit(twins.jax.model_fn, static_argnums=(3, 5))
     for mode in (EVAL, TRAIN):
         with torch.no_grad():
             expected, _ = twins.torch.model_fn(twins.model, mine, None, mode, [0, 0], False)
-        found, _ = twins.jax.model_fn(params, theirs, state, mode, JAX.key([0, 0]), False)
+        found, _ = model_fn(params, theirs, state, mode, JAX.key([0, 0]), False)
         (a, there), (b, also) = parts(expected), parts(found)
         b, also = b[:, : a.shape[1]] if b.ndim == 3 else b, also[:, : a.shape[1]] if b.ndim == 3 else also
         np.testing.assert_array_equal(there, also)

@@ -20,6 +20,7 @@ from miniperf.workloads.finewebedu_lm.prepare import Settings, held_out, prepare
 from miniperf.workloads.finewebedu_lm.shards import Tokens
 from miniperf.workloads.finewebedu_lm.sources import Source
 from tests.support.killing import Lines, in_a_process
+from tests.support.warm_python import python
 from weight_averaging.errors import UsageError
 
 pytest.importorskip("datasets")
@@ -303,7 +304,7 @@ def test_the_script(tmp_path):
     (tmp_path / "b.txt").write_text(other)
     flags = [f"--files={tmp_path}/*.txt", "--held_out=.5", f"--out={tmp_path}/out"]
     result = subprocess.run(
-        [sys.executable, "-m", "scripts.prepare_text", *flags],
+        [python(), "-m", "scripts.prepare_text", *flags],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.getcwd()},

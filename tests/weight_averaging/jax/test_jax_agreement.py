@@ -132,6 +132,8 @@ def test_a_window_is_pytorchs_bit_for_bit(zeros, sequences, window, interval, st
     compare(lawa(**given), lambda model: LAWA(model, **given), zeros, sequences)
 
 
+# From 0.12 on JAX's compiler rounds twice in some short loops, where torch.lerp and all other loops round once.
+ROUNDING = 1.0 if jax.__version_info__ >= (0, 12) else 0.0
 EMAS = [{"decay": 0.0}, {"decay": 0.3}, {"decay": 0.9}, {"decay": 0.999, "warmup": True}]
 
 
@@ -139,7 +141,7 @@ EMAS = [{"decay": 0.0}, {"decay": 0.3}, {"decay": 0.9}, {"decay": 0.999, "warmup
 @given(trees(), several, st.sampled_from(EMAS), st.integers(1, 3), st.integers(1, 5))
 def test_an_ema_is_pytorchs_bit_for_bit(zeros, sequences, options, interval, start):
     given = {**options, "interval": interval, "start": start}
-    compare(ema(**given), lambda model: EMA(model, **given), zeros, sequences)
+    compare(ema(**given), lambda model: EMA(model, **given), zeros, sequences, ulp=ROUNDING)
 
 
 @settings(max_examples=5, deadline=None)

@@ -111,9 +111,10 @@ def language_model(transformers):
 
 
 def loaded(folder) -> dict[str, torch.Tensor]:
-    from transformers import AutoModelForCausalLM
+    import transformers
 
-    return AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    as_saved = {"dtype" if transformers.__version__ >= "5" else "torch_dtype": "auto"}  # 4 loads float32 unless asked
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, **as_saved).state_dict()
 
 
 def test_a_folder_of_a_hugging_face_trainer(trainer_run, tmp_path, capsys):

@@ -1,6 +1,5 @@
 """Snapshots written during training."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -162,17 +161,3 @@ def test_a_kill_leaves_a_readable_folder(tmp_path):
     assert len(folder.steps) >= 5
     assert sum(1 for _ in folder.stream(folder.steps)) == len(folder.steps)
     verify(tmp_path)
-
-
-def test_snapshots_of_miniperf_are_the_raw_weights(tmp_path):
-    """Also where the average was in the model at the evaluation: those of the checkpoints."""
-    from tests.miniperf import test_runner as runner
-
-    settings = dataclasses.replace(runner.settings_of("lawa", steps=24, every=4), save_snapshots_every_n_steps=3)
-    runner.train(tmp_path / "t", runner.trial(tmp_path, "lawa"), settings)
-    snapshots, saved = Snapshots(tmp_path / "t" / "snapshots"), Snapshots(tmp_path / "t")
-    assert snapshots.steps == list(range(3, 25, 3))
-    for step in (12, 24):
-        state = saved.state(step)
-        for name, tensor in snapshots.state(step).items():
-            assert torch.equal(tensor, state[name])

@@ -2,6 +2,7 @@
 
 import math
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tests.support.warm_python import python
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.reading.snapshots import Snapshots
 from weight_averaging.offline.safetensors_files import SafetensorsFile, SafetensorsWriter
@@ -110,7 +112,7 @@ def test_a_file_for_which_there_is_no_room_is_named(tmp_path, suffix):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)); main(sys.argv[1:])"
     )
     out = tmp_path / f"average.{suffix}"
-    command = [sys.executable, "-c", code, str(tmp_path), "--lawa=window=1", f"--out={out}"]
+    command = [python(), "-c", code, str(tmp_path), "--lawa=window=1", f"--out={out}"]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     assert process.returncode == 2
     assert process.stderr == f"error: [Errno 27] File too large: '{out}'\n"
@@ -143,6 +145,18 @@ def test_raw_weights_come_out_of_a_checkpoint_written_while_the_average_was_in(t
         contents = {"model_params": model.state_dict(), "optimizer_state": {"averager": ema.state_dict()}}
         torch.save({**contents, "global_step": 200}, tmp_path / "checkpoint_200")
     assert_holds(tmp_path, [200])
+
+
+def test_folders_of_distributed_checkpoint_written_by_python_3_13(tmp_path, monkeypatch):
+    """Which has its paths in a module of another name."""
+    dcp = pytest.importorskip("torch.distributed.checkpoint")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pathlib._local", pathlib)
+        patch.setattr(pathlib.PosixPath, "__module__", "pathlib._local")
+        for step in (100, 200):
+            dcp.save({"model": state_of(step)}, checkpoint_id=tmp_path / f"step_{step}")
+    assert b"pathlib._local" in (tmp_path / "step_100" / ".metadata").read_bytes()
+    assert_holds(tmp_path)
 
 
 class Code:

@@ -1,7 +1,6 @@
 """What a user takes away: the average as a state dict, in a file, in another model; and averages whose length grows."""
 
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.support.small_models import feed, randomise, saved, scalar_model
+from tests.support.warm_python import python
 from weight_averaging import averages, cli, offline
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline import extract
@@ -205,7 +205,7 @@ def test_extract_as_a_command(make, suffix, tmp_path):
     checkpoint = {"model": model.state_dict(), "optimizer_state": {"averager": averager.state_dict()}, "step": 3}
     torch.save(checkpoint, tmp_path / "checkpoint.pt")
     out = tmp_path / f"average{suffix}"
-    command = [sys.executable, "-m", "weight_averaging", "extract", str(tmp_path / "checkpoint.pt"), "--out", str(out)]
+    command = [python(), "-m", "weight_averaging", "extract", str(tmp_path / "checkpoint.pt"), "--out", str(out)]
     if make is MAKERS["grid"]:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         assert result.returncode == 2

@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import parametrizations, prune
 
-from tests.support.small_models import average_of, feed, model_of, randomise, saved, scalar_model
+from tests.support.small_models import model_of, randomise, saved
 from weight_averaging import averages
 from weight_averaging.torch import EMA, LAWA, Averages
 
@@ -307,10 +307,3 @@ def test_nothing_is_said_where_nothing_has_changed(placement, caplog):
                 model(torch.ones(2, 3))
             model.train()
     assert caplog.records == []
-
-
-def test_the_average_of_a_model_that_never_changes_is_not_disturbed_by_looks():
-    model = scalar_model()
-    lawa = LAWA(model, interval=1, window=3)
-    feed(lawa, model, [1.0, 2.0, 3.0, 4.0])
-    assert average_of(lawa, model) == 3.0

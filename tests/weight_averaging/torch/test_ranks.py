@@ -2,15 +2,16 @@
 
 import os
 import subprocess
-import sys
 
 import pytest
 import torch.distributed
 
+from tests.support.warm_python import python
+
 
 def run(ranks: int, folder, *checks: str) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "tests.processes.rank_checks", str(ranks), str(folder), *checks],
+        [python(), "-m", "tests.processes.rank_checks", str(ranks), str(folder), *checks],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -3,7 +3,6 @@
 import logging
 import os
 import subprocess
-import sys
 from functools import partial
 
 import numpy as np
@@ -19,6 +18,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.precision import MixedPrecision
 
 from tests.support import reference
+from tests.support.warm_python import python
 from weight_averaging.torch import EMA, LAWA
 from weight_averaging.trainers.lightning import AveragedCheckpoint, WeightAveraging
 
@@ -258,7 +258,7 @@ def test_what_cannot_be_averaged_is_refused(tmp_path):
 @pytest.mark.parametrize("strategies", [["ddp", "fsdp2"], pytest.param(["spawn"], marks=pytest.mark.heavy)])
 def test_two_processes(tmp_path, strategies):
     launch = [] if "spawn" in strategies else ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [sys.executable, *launch, "-m", "tests.processes.lightning_ranks", str(tmp_path), *strategies]
+    command = [python(), *launch, "-m", "tests.processes.lightning_ranks", str(tmp_path), *strategies]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]

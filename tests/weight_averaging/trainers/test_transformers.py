@@ -3,7 +3,6 @@
 import logging
 import os
 import subprocess
-import sys
 from functools import partial
 
 import numpy as np
@@ -17,6 +16,7 @@ pytest.importorskip("accelerate")
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
 from tests.support import reference
+from tests.support.warm_python import python
 from weight_averaging.torch import EMA, LAWA
 from weight_averaging.trainers.transformers import WeightAveraging
 
@@ -198,7 +198,7 @@ def test_an_error_in_an_evaluation_leaves_the_raw_weights(tmp_path):
 
 
 def test_two_processes(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, "-m", "tests.processes.transformers_ranks", str(tmp_path)],

@@ -23,6 +23,8 @@ _ALLOWED = {
 
 class _Restricted(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if module == "pathlib._local":  # where Python 3.13 has its paths, and no other
+            module = "pathlib"
         # A name with dots would reach what the module itself has imported.
         if "." not in name:
             if (module, name) in _ALLOWED:
@@ -50,9 +52,9 @@ class ShardedFolder(Source):
         super().__init__(path)
         try:
             with open(path / ".metadata", "rb") as file:
-                metadata = _Restricted(file).load()
-            entries = metadata.state_dict_metadata
-            places = metadata.planner_data or {key: (key,) for key in entries}
+                self._metadata = _Restricted(file).load()
+            entries = self._metadata.state_dict_metadata
+            places = self._metadata.planner_data or {key: (key,) for key in entries}
         except pickle.UnpicklingError as error:
             if str(error).startswith("GLOBAL"):
                 raise SnapshotError(
@@ -83,13 +85,17 @@ class ShardedFolder(Source):
         import torch.distributed.checkpoint as dcp  # slow to import, and not in every build of torch
         from torch.distributed.checkpoint.api import CheckpointException
 
+        class Reader(dcp.FileSystemReader):
+            def read_metadata(_, *args: Any, **kwargs: Any) -> Any:
+                return self._metadata  # as read above: another version of Python may have written it
+
         target: dict[str, Any] = {
             self._keys[name]: torch.empty(*self.layout[name][:1], dtype=self.layout[name][1]) for name in names
         }
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that there is no process group
-                dcp.load(target, storage_reader=dcp.FileSystemReader(self.path))
+                dcp.load(target, storage_reader=Reader(self.path))
         except (Exception, CheckpointException) as error:  # which is no Exception
             causes = error.failures.values() if isinstance(error, CheckpointException) else [(error,)]
             cause = next(iter(causes))[0]
