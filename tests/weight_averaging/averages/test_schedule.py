@@ -2,7 +2,7 @@
 
 import pytest
 
-from weight_averaging.averages.schedule import missed, still_held
+from weight_averaging.averages.schedule import is_due, missed, still_held
 
 
 @pytest.mark.parametrize(
@@ -10,6 +10,11 @@ from weight_averaging.averages.schedule import missed, still_held
 )
 def test_a_snapshot_exactly_at_the_start_counts(start, held):
     assert still_held([64, 128, 192], interval=64, window=20, start=start) == held
+
+
+def test_the_first_update_may_be_due():
+    assert is_due(1, interval=1)
+    assert [step for step in range(1, 9) if is_due(step, interval=3)] == [3, 6]
 
 
 def test_a_window_takes_over_no_more_than_it_holds():
