@@ -145,11 +145,15 @@ class Run:
 
     def update(self, count=1):
         for _ in range(count):
-            rng = np.random.RandomState(self.step)
-            batch = {"inputs": rng.randn(8, 5).astype(np.float32), "targets": rng.randn(8).astype(np.float32)}
-            self.state, self.params, self.model_state = self.submission.update_params(batch=batch, **self.common())
+            self.state, self.params, self.model_state = self.submission.update_params(
+                batch=self.batch(), **self.common()
+            )
             self.step += 1
         return self
+
+    def batch(self):
+        rng = np.random.RandomState(self.step)
+        return {"inputs": rng.randn(8, 5).astype(np.float32), "targets": rng.randn(8).astype(np.float32)}
 
     def prepare(self):
         self.state, self.params, self.model_state = self.submission.prepare_for_eval(**self.common())

@@ -37,7 +37,7 @@ class LAWA(Average):
 class EMA(Average):
     """ema <- decay * ema + (1 - decay) * snapshot, from the first snapshot on (as above, Algorithm 2).
 
-    With `warmup` the decay begins small: `collection.warmup_weight`.
+    With `warmup` the decay begins small: `horizon.warmup_weight`.
     """
 
     decay: float

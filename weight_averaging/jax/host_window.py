@@ -166,8 +166,9 @@ def _to_host(leaf: Array) -> Any:
 
 def _to_device(value: Any, leaf: Any) -> Array:
     """A snapshot's leaf where that of the parameters is."""
-    if not isinstance(leaf, Array) or not leaf.is_fully_replicated:
-        there: Array = jax.device_put(value, leaf.sharding if isinstance(leaf, Array) else None)
+    leaf = jnp.asarray(leaf)  # one of NumPy's is where JAX would put it
+    if not leaf.is_fully_replicated:
+        there: Array = jax.device_put(value, leaf.sharding)
         return there
     copies = [jax.device_put(value, shard.data.sharding) for shard in leaf.addressable_shards]
     return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, copies)

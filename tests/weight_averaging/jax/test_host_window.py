@@ -112,6 +112,23 @@ def test_what_does_not_fit_is_refused_before_any_training(monkeypatch):
         choose_lawa(params, 1, 21_000, placement="device")
 
 
+def test_leaves_may_be_numpys():
+    averager, plain = host_lawa(1, 2), lawa(1, 2)
+    params = {"w": np.zeros(3, np.float32), "seen": np.int32(0)}
+    state, expected = averager.init(params), plain.init(params)
+    for step in range(1, 4):
+        params = {"w": np.full(3, step, np.float32), "seen": np.int32(step)}
+        state, expected = averager.update(state, params, step), plain.update(expected, params, step)
+    average = averager.average(state, params)
+    assert average["w"].tolist() == [2.5] * 3
+    assert_same(average, plain.average(expected, params))
+
+
+def test_a_tree_without_a_weight_is_refused():
+    with pytest.raises(ValueError, match="there is nothing to average: the tree has no floating-point leaf"):
+        host_lawa(1, 2).init({"seen": jnp.int32(0)})
+
+
 def test_it_is_told_that_it_goes_outside_jit():
     averager = host_lawa(1, 2)
     params = {"w": jnp.zeros(2)}

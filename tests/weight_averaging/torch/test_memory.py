@@ -93,6 +93,24 @@ def test_loading_while_the_average_is_in_the_model_loses_no_raw_weights(make, sw
     assert model.weight.item() == (3.0 if swapped_state else 7.0)
 
 
+@KINDS
+def test_raw_weights_that_were_not_copied_and_overwritten_since_are_refused(make):
+    """A state that was taken while swapped has the raw weights of then in the averager's own memory."""
+    model = scalar_model()
+    averager = make(model)
+    feed(averager, model, [1.0, 2.0, 3.0])
+    averager.swap_in()
+    state = averager.state_dict()
+    state["tracks"] = copy.deepcopy(state["tracks"])  # all but the raw weights
+    averager.swap_out()
+    feed(averager, model, [7.0], first_step=4)
+    averager.swap_in()
+    with pytest.raises(ValueError, match=r"was not copied, and training has gone on since.*deepcopy"):
+        averager.load_state_dict(state)
+    averager.swap_out()
+    assert model.weight.item() == 7.0
+
+
 def test_a_load_that_fails_while_swapped_changes_nothing():
     model = scalar_model()
     ema = EMA(model, decay=0.5)
@@ -245,6 +263,22 @@ def call(name, model, averager, make, step, inference):
         else:
             getattr(averager, name)()
     return model, averager
+
+
+@KINDS
+@pytest.mark.parametrize("copied", [copy.deepcopy, COPIES["pickle"]], ids=["deepcopy", "pickle"])
+def test_an_averager_that_was_copied_in_inference_mode_goes_on_outside_of_it(make, copied):
+    """The copy's model is one to evaluate, and its weights stay; the averager takes them in all the same."""
+    model = scalar_model()
+    averager = make(model)
+    feed(averager, model, [1.0, 2.0, 3.0, 4.0])
+    with torch.inference_mode():
+        other_model, other = copied((model, averager))
+    for one in (averager, other):
+        for step in range(5, 11):
+            one.update(step)
+    with torch.inference_mode():
+        assert average_of(other, other_model) == average_of(averager, model)
 
 
 def test_buffers_that_were_made_in_inference_mode_can_be_swapped():

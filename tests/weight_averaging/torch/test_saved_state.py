@@ -65,6 +65,18 @@ def test_other_weights_loaded_on_purpose_are_left_alone(make):
     assert resumed.weight.item() == 2.0
 
 
+@KINDS
+def test_a_state_that_is_loaded_after_one_that_was_taken_while_swapped_counts_alone(make):
+    checkpoint = checkpoint_while_swapped(make, scalar_model())
+    resumed = scalar_model()
+    other = make(resumed)
+    plain = saved(other)
+    other.load_state_dict(checkpoint["averager"])
+    other.load_state_dict(plain)
+    resumed.load_state_dict(checkpoint["model"])
+    assert resumed.weight.item() == 2.0  # as loaded: the raw weights, 3, were those of the other state
+
+
 def test_either_order_under_wrappers_and_with_recomputed_statistics():
     def make_model():
         torch.manual_seed(0)
@@ -225,6 +237,7 @@ def test_another_decay_that_prints_alike_is_another_decay():
         (1, 3, 1, [12]),  # 11 was not taken
         (5, 3, 1, [10]),
         (2, 5, 9, [10, 12]),
+        (2, 5, 10, [10, 12]),
         (64, 3, 1, []),
     ],
     ids=str,
