@@ -32,8 +32,9 @@ class Polynomial(Average):  # polynomial-decay averaging, Shamir and Zhang (ICML
 class Ends(Average):  # a window: the first and the last of it
     window: int
     share: float = 0.5
-    label: str | None = None
+    label: int | str | None = None
     more: dict[str, int] | None = None
+    pair: tuple[int, int] | None = None
 
     def coefficients(self, count):
         return [self.share, *[0.0] * (count - 2), 1 - self.share]
@@ -42,6 +43,12 @@ class Ends(Average):  # a window: the first and the last of it
 @dataclass(frozen=True, kw_only=True)
 class Nothing(Average):
     window: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windowless(Average):
+    def coefficients(self, count):
+        return [1.0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,20 +101,28 @@ def test_fields_are_read_by_their_annotations(here):
         LAWA(window=2, allow_partial=True),
         LAWA(window=3, allow_partial=True),
     ]
-    assert described("--ema=decay=.5,warmup=True:false", "--ema=decay=.5") == [
-        EMA(decay=0.5, warmup=True),
-        EMA(decay=0.5),
-    ]
+    assert described("--ema=decay=.5,warmup=True:false") == [EMA(decay=0.5, warmup=True), EMA(decay=0.5)]
+    assert described("--ema=decay=.5,warmup=false", "--ema=decay=.5") == [EMA(decay=0.5)]
     assert described("--average=weight_averaging.averages:Weighted,weights=.5,.5:1.5,-.5,interval=10") == [
         Weighted(weights=(0.5, 0.5), interval=10),
         Weighted(weights=(1.5, -0.5), interval=10),
     ]
     (ends,) = described("--average=mine:Ends,window=4,share=.25,label=a=b,start=7")
     assert (ends.window, ends.share, ends.label, ends.more, ends.start) == (4, 0.25, "a=b", None, 7)
+    assert [one.label for one in described("--average=mine:Ends,window=4,label=3:three")] == [3, "three"]
     # What an average is called can be typed again.
     weighted = Weighted(weights=(0.25, 0.75), interval=5)
     words = str(weighted).split()
     assert described(f"--average=weight_averaging.averages:Weighted,{','.join(words[1:])}") == [weighted]
+
+
+def test_the_current_folder_comes_first(here, monkeypatch):
+    (here / "elsewhere").mkdir()
+    (here / "elsewhere" / "mine.py").write_text("")
+    monkeypatch.setattr(sys, "path", [str(here / "elsewhere"), *sys.path])
+    assert len(described("--average=mine:Polynomial")) == 1
+    assert sys.path[0] == str(here / "elsewhere")
+    monkeypatch.undo()
 
 
 def polynomial(eta: float) -> torch.Tensor:
@@ -159,6 +174,8 @@ def test_an_average_of_ones_own_is_that_of_float64(here, capsys, entry):
         ("mine:Polynomial,interval=0", "interval must be a whole number >= 1, not 0"),
         ("mine:Ends", "window=... is missing"),
         ("mine:Ends,window=3,more=a", "more must be dict[str, int], which no flag can give"),
+        ("mine:Ends,window=3,pair=1,2", "pair must be tuple[int, int], which no flag can give"),
+        ("mine:Windowless", "Windowless has no `window` and says not that it is_recursive"),
         ("mine:Nothing", "Nothing says neither its coefficients nor that it is_recursive"),
         ("mine:Weightless", "weightless is no recursion"),
         ("mine:Odd", "the fields' annotations cannot be read: name 'Missing' is not defined"),
