@@ -193,6 +193,14 @@ def test_a_recursion_is_asked_for_weights_from_the_second_snapshot_on():
     torch.testing.assert_close(result.state["0.weight"].double(), value, rtol=1e-5, atol=1e-4)
 
 
+def test_as_many_snapshots_are_held_as_told():
+    snapshots = run_of(12)
+    plan = Plan([(LAWA(window=window), end) for end in range(5, 13) for window in (2, 3, 4, 5)], list(snapshots))
+    one = module.Pass(plan._work, module.Memory(again=False), module.Unchanging(()))
+    assert max(len(one._held) for _ in one.run(snapshots.items())) == plan.peak == 5
+    assert not one._held
+
+
 def test_memory_is_told_beforehand():
     steps = range(10, 1010, 10)
     assert Plan([(LAWA(window=8), 1000)], steps).peak == 1
