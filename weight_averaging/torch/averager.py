@@ -144,11 +144,10 @@ class Averager(Collector):
         """
         if self._swap.is_in:
             raise RuntimeError(f"update({step}) while the average is in the model: call swap_out() before training on")
-        with self._lock:
-            step = check_step(step, self.step)
-            self._swap.refuse_another(f"update({step})")
-            self._swap.guard.end()
-            return self._pass(step)
+        step = check_step(step, self.step)
+        self._swap.refuse_another(f"update({step})")
+        self._swap.guard.end()
+        return self._pass(step)
 
     @locked
     def swap_in(self, recompute: Callable[[], object] | None = None) -> bool:

@@ -15,7 +15,7 @@ from weight_averaging.torch.model.finite import Verdict, defers, finite, finite_
 from weight_averaging.torch.model.frozen_probe import FrozenProbe
 from weight_averaging.torch.model.ranks import Ranks
 from weight_averaging.torch.model.spare_copy import SpareCopy
-from weight_averaging.torch.model.tensors import plain_tensors
+from weight_averaging.torch.model.tensors import locked, plain_tensors
 from weight_averaging.torch.model.weights import LiveWeights
 from weight_averaging.torch.options import Options
 from weight_averaging.torch.tracks.make import TrackMaker
@@ -122,7 +122,7 @@ class Collector:
                     "missed",
                 )
 
-    @plain_tensors
+    @locked
     def _collect(self, step: int) -> bool:
         self._settle()
         self._look()

@@ -16,44 +16,47 @@ class Probe:
     """
 
     def __init__(self, weights: LiveWeights) -> None:
-        self._values, self._layout = _elements(weights), _layout(weights)
+        self._layout, self._values = _elements(weights)
 
     def changed(self, weights: LiveWeights) -> str:
         """The name of a parameter that has changed by more than rounding; empty if none has. One wait for the device.
 
         Of a model whose tensors have another type, shape, layout or device by now nothing is told.
         """
-        if self._layout != _layout(weights):
+        if any(entry.tensor() is None for entry in weights.entries):
             return ""
-        now = _elements(weights)
-        for (names, eps, after), (_, _, before) in zip(now, self._values, strict=True):
+        layout, values = _elements(weights)
+        if layout != self._layout:
+            return ""
+        for dtype, (names, after) in values.items():
+            before = self._values[dtype][1]
+            if torch.equal(before, after):
+                continue
             scale = torch.maximum(before.abs(), after.abs()) + before.abs().mean()
-            far = (after - before).abs() > 8 * eps * scale
+            far = (after - before).abs() > 8 * torch.finfo(dtype).eps * scale
             far |= before.isnan() != after.isnan()
             if bool(far.any()):
                 return names[int(far.nonzero()[0])]
         return ""
 
 
-def _layout(weights: LiveWeights) -> list[object]:
-    if any(entry.tensor() is None for entry in weights.entries):
-        return []
-    return [(t.dtype, t.shape, t.is_contiguous(), t.device) for t in weights.tensors()]
-
-
-def _elements(weights: LiveWeights) -> list[tuple[list[str], float, Tensor]]:
-    """By type of the tensors: for each element the name of its tensor; the type's rounding; the elements."""
+def _elements(weights: LiveWeights) -> tuple[list[object], dict[torch.dtype, tuple[list[str], Tensor]]]:
+    """How the tensors are laid out; and by type, for each element the name of its tensor, and the elements."""
+    layout: list[object] = []
     found: dict[torch.dtype, tuple[list[str], list[Tensor]]] = {}
     for entry, tensor in zip(weights.entries, weights.tensors(), strict=True):
-        if entry.is_buffer or not tensor.numel():
+        whole = tensor.is_contiguous()
+        layout.append((tensor.dtype, tensor.shape, whole, tensor.device))
+        numel = tensor.numel()
+        if entry.is_buffer or not numel:
             continue
-        flat = tensor if tensor.is_contiguous() else tensor.select(0, 0)
-        flat = flat.reshape(-1)
-        some = flat[:: max(1, flat.numel() // ELEMENTS)][:ELEMENTS]
-        names, values = found.setdefault(some.dtype, ([], []))
+        flat = tensor.view(-1) if whole else tensor.select(0, 0).reshape(-1)
+        some = flat if numel <= ELEMENTS else flat[:: max(1, flat.numel() // ELEMENTS)][:ELEMENTS]
+        names, values = found.setdefault(tensor.dtype, ([], []))
         names += [entry.name] * some.numel()
         values.append(some)
-    return [
-        (names, torch.finfo(dtype).eps, torch.cat([v.to(values[0].device) for v in values]).to(torch.float32))
+    joined = {
+        dtype: (names, torch.cat([v.to(values[0].device) for v in values]).to(torch.float32))
         for dtype, (names, values) in found.items()
-    ]
+    }
+    return layout, joined

@@ -11,8 +11,6 @@ from weight_averaging.torch.model.blocks import Block
 from weight_averaging.torch.model.changes import Change
 from weight_averaging.torch.tracks.track import Track, cut, is_same
 
-PROBE = 64  # elements of a block, by which one that has been taken in is known from one that has not
-
 
 def lerp_if(good: Tensor, averages: list[Tensor], values: list[Tensor], weight: float) -> None:
     """averages += weight (values - averages) if `good` is true, a 0-d boolean tensor on their device; else nothing.
@@ -41,7 +39,7 @@ class ExponentialTrack(Track):
         self._ema = self._memory.new(self.weights.numel) if self._memory is not None else None
         self._copied: Tensor | None = None  # where snapshots arrive that come from another memory
         self._arriving = 0.0  # the weight of the one that is under way or has arrived; 0: there is none
-        self._under_way = (0, torch.empty(0))  # where the last block begins, and some of its values before
+        self._under_way = (0, -1)  # where the last block begins, and the version of the memory before it
         self._before: tuple[list[int], int] = ([], 0)  # steps and count before the last one
         if self._copies is not None and self._memory is not None:
             self._copied = self._memory.new(self.weights.numel)
@@ -56,7 +54,7 @@ class ExponentialTrack(Track):
     def take(self, block: Block, parts: list[Tensor], good: Tensor | None = None) -> None:
         if self._ema is None or self._copies is not None:
             return
-        self._under_way = (block.start, self._ema[block.range][:PROBE].clone())
+        self._under_way = (block.start, self._ema._version)
         own = cut(self._ema[block.range], parts)
         if not self.steps:
             torch._foreach_copy_(own, parts)
@@ -66,14 +64,14 @@ class ExponentialTrack(Track):
             lerp_if(good, own, parts, self._weight(self.count + 1))
 
     def resume(self, block: Block, parts: list[Tensor]) -> None:
-        start, before = self._under_way
+        start, version = self._under_way
         if self._ema is None or block.start < start:
             return
-        if block.start > start or torch.equal(self._ema[start : start + before.numel()], before):
+        if block.start > start or version in (-1, self._ema._version):
             self.take(block, parts)
 
     def taken(self, step: int) -> None:
-        self._under_way = (0, torch.empty(0))
+        self._under_way = (0, -1)
         if self._ema is not None and self._copies is not None:
             if self.steps:
                 assert self._copied is not None
