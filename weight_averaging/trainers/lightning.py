@@ -139,7 +139,7 @@ class WeightAveraging(Callback):
         assert self.averager is not None
         if self.averager.ready or not trainer.sanity_checking:  # which comes before any update
             self._swap_out()
-            with training_mode(pl_module):
+            with training_mode(pl_module, then_eval=True):
                 self._evaluating.enter_context(self.averager.averaged())
 
     def _begin_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> bool:
@@ -158,7 +158,7 @@ class WeightAveraging(Callback):
     def _swap_out(self) -> None:
         """End an evaluation; within `averaged()` the average stays."""
         if self._module is not None:
-            with training_mode(self._module):
+            with training_mode(self._module, then_eval=False):
                 self._evaluating.close()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

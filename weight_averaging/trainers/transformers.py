@@ -83,12 +83,12 @@ class WeightAveraging(TrainerCallback):
             if callable(getattr(optimizer, "eval", None)):  # schedule-free: the loop would do so on the average
                 optimizer.eval()
             evaluating = contextlib.ExitStack()
-            with training_mode(model):
+            with training_mode(model, then_eval=True):
                 evaluating.enter_context(self.averaged())
             try:
                 return loop(*args, **kwargs)
             finally:
-                with training_mode(model):
+                with training_mode(model, then_eval=False):
                     evaluating.close()
 
         return averaged
