@@ -10,6 +10,7 @@ from analysis.measures import intervals, lead
 from analysis.measures.lead import Leads
 from analysis.measures.to_target import Measured
 from analysis.reading.logs import Logs
+from weight_averaging.averages.horizon import window_from_decay
 
 # Levels at which averages are compared: what the baseline reaches by these shares of its training.
 SHARES = (0.3, 0.5, 0.7, 0.8, 0.9)
@@ -34,7 +35,7 @@ def horizon_of(hparams: dict[str, Any], step_hint: float) -> float:
     if "averaging_interval" not in hparams:
         return np.nan
     decay = hparams.get("averaging_decay")
-    window = hparams["averaging_window"] if decay is None else (1 + decay) / (1 - decay)
+    window = hparams["averaging_window"] if decay is None else window_from_decay(decay)
     return hparams["averaging_interval"] * window / length
 
 

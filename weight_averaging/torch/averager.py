@@ -80,7 +80,7 @@ class Averager(Collector):
     @shows_options
     def __init__(self, model: nn.Module, average: Average | Iterable[Average], **options: Unpack[Options]) -> None:
         given = completed(options, type(self).__init__)
-        super().__init__(model, [average] if isinstance(average, Average) else average, given)
+        super().__init__(model, average if isinstance(average, Iterable) else [average], given)
         self._swap = Swap(self.name, model, self._spare)
 
     @property
@@ -105,7 +105,7 @@ class Averager(Collector):
 
     @property
     def state(self) -> State:
-        """What is held now: steps, count, refused snapshots, place and bytes. Read only."""
+        """What is held now. Read only."""
         return State.of(self)
 
     def __repr__(self) -> str:

@@ -82,3 +82,9 @@ def test_a_type_checker_finds_wrong_names_and_types(tmp_path):
     for _, text in errors[:5]:
         assert 'Unexpected keyword argument "bufers"' in text
     assert 'Argument "buffers"' in errors[5][1]
+
+
+@pytest.mark.parametrize("given", [3, "lawa", LAWA, [averages.LAWA(**LAWAS), None]])
+def test_what_is_no_description_is_one_line(given):
+    with pytest.raises(TypeError, match=r"an average is described by one of weight_averaging\.averages, not by "):
+        Averager(torch.nn.Linear(1, 1), given)
