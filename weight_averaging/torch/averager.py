@@ -18,8 +18,7 @@ from weight_averaging.torch.options import Options, completed, shows_options
 from weight_averaging.torch.state import State
 from weight_averaging.torch.swap import Swap
 
-KNOWN = (averages.LAWA, averages.EMA)
-# What their saved states have of their settings.
+# What saved states have of the settings.
 SETTINGS = {"LAWA": ("window", "allow_partial", "interval"), "EMA": ("decay", "horizon", "warmup", "interval")}
 
 
@@ -29,9 +28,8 @@ class Averager(Collector):
     The model trains on its raw weights. `swap_in` puts the average into it for evaluation and keeps the raw weights
     aside; `swap_out` puts those back, bit for bit. Use `averaged()` for both.
 
-    Averaged are the trainable parameters and batch-norm statistics (`torch.model.selection`). A model that
-    changes is followed (`torch.model.changes`): what is new counts in the snapshots held with the value that
-    it has when it is first seen, and a warning names it. docs/models.md tells what happens to which kinds of models.
+    Averaged are the trainable parameters and batch-norm statistics (`torch.model.selection`). A model that changes is
+    followed: what is new counts in the snapshots held with its first value, and a warning names it (docs/models.md).
 
     Of parameters that are spread over ranks (FSDP) every rank averages its own shards, with nothing gathered; `update`
     is then collective where `check_finite` is on.
@@ -87,7 +85,11 @@ class Averager(Collector):
     def name(self) -> str:
         """Of messages and saved states: LAWA or EMA also where these were described; else the class."""
         plain = type(self) is Averager and len(self.averages) == 1
-        return type(self.averages[0]).__name__ if plain and type(self.averages[0]) in KNOWN else super().name
+        return (
+            type(self.averages[0]).__name__
+            if plain and type(self.averages[0]) in (averages.LAWA, averages.EMA)
+            else super().name
+        )
 
     def select(self, average: Average) -> None:
         """Let `ready`, `swap_in` and `averaged` be about this average; at first it is the first one.
@@ -292,7 +294,7 @@ class Averager(Collector):
         saved_state.load(self, self._swap, self.settings(), saved, settings)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For pickle and copy.deepcopy, together with the model: everything that training on needs, unshared."""
+        """For pickle and copy.deepcopy, together with the model: all that training on needs, unshared."""
         if self._ranks.group is not None:
             raise TypeError("an averager with a process_group cannot be pickled or deep-copied: use its state_dict()")
         self._settle()
