@@ -50,6 +50,15 @@ def test_every_option_is_taken(name, door):
         door(model, placement="disk")
 
 
+@pytest.mark.parametrize("given", [{}, {"start": 7}, {"start": 7, "switch": True, "buffers": "latest"}], ids=str)
+def test_for_run_hands_on_what_it_is_given_and_has_the_same_defaults(given):
+    model = torch.nn.Linear(1, 1)
+    for kind, switch, own in [(LAWA, "allow_partial", {"window": 5}), (EMA, "warmup", {"decay": 4 / 6})]:
+        options = {switch if name == "switch" else name: value for name, value in given.items()}
+        found = kind.for_run(model, 100, horizon=0.5, window=5, **options)
+        assert found.state_dict() == kind(model, interval=10, **own, **options).state_dict()
+
+
 @pytest.mark.parametrize("function", KNOWN, ids=lambda function: function.__qualname__)
 def test_help_names_every_option_with_its_default(function):
     parameters = inspect.signature(function).parameters
