@@ -84,12 +84,8 @@ class Averager(Collector):
     @property
     def name(self) -> str:
         """Of messages and saved states: LAWA or EMA also where these were described; else the class."""
-        plain = type(self) is Averager and len(self.averages) == 1
-        return (
-            type(self.averages[0]).__name__
-            if plain and type(self.averages[0]) in (averages.LAWA, averages.EMA)
-            else super().name
-        )
+        one = type(self.averages[0]) if type(self) is Averager and len(self.averages) == 1 else None
+        return "LAWA" if one is averages.LAWA else "EMA" if one is averages.EMA else super().name
 
     def select(self, average: Average) -> None:
         """Let `ready`, `swap_in` and `averaged` be about this average; at first it is the first one.
