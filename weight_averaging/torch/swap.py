@@ -1,6 +1,7 @@
 """The average in the model: what is true meanwhile, and the way back."""
 
 import contextlib
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -59,7 +60,7 @@ class Swap:
             failed = False
         finally:
             self._blocks -= 1
-            if self._blocks == 0 and self._by_block:
+            if self._blocks == 0 and self._by_block and not sys.is_finalizing():  # when there is no torch any more
                 self._shown = None if failed else self._shown
                 take_out()
 
