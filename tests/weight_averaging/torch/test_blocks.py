@@ -31,3 +31,9 @@ def test_a_large_tensor_is_cut_into_full_blocks(monkeypatch):
     monkeypatch.setattr(blocks, "CPU_BLOCK", LIMIT)
     tensors = [torch.zeros(3), torch.zeros(4 * LIMIT)]
     assert [block.stop for block in blocks.blocks_of(tensors, torch.device("cpu"))] == [8, 16, 24, 32, 35]
+
+
+def test_small_tensors_share_a_block_wherever_it_begins(monkeypatch):
+    monkeypatch.setattr(blocks, "CPU_BLOCK", LIMIT)
+    tensors = [torch.zeros(LIMIT), torch.zeros(3), torch.zeros(4)]
+    assert [block.stop for block in blocks.blocks_of(tensors, torch.device("cpu"))] == [8, 15]

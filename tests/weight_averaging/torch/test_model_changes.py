@@ -47,6 +47,18 @@ class Net(nn.Module):
         self.head = nn.Linear(3, 2)
 
 
+@pytest.mark.parametrize(("new", "said"), [(3, "2.weight is new)"), (4, "2.weight is new and 1 more like that)")])
+def test_of_many_changes_the_first_three_are_named(new, said, caplog):
+    model = nn.Sequential(*(nn.Linear(1, 1, bias=False) for _ in range(5)))
+    for layer in model[:new]:
+        layer.requires_grad_(False)
+    averager = EMA(model, decay=0.5)
+    averager.update(1)
+    model.requires_grad_(True)
+    averager.update(2)
+    assert f"(0.weight is new, 1.weight is new, {said}" in words(caplog)[0]
+
+
 @KINDS
 def test_layers_unfrozen_later_are_averaged_from_then_on(make, caplog):
     model = Net()
