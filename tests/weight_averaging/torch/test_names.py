@@ -81,3 +81,12 @@ def test_models_that_cannot_be_averaged_yet_are_told_in_one_line(make):
         with pytest.raises(error, match=message) as raised:
             make(model)
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("count", "said"), [(3, "0.bias, 1.bias, 2.bias)"), (4, "0.bias, 1.bias, 2.bias, ...)")])
+def test_of_what_is_left_out_three_are_named(count, said, caplog):
+    model = nn.Sequential(*(nn.Linear(1, 1) for _ in range(count)))
+    with caplog.at_level("INFO", "weight_averaging"):
+        EMA(model, decay=0.5, exclude=["*.bias"])
+    assert f"; {count} left as training has them: " in caplog.text
+    assert f"({said}" in caplog.text
