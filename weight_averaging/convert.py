@@ -49,8 +49,7 @@ def from_torch(state: Mapping[str, Any]) -> Held:
     Raises:
         ValueError: it is of several averages, was saved while swapped, or of a model that is spread over ranks.
     """
-    if state["averager"] not in ("LAWA", "EMA"):
-        raise ValueError(f"only the state of a LAWA or an EMA can be converted, not that of an {state['averager']}")
+    _check_kind(state["averager"])
     if state["raw"] is not None:
         raise ValueError(
             "the state was saved while the average was in the model: load it, swap_out(), and save it again"
@@ -118,12 +117,15 @@ def from_jax(averager: "Averager", state: Any, params: Any, translate: Callable[
     Args:
         params: parameters like those averaged, for their types.
         translate: from a tree like `params`, with numpy arrays as leaves, to arrays by PyTorch's names.
+    Raises:
+        ValueError: it is of another average than LAWA and EMA.
     """
     import jax
 
     from weight_averaging.jax.trees import is_averaged
 
     settings = dict(averager.settings)
+    _check_kind(settings["averager"])
     translate = translate or _by_path
     count, window = int(state.count), settings.get("window", 1)
     slots = [number % window for number in range(max(0, count - window), count)]
@@ -154,6 +156,7 @@ def to_jax(held: Held, averager: "Averager", params: Any, translate: Callable[[A
     from weight_averaging.jax.trees import is_averaged
 
     settings = dict(averager.settings)
+    _check_kind(settings["averager"])
     if differing := [key for key, own in settings.items() if held.settings.get(key) != own]:
         key = differing[0]
         raise ValueError(f"the state has {key}={held.settings.get(key)!r}, and the averager {key}={settings[key]!r}")
@@ -177,6 +180,11 @@ def to_jax(held: Held, averager: "Averager", params: Any, translate: Callable[[A
         state = averager.update(state, jax.tree_util.tree_map_with_path(found, params), step)
     # By adding to what is there, the counters stay where they are.
     return state._replace(step=state.step * 0 + held.step, count=state.count * 0 + count)
+
+
+def _check_kind(averager: str) -> None:
+    if averager not in ("LAWA", "EMA"):
+        raise ValueError(f"only the state of a LAWA or an EMA can be converted, not that of {averager}")
 
 
 def _slot(state: Any, slot: int) -> Any:

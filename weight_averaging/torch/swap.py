@@ -130,7 +130,9 @@ class Swap:
                     )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "raw": packed(self.raw), "guard": LoadGuard(), "_blocks": 0, "_shown": None}
+        """A copy has no open block: an average that is in it stays until its own swap_out."""
+        without = {"guard": LoadGuard(), "_blocks": 0, "_by_block": False, "_shown": None}
+        return {**self.__dict__, "raw": packed(self.raw), **without}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
         self.__dict__.update(saved, raw=unpacked(saved["raw"]))

@@ -16,7 +16,8 @@ from tests.support.small_models import flat, model_of, randomise, saved, value_o
 from tests.weight_averaging.jax.test_jax_averagers import assert_same
 from weight_averaging import convert
 from weight_averaging.averages import EMA as EMADescription
-from weight_averaging.jax import ema, host_lawa, lawa
+from weight_averaging.averages import Merge, Power
+from weight_averaging.jax import averaging, ema, host_lawa, lawa
 from weight_averaging.torch import EMA, LAWA, Averages
 
 AVERAGERS = {
@@ -196,5 +197,12 @@ def test_what_cannot_be_converted_is_told():
         convert.from_torch(saved(theirs))
     theirs.swap_out()
     several = Averages(model, [EMADescription(decay=0.5, interval=1)])
-    with pytest.raises(ValueError, match="not that of an Averages"):
+    with pytest.raises(ValueError, match="not that of Averages"):
         convert.from_torch(several.state_dict())
+    params = {"w": jnp.zeros(2)}
+    for described in (Power(gamma=3.0, interval=1), Merge(shape="linear", window=2, interval=1)):
+        other = averaging(described)
+        with pytest.raises(ValueError, match=f"not that of {type(described).__name__}"):
+            convert.from_jax(other, other.init(params), params)
+        with pytest.raises(ValueError, match=f"not that of {type(described).__name__}"):
+            convert.to_jax(held, other, params)

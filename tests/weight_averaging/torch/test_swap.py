@@ -82,6 +82,19 @@ def test_blocks_and_swaps_in_any_order(actions):
         assert model.weight.item() == (1.5 if holds else 2.0)
 
 
+@KINDS
+def test_a_copy_made_in_a_block_keeps_the_average_until_its_own_swap_out(make):
+    model, averager = trained(make)
+    with averager.averaged():
+        other_model, other = copy.deepcopy((model, averager))
+    with other.averaged():
+        assert other_model.weight.item() == 1.5
+    assert other.swapped
+    assert other_model.weight.item() == 1.5
+    other.swap_out()
+    assert other_model.weight.item() == 2.0
+
+
 def failing_evaluation(averager, write):
     with averager.averaged():
         write()
