@@ -11,7 +11,7 @@ pytest.importorskip("optax")
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-from tests.submissions.test_jax_submissions import EMA, LAWA, STEP_HINT, Run, point  # noqa: E402
+from tests.support.jax_runs import EMA, LAWA, STEP_HINT, Run, point  # noqa: E402
 
 
 class Model(nn.Module):
