@@ -3,7 +3,7 @@
 import importlib.metadata
 
 project = "weight_averaging"
-author = "The weight_averaging authors"
+author = copyright = "The weight_averaging authors"
 release = importlib.metadata.version("weight_averaging")
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["results/**/data"]
