@@ -111,7 +111,7 @@ def recompute_batch_norm(model: nn.Module, forward_passes: Iterable[Callable[[],
 def _uses(layer: nn.Module, counted: int, passes: int) -> int:
     """How often a layer has updated its statistics, which have begun at zero."""
     # Which instance norm has and does not count.
-    batches = layer._buffers["num_batches_tracked"] if "num_batches_tracked" in layer._buffers else None
+    batches = dict(layer._buffers.items()).get("num_batches_tracked")
     moved = any(bool(buffer.any()) for buffer in layer._buffers.values() if buffer is not None)
     # Compiled modules do not call hooks that come later.
     return (0 if batches is None else int(batches)) or counted or (passes if moved else 0)

@@ -28,7 +28,10 @@ class Entry:
 
     def tensor(self) -> Tensor | None:
         store = self.module._buffers if self.is_buffer else self.module._parameters
-        return store[self.key] if self.key in store else None  # of a scripted module it is no dict, and has no get
+        try:
+            return store[self.key]  # of a scripted module it is no dict, and has no get
+        except KeyError:
+            return None
 
 
 @dataclass

@@ -76,8 +76,8 @@ class LiveWeights:
         look = Look(selected, modules, gathering, bool(handles), found)
         if not (look.is_flat or look.is_sharded or any(tensor.numel() for tensor in found)):
             raise ValueError(
-                f"{type(self._model).__name__} has no element in the tensors to average ({look.names[0]}, ...): they may "
-                "be placeholders of weights that are elsewhere"
+                f"{type(self._model).__name__} has no element in the tensors to average ({look.names[0]}, ...): they "
+                "may be placeholders of weights that are elsewhere"
             )
         return look
 
