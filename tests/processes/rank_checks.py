@@ -326,6 +326,36 @@ def host_ema_of_replicas() -> None:
     np.testing.assert_array_equal(flat(other), value_of(alone, model))
 
 
+def statistics_of_replicas(placement: str) -> None:
+    """Batch norm sees each rank's own batches, and the average is one."""
+    model = DistributedDataParallel(model_of(), broadcast_buffers=False)
+    grid = Averages(
+        model,
+        [EMADescription(decay=0.5, interval=1), LAWADescription(window=2, interval=1)],
+        placement=placement,
+        process_group=dist.group.WORLD,
+    )
+    raw = []
+    for step in (1, 2, 3):
+        randomise(model, step)
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                buffer.add_(dist.get_rank())
+        assert grid.update(step)
+        raw = flat(model)
+    for average in grid.averages:
+        grid.select(average)
+        first, *others = on_all_ranks(value_of(grid, model))
+        for other in others:
+            np.testing.assert_array_equal(other, first)
+        first, *others = on_all_ranks({name: t.tolist() for name, t in grid.average_state_dict().items()})
+        assert all(other == first for other in others)
+        copied = model_of(seed=5).double()
+        assert grid.copy_to(copied)
+        np.testing.assert_allclose(flat(copied), value_of(grid, model))
+        np.testing.assert_array_equal(flat(model), raw)
+
+
 def main(rank: int, ranks: int, folder: str, checks: list[str]) -> None:
     torch.set_num_threads(1)
     store = Path(folder, f"store_{os.getppid()}")

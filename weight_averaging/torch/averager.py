@@ -253,7 +253,7 @@ class Averager(Collector):
         export.check("copy_to()", self.buffers, self._ranks)
         ready = self._prepare()
         write = self._write if ready else None
-        export.copy_to(other, self._model, self._weights, write, alike=not self._shown.by_owner)
+        export.copy_to(other, self._model, self._weights, write, alike=self._ranks.group is None)
         return ready
 
     @locked

@@ -276,8 +276,9 @@ class Collector:
         if self._ranks.is_owner or not track.by_owner:
             with self._ranks.idle_cores(track.by_owner):
                 self._weights.write(lambda block: track.average(block, self._selected), tensors)
-        if track.by_owner:
-            self._ranks.spread(tensors)
+        pairs = zip(tensors, self._weights.entries, strict=True)
+        # Of replicas the parameters are the same, and batch-norm statistics are each rank's own.
+        self._ranks.spread(tensors if track.by_owner else [tensor for tensor, entry in pairs if entry.is_buffer])
 
     def _say(self, level: int, text: str, once: str) -> None:
         """Log what need not be said twice."""

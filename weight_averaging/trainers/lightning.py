@@ -8,11 +8,11 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from torch.utils.hooks import RemovableHandle
 
 from weight_averaging.torch import Averager
 from weight_averaging.trainers.modes import training_mode
 from weight_averaging.trainers.shards import gathered, scattered
+from weight_averaging.trainers.steps import watch
 
 logger = logging.getLogger("weight_averaging")
 
@@ -54,7 +54,7 @@ class WeightAveraging(Callback):
         self._has_state = False  # whether the checkpoint that this run began from has a state
         self._begun = False
         self._stepped = False
-        self._handles: list[RemovableHandle] = []
+        self._unwatching: list[Callable[[], object]] = []
 
     # Which averager.
 
@@ -112,15 +112,15 @@ class WeightAveraging(Callback):
     def _watch(self, trainer: Trainer) -> None:
         self._unwatch()
 
-        def stepped(*_: Any) -> None:
+        def stepped() -> None:
             self._stepped = True
 
-        self._handles = [optimizer.register_step_post_hook(stepped) for optimizer in trainer.optimizers]
+        self._unwatching = [watch(optimizer, stepped) for optimizer in trainer.optimizers]
 
     def _unwatch(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self._stepped = [], False
+        for end in self._unwatching:
+            end()
+        self._unwatching, self._stepped = [], False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

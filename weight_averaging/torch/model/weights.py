@@ -73,7 +73,13 @@ class LiveWeights:
         names = self._adopted.union(adopt, (known.name for known in self._known))
         selected = self._selection.of(self._model, names, same)
         found = [_present(entry) for entry in selected.entries]
-        return Look(selected, modules, gathering, bool(handles), found)
+        look = Look(selected, modules, gathering, bool(handles), found)
+        if not (look.is_flat or look.is_sharded or any(tensor.numel() for tensor in found)):
+            raise ValueError(
+                f"{type(self._model).__name__} has no element in the tensors to average ({look.names[0]}, ...): they "
+                "may be placeholders of weights that are elsewhere"
+            )
+        return look
 
     def adopt(self, names: set[str]) -> Change | None:
         """Average frozen parameters or buffers of these names too, because a saved state has them."""
