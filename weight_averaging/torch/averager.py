@@ -277,12 +277,12 @@ class Averager(Collector):
 
         If the state was saved while swapped, the raw weights go back into the model, which is then ready for training.
         The model's own checkpoint may be loaded before or after: if it has the average of that moment, the raw weights
-        are put back again.
+        are put back again. Tensors that the state lacks count in its snapshots as they are now.
 
         Args:
             settings: `"same"` refuses a state of other settings. `"new"` goes on from it with those of this averager:
                 of a window the snapshots are kept that it would hold itself (consecutive multiples of its interval), an
-                EMA goes on with its new decay; a log line says how many there are.
+                EMA goes on with its new decay, tensors that are not averaged here are dropped. Log lines say which.
         Raises:
             ValueError: it is the state of another averager, other settings or another model, or it was not copied and
                 training has gone on since. Nothing has changed then.
