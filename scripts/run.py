@@ -37,6 +37,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("submission", None, "A folder of submissions/<framework>: nadamw, lawa, ema, ...")
 flags.DEFINE_enum("harness", "miniperf", ["miniperf", "official"], "Which runner.")
 flags.DEFINE_enum("engine", "local", ["local", "docker", "slurm"], "Where the official harness runs.")
+flags.DEFINE_string("harness_path", None, "Sources of the official harness, in place of the installed one.")
 flags.DEFINE_integer("gpus", None, "GPUs of the official harness; default: all there are.", lower_bound=0)
 flags.DEFINE_string("sbatch_args", "", "Further arguments of sbatch: '--partition=gpu --time=24:00:00'.")
 flags.DEFINE_boolean("dry_run", False, "Print the command of the official harness, look at nothing, start nothing.")
@@ -92,7 +93,7 @@ def run_official() -> None:
     official.check_trials(FLAGS.submission_path, space, trials, FLAGS.workload, FLAGS.framework)
     command, environment = _command()
     if FLAGS.dry_run:
-        settings = [f"{name}={value}" for name, value in environment.items() if name != "PYTHONPATH"]
+        settings = [f"{name}={value}" for name, value in environment.items() if value != os.getcwd()]
         print(shlex.join([*settings, *command]))
         return
     sys.stdout.flush()
@@ -110,9 +111,12 @@ def _command() -> tuple[list[str], dict[str, str]]:
         official.check_batch_size(FLAGS.workload, gpus)
     data_root = FLAGS.data_dir or "~/data"
     if not FLAGS.dry_run:
-        official.check_harness(FLAGS.workload)
+        note = official.check_harness(FLAGS.workload, _harness_path())
         official.check_data(FLAGS.workload, data_root, FLAGS.framework)
+        official.check_image_lists(FLAGS.workload, data_root, FLAGS.framework, Path.cwd())
         _check_experiment()
+        if note:
+            print(f"note: {note}", file=sys.stderr)
     command = official.command(
         FLAGS.framework, FLAGS.workload, FLAGS.submission_path, gpus, data_root, FLAGS.experiment_dir,
         FLAGS.experiment_name,
@@ -120,7 +124,12 @@ def _command() -> tuple[list[str], dict[str, str]]:
         FLAGS.torch_compile,
     )  # fmt: skip
     wanted = official.environment(FLAGS.framework, gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
-    return command, {"PYTHONPATH": os.getcwd(), **wanted}
+    sources = [os.getcwd(), *([str(_harness_path())] if FLAGS.harness_path else [])]
+    return command, {"PYTHONPATH": os.pathsep.join(sources), **wanted}
+
+
+def _harness_path() -> Path | None:
+    return Path(FLAGS.harness_path).expanduser().absolute() if FLAGS.harness_path else None
 
 
 def _gpus() -> int:
@@ -162,6 +171,8 @@ def _same_flags(left_out: Sequence[str]) -> list[str]:
 
 def _in_docker() -> list[str]:
     """docker/run_workload.sh makes the mounts; inside, the checks are made by this script again."""
+    if FLAGS.harness_path is not None:
+        raise UsageError("--harness_path: an image has its own harness, chosen by the build argument HARNESS_COMMIT")
     if FLAGS.submission is None:
         raise UsageError("--engine=docker runs a submission of the image: name it by --submission")
     if not FLAGS.dry_run and not _answers(["docker", "info"]):
