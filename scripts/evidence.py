@@ -2,7 +2,7 @@
 
     python -m scripts.evidence --part=A --out=runs/evidence
     python -m scripts.evidence --part=B --workloads=mini_wmt,mini_ogbg --out=runs/evidence
-    python -m scripts.evidence --part=A --seeds=1 --list
+    python -m scripts.evidence --part=A --variants=nadamw --seeds=1 --list
 
 The plan (comparisons/evidence/plan.yaml) says which runs there are. They come seed by seed, workload by workload, so
 that whatever is done is balanced. Where a learning rate is to be found first, the search comes in the place of the
@@ -14,7 +14,7 @@ seed_K.json what the run was made with.
 
 Stop it at any moment: the same command skips what is finished and goes on from the last checkpoint of the others,
 bit for bit. Several such commands may share a folder: a run that another process is at is left to it.
-Tables and figures: python -m analysis.evidence --help.
+Tables and figures: python -m scripts.evidence_page --help.
 """
 
 import logging
@@ -37,6 +37,7 @@ flags.DEFINE_string("plan", "comparisons/evidence/plan.yaml", "YAML file of the 
 flags.DEFINE_list("part", ["A"], "Parts of the plan, in this order.")
 flags.DEFINE_string("out", "runs/evidence", "Folder of the results.")
 flags.DEFINE_list("workloads", None, "These workloads alone; default: those of the plan.")
+flags.DEFINE_list("variants", None, "These runs of the parts alone, by name; default: all.")
 flags.DEFINE_integer("seeds", None, "The first so many seeds; default: those of the plan.", lower_bound=1)
 flags.DEFINE_integer("jobs", 1, "Processes, each with one thread.", lower_bound=1)
 flags.DEFINE_boolean("list", False, "Say what is finished and what comes next, and run nothing.")
@@ -52,13 +53,19 @@ def run() -> None:
         raise UsageError(
             f"--workloads={','.join(unknown)} is no miniature; choose from {', '.join(workloads.WORKLOADS)}"
         )
+    known = {one.name for part in FLAGS.part for one in parts[part]}
+    if unknown := [name for name in FLAGS.variants or [] if name not in known]:
+        raise UsageError(
+            f"--variants={','.join(unknown)} is in none of these parts; they have {', '.join(sorted(known))}"
+        )
     logging.getLogger("weight_averaging").setLevel(logging.WARNING)
     absl_logging.set_verbosity(absl_logging.WARNING)
     command = [sys.executable, "-m", "scripts.evidence", *sys.argv[1:], "--jobs=1"]
     others = [] if FLAGS.list else [subprocess.Popen(command) for _ in range(1, FLAGS.jobs)]
     try:
         for part in FLAGS.part:
-            _part(parts[part], Path(FLAGS.out))
+            if chosen := [one for one in parts[part] if one.name in (FLAGS.variants or known)]:
+                _part(chosen, Path(FLAGS.out))
         for other in others:
             other.wait()
     except BaseException:

@@ -26,7 +26,7 @@ def write(path: Path, evaluations: Sequence[tuple[int, dict[str, float]]], metri
         for step, values in evaluations
     ]
     table = pd.DataFrame(rows)
-    names = sorted(set(table) - {"step", "seconds"}, key=lambda name: (name.partition("@")[2], name.startswith("test")))
+    names = sorted({*map(str, table)} - {"step", "seconds"}, key=lambda n: (n.partition("@")[2], n.startswith("test")))
     table["seconds"] = table["seconds"].round(2)
     with replacing(path.with_name(f"{path.name}.csv")) as file:
         file.write(table[["step", "seconds", *names]].to_csv(index=False, float_format="%.7g").encode())
