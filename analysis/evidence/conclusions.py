@@ -186,7 +186,7 @@ def _share(evidence: Evidence) -> Conclusion:
             middle, low, high = common(optima)
             lows.append(low)
             highs.append(high)
-            shown.append(f"{part} at {moment:.0%} {middle:.0%} ({low:.0%} to {high:.0%})")
+            shown.append(f"{part} at {moment:.0%} {middle:.0%} ({low:.0%} to {min(high, 1.0):.0%})")
     holds = bool(lows) and max(lows) <= min(highs)
     each = f"; every interval holds {max(lows):.0%} to {min(highs):.0%}" if holds else "; no share is in all"
     several = len(lengths) > 1

@@ -39,7 +39,7 @@ def forest(conclusions: Sequence[Conclusion], workloads: dict[str, ratios.Ratio]
     axis.set_xlim(max(0.25, min(values) * 0.95), min(3.0, max(max(values), 1.0) * 1.05))
     axis.set_xticks(style_ticks, [f"{tick:g}" for tick in style_ticks])
     axis.minorticks_off()
-    axis.set_xlabel("updates over those of the raw weights, 95 % interval (hollow: somebody missed)")
+    axis.set_xlabel("updates over the raw weights' (95 %; hollow: misses)")
     return figure
 
 

@@ -208,7 +208,7 @@ def _windows(evidence: Evidence) -> str:
                 for workload, one in optima.items()
             }
             middle = conclusions.common(optima) if len(optima) > 1 else None
-            mean = _percent(*middle) if middle else "-"
+            mean = percent(*middle) if middle else "-"
             rows.append({"part": part, "after": f"{moment:.0%}", **cells, "over workloads": mean})
     return (
         "The LAWA window that is best at that moment, as a share of the updates so far: the optimum of a parabola in "
@@ -217,8 +217,10 @@ def _windows(evidence: Evidence) -> str:
     )
 
 
-def _percent(value: float, low: float, high: float) -> str:
-    return f"{value:.1%} ({low:.1%} to {high:.1%})" if np.isfinite(low) else f"{value:.1%}"
+def percent(value: float, low: float, high: float) -> str:
+    """A share with its interval, which ends at all of it at the latest."""
+    high = high if np.isnan(high) else min(high, 1.0)
+    return f"{value:.1%} ({low:.1%} to {high:.1%})" if np.isfinite(low + high) else f"{value:.1%}"
 
 
 def _ran(evidence: Evidence) -> str:

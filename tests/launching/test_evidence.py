@@ -223,3 +223,5 @@ def test_the_command_runs_the_plan_and_says_how_far_it_is(tmp_path):
     assert done.stdout.count("begins") == 2
     wrong = commands.run("evidence", *asked, "--part=Z")
     assert (wrong.returncode, wrong.stderr) == (2, f"error: --part=Z is not in {path}; it has A\n")
+    wrong = commands.run("evidence", *asked, "--variants=b")
+    assert (wrong.returncode, wrong.stderr) == (2, "error: --variants=b is in none of these parts; they have a\n")
