@@ -147,6 +147,18 @@ def test_an_average_is_held_against_the_raw_weights_at_its_own_evaluations(tmp_p
     )  # not ready: the raw weights
 
 
+@given(st.integers(0, 2**32 - 1), st.floats(0.2, 0.9))
+def test_rare_evaluations_make_no_gain(seed, share):
+    """An average that is the raw weights needs as many updates as they, though it is evaluated five times as rarely."""
+    at = np.arange(20, STEPS + 1, 20)
+    raw = loss(at) ** 1.5 + np.random.default_rng(seed).normal(size=len(at))
+    table = pd.DataFrame({"step": at, "validation": raw, "validation@same": np.where(at % 100 == 0, raw, np.nan)})
+    run = data.Run({"steps": STEPS, "higher_is_better": False}, table)
+    assert ratios.along(run, "same", share).log == 0
+    level = float(np.quantile(-raw, share))
+    assert ratios.pair(run, "same", level).log == 0
+
+
 def test_the_target_of_a_longer_run_is_found_anew(tmp_path):
     for seed in range(3):
         made(tmp_path / "runs", "mini_wmt", seed, 0.8, part="B", steps=10 * STEPS, target_share=0.3)
