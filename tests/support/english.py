@@ -25,7 +25,7 @@ def pages() -> list[Path]:
 def sentences(text: str) -> list[str]:
     """The sentences of the running text of a page: no code, tables, headings or pictures."""
     text = re.sub(r"^```.*?^```$", "\n", text, flags=re.M | re.S)
-    text = re.sub(r"^(    .*|\t.*|\|.*|#.*|!\[.*)$", "", text, flags=re.M)
+    text = re.sub(r"^(    .*|\t.*| *\|.*|#.*|!\[.*)$", "", text.replace("**", ""), flags=re.M)
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
     text = re.sub(r"`[^`]*`", "code", text)
     found = []
