@@ -196,7 +196,7 @@ def _fits(averager: Collector, state: dict[str, Any], drop: bool) -> tuple[Look,
     extra = sorted(set(where) - set(look.names))
     order: Order = [where.get(name) for name in look.names]
     resized = [n for n, shape in zip(look.names, look.shapes, strict=True) if shapes.get(n, shape) != shape]
-    if extra and not drop or len(lacking) == len(order):
+    if (extra and not drop) or len(lacking) == len(order):
         hint = '; settings="new" takes what fits' if len(lacking) < len(order) else ""
         raise ValueError(
             f"the saved state is of another model: {len(lacking)} of {len(look.names)} tensors are not in it "
