@@ -25,7 +25,7 @@ after three updates. On GPUs nothing else is changed; --full_batch takes the off
 fit, and estimates the hours of a real entry. On a CPU the harness's own assumptions are replaced too: the number of
 GPUs, ImageNet's prefetching; criteo1tb is its small variant, and the language model is cut to two layers.
 
-Results are in --out, a folder a rehearsal, and rehearsals.html. Those that are there are not made again: after a kill
+Results are in --out, a folder a rehearsal, with rehearsals.html and rehearsals.md. Those that are there are not made again: after a kill
 the same command goes on. --again makes them anew.
 """
 
@@ -122,6 +122,7 @@ def run() -> None:
         print(table.text([result]), flush=True)
         notes = [note] if (note := replaced(cell)) else []
         (out / "rehearsals.html").write_text(table.page(results, notes))
+        (out / "rehearsals.md").write_text(table.markdown(results) + "\n")
     good = sum(map(table.passed, results))
     print(f"{good} of {len(results)} passed; {out / 'rehearsals.html'}")
     sys.exit(good < len(results))

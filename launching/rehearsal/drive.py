@@ -91,7 +91,8 @@ def rehearse(place: Place, cell: Cell) -> dict[str, Any]:
     workload = sizes.rehearsed_name(cell.workload, on_cpu=cell.gpus == 0)
     official.check_harness(workload, place.harness_path)
     needs = needs_of(workload, cell.framework)
-    environment = {**os.environ, **place.environment(), **official.environment(cell.framework, cell.gpus, None)}
+    seen = official.environment(cell.framework, cell.gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    environment = {**os.environ, **place.environment(), **seen}
     # TensorFlow alone writes the data, and takes all GPUs it sees.
     data.prepare(place.data, needs.folder, sys.executable, {**environment, "CUDA_VISIBLE_DEVICES": ""})
     official.check_data(workload, str(place.data), cell.framework)
