@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from weight_averaging.averages import Average
 from weight_averaging.averages.average import check_along_training
 from weight_averaging.averages.schedule import is_due, missed
+from weight_averaging.placement import promise
 from weight_averaging.torch.model.changes import Change
 from weight_averaging.torch.model.finite import Verdict, all_finite, defers, finite_later, squares
 from weight_averaging.torch.model.frozen_probe import FrozenProbe
@@ -51,7 +52,7 @@ class Collector:
         self._weights = LiveWeights(
             model, self.buffers == "average", options["include"], options["exclude"], options["dtype"]
         )
-        self._spare = SpareCopy(self._weights)
+        self._spare = promise(SpareCopy(self._weights))
         logger.info("%s of %s: %s", self.name, type(model).__name__, self._weights.selected)
         self._ranks = Ranks(options["process_group"], self._weights.global_tensors(), model.modules())
         self._frozen = FrozenProbe()
