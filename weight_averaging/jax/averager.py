@@ -72,7 +72,8 @@ def averager(
 
     @jax.jit
     def collect(state: Any, params: Tree, step: Array) -> Any:
-        due = is_due(step, interval, start) & (step > state.step)  # type: ignore[arg-type]
+        new = (step > state.step) | ((step == 0) & (state.count == 0))
+        due = is_due(step, interval, start) & new  # type: ignore[arg-type]
         state = lax.cond(due, look if check_finite else take, skip, state, params, step)
         return state._replace(step=jnp.maximum(state.step, step))
 
