@@ -25,7 +25,7 @@ from tests.submissions.test_submissions import GOOD, NAMES  # noqa: E402
 from tests.support import reference  # noqa: E402
 from tests.support.jax_runs import EMA, LAWA, STEP_HINT, Regression, Run, point  # noqa: E402
 from weight_averaging.jax import HostLAWAState  # noqa: E402
-from weight_averaging.jax.host_window import host_window_averager  # noqa: E402
+from weight_averaging.jax.host_window import HostWindowAverager  # noqa: E402
 
 SLOW = {"beta3": 0.999, "alpha": 8.0}
 has_ademamix = not (recipes.ademamix.missing() or torch_recipes.ademamix.missing())
@@ -135,7 +135,7 @@ def test_with_an_average_training_is_that_of_the_base_optimizer(name, average):
 
 def test_a_window_in_host_memory_gives_the_same_and_is_resumed(monkeypatch):
     beside = Run("lawa", **LAWA).update(9).prepare()
-    monkeypatch.setattr(averagers, "averaging_for", lambda weights, average: host_window_averager(average, True))
+    monkeypatch.setattr(averagers, "averaging_for", lambda weights, average: HostWindowAverager(average))
     run, resumed = Run("lawa", **LAWA).update(7).prepare(), Run("lawa", **LAWA)
     assert isinstance(run.state[0].averaging, HostLAWAState)
     state, params, model_state = jax.tree.map(
