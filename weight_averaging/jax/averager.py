@@ -1,10 +1,11 @@
 """What averages over pytrees have in common: an interface of pure functions, and settings."""
 
 import dataclasses
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
 from jax import Array
 
@@ -14,7 +15,12 @@ from weight_averaging.errors import UsageError
 from weight_averaging.jax.checks import check_state
 from weight_averaging.jax.trees import Tree
 
-State = TypeVar("State", bound=Any)
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar  # typing's has a default from Python 3.13 on
+
+    State = TypeVar("State", bound=Any, default=Any)
+else:
+    State = typing.TypeVar("State")
 
 
 @dataclass(frozen=True)
