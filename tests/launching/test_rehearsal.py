@@ -248,6 +248,30 @@ def test_a_submission_in_jax_passes_on_stage(name, tmp_path):
     assert len(record.weights(TRAINED)) == UPDATES
 
 
+@pytest.mark.parametrize("part", [1, 2])
+def test_a_run_waits_for_its_kill_after_a_whole_checkpoint(part, tmp_path, monkeypatch):
+    from launching.rehearsal.stage import HELD_SECONDS, Rehearsal, Stage
+
+    size = sizes.settings("mnist", 1, True, False)
+    rehearsal = Rehearsal(Stage(framework="pytorch", record=str(tmp_path), part=part, on_cpu=True, size=size))
+    model, saved, slept = torch.nn.Linear(2, 2), [], []
+    utils = SimpleNamespace(
+        save_checkpoint=lambda step: saved.append(step),
+        maybe_restore_checkpoint=lambda step: (None, model, None, None, [], step, 0),
+    )
+    monkeypatch.setattr("launching.rehearsal.stage.time.sleep", slept.append)
+    rehearsal.checkpoints(utils)
+    utils.maybe_restore_checkpoint(0)
+    assert rehearsal.record.weights(RESTORED) == {}
+    for rehearsal.step in (KILLED_AFTER - 1, KILLED_AFTER, KILLED_AFTER + 1):
+        utils.save_checkpoint(rehearsal.step)
+    assert saved == [event["step"] for event in rehearsal.record.events()] == [3, 4, 5]
+    assert slept == ([HELD_SECONDS] if part == 1 else [])
+    utils.maybe_restore_checkpoint(KILLED_AFTER)
+    (kept,) = rehearsal.record.weights(RESTORED).values()
+    np.testing.assert_array_equal(kept, torch.cat([p.detach().flatten() for p in model.parameters()]).numpy())
+
+
 def test_a_submission_that_trains_on_from_the_average_is_seen_on_stage(tmp_path):
     right = functions_of("pytorch", "lawa")
 
