@@ -133,21 +133,21 @@ def _form(y: str) -> str:
 
 
 def data(whole: pd.DataFrame, part: pd.DataFrame, until: float) -> pd.DataFrame:
-    """One row per run: where it stands, its averaging, and what it reached, in all and by the share `until`. Updates to
-    the target are at the first evaluation there, and as interpolated crossing.
+    """One row per run: where it stands, the hyperparameters that differ, and what it reached, in all and by the share
+    `until`. Updates to the target are at the first evaluation there, and as interpolated crossing.
 
     Args:
         whole, part: of `horizon.measure`, of all and of that share.
     """
-    names = dict.fromkeys(name for h in whole["hparams"] for name in h if name.startswith("averaging_"))
+    every = [dict(h) for h in whole["hparams"]]
+    names = [name for name in dict.fromkeys(name for h in every for name in h) if len({h.get(name) for h in every}) > 1]
     table = whole[["workload", "base", "study"]].rename(columns={"base": "submission", "study": "seed"})
-    for name in [*names, "schedule_fraction"]:
-        values = [h.get(name) for h in whole["hparams"]]
-        if any(value is not None for value in values):
-            table[name] = values
+    for name in names:
+        table[name] = [h.get(name) for h in every]
     table["horizon"] = whole["horizon"].round(6)
     table["steps_to_target"] = whole["steps"].replace(np.inf, np.nan)
     table["crossed"] = whole["crossed_steps"].round(2).replace(np.inf, np.nan)
+    table["final"] = whole["final"].round(7)
     for name, rows in (("", whole), (f"_by_{until:g}", part)):
         table[f"best{name}"], table[f"gain{name}"] = rows["best"].round(7), rows["gain"].round(7)
     return table.sort_values([*table.columns], ignore_index=True)

@@ -10,13 +10,16 @@ from weight_averaging.averages.schedule import still_held
 from weight_averaging.torch.collector import Collector
 from weight_averaging.torch.load_guard import checksums
 from weight_averaging.torch.model.batch_norm import restore_statistics
-from weight_averaging.torch.model.tensors import forget_values, local, spread_like
+from weight_averaging.torch.model.selection import all_entries
+from weight_averaging.torch.model.tensors import forget_values, local, real, spread_like
 from weight_averaging.torch.model.weights import LiveWeights, Look
 from weight_averaging.torch.swap import Swap
 from weight_averaging.torch.tracks.track import Track
 from weight_averaging.torch.tracks.window import WindowTrack
 
 logger = logging.getLogger("weight_averaging")
+
+Order = list[int | None]  # for each tensor that is averaged here its place in a state; None: it is not there
 
 _CONTENTS = ("averager", "step", "names", "shapes", "dtypes", "tracks", "raw", "raw_statistics", "checksums")
 
@@ -48,7 +51,7 @@ def load(averager: Collector, swap: Swap, settings: dict[str, Any], state: dict[
     averager._settle()
     if swap.is_in:
         _refuse_stale_raw(averager, swap, state)
-    look, order = _fits(averager._weights, state, drop=how == "new")
+    look, order = _fits(averager, state, drop=how == "new")
     sources = state["tracks"] if how == "same" else [_source(state["tracks"], track) for track in averager._tracks]
     pairs = list(zip(sources, averager._tracks, strict=True))
     restored = [_restored(averager, look, state, source, track, order) for source, track in pairs]
@@ -56,11 +59,12 @@ def load(averager: Collector, swap: Swap, settings: dict[str, Any], state: dict[
     if swap.is_in:
         swap.take_out()
     averager._look()
-    if (change := averager._weights.adopt(set(look.names))) is not None:
-        averager._follow(change)
+    averager._notice(lambda: averager._weights.adopt(set(look.names)))
     for (vectors, steps, count), track in zip(restored, averager._tracks, strict=True):
         track.set_vectors(vectors, steps, count)
     averager.step, averager._refused = int(state["step"]), 0
+    if any(steps for _, steps, _ in restored):
+        _say_rest(averager.name, look, state, order)
     if differing:
         changed = ", ".join(f"{key} {state[key]!r} -> {settings[key]!r}" for key in differing)
         had = [len(source["snapshot_steps"]) if source else 0 for source in sources]
@@ -70,11 +74,12 @@ def load(averager: Collector, swap: Swap, settings: dict[str, Any], state: dict[
     swap.guard.end()
     raw = state["raw"]
     if raw is not None:
-        mine = [raw[index] for index in order]
+        places = [index for index in order if index is not None]  # all: `_fits` sees to that
+        mine = [raw[index] for index in places]
         averager._spare.restore(mine)
         forget_values()
         restore_statistics(averager._model, state["raw_statistics"])
-        sums = [state["checksums"][index] for index in order]
+        sums = [state["checksums"][index] for index in places]
         swap.guard.begin(averager._weights, averager._model, mine, sums, state["raw_statistics"])
 
 
@@ -92,7 +97,7 @@ def _differing(averager: Collector, settings: dict[str, Any], state: dict[str, A
         key = differing[0]
         raise ValueError(
             f"the saved {name} has {key}={state[key]!r}, this {name} {settings[key]!r}: to go on with the new settings "
-            'on purpose, load_state_dict(state, settings="new")'
+            'on purpose, give settings="new" to load_state_dict, or to the WeightAveraging of a trainer'
         )
     return differing
 
@@ -135,7 +140,7 @@ def _kept(saved: dict[str, Any], track: Track) -> list[int]:
 
 
 def _restored(
-    averager: Collector, look: Look, state: dict[str, Any], saved: dict[str, Any] | None, track: Track, order: list[int]
+    averager: Collector, look: Look, state: dict[str, Any], saved: dict[str, Any] | None, track: Track, order: Order
 ) -> tuple[list[Tensor], list[int], int]:
     """The vectors, steps and count of a saved track, in the order of this model's tensors.
 
@@ -173,43 +178,65 @@ def _stale() -> ValueError:
     )
 
 
-def _fits(weights: LiveWeights, state: dict[str, Any], drop: bool) -> tuple[Look, list[int]]:
+def _fits(averager: Collector, state: dict[str, Any], drop: bool) -> tuple[Look, Order]:
     """The tensors that are averaged here with this state, and for each its place in it; a ValueError without a match.
 
-    Frozen parameters and buffers that the state has are averaged here as well: they have been in the saved run.
+    Frozen parameters and buffers that the state has are averaged here as well: they have been in the saved run. What it
+    lacks was frozen or not there in that run, and is new.
 
     Args:
-        drop: whether the state may have tensors that are not averaged here.
+        drop: whether the state may have tensors that are not averaged here, or that have another shape. Buffers are
+            then averaged as the settings here say.
     """
     where = {name: index for index, name in enumerate(state["names"])}
-    if drop and state["raw"] is not None and (gone := set(where) - set(weights.names)):
-        raise ValueError(
-            f"the state was saved while the average was in the model, and {sorted(gone)[0]} is not averaged here, so "
-            "its raw values would be lost: load it with the settings it was saved with first, and swap_out()"
-        )
-    shapes = [tuple(shape) for shape in state["shapes"]]
-    look = weights.preview(set() if drop else set(where))
+    shapes = {name: tuple(shape) for name, shape in zip(state["names"], state["shapes"], strict=True)}
+    buffers = {entry.name for entry in all_entries(averager._model) if entry.is_buffer} if drop else set()
+    look = averager._weights.preview(set(where) - buffers)
     lacking = [name for name in look.names if name not in where]
-    extra = set(where) - set(look.names) if not drop else set()
-    if lacking or extra:
+    extra = sorted(set(where) - set(look.names))
+    order: Order = [where.get(name) for name in look.names]
+    resized = [n for n, shape in zip(look.names, look.shapes, strict=True) if shapes.get(n, shape) != shape]
+    if (extra and not drop) or len(lacking) == len(order):
+        hint = '; settings="new" takes what fits' if len(lacking) < len(order) else ""
         raise ValueError(
             f"the saved state is of another model: {len(lacking)} of {len(look.names)} tensors are not in it "
-            f"({_some(lacking)}), {len(extra)} of its own are not in this model ({_some(sorted(extra))})"
+            f"({_some(lacking)}), {len(extra)} of its own are not in this model ({_some(extra)}){hint}"
         )
-    for name, shape in zip(look.names, look.shapes, strict=True):
-        if shapes[where[name]] != shape:
-            raise ValueError(f"the saved {name} has shape {shapes[where[name]]}, this model's {shape}")
-    return look, [where[name] for name in look.names]
+    if resized and (not drop or len(lacking) + len(resized) == len(order)):
+        name = resized[0]
+        raise ValueError(
+            f"the saved {name} has shape {shapes[name]}, this model's {look.shapes[look.names.index(name)]}"
+        )
+    if state["raw"] is not None and (other := [*extra, *lacking, *resized]):
+        why = "is not in it as it is here" if other[0] in look.names else "is not averaged here"
+        raise ValueError(
+            f"the state was saved while the average was in the model, and {other[0]} {why}, so its raw values would be "
+            "lost: load it with the model and the settings it was saved with first, and swap_out()"
+        )
+    return look, [None if name in resized else index for name, index in zip(look.names, order, strict=True)]
 
 
-def _flat(look: Look, vector: Any, state: dict[str, Any], order: list[int]) -> Tensor:
+def _say_rest(kind: str, look: Look, state: dict[str, Any], order: Order) -> None:
+    """What a state has not got, and what of it is not taken."""
+    new = [name for name, index in zip(look.names, order, strict=True) if index is None]
+    dropped = sorted(set(state["names"]) - set(look.names))
+    if new:
+        text = "the saved %s has no %s (%d tensors): in the snapshots held they count as they are now"
+        logger.warning(text, kind, _some(new), len(new))
+    if dropped:
+        logger.warning("%s (%d tensors) of the saved %s are dropped", _some(dropped), len(dropped), kind)
+
+
+def _flat(look: Look, vector: Any, state: dict[str, Any], order: Order) -> Tensor:
+    live = [real(local(tensor.detach())) for tensor in look.found]
     if isinstance(vector, dict):  # by name, as of a model with DTensors
-        shards = [local(vector[name]) for name in look.names]
+        places = zip(look.names, live, order, strict=True)
+        shards = [tensor if index is None else local(vector[name]) for name, tensor, index in places]
         if [tuple(t.shape) for t in shards] != look.local_shapes:
             raise ValueError(
                 "the saved DTensors are not spread as this model's: load them with torch.distributed.checkpoint"
             )
-        return torch.cat([t.reshape(-1) for t in shards])
+        return torch.cat([t.reshape(-1).to(torch.float32) for t in shards])
     numels = [torch.Size(shape).numel() for shape in state["shapes"]]
     if vector.numel() != sum(numels):
         raise ValueError(f"a saved vector has {vector.numel()} elements, its shapes {sum(numels)}")
@@ -219,7 +246,8 @@ def _flat(look: Look, vector: Any, state: dict[str, Any], order: list[int]) -> T
         assert isinstance(vector, Tensor)
         return vector
     pieces = vector.split(numels)
-    return torch.cat([pieces[index] for index in order])
+    pairs = zip(order, live, strict=True)
+    return torch.cat([tensor.reshape(-1).to(vector) if index is None else pieces[index] for index, tensor in pairs])
 
 
 def _by_name(weights: LiveWeights, vector: Tensor) -> dict[str, Tensor]:

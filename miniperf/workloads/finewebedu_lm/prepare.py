@@ -103,7 +103,7 @@ def _prepare(
     report: Callable[[int, int, int | None], object],
 ) -> dict[str, Any]:
     progress = _read_progress(folder)
-    if progress is None and any(path.name != f".partial_{PROGRESS}" for path in folder.iterdir()):
+    if progress is None and any(not path.name.startswith(f".partial_{PROGRESS}") for path in folder.iterdir()):
         raise UsageError(f"{folder} is not empty, and no preparation was begun there: give another --out")
     if progress is not None and progress["documents"]:
         _check_same(progress["settings"], wanted, folder)

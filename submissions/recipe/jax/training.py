@@ -51,7 +51,8 @@ def compiled_step(workload: Any, optimizer: optax.GradientTransformation, hyperp
             mask_batch=batch.get("weights"),
             label_smoothing=getattr(hyperparameters, "label_smoothing", 0.0),
         )
-        return loss_dict["summed"] / loss_dict["n_valid_examples"], model_state  # both of the global batch
+        valid = loss_dict["n_valid_examples"]  # of the global batch, as the sum is; without any the gradients are 0
+        return loss_dict["summed"] / jnp.where(valid > 0, valid, 1), model_state
 
     def step(optimizer_state: Any, params: Any, model_state: Any, batch: Any, rng: Any, learning_rate: Any) -> Any:
         (loss, new_model_state), gradients = jax.value_and_grad(loss_of, has_aux=True)(params, model_state, batch, rng)

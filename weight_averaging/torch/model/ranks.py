@@ -69,7 +69,7 @@ class Ranks:
 
     def spread(self, tensors: list[Tensor]) -> None:
         """Overwrite the tensors of all replicas with the owner's. Collective; complete on return."""
-        if self.group is None or dist.get_world_size(self.group) == 1:
+        if self.group is None or not tensors or dist.get_world_size(self.group) == 1:
             return
         source = dist.get_global_rank(self.group, 0)
         dense = [t if t.is_contiguous() else t.contiguous() for t in tensors]
