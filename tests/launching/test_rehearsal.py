@@ -503,3 +503,67 @@ def test_what_is_there_is_not_made_again(tmp_path):
     assert "1 of 1 passed" in done.stdout
     assert (tmp_path / "rehearsals.html").exists()
     assert Path("submissions/pytorch/lawa/submission.py").exists()
+
+
+# Whole rehearsals, of a stand-in for the harness.
+
+STAND_IN = f"--harness_path={Path(__file__).parents[1] / 'support' / 'stand_in_harness'}"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    prepare(root)
+    return root
+
+
+@pytest.mark.parametrize("name", ["lawa", "ema_self"])
+def test_a_run_is_killed_resumed_and_passes(name, root, tmp_path):
+    flags = ["--workload=criteo1tb", f"--submission={name}", "--gpus=0", f"--data_dir={root}", f"--out={tmp_path}"]
+    done = command(*flags, STAND_IN)
+    assert done.returncode == 0, done.stdout + done.stderr + (next(tmp_path.glob("*/log.txt"))).read_text()[-2000:]
+    (path,) = tmp_path.glob("*/result.json")
+    found = json.loads(path.read_text())
+    assert [check["passed"] for check in found["checks"]] == [True] * 8
+    assert not (path.parent / "runs").exists()
+    assert found["checks"][-1]["says"] == "6 evaluations, criteo1tb_test"
+    again = command(*flags, STAND_IN)
+    assert again.returncode == 0
+    assert "..." not in again.stdout
+
+
+OWN = '''"""A submission of somebody else."""
+import torch
+
+from submissions.pytorch.nadamw.submission import data_selection, get_batch_size
+
+
+def init_optimizer_state(workload, model_params, model_state, hyperparameters, rng):
+    return {"optimizer": torch.optim.SGD(model_params.parameters(), lr=1e-4)}
+
+
+def update_params(workload, current_param_container, batch, optimizer_state, **_):
+    model = current_param_container
+    if WORKS:
+        loss = workload.loss_fn(batch["targets"], model(batch["inputs"])[:, 0])["summed"]
+        model.zero_grad()
+        loss.backward()
+        optimizer_state["optimizer"].step()
+    return optimizer_state, model, None
+'''
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_submission_of_others_and_one_that_never_updates(works, root, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "submission.py").write_text(f"WORKS = {works}\n{OWN}")
+    (tmp_path / "space.json").write_text('[{"learning_rate": 1e-3}]')
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    words = [
+        sys.executable, "-m", "scripts.rehearse", "--workload=criteo1tb", "--gpus=0", STAND_IN, f"--data_dir={root}",
+        "--submission_path=mine/submission.py", "--tuning_search_space=space.json", f"--out={tmp_path / 'out'}",
+    ]  # fmt: skip
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert done.returncode == (not works), done.stdout + done.stderr
+    says = "raw weights, as promised" if works else "NO updates: never changed the weights"
+    assert says in done.stdout
