@@ -53,7 +53,7 @@ def check_harness(workload: str, path: Path | None = None) -> str:
     of_2026 = "finewebedu_lm" in known
     if not of_2026 and path is None:
         raise UsageError(
-            f"{name} is from before 2026, with budgets of 8 x V100: docs/official.md has the command for the present one; "
+            f"{name} is from before 2026, with budgets of 8 x V100: docs/official.md has the present one; "
             f"--harness_path={runner.parent} runs this one all the same"
         )
     if workload not in known:

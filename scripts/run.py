@@ -41,6 +41,9 @@ flags.DEFINE_string("harness_path", None, "Sources of the official harness, in p
 flags.DEFINE_integer("gpus", None, "GPUs of the official harness; default: all there are.", lower_bound=0)
 flags.DEFINE_string("sbatch_args", "", "Further arguments of sbatch: '--partition=gpu --time=24:00:00'.")
 flags.DEFINE_boolean("dry_run", False, "Print the command of the official harness, look at nothing, start nothing.")
+# Of the runner, in --help here too.
+for _name in ("data_dir", "experiment_dir", "framework", "resume_last_run", "rng_seed", "workload"):
+    flags.declare_key_flag(_name)
 SUBMISSIONS = Path("submissions")
 
 
@@ -68,11 +71,24 @@ def set_defaults() -> None:
         FLAGS.num_tuning_trials = None
     if official_run:
         return
+    if _is_official(FLAGS.workload):
+        raise UsageError(
+            f"--workload={FLAGS.workload} is one of the official harness: add --harness=official (docs/official.md)"
+        )
     if not FLAGS["save_intermediate_checkpoints"].present:
         FLAGS.save_intermediate_checkpoints = False
     submission_runner.check_flags()
     if FLAGS.max_global_steps is None:  # a framework is imported for it
         _default("max_global_steps", workloads.make(FLAGS.workload, FLAGS.framework).step_hint)
+
+
+def _is_official(workload: str | None) -> bool:
+    if workload is None or workload in {**workloads.WORKLOADS, **workloads.FULL_SIZE}:
+        return False
+    try:
+        return bool(base_name(workload))
+    except UsageError:
+        return False
 
 
 def _default(name: str, value: object) -> None:
@@ -164,9 +180,9 @@ def _check_experiment() -> None:
 
 def _same_flags(left_out: Sequence[str]) -> list[str]:
     """The flags of this command, but for some; --gpus among them only if given."""
-    given = [flag for flag in FLAGS.get_key_flags_for_module(__name__) if flag.present]
-    given += [flag for flag in FLAGS.get_key_flags_for_module(submission_runner) if flag.present]
-    return [flag.serialize() for flag in given if flag.name not in {"engine", "dry_run", *left_out}]
+    known = [FLAGS.get_key_flags_for_module(module) for module in (__name__, submission_runner)]
+    given = {flag.name: flag for flags_of_one in known for flag in flags_of_one if flag.present}
+    return [flag.serialize() for flag in given.values() if flag.name not in {"engine", "dry_run", *left_out}]
 
 
 def _in_docker() -> list[str]:

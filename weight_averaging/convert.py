@@ -149,7 +149,7 @@ def to_jax(held: Held, averager: "Averager", params: Any, translate: Callable[[A
     Args:
         translate: from arrays by PyTorch's names to a tree like `params`, in which what is not averaged may be missing.
     Raises:
-        ValueError: the averager has other settings, or a leaf is missing or of another shape.
+        ValueError: the averager has other settings or refuses a snapshot, or a leaf is missing or of another shape.
     """
     import jax
 
@@ -177,9 +177,25 @@ def to_jax(held: Held, averager: "Averager", params: Any, translate: Callable[[A
                 raise ValueError(f"{_name(path)} {has}: translate has to give a tree like the parameters")
             return jax.device_put(value, leaf.sharding)
 
-        state = averager.update(state, jax.tree_util.tree_map_with_path(found, params), step)
+        before = int(state.count)
+        due = _next_due(
+            step, settings["interval"], settings["start"]
+        )  # of an EMA with new settings it may not have been
+        state = averager.update(state, jax.tree_util.tree_map_with_path(found, params), due)
+        if int(state.count) == before:
+            raise ValueError(
+                f"the averager refuses the snapshot of update {step}, which is not finite, or whose squares are not: "
+                "make it with check_finite=False"
+            )
     # By adding to what is there, the counters stay where they are.
-    return state._replace(step=state.step * 0 + held.step, count=state.count * 0 + count)
+    state = state._replace(step=state.step * 0 + held.step, count=state.count * 0 + count)
+    if is_window or not held.steps:
+        return state
+    return state._replace(snapshot_step=state.snapshot_step * 0 + held.steps[-1])
+
+
+def _next_due(step: int, interval: int, start: int) -> int:
+    return -(-max(step, start) // interval) * interval
 
 
 def _check_kind(averager: str) -> None:

@@ -7,8 +7,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from analysis.evidence import ratios
-from analysis.evidence.conclusions import PAPERS, PRIMARY, Conclusion, best_windows, by_share, common
+from analysis.evidence.conclusions import Conclusion
 from analysis.evidence.data import Run
+from analysis.evidence.summaries import PAPERS, PRIMARY, best_windows, by_share, common
 from analysis.figures import style
 from analysis.measures import intervals
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.evidence import conclusions, figures, ratios
-from analysis.evidence.conclusions import CONSTANT, DECAY, MOMENTS, PAPERS, PRIMARY, Conclusion
+from analysis.evidence import conclusions, figures, ratios, summaries
+from analysis.evidence.conclusions import Conclusion
 from analysis.evidence.data import RAW, Evidence, Run
+from analysis.evidence.summaries import CONSTANT, DECAY, MOMENTS, PAPERS, PRIMARY
 from analysis.figures import style
 from analysis.text import markdown
 from weight_averaging.atomic_file import replacing
@@ -44,7 +45,7 @@ def write(evidence: Evidence, folder: Path) -> list[Path]:
 
     parts += ["## What holds\n", _table(drawn), ""]
     if decay:
-        primary = conclusions.to_target(decay, PRIMARY)
+        primary = summaries.to_target(decay, PRIMARY)
         figure("forest", figures.forest(drawn, primary.workloads), "Ratios of updates with their intervals")
         parts += ["## To the target\n", _to_target(decay), ""]
         parts += ["## Along the way\n", _along(decay), "", _along_each(decay, PRIMARY), ""]
@@ -81,7 +82,7 @@ def _status(evidence: Evidence, drawn: Sequence[Conclusion]) -> str:
     if not drawn or not all(one.enough for one in drawn):
         text = (
             "**Unfinished.** What is marked so below has fewer runs than the rules ask for, and decides nothing: "
-            f"{conclusions.ENOUGH_SEEDS} seeds on all eight workloads of A, three of B.\n\n{text}"
+            f"{summaries.ENOUGH_SEEDS} seeds on all eight workloads of A, three of B.\n\n{text}"
         )
     return f"{text}\n"
 
@@ -101,7 +102,7 @@ def _table(drawn: Sequence[Conclusion]) -> str:
 
 
 def _to_target(runs: dict[str, list[Run]]) -> str:
-    shown = {name: found for name in figures.ALONG if _has(runs, name) for found in [conclusions.to_target(runs, name)]}
+    shown = {name: found for name in figures.ALONG if _has(runs, name) for found in [summaries.to_target(runs, name)]}
     rows = []
     for workload, mine in runs.items():
         level = ratios.target(mine)
@@ -126,7 +127,7 @@ def _to_target(runs: dict[str, list[Run]]) -> str:
 def _along(runs: dict[str, list[Run]]) -> str:
     rows = []
     for name in (name for name in figures.ALONG if _has(runs, name)):
-        found = {share: conclusions.by_share(runs, name, share) for share in ratios.SHARES}
+        found = {share: summaries.by_share(runs, name, share) for share in ratios.SHARES}
         cells = {f"{share:.0%}": one.any.shown() if one is not None else "-" for share, one in found.items()}
         rows.append({"any workload": figures.ALONG[name], **cells})
     return (
@@ -136,7 +137,7 @@ def _along(runs: dict[str, list[Run]]) -> str:
 
 
 def _along_each(runs: dict[str, list[Run]], name: str) -> str:
-    found = {share: conclusions.by_share(runs, name, share) for share in ratios.SHARES}
+    found = {share: summaries.by_share(runs, name, share) for share in ratios.SHARES}
     rows = [
         {f"growing, 15 %, n = {len(mine)}": workload}
         | {f"{share:.0%}": one.workloads[workload].shown() if one else "-" for share, one in found.items()}
@@ -147,11 +148,11 @@ def _along_each(runs: dict[str, list[Run]], name: str) -> str:
 
 def _final(runs: dict[str, list[Run]], what: str) -> str:
     names = [name for name in figures.ALONG if _has(runs, name)]
-    found = {name: conclusions.differences(runs, name) for name in names}
+    found = {name: summaries.differences(runs, name) for name in names}
     rows = [
         {
             f"final metric, {what}": f"{workload} ({mine[0].facts['metric']})", "n": str(len(mine)),
-            "raw": f"{np.mean([run.final(RAW) for run in mine]):.5g}", "margin": f"{conclusions.MARGINS[workload]:g}",
+            "raw": f"{np.mean([run.final(RAW) for run in mine]):.5g}", "margin": f"{summaries.MARGINS[workload]:g}",
             **{figures.ALONG[name]: found[name][workload].shown() for name in names},
         }
         for workload, mine in runs.items()
@@ -200,19 +201,19 @@ def _windows(evidence: Evidence) -> str:
     for part in ("A", "B", "C"):
         runs = evidence.of(part, DECAY)
         for moment in MOMENTS if runs else ():
-            optima = conclusions.best_windows(runs, moment)
+            optima = summaries.best_windows(runs, moment)
             cells = {
                 workload.removeprefix("mini_"): f"{one.best:.1%} ({one.low:.1%} to {one.high:.1%})"
                 if np.isfinite(one.low)
                 else f"{one.best:.1%}"
                 for workload, one in optima.items()
             }
-            middle = conclusions.common(optima) if len(optima) > 1 else None
+            middle = summaries.common(optima) if len(optima) > 1 else None
             mean = percent(*middle) if middle else "-"
             rows.append({"part": part, "after": f"{moment:.0%}", **cells, "over workloads": mean})
     return (
         "The LAWA window that is best at that moment, as a share of the updates so far: the optimum of a parabola in "
-        f"its logarithm, over windows of up to {conclusions.LONGEST:.0%}. An optimum at an end of the range counts "
+        f"its logarithm, over windows of up to {summaries.LONGEST:.0%}. An optimum at an end of the range counts "
         "with that end.\n\n" + markdown(pd.DataFrame(rows).fillna("-"))
     )
 
@@ -249,7 +250,7 @@ def _ran(evidence: Evidence) -> str:
 
 def _fall(runs: Sequence[Run]) -> str:
     """By section 9 of the rules, in margins; `-` where the workload has none."""
-    margin = conclusions.MARGINS.get(runs[0].key[2])
+    margin = summaries.MARGINS.get(runs[0].key[2])
     curves = [run.curve(RAW)[1] for run in runs]
     if margin is None or len({len(curve) for curve in curves}) > 1:
         return "-"

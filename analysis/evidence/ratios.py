@@ -40,10 +40,15 @@ def pair(run: Run, name: str, level: float, baseline: Run | None = None) -> Pair
     return Pair(float(log), bool(np.isinf(mine)), bool(np.isinf(theirs)))
 
 
-def along(run: Run, name: str, share: float) -> Pair | None:
-    """Updates to the best that the baseline has by a share of its training, over its own; None where it has none."""
-    steps, values = _best(run, RAW, name, crossing.MEDIAN_OF)
-    by_then = values[steps <= share * run.steps + 0.5]
+def along(run: Run, name: str, share: float, baseline: Run | None = None) -> Pair | None:
+    """Updates to the best that the raw weights have by a share of training, over theirs; None where they have none.
+
+    Args:
+        baseline: as of `pair`.
+    """
+    other = baseline or run
+    steps, values = _best(other, RAW, name if baseline is None else None, crossing.MEDIAN_OF)
+    by_then = values[steps <= share * other.steps + 0.5]
     if not len(by_then):
         return None
     start = crossing.first(steps, values, by_then[-1], lower=False)

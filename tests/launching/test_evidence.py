@@ -91,18 +91,20 @@ def test_averages_are_those_of_the_weights_in_float64(tmp_path, monkeypatch):
 
     monkeypatch.setattr(TrackedSubmission, "update_params", watched_update)
     monkeypatch.setattr(TrackedWorkload, "eval_model", watched_evaluate)
-    run = one(small())
+    every = {**EVERY, "lawa_16": 1}
+    run = one(small(length=1 / 15, every=every))
     runs.make(run, tmp_path)
     about = records.about(run.path(tmp_path))
-    described = averages(100, 10, about["schedule"], about["hyperparameters"])
-    assert set(found) == set(EVERY)
+    described = averages(200, 20, about["schedule"], about["hyperparameters"])
+    assert described["lawa_16"].interval == 2  # of others it is 1
+    assert set(found) == set(every)
     for name, (step, average) in found.items():
-        assert step == 100
-        members = described[name].members(range(1, 101), step)
+        assert step == 200
+        members = described[name].members(range(1, 201), step)
         weights = described[name].coefficients(len(members))
         exact = sum(weight * seen[member - 1] for weight, member in zip(weights, members, strict=True))
         assert float((average - exact).abs().max()) < 1e-6, name
-    assert described["lawa_8"].coefficients(8) == [1 / 8] * 8
+    assert described["lawa_8"].coefficients(16) == [1 / 16] * 16
 
 
 @pytest.mark.parametrize(("schedule", "steps"), [("warmup_cosine", 3000), ("warmup_constant", 1500)])

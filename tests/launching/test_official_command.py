@@ -234,6 +234,31 @@ def pretend_installed(runner, registry, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", find_spec)
 
 
+def test_an_official_workload_without_the_official_harness_is_told_so(tmp_path):
+    for workload in ("ogbg", "criteo1tb_embed_init"):
+        command = [python(), "-m", "scripts.run", f"--workload={workload}", "--submission=lawa"]
+        result = subprocess.run([*command, f"--experiment_dir={tmp_path}"], capture_output=True, text=True, check=False)
+        assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
+        assert "is one of the official harness: add --harness=official" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_shows_what_one_looks_for():
+    shown = subprocess.run(
+        [python(), "-m", "scripts.run", "--help"], capture_output=True, text=True, check=False
+    ).stdout
+    for flag in (
+        "workload",
+        "framework",
+        "experiment_dir",
+        "rng_seed",
+        "data_dir",
+        "[no]resume_last_run",
+        "submission",
+    ):
+        assert f"\n  --{flag}: " in shown
+
+
 def test_docker_commands_mount_data_and_results():
     for workload in (SEVEN[0], SEVEN[-1]):
         result = run(

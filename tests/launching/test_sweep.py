@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import pickle
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -166,3 +167,16 @@ def test_jobs_at_a_time_have_gpus_of_their_own(tmp_path, monkeypatch):
     assert (gpus["a"], gpus["b"]) == ("0,1,2,3", "4,5,6,7")
     assert gpus["c"] in (gpus["a"], gpus["b"])
     assert all(job.finished() for job in jobs)
+
+
+@pytest.mark.skipif(shutil.which("sinfo") is not None, reason="there is a Slurm here")
+def test_a_sweep_that_slurm_does_not_take_leaves_nothing(tmp_path):
+    space = tmp_path / "ranges.json"
+    point = json.loads(Path("tuning_search_spaces/lawa.json").read_text())[0]
+    space.write_text(json.dumps({name: {"feasible_points": [value]} for name, value in point.items()}))
+    flags = ["--submission=lawa", "--workloads=ogbg", "--gpus=4", "--engine=slurm", f"--experiment_dir={tmp_path}/runs"]
+    command = [python(), "-m", "scripts.sweep", *flags, f"--tuning_search_space={space}", "--num_tuning_trials=2"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
+    assert "Slurm" in result.stderr
+    assert not (tmp_path / "runs").exists()

@@ -3,6 +3,7 @@
 import os
 import random
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,9 @@ from tests.support import reference
 from tests.support.small_models import flat, model_of, randomise, saved, value_of
 from weight_averaging.averages import EMA as EMADescription
 from weight_averaging.averages import LAWA as LAWADescription
+from weight_averaging.averages import SnapshotError
+from weight_averaging.offline.reading.snapshots import Snapshots
+from weight_averaging.offline.recording import SnapshotWriter
 from weight_averaging.torch import EMA, LAWA, Averages, collector
 
 try:
@@ -265,6 +269,12 @@ def fsdp1() -> None:
             model = FullyShardedDataParallel(
                 net, use_orig_params=original, device_id=torch.device("cpu"), sharding_strategy=strategy
             )
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                SnapshotWriter(folder, interval=1) as writer,
+                pytest.raises(SnapshotError, match="cannot have whole weights under FSDP1"),
+            ):
+                writer.update(1, model)
             averagers = [LAWA(model, interval=1, window=2), EMA(model, decay=0.5)]
             optimizer = torch.optim.SGD(model.parameters(), 0.1)
             snapshots = []
@@ -354,6 +364,32 @@ def statistics_of_replicas(placement: str) -> None:
         assert grid.copy_to(copied)
         np.testing.assert_allclose(flat(copied), value_of(grid, model))
         np.testing.assert_array_equal(flat(model), raw)
+
+
+def snapshots_of_shards(folder: str) -> None:
+    """The first rank writes whole tensors, under the names of the plain model."""
+    model = sharded_model()
+    writer = SnapshotWriter(Path(folder, "snapshots"), interval=2)
+    expected = {}
+    for step in range(1, 5):
+        with torch.no_grad():
+            for number, parameter in enumerate(model.parameters()):
+                parameter.fill_(step + number / 7)
+        state = {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in model.state_dict().items()}
+        if writer.update(step, model):
+            expected[step] = {name: tensor.clone() for name, tensor in state.items()}
+    lawa = LAWA(model, interval=1, window=1)
+    lawa.update(1)
+    with lawa.averaged(), pytest.raises(RuntimeError, match="while the average of LAWA is in the model"):
+        writer.update(6, model)
+    writer.close()
+    dist.barrier()
+    found = Snapshots(Path(folder, "snapshots"))
+    assert found.steps == list(expected) == [2, 4]
+    for step, state in found.stream(found.steps):
+        assert state.keys() == expected[step].keys()
+        for name, tensor in state.items():
+            assert torch.equal(tensor, expected[step][name]), name
 
 
 def main(rank: int, ranks: int, folder: str, checks: list[str]) -> None:

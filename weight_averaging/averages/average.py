@@ -128,7 +128,8 @@ class Average:
 
     def _due(self, steps: Sequence[int], at: int) -> list[int]:
         if self.interval is None:
-            return [step for step in steps if self.start <= step <= at]
+            start = self.start if self.start > 1 else 0  # what was saved before the first update is a snapshot too
+            return [step for step in steps if start <= step <= at]
         return [s for s in range(self.interval, at + 1, self.interval) if is_due(s, self.interval, self.start)]
 
     def _usable_intervals(self, saved: set[int], at: int) -> list[int]:

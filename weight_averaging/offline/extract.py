@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
-from weight_averaging.offline.forms.averager_state import averager_states, same_memory
+from weight_averaging.offline.forms.averager_state import memory_of
+from weight_averaging.offline.forms.contents import averager_states
 from weight_averaging.offline.forms.pickles import load_file
 from weight_averaging.offline.forms.trainers import MODEL_KEYS
 from weight_averaging.tensor_names import clean_names
@@ -105,6 +106,6 @@ def extract(path: Path, average: str | None = None, allow: Collection[str] = ())
     for names in (list(tensors), clean_names(list(tensors))):  # `module.` may be a real one
         rest = dict(zip(names, tensors.values()))
         if result.keys() <= rest.keys():
-            tied = {name: next((own for own in result if same_memory(rest[own], rest[name])), None) for name in rest}
-            return {name: value if (own := tied[name]) is None else result[own] for name, value in rest.items()}
+            averaged = {memory_of(rest[name]): value for name, value in result.items() if rest[name].numel()}
+            return {name: result.get(name, averaged.get(memory_of(value), value)) for name, value in rest.items()}
     return result

@@ -1,7 +1,6 @@
 """Averages of a model in training: swapped in and out, handed out, saved and loaded."""
 
 import contextlib
-import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Unpack
@@ -11,19 +10,18 @@ from torch import nn
 from weight_averaging import averages
 from weight_averaging.averages import Average
 from weight_averaging.averages.checks import check_step
-from weight_averaging.torch import export, saved_state
-from weight_averaging.torch.collector import Collector
+from weight_averaging.torch import saved_state
 from weight_averaging.torch.model.tensors import locked
 from weight_averaging.torch.options import Options, completed, shows_options
+from weight_averaging.torch.shown import Shown
 from weight_averaging.torch.state import State
-from weight_averaging.torch.swap import Swap
 
 # What saved states have of the settings.
 SETTINGS = {"LAWA": ("window", "allow_partial", "interval"), "EMA": ("decay", "horizon", "warmup", "interval")}
 
 
-class Averager(Collector):
-    """An average of a model's weights along training, kept in float32 and apart from the model.
+class Averager(Shown):
+    """An average of a model's weights along training, kept in float32 (or float64) and apart from the model.
 
     The model trains on its raw weights. `swap_in` puts the average into it for evaluation and keeps the raw weights
     aside; `swap_out` puts those back, bit for bit. Use `averaged()` for both.
@@ -54,6 +52,9 @@ class Averager(Collector):
             is dropped then.
         process_group: replicas (DDP) that average together: they agree on which snapshots are collected, one of them
             holds what one is enough for, and `update` and `swap_in` are collective. None: each is on its own.
+        dtype: of snapshots and averages, torch.float32 or torch.float64, which takes twice the memory. None: float64
+            if any averaged tensor is float64, else float32. A float32 EMA with a decay of .9999 stands still where the
+            weights differ from it by less than 3e-4 of their size (`2^-25 / (1 - decay)`); in float64 it does not.
     Raises:
         TypeError, ValueError: a model or an argument that cannot be taken, in one line.
         MemoryError: what is to be held would not fit, before any snapshot is taken.
@@ -79,7 +80,6 @@ class Averager(Collector):
     def __init__(self, model: nn.Module, average: Average | Iterable[Average], **options: Unpack[Options]) -> None:
         given = completed(options, type(self).__init__)
         super().__init__(model, average if isinstance(average, Iterable) else [average], given)
-        self._swap = Swap(self.name, model, self._spare)
 
     @property
     def name(self) -> str:
@@ -171,31 +171,6 @@ class Averager(Collector):
         self._swap.bring_in(self._write, recompute if self.buffers == "recompute" else None)
         return True
 
-    def _prepare(self) -> bool:
-        """What comes before any use of the average: copies under way are complete on return. Whether it is ready."""
-        self._settle()
-        if not self._swap.is_in:
-            self._look()
-        for track in self._tracks:
-            track.vectors()
-        if self.ready:
-            if names := self._frozen.changed(self._model, self._weights.selected):
-                self._say(
-                    logging.WARNING,
-                    f"{len(names)} frozen parameters are not averaged, but they change ({names[0]}): average them by "
-                    "include=, or say by exclude= that they are to stay as they are",
-                    "frozen",
-                )
-            return True
-        self._say(
-            logging.WARNING,
-            f"{self.name} is not ready at step {self.step}: the raw weights are evaluated. It will be ready "
-            f"after update {self._ready_at()}, with {self._selected.needed} snapshots {self._shown.interval} updates "
-            "apart",
-            "not ready",
-        )
-        return False
-
     @locked
     def swap_out(self) -> bool:
         """Put the raw weights back into the model. Does nothing if they are there.
@@ -219,42 +194,6 @@ class Averager(Collector):
         """
         with self._swap.block(lambda: self.swap_in(recompute), self.swap_out) as ready:
             yield ready
-
-    @locked
-    def average_state_dict(self) -> dict[str, Any]:
-        """The average as a state dict of the plain model, without touching the model: to deploy, export or publish.
-
-        Names are those of the model without wrappers, types the model's own. What is not averaged (frozen parameters,
-        other buffers) is there as the model has it. All tensors are new memory. Of replicas all must call it.
-
-        Raises:
-            RuntimeError: there is no average yet, or the model's state_dict does not have its tensors as they are, as
-                under FSDP1: then save the model's own state_dict within `averaged()`.
-            TypeError: `buffers="recompute"`, for which the same holds.
-        """
-        export.check("average_state_dict()", self.buffers, self._ranks)
-        if not self._prepare():
-            raise RuntimeError(f"there is no average yet: {self!r}")
-        return export.average_state_dict(self._model, self._weights, self._write)
-
-    @locked
-    def copy_to(self, other: nn.Module) -> bool:
-        """Write the average into another model of the same kind, to be evaluated while this one trains on.
-
-        What is not averaged is copied from the model as it is. The other model may be on another device, of other
-        types, and wrapped or not. Of replicas all must call it.
-
-        Returns:
-            Whether there is an average; if not, the other model gets the raw weights, and a warning says so once.
-        Raises:
-            ValueError: the other model lacks a tensor, or has one of another shape. Nothing is changed.
-            TypeError: `buffers="recompute"`.
-        """
-        export.check("copy_to()", self.buffers, self._ranks)
-        ready = self._prepare()
-        write = self._write if ready else None
-        export.copy_to(other, self._model, self._weights, write, alike=self._ranks.group is None)
-        return ready
 
     @locked
     def state_dict(self) -> dict[str, Any]:

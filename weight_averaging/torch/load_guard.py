@@ -1,6 +1,7 @@
 """The model's checkpoint loaded after the averager's, both taken while the average was in the model."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class LoadGuard:
 
     def __init__(self) -> None:
         self._handles: list[RemovableHandle] = []
-        self._at_end: Callable[[], object] = lambda: None
+        self._at_end: list[Callable[[], object]] = []
 
     def begin(
         self, weights: LiveWeights, model: nn.Module, raw: list[Tensor], sums: list[int], statistics: dict[str, Tensor]
@@ -42,12 +43,13 @@ class LoadGuard:
         scripted = [module for module in hook.modules if isinstance(module, torch.jit.ScriptModule)]  # take no hooks
         plain = hook.modules.difference(scripted)
         self._handles = [module.register_load_state_dict_post_hook(hook) for module in plain]
-        self._at_end = lambda: [hook(module, None) for module in scripted]
+        self._at_end = [partial(hook, module, None) for module in scripted]
 
     def end(self) -> None:
         """What it watched for has happened or does not any more: training goes on, or the average comes in."""
-        self._at_end()
-        self._at_end = lambda: None
+        for put_right in self._at_end:
+            put_right()
+        self._at_end = []
         for handle in self._handles:
             handle.remove()
         self._handles = []

@@ -59,8 +59,7 @@ def load(averager: Collector, swap: Swap, settings: dict[str, Any], state: dict[
     if swap.is_in:
         swap.take_out()
     averager._look()
-    if (change := averager._weights.adopt(set(look.names))) is not None:
-        averager._follow(change)
+    averager._notice(lambda: averager._weights.adopt(set(look.names)))
     for (vectors, steps, count), track in zip(restored, averager._tracks, strict=True):
         track.set_vectors(vectors, steps, count)
     averager.step, averager._refused = int(state["step"]), 0
@@ -197,7 +196,7 @@ def _fits(averager: Collector, state: dict[str, Any], drop: bool) -> tuple[Look,
     extra = sorted(set(where) - set(look.names))
     order: Order = [where.get(name) for name in look.names]
     resized = [n for n, shape in zip(look.names, look.shapes, strict=True) if shapes.get(n, shape) != shape]
-    if extra and not drop or len(lacking) == len(order):
+    if (extra and not drop) or len(lacking) == len(order):
         hint = '; settings="new" takes what fits' if len(lacking) < len(order) else ""
         raise ValueError(
             f"the saved state is of another model: {len(lacking)} of {len(look.names)} tensors are not in it "

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 import torch
@@ -119,15 +119,11 @@ class Swap:
         """A RuntimeError if the average of another averager is in this model."""
         if not _IN_MODELS:
             return
-        mine: set[int] | None = None
-        for other in list(_IN_MODELS):
-            if other is not self and other.is_in:
-                mine = mine or set(self._spare.weights.index_by_id())
-                if not mine.isdisjoint(other._spare.weights.index_by_id()):
-                    raise RuntimeError(
-                        f"{what} while the average of another averager, {other._owner}, is in the model: "
-                        "call its swap_out() first"
-                    )
+        if other := _swapped(self._spare.weights.index_by_id(), but=self):
+            raise RuntimeError(
+                f"{what} while the average of another averager, {other._owner}, is in the model: "
+                "call its swap_out() first"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has no open block: an average that is in it stays until its own swap_out."""
@@ -138,3 +134,17 @@ class Swap:
         self.__dict__.update(saved, raw=unpacked(saved["raw"]))
         if self.is_in:
             _IN_MODELS.add(self)
+
+
+def refuse_average_in(model: nn.Module, what: str) -> None:
+    """A RuntimeError if the average of any averager is in a model whose weights are to be those of training."""
+    if _IN_MODELS and (swap := _swapped({id(tensor) for tensor in [*model.parameters(), *model.buffers()]})):
+        raise RuntimeError(f"{what} while the average of {swap._owner} is in the model: call its swap_out() first")
+
+
+def _swapped(ids: Container[int], but: Swap | None = None) -> Swap | None:
+    """A swap that has its average in tensors of these ids."""
+    for swap in list(_IN_MODELS):
+        if swap is not but and swap.is_in and any(place in ids for place in swap._spare.weights.index_by_id()):
+            return swap
+    return None

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from weight_averaging.torch import Averager
+from weight_averaging.trainers.averaging import Averaging
 from weight_averaging.trainers.modes import training_mode
 from weight_averaging.trainers.shards import gathered, scattered
 from weight_averaging.trainers.steps import watch
@@ -19,7 +20,7 @@ logger = logging.getLogger("weight_averaging")
 _REFUSED = ("FSDPStrategy", "XLAFSDPStrategy", "DeepSpeedStrategy")  # their weights are not where a module has them
 
 
-class WeightAveraging(Callback):
+class WeightAveraging(Averaging, Callback):
     """Train on the raw weights, validate, test and predict on their average.
 
         WeightAveraging(lambda module: LAWA(module, interval=64, window=20))
@@ -33,6 +34,9 @@ class WeightAveraging(Callback):
     goes on bit for bit, `test(ckpt_path=...)` tests the average of that checkpoint. One without a state (of weights
     only, or of a run without averaging) is tested as it is. After `fit` the module holds its raw weights.
 
+    An average belongs to the run whose weights the module has. Weights that were loaded after `fit` are evaluated as
+    they are, and a `fit` that begins with others than the last one ended with has a new average; a warning says so.
+
     Under sharding (`ModelParallelStrategy`, FSDP2) every rank averages its shards; the state is gathered for the
     checkpoint, on the first rank and in its main memory. FSDP1 and DeepSpeed are refused.
 
@@ -40,15 +44,15 @@ class WeightAveraging(Callback):
         make: called once with the LightningModule, where training has it (on its device, with its shards); returns any
             averager of `weight_averaging.torch`, of the whole module or of a part. For strategies that spawn
             processes something that can be pickled: `functools.partial(LAWA, interval=64, window=20)`.
+        settings: `"new"` goes on with checkpoints of another window, interval or decay, and of a model with fewer or
+            more averaged tensors; `"same"` refuses them. See `Averager.load_state_dict`.
 
     Attributes:
         averager: the averager; None before training.
     """
 
-    def __init__(self, make: Callable[[LightningModule], Averager]) -> None:
-        self._make = make
-        self.averager: Averager | None = None
-        self._module: LightningModule | None = None  # the one that the averager is of
+    def __init__(self, make: Callable[[LightningModule], Averager], *, settings: str = "same") -> None:
+        super().__init__(make, settings)
         self._evaluating = contextlib.ExitStack()  # closed, it takes the average out
         self._loaded: dict[str, Any] | None = None  # a state that waits for an averager to load it
         self._has_state = False  # whether the checkpoint that this run began from has a state
@@ -82,30 +86,22 @@ class WeightAveraging(Callback):
         if trainer.ckpt_path is not None and not self._has_state:
             logger.warning("%s has no state of WeightAveraging: the average begins anew", trainer.ckpt_path)
             self._forget()
+        elif trainer.ckpt_path is None:
+            self._begin_anew_if_other(pl_module)
+        self._training = True
         averager = self._of(pl_module)
         self._restore(averager)
         if not averager.step:
             averager.step = trainer.global_step
 
-    def _of(self, pl_module: LightningModule) -> Averager:
-        if self.averager is None or self._module is not pl_module:
-            self.averager, self._module = self._make(pl_module), pl_module
-            if self.averager.buffers == "recompute":
-                raise ValueError(
-                    'WeightAveraging swaps without a function that recomputes statistics: use buffers="average" or '
-                    '"latest"'
-                )
-        return self.averager
-
     def _restore(self, averager: Averager) -> None:
         if self._loaded is not None:
-            averager.load_state_dict(scattered(self._loaded, averager))
+            averager.load_state_dict(scattered(self._loaded, averager), settings=self._settings)
             self._loaded = None
 
-    def _forget(self) -> None:
-        if self.averager is not None:
-            self.averager.swap_out()
-        self.averager = self._module = None
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember the weights: what comes after the last epoch, of whatever callback, is no training."""
+        self._leave()
 
     # After every update.
 
@@ -145,20 +141,23 @@ class WeightAveraging(Callback):
     def _begin_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         """Whether there is an average for the weights that `validate`, `test` or `predict` has been given."""
         if self._has_state:
-            self._restore(self._of(pl_module))
+            if self._loaded is not None:
+                self._restore(self._of(pl_module))
+                with training_mode(pl_module, then_eval=True):
+                    self._leave()
             return True
         if trainer.ckpt_path is not None:
             logger.info("%s has no state of WeightAveraging: its weights are used as they are", trainer.ckpt_path)
             return False
-        if self._module is not pl_module:
+        if self._model is not pl_module:
             logger.warning("WeightAveraging has no average of this module: its weights are used as they are")
             return False
-        return True
+        return self._is_own()
 
     def _swap_out(self) -> None:
         """End an evaluation; within `averaged()` the average stays."""
-        if self._module is not None:
-            with training_mode(self._module, then_eval=False):
+        if self._model is not None:
+            with training_mode(self._model, then_eval=False):
                 self._evaluating.close()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -189,32 +188,33 @@ class WeightAveraging(Callback):
         """Put the raw weights back, whatever went wrong."""
         self._swap_out()
         self._unwatch()
+        self._interrupted()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the optimizers as they were."""
         self._unwatch()
-
-    @contextlib.contextmanager
-    def averaged(self) -> Iterator[bool]:
-        """The average in the module for the length of a `with` block: see `Averager.averaged`.
-
-        Raises:
-            RuntimeError: there is no averager yet.
-        """
-        if self.averager is None:
-            raise RuntimeError("WeightAveraging has no averager before training begins")
-        with self.averager.averaged() as ready:
-            yield ready
+        self._training = False
 
     # Checkpoints.
 
     def state_dict(self) -> dict[str, Any]:
-        """The averager's; empty before there is one. Of a sharded model collective, and whole on the first rank."""
-        return gathered(self.averager.state_dict()) if self.averager is not None else {}
+        """The averager's; empty before there is one. Of a sharded model collective, and whole on the first rank.
+
+        Empty too where the module has other weights than those that the average belongs to.
+        """
+        return gathered(self.averager.state_dict()) if self.averager is not None and not self._other_weights() else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a state until the module is where training has it."""
-        self._loaded, self._has_state = state_dict, True
+        if "averager" in state_dict:  # else it is of Lightning's own callback, which has the same name
+            self._loaded, self._has_state = state_dict, True
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Train on from the raw weights also of a checkpoint of Lightning's own callback."""
+        if trainer.state.fn == TrainerFn.FITTING and "current_model_state" in checkpoint:
+            logger.warning("a checkpoint of Lightning's own WeightAveraging: training goes on from its raw weights")
+            raw = {**checkpoint, "state_dict": checkpoint["current_model_state"]}
+            trainer.strategy.load_model_state_dict(raw, strict=pl_module.strict_loading)
 
 
 class AveragedCheckpoint(ModelCheckpoint):

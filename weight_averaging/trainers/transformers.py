@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from weight_averaging.atomic_file import replacing
 from weight_averaging.torch import Averager
+from weight_averaging.trainers.averaging import Averaging
 from weight_averaging.trainers.modes import training_mode
 
 logger = logging.getLogger("weight_averaging")
@@ -22,7 +23,7 @@ logger = logging.getLogger("weight_averaging")
 STATE = "weight_averaging"  # beside a checkpoint's other files: .pt, or a folder of shards
 
 
-class WeightAveraging(TrainerCallback):
+class WeightAveraging(Averaging, TrainerCallback):
     """Train on the raw weights, evaluate and predict on their average.
 
         averaging = WeightAveraging(lambda model: LAWA(model, interval=64, window=20)).attach(trainer)
@@ -30,7 +31,8 @@ class WeightAveraging(TrainerCallback):
         averaging.save_pretrained("averaged")
 
     A callback alone does not do, since the Trainer has no event before an evaluation and tells callbacks neither the
-    folder that it resumes from: `attach` adds this one and puts `averaged()` around the Trainer's `evaluation_loop`.
+    folder that it resumes from nor the one that it saves to: `attach` adds this one, puts `averaged()` around the
+    Trainer's `evaluation_loop`, and lets its `_save_checkpoint` and `_load_best_model` take the averager's state along.
 
     An update is an optimizer step: one in `gradient_accumulation_steps` batches, none where GradScaler skipped it (the
     Trainer's `global_step` counts those; fused optimizers, the default, skip on the device where nobody is told). A
@@ -38,20 +40,24 @@ class WeightAveraging(TrainerCallback):
     on bit for bit. With `load_best_model_at_end` the best checkpoint is the one whose average was best, and after
     training both the raw weights and the average are those of it.
 
+    An average belongs to the run whose weights the model has. Weights that were loaded after `train` are evaluated as
+    they are, and a `train` that begins with others than the last one ended with has a new average; a warning says so.
+
     Args:
         make: called with the model at the beginning of training, where training has it; returns any averager of
             `weight_averaging.torch`.
+        settings: `"new"` goes on with checkpoints of another window, interval or decay, and of a model with fewer or
+            more averaged tensors; `"same"` refuses them. See `Averager.load_state_dict`.
 
     Attributes:
         averager: the averager; None before training.
     """
 
-    def __init__(self, make: Callable[[nn.Module], Averager]) -> None:
-        self._make = make
-        self.averager: Averager | None = None
-        self._model: nn.Module | None = None  # the one that the averager is of
+    def __init__(self, make: Callable[[nn.Module], Averager], *, settings: str = "same") -> None:
+        super().__init__(make, settings)
         self._trainer: Trainer | None = None
         self._resumed: Path | None = None  # the folder that this run of training goes on from
+        self._counted = 0  # the Trainer's step that the average has seen last
 
     def attach(self, trainer: Trainer) -> "WeightAveraging":
         """Let a Trainer, or one of a class derived from it, average; before `train`. Returns this callback.
@@ -67,6 +73,8 @@ class WeightAveraging(TrainerCallback):
             if hasattr(trainer, name):
                 setattr(trainer, name, self._around(getattr(trainer, name)))
         setattr(trainer, "train", self._noting(trainer.train))  # noqa: B010
+        setattr(trainer, "_save_checkpoint", self._saving(trainer._save_checkpoint))  # noqa: B010
+        setattr(trainer, "_load_best_model", self._loading(trainer._load_best_model))  # noqa: B010
         return self
 
     def _around(self, loop: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,18 +86,21 @@ class WeightAveraging(TrainerCallback):
                 return loop(*args, **kwargs)
             if not self.averager.step:  # eval_on_start
                 return loop(*args, **kwargs)
+            if not self._is_own():
+                return loop(*args, **kwargs)
             model = self._model
             optimizer: Any = self._trainer.optimizer
             if callable(getattr(optimizer, "eval", None)):  # schedule-free: the loop would do so on the average
                 optimizer.eval()
             evaluating = contextlib.ExitStack()
             with training_mode(model, then_eval=True):
-                evaluating.enter_context(self.averaged())
+                evaluating.enter_context(self.averager.averaged())
             try:
                 return loop(*args, **kwargs)
             finally:
                 with training_mode(model, then_eval=False):
                     evaluating.close()
+                    self._leave()  # the loop may have given the model another type, the optimizer other weights
 
         return averaged
 
@@ -101,9 +112,17 @@ class WeightAveraging(TrainerCallback):
             if folder is True:
                 folder = get_last_checkpoint(self._trainer.args.output_dir)
             self._resumed = Path(folder) if folder else None
-            return train(resume_from_checkpoint, *args, **kwargs)
+            try:
+                return train(resume_from_checkpoint, *args, **kwargs)
+            except BaseException:
+                self._interrupted()
+                raise
+            finally:
+                self._training = False
 
         return noted
+
+    # Training.
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -112,82 +131,100 @@ class WeightAveraging(TrainerCallback):
         if self._trainer is None:
             raise RuntimeError("WeightAveraging(...).attach(trainer), instead of callbacks=[WeightAveraging(...)]")
         model = kwargs["model"]
-        if self.averager is None or self._model is not model:
-            self.averager, self._model = self._make(model), model
-            if self.averager.buffers == "recompute":
-                raise ValueError(
-                    'WeightAveraging swaps without a function that recomputes statistics: use buffers="average" or '
-                    '"latest"'
-                )
-        if self._resumed is not None and not self._load(self._resumed):
+        if self._resumed is None:
+            self._begin_anew_if_other(model)
+        elif not self._load(self._resumed, self._of(model)):
             logger.warning("%s has no state of WeightAveraging: the average begins anew", self._resumed)
-            self.averager = self._make(model)
-        if not self.averager.step:
-            self.averager.step = state.global_step
+            self._forget()
+        averager = self._of(model)
+        if not averager.step:
+            averager.step = state.global_step
+        self._training, self._counted = True, state.global_step
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """One update more, if the step was not skipped."""
+        self._count(state)
+
+    def _count(self, state: TrainerState) -> None:
+        """Once for each step: a checkpoint may be asked for by a callback that comes before this one."""
         assert self._trainer is not None
         assert self.averager is not None
-        if not self._trainer.accelerator.optimizer_step_was_skipped:
-            self.averager.update(self.averager.step + 1)
+        if state.global_step != self._counted:
+            self._counted = state.global_step
+            if not self._trainer.accelerator.optimizer_step_was_skipped:
+                self.averager.update(self.averager.step + 1)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Put the averager's state into the checkpoint that was just written."""
-        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        assert self.averager is not None
-        saved = self.averager.state_dict()
-        if not folder.is_dir():
-            logger.warning("%s is not there: the state of WeightAveraging is not saved", folder)
-        elif _has_shards(saved):
-            dcp.save({"averager": saved}, checkpoint_id=folder / STATE)
-        elif args.should_save:
-            with replacing(folder / f"{STATE}.pt") as stream:
-                torch.save(saved, stream)
-
-    def on_train_end(
+    def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take the average of the best checkpoint, whose weights the Trainer has just loaded, if it has."""
-        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
-            folder = Path(state.best_model_checkpoint)
-            if not self._load(folder):
-                logger.warning("%s has no state of WeightAveraging: the average stays that of the last update", folder)
+        """Remember the weights: what comes after the last epoch is no training."""
+        self._leave()
 
-    def _load(self, folder: Path) -> bool:
-        """Whether the folder has a state; it is loaded then."""
+    def _saving(self, save: Callable[..., Any]) -> Callable[..., Any]:
+        """Put the averager's state into the checkpoint that was just written, wherever that is and whoever asked."""
+
+        @functools.wraps(save)
+        def saved(model: nn.Module, trial: Any, *args: Any, **kwargs: Any) -> Any:
+            result = save(model, trial, *args, **kwargs)
+            trainer = self._trainer
+            if trainer is not None and self.averager is not None and self._training:
+                self._count(trainer.state)
+                self._save(Path(trainer._get_output_dir(trial=trial)) / f"checkpoint-{trainer.state.global_step}")
+            return result
+
+        return saved
+
+    def _save(self, folder: Path) -> None:
+        assert self._trainer is not None
         assert self.averager is not None
+        state = self.averager.state_dict()
+        if not folder.is_dir():
+            logger.warning("%s is not there: the state of WeightAveraging is not saved", folder)
+        elif _has_shards(state):
+            dcp.save({"averager": state}, checkpoint_id=folder / STATE)
+        elif self._trainer.args.should_save:
+            with replacing(folder / f"{STATE}.pt") as stream:
+                torch.save(state, stream)
+
+    def _loading(self, load: Callable[[], Any]) -> Callable[[], Any]:
+        """Take the average of the best checkpoint with its weights."""
+
+        @functools.wraps(load)
+        def loaded() -> Any:
+            result = load()
+            if self._trainer is not None and self.averager is not None:
+                folder = Path(str(self._trainer.state.best_model_checkpoint))
+                self._training = False  # the weights are not those of the last update any more
+                if self._load(folder, self.averager):
+                    self._leave()
+                else:
+                    logger.warning("%s has no state of WeightAveraging: there is no average of the best model", folder)
+            return result
+
+        return loaded
+
+    def _load(self, folder: Path, averager: Averager) -> bool:
+        """Whether the folder has a state; it is loaded then."""
         if (folder / STATE).is_dir():
-            state = {"averager": self.averager.state_dict()}
+            state = {"averager": averager.state_dict()}
             dcp.load(state, checkpoint_id=folder / STATE)
-            self.averager.load_state_dict(state["averager"])
+            averager.load_state_dict(state["averager"], settings=self._settings)
             return True
         if (folder / f"{STATE}.pt").is_file():
-            self.averager.load_state_dict(torch.load(folder / f"{STATE}.pt", map_location="cpu", weights_only=True))
+            saved = torch.load(folder / f"{STATE}.pt", map_location="cpu", weights_only=True)
+            averager.load_state_dict(saved, settings=self._settings)
             return True
         return False
-
-    @contextlib.contextmanager
-    def averaged(self) -> Iterator[bool]:
-        """The average in the model for the length of a `with` block: see `Averager.averaged`.
-
-        Raises:
-            RuntimeError: there is no averager yet.
-        """
-        if self.averager is None:
-            raise RuntimeError("WeightAveraging has no averager before training begins")
-        with self.averager.averaged() as ready:
-            yield ready
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save the averaged model as the Trainer saves models: `from_pretrained(folder)` loads it. All ranks call it.
 
         Raises:
-            RuntimeError: there is no average yet.
+            RuntimeError: there is no average yet, or the model has other weights than those that it belongs to.
         """
         with self.averaged() as ready:
             if not ready:
-                raise RuntimeError(f"there is no average to save yet: {self.averager!r}")
+                raise RuntimeError(f"there is no average of the model's weights to save: {self.averager!r}")
             assert self._trainer is not None
             self._trainer.save_model(str(folder))
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis.evidence import conclusions, data, page, ratios
-from analysis.evidence.conclusions import DECAY, MARGINS, PRIMARY
+from analysis.evidence import conclusions, data, page, ratios, summaries
 from analysis.evidence.ratios import Pair
+from analysis.evidence.summaries import DECAY, MARGINS, PRIMARY
 from tests.support import ROOT, commands
 from weight_averaging.errors import UsageError
 
@@ -83,7 +83,7 @@ def test_ratios_and_their_intervals_are_those_of_the_made_runs(tmp_path, accurac
         made(tmp_path / "runs", "mini_wmt", seed, ratio, accuracy=accuracy)
         made(tmp_path / "runs", "mini_ogbg", seed, 0.5, accuracy=accuracy)
     runs = evidence(tmp_path).of("A", DECAY)
-    found = conclusions.to_target(runs, PRIMARY)
+    found = summaries.to_target(runs, PRIMARY)
     logs = np.log(RATIOS)
     reach = stats.t.ppf(0.975, 4) * logs.std(ddof=1) / math.sqrt(5)
     one = found.workloads["mini_wmt"]
@@ -97,7 +97,7 @@ def test_ratios_and_their_intervals_are_those_of_the_made_runs(tmp_path, accurac
         np.exp([means.mean() - over, means.mean() + over]), rel=1e-3
     )
     for share in (0.1, 0.5, 0.9):  # the same at every place
-        ahead = conclusions.by_share(runs, PRIMARY, share)
+        ahead = summaries.by_share(runs, PRIMARY, share)
         assert ahead.workloads["mini_wmt"].ratio == pytest.approx(np.exp(logs.mean()), rel=1e-3)
 
 
@@ -106,7 +106,7 @@ def test_a_miss_counts_with_the_whole_run_and_leaves_an_end_open(tmp_path):
         made(tmp_path / "runs", "mini_wmt", seed, 0.8, validation_target=-1.0)  # of a loss that ends at 0
         made(tmp_path / "runs", "mini_ogbg", seed, 0.8, validation_target=0.5)
     runs = evidence(tmp_path).of("A", DECAY)
-    found = conclusions.to_target(runs, PRIMARY)
+    found = summaries.to_target(runs, PRIMARY)
     assert found.workloads["mini_wmt"].ratio == 1.0
     assert found.workloads["mini_wmt"].bound == "?"
     assert found.workloads["mini_ogbg"].ratio == pytest.approx(0.8, rel=1e-3)
@@ -147,6 +147,18 @@ def test_an_average_is_held_against_the_raw_weights_at_its_own_evaluations(tmp_p
     )  # not ready: the raw weights
 
 
+@given(st.integers(0, 2**32 - 1), st.floats(0.2, 0.9))
+def test_rare_evaluations_make_no_gain(seed, share):
+    """An average that is the raw weights needs as many updates as they, though it is evaluated five times as rarely."""
+    at = np.arange(20, STEPS + 1, 20)
+    raw = loss(at) ** 1.5 + np.random.default_rng(seed).normal(size=len(at))
+    table = pd.DataFrame({"step": at, "validation": raw, "validation@same": np.where(at % 100 == 0, raw, np.nan)})
+    run = data.Run({"steps": STEPS, "higher_is_better": False}, table)
+    assert ratios.along(run, "same", share).log == 0
+    level = float(np.quantile(-raw, share))
+    assert ratios.pair(run, "same", level).log == 0
+
+
 def test_the_target_of_a_longer_run_is_found_anew(tmp_path):
     for seed in range(3):
         made(tmp_path / "runs", "mini_wmt", seed, 0.8, part="B", steps=10 * STEPS, target_share=0.3)
@@ -162,9 +174,9 @@ def test_the_best_window_is_found_as_a_share_of_the_elapsed_updates(tmp_path):
             made(tmp_path / "runs", workload, seed, 0.8)
     runs = evidence(tmp_path).of("A", DECAY)
     for moment in (0.3, 0.5, 0.7):
-        optima = conclusions.best_windows(runs, moment)
+        optima = summaries.best_windows(runs, moment)
         assert set(optima) == set(MARGINS)
-        middle, low, high = conclusions.common(optima)
+        middle, low, high = summaries.common(optima)
         assert (middle, low, high) == pytest.approx([BEST_WINDOW] * 3, rel=1e-3)
 
 
@@ -175,7 +187,7 @@ def test_the_best_window_is_found_as_a_share_of_the_elapsed_updates(tmp_path):
 def test_differences_of_scores_are_held_against_the_margin(tmp_path, difference, word, accuracy):
     for seed in range(5):
         made(tmp_path / "runs", "mini_criteo1tb", seed, 0.8, at_end=difference + 1e-5 * seed, accuracy=accuracy)
-    found = conclusions.differences(evidence(tmp_path).of("A", DECAY), PRIMARY)["mini_criteo1tb"]
+    found = summaries.differences(evidence(tmp_path).of("A", DECAY), PRIMARY)["mini_criteo1tb"]
     assert found.mean == pytest.approx(difference + 2e-5)
     assert (found.word, found.margin, found.seeds) == (word, MARGINS["mini_criteo1tb"], 5)
 
@@ -209,6 +221,32 @@ def test_conclusions_follow_the_rules(tmp_path):
     assert found["3"] == ("confirmed", True)
     assert found["3b"] == ("confirmed", True)
     assert found["2b"] == ("confirmed", True)
+
+
+def test_conclusions_on_lengths_schedules_batches_and_optimizers(tmp_path):
+    for workload in MARGINS:
+        for seed in range(5):
+            made(tmp_path / "runs", workload, seed, 0.8)
+            made(tmp_path / "runs", workload, seed, 0.9 + 0.001 * seed, part="F", variant="soap")
+            made(tmp_path / "runs", workload, seed, 1.1, part="F", variant="shampoo")
+        for seed in range(3):  # half-way, where the target lies, 2 % of the elapsed updates are 1 % of the run
+            best = 0.02 * (1 + 0.01 * seed)
+            made(tmp_path / "runs", workload, seed, 0.5, part="B", steps=10 * STEPS, window=best)
+            made(tmp_path / "runs", workload, seed, 0.7 + 0.01 * seed, part="D", variant="cosine_to_0.1")
+    for number, workload in enumerate(["mini_finewebedu_lm", "mini_imagenet_vit", "mini_ogbg"]):
+        for seed in range(3):
+            made(tmp_path / "runs", workload, seed, 0.8, part="E", variant="batch_4", window=0.06 + 0.001 * number)
+            made(tmp_path / "runs", workload, seed, 0.8, part="E", variant="batch_0.25", window=0.12)
+    found = {(one.number, one.claim.partition(": ")[2]): one for one in conclusions.all_of(evidence(tmp_path))}
+    assert {key: (one.word, one.enough) for key, one in found.items() if key[0] in "2789"} == {
+        ("2", ""): ("confirmed", True),
+        ("7", "soap"): ("confirmed", True),
+        ("7", "shampoo"): ("refuted", True),
+        ("8", ""): ("confirmed", True),
+        ("9", ""): ("confirmed", True),
+    }
+    assert found["8", ""].ratio.ratio == pytest.approx(np.exp(np.log([0.7, 0.71, 0.72]).mean()), rel=1e-3)
+    assert found["9", ""].measured.startswith("1.9")
 
 
 def test_few_seeds_decide_nothing_and_no_gain_is_refuted(tmp_path):

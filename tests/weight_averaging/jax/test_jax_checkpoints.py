@@ -206,3 +206,43 @@ def test_what_cannot_be_converted_is_told():
             convert.from_jax(other, other.init(params), params)
         with pytest.raises(ValueError, match=f"not that of {type(described).__name__}"):
             convert.to_jax(held, other, params)
+
+
+@pytest.mark.parametrize(("interval", "start"), [(2, 1), (7, 1), (1, 50), (3, 10)])
+def test_an_ema_that_went_on_with_new_settings_is_taken_whatever_its_last_update_was(interval, start):
+    """Update 3 is not due in the new settings."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    old, new = EMA(model, decay=0.5), EMA(model, decay=0.5, interval=interval, start=start)
+    for step in (1, 2, 3):
+        torch.nn.init.constant_(model.weight, 100.0)
+        old.update(step)
+    new.load_state_dict(saved(old), settings="new")
+    params = {"weight": jnp.full((1, 1), 6.0)}
+    average = ema(0.5, interval=interval, start=start)
+    state = convert.to_jax(convert.from_torch(new.state_dict()), average, params)
+    assert average.average(state, params)["weight"].item() == 100
+    assert (int(state.step), int(state.count), int(state.snapshot_step)) == (3, 3, 3)
+    for step in range(4, 61):
+        torch.nn.init.constant_(model.weight, step)
+        new.update(step)
+        state = average.update(state, {"weight": jnp.full((1, 1), float(step))}, step)
+    assert average.average(state, params)["weight"].item() == pytest.approx(value_of(new, model).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("value", [1e36, float("nan")])
+@pytest.mark.parametrize("make", [lambda **options: lawa(1, 2, **options), lambda **options: ema(0.5, **options)])
+def test_snapshots_that_the_averager_refuses_are_told(value, make):
+    model = torch.nn.Linear(400, 1, bias=False)
+    window = "window" in dict(make().settings)
+    kind = (
+        LAWA(model, interval=1, window=2, check_finite=False) if window else EMA(model, decay=0.5, check_finite=False)
+    )
+    for step in (1, 2):
+        torch.nn.init.constant_(model.weight, value)
+        kind.update(step)
+    held, params = convert.from_torch(kind.state_dict()), {"weight": jnp.full((1, 400), 7.0)}
+    with pytest.raises(ValueError, match=r"refuses the snapshot of update [12], .* make it with check_finite=False"):
+        convert.to_jax(held, make(), params)
+    average = make(check_finite=False)
+    shown = average.average(convert.to_jax(held, average, params), params)["weight"]
+    np.testing.assert_allclose(np.asarray(shown), value, rtol=1e-6)

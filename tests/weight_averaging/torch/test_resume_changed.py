@@ -87,7 +87,7 @@ def test_what_fits_is_taken_under_new_settings_and_the_rest_is_named(make, caplo
     state, average = saved(first), first.average_state_dict()
     wider = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 3))
     second = make(wider)
-    with pytest.raises(ValueError, match='1 of its own are not in this model .2.weight.; settings="new" takes what'):
+    with pytest.raises(ValueError, match=r'1 of its own are not in this model \(2.weight\); settings="new"'):
         second.load_state_dict(state)
     assert not second.ready
     with caplog.at_level(logging.WARNING, "weight_averaging"):
@@ -100,11 +100,11 @@ def test_what_fits_is_taken_under_new_settings_and_the_rest_is_named(make, caplo
 
     with pytest.raises(ValueError, match="has shape"):
         make(nn.Linear(5, 5)).load_state_dict(saved(make(nn.Linear(1, 1))), settings="new")
-    with pytest.raises(ValueError, match="of another model: 1 of 1 tensors are not in it .2.weight., 2 of its own"):
-        stranger = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 1, bias=False))
-        train_only(stranger, {2})
-        known = make(nn.Sequential(nn.Linear(1, 1)))
-        make(stranger, exclude="0").load_state_dict(saved(known), settings="new")
+    stranger = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 1, bias=False))
+    train_only(stranger, {2})
+    nothing_fits, other = make(stranger, exclude="0"), saved(make(nn.Sequential(nn.Linear(1, 1))))
+    with pytest.raises(ValueError, match=r"of another model: 1 of 1 tensors are not in it \(2.weight\), 2 of its own"):
+        nothing_fits.load_state_dict(other, settings="new")
 
 
 @pytest.mark.parametrize("how", ["same", "new"])

@@ -15,7 +15,7 @@ WANTED = (
     "*.pt, *.pth, *.pth.tar, *.ckpt, *.safetensors, checkpoint_STEP, folders of Hugging Face (checkpoint-STEP) or of "
     "torch.distributed.checkpoint"
 )
-_NAMES = re.compile(r"checkpoint_\d+|.+\.(pt|pth|pth\.tar|ckpt|safetensors)")
+_NAMES = re.compile(r"checkpoint_\d+|.+\.(pt|pth|pth\.tar|ckpt|safetensors)", re.DOTALL)
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -36,6 +36,10 @@ def open_checkpoint(path: Path, allow: Collection[str] = ()) -> Source:
         SnapshotError: it cannot be read, is damaged, would run code, or holds no model; the message names the file.
     """
     try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise SnapshotError(f"{shown(path)}: its name is no UTF-8, and torch opens no such file: rename it") from None
+    try:
         if (path / ".metadata").is_file():
             return ShardedFolder(path)
         if hugging_face.is_folder(path):
@@ -43,5 +47,18 @@ def open_checkpoint(path: Path, allow: Collection[str] = ()) -> Source:
         if path.is_dir():
             raise SnapshotError(f"{path} is a folder without weights in it: {WANTED}")
         return SafetensorsSource(path) if path.suffix == ".safetensors" else TorchSource(path, allow)
+    except SnapshotError:
+        raise
     except OSError as error:
         raise SnapshotError(f"{path} cannot be read: {error.strerror or error}") from None
+    except RecursionError:
+        raise SnapshotError(f"{path} is damaged: what it holds is nested too deeply") from None
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # A file may be anything, and what stumbles over it first depends on what it is.
+        line = " ".join(str(error).split())[:120]
+        raise SnapshotError(f"{path} is damaged: {type(error).__name__}: {line}") from None
+
+
+def shown(path: Path) -> str:
+    """A path as text that can be printed, also where its bytes are no UTF-8."""
+    return str(path).encode(errors="backslashreplace").decode()

@@ -22,13 +22,14 @@ def choose(placement: str, device: torch.device, need: int, holds: str) -> torch
 
 @dataclass(frozen=True)
 class Memory:
-    """Where flat float32 vectors are; pinned where copies to them are to go on beside training."""
+    """Where flat vectors are, and their type; pinned where copies to them are to go on beside training."""
 
     place: torch.device
     pinned: bool
+    dtype: torch.dtype
 
     def new(self, numel: int) -> torch.Tensor:
-        return pinned(numel) if self.pinned else torch.empty(numel, dtype=torch.float32, device=self.place)
+        return pinned(numel, self.dtype) if self.pinned else torch.empty(numel, dtype=self.dtype, device=self.place)
 
     def own(self, vector: torch.Tensor) -> torch.Tensor:
         """A vector that came by pickle, as memory of this kind that may be changed outside torch.inference_mode."""

@@ -31,14 +31,14 @@ class SpareCopy:
         return self._tensors
 
     def flat(self) -> Tensor:
-        """A flat float32 copy on the model's device; in the memory of `keep` where that is float32."""
+        """A flat copy on the model's device, of one type; in the memory of `keep` where all tensors are of it."""
         if self.weights.is_single:
             self.keep()
             assert self._vector is not None
             return self._vector
         self._follow()
         if self._apart is None:
-            self._apart = torch.empty(self.weights.numel, dtype=torch.float32, device=self.weights.device)
+            self._apart = torch.empty(self.weights.numel, dtype=self.weights.dtype, device=self.weights.device)
         torch._foreach_copy_(self.weights.views(self._apart), self.weights.tensors())
         return self._apart
 
@@ -49,7 +49,7 @@ class SpareCopy:
             return
         weights = self.weights
         if self.weights.is_single:
-            self._vector = torch.empty(weights.numel, dtype=torch.float32, device=weights.device)
+            self._vector = torch.empty(weights.numel, dtype=weights.dtype, device=weights.device)
             self._tensors = weights.views(self._vector)
         else:
             self._tensors = [torch.empty_like(t) for t in weights.tensors()]

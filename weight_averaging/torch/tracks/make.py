@@ -63,8 +63,9 @@ class TrackMaker:
         return ExponentialTrack(self._spare, *timing, memory, self._used(memory), by_owner, average=average)
 
     def _memory(self, placement: str, vectors: int, holds: str) -> Memory:
-        place = choose(placement, self._weights.device, 4 * self._weights.numel * vectors, holds)
-        return Memory(place, pinned=place.type == "cpu" and self._weights.device.type == "cuda")
+        weights = self._weights
+        place = choose(placement, weights.device, weights.dtype.itemsize * weights.numel * vectors, holds)
+        return Memory(place, place.type == "cpu" and weights.device.type == "cuda", weights.dtype)
 
     def _used(self, memory: Memory) -> HostCopies | None:
         """The copies, if snapshots have to be copied from one memory to another."""

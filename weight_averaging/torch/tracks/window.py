@@ -83,7 +83,7 @@ class WindowTrack(Track):
             largest = max(b.stop - b.start for b in self.weights.blocks)
             shared = largest if vectors[0].device.type != "cpu" else min(largest, MEAN_BLOCK)
             lengths = [largest] + [shared] * (count - 1)
-            self._sums = [torch.empty(length, dtype=torch.float32, device=vectors[0].device) for length in lengths]
+            self._sums = [vectors[0].new_empty(length) for length in lengths]
         stop, width = block.stop - block.start, self._sums[-1].numel()
         for low in range(0, stop, max(width, 1)):
             high = min(low + width, stop)
