@@ -78,7 +78,8 @@ def _collected(averager: DeviceAverager[Any], state: Any, params: Tree, step: Ar
     """The state after update `step`, int32[]."""
 
     def take(state: Any, params: Tree) -> Any:
-        return averager.take(state, params, step)
+        # Where runs of their own are on the devices of a shard_map, all of a state varies among them.
+        return averager.take(state, params, state.step * 0 + step)
 
     def refuse(state: Any, params: Tree) -> Any:
         return state._replace(refused=state.refused + 1)
