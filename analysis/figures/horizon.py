@@ -86,6 +86,7 @@ def heatmap(rows: pd.DataFrame, targets: pd.DataFrame, y: str) -> Figure:
             ylabel=part.removeprefix("averaging_"),
         )
         axis.title.set_fontsize(8)
+    figure.supxlabel("cells: mean over seeds, or how many seeds missed the target; brighter is better", fontsize=8)
     return figure
 
 
@@ -157,14 +158,15 @@ def leads(table: Leads, baseline: str, targets: pd.DataFrame) -> Figure:
     """The ratios of `horizon.leads`: a line for each share of the baseline's training."""
     figure, (axis,) = style.panels(1, size=(5.0, 3.4))
     for (share, ratios), colour, marker in zip(table.ratio.items(), style.COLOURS[1:], "os^vD"):
-        axis.plot(ratios.index, ratios, marker=marker, color=colour, label=f"{share:.0%} of training", markersize=4)
+        label = f"to the score of {baseline} at {share:.0%} of training"
+        axis.plot(ratios.index, ratios, marker=marker, color=colour, label=label, markersize=4)
     axis.axhline(1.0, color=style.COLOURS[0], linewidth=1, label=baseline)
     style.log_ticks(axis, percent=True)
     axis.set_ylim(top=1.5)  # far longer horizons only lose
     axis.set(
         title=f"geometric mean over {len(targets)} workloads" if len(targets) > 1 else str(targets.index[0]),
         xlabel="horizon: share of training averaged over",
-        ylabel=f"updates / {baseline}'s, to what it\nhas by a share of its training",
+        ylabel=panels.labelled(f"updates / {baseline}'s", lower=True),
     )
     style.legend_below(figure, [axis])
     return figure

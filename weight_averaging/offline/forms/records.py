@@ -59,8 +59,9 @@ class Records:
 
     def checksum(self, tensor: Tensor) -> int | None:
         """The CRC-32 of a tensor's bytes; None if it is not known, or the tensor has a storage with others."""
-        size, checksum = self._checksums.get(tensor.data_ptr(), (0, 0))
-        return checksum if checksum and tensor.is_contiguous() and tensor.nbytes == size else None
+        storage = tensor.untyped_storage()
+        size, checksum = self._checksums.get(storage.data_ptr(), (0, 0))
+        return checksum if checksum and tensor.nbytes == size == storage.nbytes() else None
 
 
 def add_about(file: IO[bytes], about: Mapping[str, str]) -> None:
