@@ -97,6 +97,7 @@ def test_a_run_as_it_should_be_passes(average, tmp_path):
     found = checks.measured(record)
     assert (found.update, found.evaluation, found.checkpoint, found.device_gib) == (0.2, 0.3, 0.4, None)
     assert 0 < found.host_gib < 100
+    assert found.processor > 0
 
 
 def test_faults_are_seen(tmp_path):
@@ -406,7 +407,8 @@ def result(**changes):
         workload="ogbg", framework="pytorch", submission="lawa", submission_path="a/b.py", search_space="s.json", gpus=0
     )
     values = {"average": True, "raw weights back": True, "checkpoint": True, **changes.pop("checks", {})}
-    measured = dict.fromkeys(("first_batch", "first_update", "update", "evaluation", "checkpoint", "host_gib"), 1.0)
+    times = ("first_batch", "first_update", "update", "evaluation", "checkpoint", "processor", "host_gib")
+    measured = dict.fromkeys(times, 1.0)
     return {
         "cell": vars(cell) | changes.pop("cell", {}), "workload": "ogbg", "batch": 16, "seconds": 9.0, "said": "",
         "checks": [{"name": name, "passed": passed, "says": f"<{name}>"} for name, passed in values.items()],
