@@ -80,9 +80,7 @@ def learning_curves(
                 )
                 if not many:
                     keys[name] = Line2D([], [], linestyle=line, label=labels[name], **look)
-                keys["mark"] = style.mark_key(
-                    label=f"mean of the studies' {LABEL[unit]} to target", **_mark("-", "0.35")
-                )
+                keys["mark"] = style.mark_key(label=f"mean {LABEL[unit]} to target", **_mark("-", "0.35"))
         style.target_line(axis, target["target"])
         axis.set_ylim(*curves.interesting_range(here, of_runs, target["lower"], target["target"]))
         axis.set_xlim(left=0)
