@@ -25,8 +25,8 @@ after three updates. On GPUs nothing else is changed; --full_batch takes the off
 fit, and estimates the hours of a real entry. On a CPU the harness's own assumptions are replaced too: the number of
 GPUs, ImageNet's prefetching; criteo1tb is its small variant, and the language model is cut to two layers.
 
-Results are in --out, a folder a rehearsal, with rehearsals.html and rehearsals.md. Those that are there are not made again: after a kill
-the same command goes on. --again makes them anew.
+Results are in --out, a folder a rehearsal, with rehearsals.html and rehearsals.md. Those that are there are not made
+again: after a kill the same command goes on. --again makes them anew.
 """
 
 import sys

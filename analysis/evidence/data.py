@@ -87,7 +87,7 @@ class Run:
     @cached_property
     def _every(self) -> int:
         """Updates between the evaluations."""
-        return int(np.diff(self.table["step"].to_numpy())[-1]) if len(self.table) > 1 else self.steps
+        return int(np.diff(self.table["step"].to_numpy()).max()) if len(self.table) > 1 else self.steps
 
     def final(self, name: str, split: str = "validation") -> float:
         """The metric at the end, as it is."""

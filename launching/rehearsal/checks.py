@@ -30,6 +30,7 @@ class Measured:
     Attributes:
         first_batch: seconds from the start of the process until the first batch was there.
         update: median of those after the first of each part.
+        processor: seconds of processor time of rank 0, until the kill and after it.
         device_gib, host_gib: peaks, the latter of the process of rank 0.
     """
 
@@ -38,6 +39,7 @@ class Measured:
     update: float | None
     evaluation: float | None
     checkpoint: float | None
+    processor: float
     device_gib: float | None
     host_gib: float
 
@@ -145,7 +147,7 @@ def _restored(record: Record, events: list[dict[str, Any]], killed_after: int) -
     if not restored:
         return Check(name, False, "none was restored")
     step = max(restored)
-    if step not in (killed_after, killed_after + 1):  # a kill may come after the next one is written
+    if step != killed_after:
         return Check(name, False, f"restored at update {step}, not {killed_after}")
     # A submission may put the raw weights back as soon as its own state is restored.
     known = {"as evaluated": seen, "as the raw weights of it": record.weights(UPDATED)}
@@ -186,6 +188,7 @@ def measured(record: Record) -> Measured:
         update=_median([event["seconds"] for part in updates for event in part[1:]]),
         evaluation=_median([event["seconds"] for event in _of(events, "evaluated")]),
         checkpoint=_median([event["seconds"] for event in _of(events, "saved")]),
+        processor=sum(max((e["cpu_s"] for e in events if e["part"] == part), default=0.0) for part in (1, 2)),
         device_gib=max(devices, default=None),
         host_gib=max((event["host_gib"] for event in events), default=0.0),
     )

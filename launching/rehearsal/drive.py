@@ -18,6 +18,7 @@ from launching.rehearsal import checks, data, sizes
 from launching.rehearsal.record import Record
 from weight_averaging.errors import UsageError
 
+ROOT = Path(__file__).parents[2]  # of this repository
 POLL_SECONDS = 0.1
 SEED = 1
 STAGE = "launching.rehearsal.stage"
@@ -69,8 +70,8 @@ class Place:
     harness_path: Path | None = None
 
     def environment(self) -> dict[str, str]:
-        sources = [os.getcwd(), *([str(self.harness_path)] if self.harness_path else [])]
-        return {"PYTHONPATH": os.pathsep.join(sources)}
+        sources = [os.getcwd(), str(ROOT), *([str(self.harness_path)] if self.harness_path else [])]
+        return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(sources))}
 
 
 def result_of(place: Place, cell: Cell) -> dict[str, Any] | None:

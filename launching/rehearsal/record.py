@@ -32,9 +32,10 @@ class Record:
         self.folder, self.part = folder, part
 
     def event(self, name: str, step: int = 0, **values: Any) -> None:
-        """Add a line: what, after how many updates, when, and the peak of this process's memory."""
+        """Add a line: what, after how many updates, when, and this process's processor time and peak of memory."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        line = {"event": name, "part": self.part, "step": step, "at": time.time(), "host_gib": peak, **values}
+        spent = {"at": time.time(), "cpu_s": time.process_time(), "host_gib": peak}
+        line = {"event": name, "part": self.part, "step": step, **spent, **values}
         with open(self.folder / EVENTS, "a") as file:
             file.write(json.dumps(line) + "\n")
 

@@ -23,6 +23,8 @@ import numpy as np
 from launching.rehearsal import averages, frameworks, on_cpu
 from launching.rehearsal.record import RESTORED, SEEN, TRAINED, UPDATED, Record
 
+HELD_SECONDS = 600
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -158,8 +160,16 @@ class Rehearsal:
                 self.note("restored")
             return result
 
+        save = self.timed("saved", utils.save_checkpoint)
+
+        def save_checkpoint(*args: Any, **kwargs: Any) -> Any:
+            result = save(*args, **kwargs)
+            if self.stage.part == 1 and self.step == self.size["killed_after"]:
+                time.sleep(HELD_SECONDS)  # or a fast run would be over before it is killed
+            return result
+
         utils.maybe_restore_checkpoint = maybe_restore_checkpoint
-        utils.save_checkpoint = self.timed("saved", utils.save_checkpoint)
+        utils.save_checkpoint = save_checkpoint
 
 
 def _constant(value: int) -> property:

@@ -97,6 +97,7 @@ def test_a_run_as_it_should_be_passes(average, tmp_path):
     found = checks.measured(record)
     assert (found.update, found.evaluation, found.checkpoint, found.device_gib) == (0.2, 0.3, 0.4, None)
     assert 0 < found.host_gib < 100
+    assert found.processor > 0
 
 
 def test_faults_are_seen(tmp_path):
@@ -248,6 +249,30 @@ def test_a_submission_in_jax_passes_on_stage(name, tmp_path):
     assert len(record.weights(TRAINED)) == UPDATES
 
 
+@pytest.mark.parametrize("part", [1, 2])
+def test_a_run_waits_for_its_kill_after_a_whole_checkpoint(part, tmp_path, monkeypatch):
+    from launching.rehearsal.stage import HELD_SECONDS, Rehearsal, Stage
+
+    size = sizes.settings("mnist", 1, True, False)
+    rehearsal = Rehearsal(Stage(framework="pytorch", record=str(tmp_path), part=part, on_cpu=True, size=size))
+    model, saved, slept = torch.nn.Linear(2, 2), [], []
+    utils = SimpleNamespace(
+        save_checkpoint=lambda step: saved.append(step),
+        maybe_restore_checkpoint=lambda step: (None, model, None, None, [], step, 0),
+    )
+    monkeypatch.setattr("launching.rehearsal.stage.time.sleep", slept.append)
+    rehearsal.checkpoints(utils)
+    utils.maybe_restore_checkpoint(0)
+    assert rehearsal.record.weights(RESTORED) == {}
+    for rehearsal.step in (KILLED_AFTER - 1, KILLED_AFTER, KILLED_AFTER + 1):
+        utils.save_checkpoint(rehearsal.step)
+    assert saved == [event["step"] for event in rehearsal.record.events()] == [3, 4, 5]
+    assert slept == ([HELD_SECONDS] if part == 1 else [])
+    utils.maybe_restore_checkpoint(KILLED_AFTER)
+    (kept,) = rehearsal.record.weights(RESTORED).values()
+    np.testing.assert_array_equal(kept, torch.cat([p.detach().flatten() for p in model.parameters()]).numpy())
+
+
 def test_a_submission_that_trains_on_from_the_average_is_seen_on_stage(tmp_path):
     right = functions_of("pytorch", "lawa")
 
@@ -382,7 +407,8 @@ def result(**changes):
         workload="ogbg", framework="pytorch", submission="lawa", submission_path="a/b.py", search_space="s.json", gpus=0
     )
     values = {"average": True, "raw weights back": True, "checkpoint": True, **changes.pop("checks", {})}
-    measured = dict.fromkeys(("first_batch", "first_update", "update", "evaluation", "checkpoint", "host_gib"), 1.0)
+    times = ("first_batch", "first_update", "update", "evaluation", "checkpoint", "processor", "host_gib")
+    measured = dict.fromkeys(times, 1.0)
     return {
         "cell": vars(cell) | changes.pop("cell", {}), "workload": "ogbg", "batch": 16, "seconds": 9.0, "said": "",
         "checks": [{"name": name, "passed": passed, "says": f"<{name}>"} for name, passed in values.items()],
@@ -479,3 +505,67 @@ def test_what_is_there_is_not_made_again(tmp_path):
     assert "1 of 1 passed" in done.stdout
     assert (tmp_path / "rehearsals.html").exists()
     assert Path("submissions/pytorch/lawa/submission.py").exists()
+
+
+# Whole rehearsals, of a stand-in for the harness.
+
+STAND_IN = f"--harness_path={Path(__file__).parents[1] / 'support' / 'stand_in_harness'}"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    prepare(root)
+    return root
+
+
+@pytest.mark.parametrize("name", ["lawa", "ema_self"])
+def test_a_run_is_killed_resumed_and_passes(name, root, tmp_path):
+    flags = ["--workload=criteo1tb", f"--submission={name}", "--gpus=0", f"--data_dir={root}", f"--out={tmp_path}"]
+    done = command(*flags, STAND_IN)
+    assert done.returncode == 0, done.stdout + done.stderr + (next(tmp_path.glob("*/log.txt"))).read_text()[-2000:]
+    (path,) = tmp_path.glob("*/result.json")
+    found = json.loads(path.read_text())
+    assert [check["passed"] for check in found["checks"]] == [True] * 8
+    assert not (path.parent / "runs").exists()
+    assert found["checks"][-1]["says"] == "6 evaluations, criteo1tb_test"
+    again = command(*flags, STAND_IN)
+    assert again.returncode == 0
+    assert "..." not in again.stdout
+
+
+OWN = '''"""A submission of somebody else."""
+import torch
+
+from submissions.pytorch.nadamw.submission import data_selection, get_batch_size
+
+
+def init_optimizer_state(workload, model_params, model_state, hyperparameters, rng):
+    return {"optimizer": torch.optim.SGD(model_params.parameters(), lr=1e-4)}
+
+
+def update_params(workload, current_param_container, batch, optimizer_state, **_):
+    model = current_param_container
+    if WORKS:
+        loss = workload.loss_fn(batch["targets"], model(batch["inputs"])[:, 0])["summed"]
+        model.zero_grad()
+        loss.backward()
+        optimizer_state["optimizer"].step()
+    return optimizer_state, model, None
+'''
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_submission_of_others_and_one_that_never_updates(works, root, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "submission.py").write_text(f"WORKS = {works}\n{OWN}")
+    (tmp_path / "space.json").write_text('[{"learning_rate": 1e-3}]')
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    words = [
+        sys.executable, "-m", "scripts.rehearse", "--workload=criteo1tb", "--gpus=0", STAND_IN, f"--data_dir={root}",
+        "--submission_path=mine/submission.py", "--tuning_search_space=space.json", f"--out={tmp_path / 'out'}",
+    ]  # fmt: skip
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert done.returncode == (not works), done.stdout + done.stderr
+    says = "raw weights, as promised" if works else "NO updates: never changed the weights"
+    assert says in done.stdout

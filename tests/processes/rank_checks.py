@@ -1,5 +1,6 @@
 """What several ranks check together; started by test_ranks.py, one process a rank, over gloo."""
 
+import logging
 import os
 import random
 import sys
@@ -16,7 +17,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.support import reference
-from tests.support.small_models import flat, model_of, randomise, saved, value_of
+from tests.support.small_models import flat, floats, model_of, randomise, saved, value_of
+from weight_averaging import placement
 from weight_averaging.averages import EMA as EMADescription
 from weight_averaging.averages import LAWA as LAWADescription
 from weight_averaging.averages import SnapshotError
@@ -364,6 +366,41 @@ def statistics_of_replicas(placement: str) -> None:
         assert grid.copy_to(copied)
         np.testing.assert_allclose(flat(copied), value_of(grid, model))
         np.testing.assert_array_equal(flat(model), raw)
+
+
+def memory_of_ranks() -> None:
+    """What all ranks of a machine take must fit, of shards; of replicas one holds it, or a warning says so."""
+    os.environ["LOCAL_WORLD_SIZE"] = str(dist.get_world_size())
+    placement.free_host_bytes = lambda: 100_000
+    sharded, replica = sharded_model(), model_of()
+    of_one = 4 * sum(t.to_local().numel() if hasattr(t, "to_local") else t.numel() for t in floats(sharded))
+    assert LAWA(sharded, interval=1, window=40_000 // of_one)
+    with pytest.raises(MemoryError, match="on each of 2 ranks here"):
+        LAWA(sharded, interval=1, window=60_000 // of_one)
+    window = 60_000 // (4 * sum(t.numel() for t in floats(replica)))
+    with Warned() as warned:
+        assert LAWA(replica, interval=1, window=window, process_group=dist.group.WORLD)
+        assert not warned.text
+        assert LAWA(replica, interval=1, window=window)
+    assert "on each of 2 ranks here, if all make one" in warned.text
+    del os.environ["LOCAL_WORLD_SIZE"]
+
+
+class Warned(logging.Handler):
+    """What the library warns of in a block."""
+
+    text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text += record.getMessage()
+
+    def __enter__(self) -> "Warned":
+        self.setLevel(logging.WARNING)
+        logging.getLogger("weight_averaging").addHandler(self)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        logging.getLogger("weight_averaging").removeHandler(self)
 
 
 def snapshots_of_shards(folder: str) -> None:

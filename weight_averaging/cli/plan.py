@@ -9,6 +9,7 @@ import argparse
 import math
 from collections.abc import Callable
 
+from weight_averaging.cli.common import counted
 from weight_averaging.cli.costs import BYTES, Machine, Run, places
 from weight_averaging.placement import size
 
@@ -67,8 +68,10 @@ def run(args: argparse.Namespace) -> None:
         **{name: given[name] for name in ("params", "ranks", "shards", "window", "interval", "step_seconds")},
     )
     machine = Machine(**{name: given[name] for name in Machine.__dataclass_fields__})
-    where = f"{training.ranks} ranks, {training.shards} shards" if training.shards > 1 else f"{training.ranks} ranks"
-    print(f"{args.params:.3g} weights in {args.dtype}, {where}; LAWA of {args.window}, every {args.interval} updates\n")
+    ranks = counted(training.ranks, "rank")
+    where = f"{ranks}, {training.shards} shards" if training.shards > 1 else ranks
+    every = "update" if args.interval == 1 else f"{args.interval} updates"
+    print(f"{args.params:.3g} weights in {args.dtype}, {where}; LAWA of {args.window}, every {every}\n")
     head = ("", "device", "evaluating", "host, a node", "disk", "to it, a snapshot", "of a step", "swap", "")
     rows: list[tuple[str, ...]] = [head]
     for (kind, place), cost in places(training, machine).items():

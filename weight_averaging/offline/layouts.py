@@ -43,6 +43,8 @@ def check_alike(layouts: Mapping[Path, Layout]) -> None:
                 break
         else:
             groups.append((layout, [path]))
+    if empty_ones := [path for path, layout in layouts.items() if not layout]:
+        raise SnapshotError(f"{empty_ones[0]} holds no tensors")
     usual, paths = max(groups, key=lambda group: len(group[1]))  # the first of those that are as many
     for other, (path, *_) in groups:
         if other is not usual:

@@ -130,6 +130,8 @@ class Averager(Shown):
     def update(self, step: int) -> bool:
         """Tell that `step` optimizer updates are complete; collects a snapshot when one is due.
 
+        With start=0 the first call is `update(0)`, before training: the initial weights are the first snapshot.
+
         Weights with a NaN or an infinity are not collected (`check_finite`): a warning names the first such step and
         the average stays as it is.
 
@@ -142,7 +144,14 @@ class Averager(Shown):
         """
         if self._swap.is_in:
             raise RuntimeError(f"update({step}) while the average is in the model: call swap_out() before training on")
-        step = check_step(step, self.step)
+        waits = not self.step and self._waits_for_initial
+        step = check_step(step, -1 if waits else self.step)
+        if waits and step:
+            raise ValueError(
+                f"update({step}) of an average that begins at the initial weights (start=0): call update(0) before "
+                "training"
+            )
+        self._initial = self._initial or waits
         self._swap.refuse_another(f"update({step})")
         self._swap.guard.end()
         return self._pass(step)
@@ -184,6 +193,23 @@ class Averager(Shown):
             return False
         self._swap.take_out()
         return True
+
+    @locked
+    def adopt(self, recompute: Callable[[], object] | None = None) -> None:
+        """Let training go on from the average: the raw weights are given up. What is held stays.
+
+        The optimizer is not touched. Its moments, which were of the raw weights, go on. One with weights of its own
+        (float32 copies beside a bfloat16 model, Lookahead, schedule-free) would bring the raw ones back: make it anew.
+
+        Args:
+            recompute: as of `swap_in`.
+        Raises:
+            RuntimeError: there is no average yet, or that of another averager is in the model.
+            TypeError: `buffers="recompute"` without `recompute`.
+        """
+        if not self.swap_in(recompute):
+            raise RuntimeError(f"there is no average to adopt yet: {self!r}")
+        self._swap.stay()
 
     @contextlib.contextmanager
     def averaged(self, recompute: Callable[[], object] | None = None) -> Iterator[bool]:

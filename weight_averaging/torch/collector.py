@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from weight_averaging.averages import Average
 from weight_averaging.averages.average import check_along_training
 from weight_averaging.averages.schedule import is_due, missed
+from weight_averaging.placement import promise
 from weight_averaging.torch.model.changes import Change
 from weight_averaging.torch.model.finite import Verdict, all_finite, defers, finite_later, squares
 from weight_averaging.torch.model.frozen_probe import FrozenProbe
@@ -46,11 +47,12 @@ class Collector:
         self.buffers = options["buffers"]
         self._placement, self._check_finite = options["placement"], options["check_finite"]
         self.step = 0  # the last update seen
+        self._initial = False  # whether update(0) has come
         self._model = model
         self._weights = LiveWeights(
             model, self.buffers == "average", options["include"], options["exclude"], options["dtype"]
         )
-        self._spare = SpareCopy(self._weights)
+        self._spare = promise(SpareCopy(self._weights))
         logger.info("%s of %s: %s", self.name, type(model).__name__, self._weights.selected)
         self._ranks = Ranks(options["process_group"], self._weights.global_tensors(), model.modules())
         self._frozen = FrozenProbe()
@@ -109,6 +111,11 @@ class Collector:
         if last and step > last + 1:
             self._say_missed(last, step)
         return self._collect(step) if self._due(step) else False
+
+    @property
+    def _waits_for_initial(self) -> bool:
+        """Whether an average begins at the initial weights, and has not been shown them."""
+        return not self._initial and any(track.start == 0 and not track.count for track in self._tracks)
 
     def _due(self, step: int) -> list[Track]:
         return [track for track in self._tracks if is_due(step, track.interval, track.start)]

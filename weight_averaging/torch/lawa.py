@@ -24,7 +24,7 @@ class LAWA(Averager):
     Args:
         interval: updates between snapshots, nu >= 1.
         window: snapshots in the average, L >= 1.
-        start: the first update whose weights may be collected.
+        start: the first update whose weights may be collected; 0: the initial weights, by `update(0)` before training.
         allow_partial: be ready from the first snapshot on, with the mean over those held. By default the average is
             ready when `window` snapshots are.
         model, placement, buffers, include, exclude, check_finite, process_group, dtype: see `Averager`.

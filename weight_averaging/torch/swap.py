@@ -102,18 +102,22 @@ class Swap:
         written = "" if self._shown is None else self._shown.changed(self._spare.weights)
         self._spare.restore(self.raw)
         forget_values()
-        self._shown = None
         restore_statistics(self._model, self.statistics)
-        self.raw, self.statistics = [], {}
-        self._spare.release()
-        self.is_in = self._by_block = False
-        _IN_MODELS.discard(self)
+        self.stay()
         if written:
             raise RuntimeError(
                 f"{written} was changed while the average was in the model, and is what it was before again: a layer "
                 "that merges weights in eval(), or an optimizer that swaps them there, has to be back in training mode "
                 "before swap_out(), or in evaluation mode before swap_in()"
             )
+
+    def stay(self) -> None:
+        """Forget the raw weights: what is in the model is there to stay."""
+        self._shown = None
+        self.raw, self.statistics = [], {}
+        self._spare.release()
+        self.is_in = self._by_block = False
+        _IN_MODELS.discard(self)
 
     def refuse_another(self, what: str) -> None:
         """A RuntimeError if the average of another averager is in this model."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -11,6 +11,7 @@ from weight_averaging.torch import Averager
 from weight_averaging.trainers.known_weights import KnownWeights
 from weight_averaging.trainers.modes import training_mode
 
+EVALUATE = ("average", "both", "apart")
 logger = logging.getLogger("weight_averaging")
 
 
@@ -20,28 +21,82 @@ class Averaging:
     An average belongs to the run whose weights the model has. During training those are the run's own by definition;
     what training left is remembered, and looked for before the average is used.
 
+    Args:
+        make, settings, evaluate, name, forward, batches: see the callbacks.
+
     Attributes:
         averager: the averager; None before training.
+        name: as it was given.
+        passing: the name of the pass under way beside the trainer's own: `"raw"`, or this average's; else empty.
     """
 
-    def __init__(self, make: Callable[[Any], Averager], settings: str) -> None:
-        self._make, self._settings = make, settings
+    def __init__(
+        self,
+        make: Callable[[Any], Averager],
+        settings: str,
+        evaluate: str,
+        name: str,
+        forward: Callable[[Any, Any], object] | None,
+        batches: int,
+    ) -> None:
+        if evaluate not in EVALUATE:
+            raise ValueError(f"evaluate must be one of {', '.join(EVALUATE)}, not {evaluate!r}")
+        if name and not name.isidentifier():
+            raise ValueError(f"name must be like that of a variable, not {name!r}: it is part of the names of metrics")
+        if evaluate == "apart" and not name:
+            raise ValueError('evaluate="apart" needs a name=, with which the names of its metrics begin')
+        self._make, self._settings, self._evaluate = make, settings, evaluate
+        self._forward, self._batches = forward, batches
+        self.name, self.passing = name, ""
         self.averager: Averager | None = None
         self._model: nn.Module | None = None  # the one that the averager is of
         self._training = False
         self._left: KnownWeights | None = None  # the weights that the average belongs to, outside of training
+
+    @property
+    def _pass(self) -> str:
+        """With what the metrics of a pass beside the trainer's own begin; empty if there is none."""
+        return {"average": "", "both": "raw", "apart": self.name}[self._evaluate]
+
+    @property
+    def _shows(self) -> bool:
+        """Whether the average is what the pass under way is to see."""
+        return self.passing == self.name if self.passing else self._evaluate != "apart"
+
+    @contextlib.contextmanager
+    def _passes(self) -> Iterator[None]:
+        """Around a pass beside the trainer's own."""
+        self.passing = self._pass
+        try:
+            yield
+        finally:
+            self.passing = ""
 
     def _of(self, model: nn.Module) -> Averager:
         """The averager of this model."""
         if self.averager is None or self._model is not model:
             self._forget()
             self.averager, self._model = self._make(model), model
-            if self.averager.buffers == "recompute":
+            if self.averager.buffers == "recompute" and self._forward is None:
                 raise ValueError(
-                    'WeightAveraging swaps without a function that recomputes statistics: use buffers="average" or '
-                    '"latest"'
+                    'buffers="recompute" needs WeightAveraging(..., forward=lambda model, batch: ...), which runs the '
+                    "model on a batch of training"
                 )
         return self.averager
+
+    def _refuse_overlap(self, everyone: Iterable[Any]) -> None:
+        """A ValueError if another callback shows its average of the same weights in the same pass."""
+        for other in everyone:
+            if not isinstance(other, Averaging) or other is self or not (self._shows and other._shows):
+                continue
+            if self.averager is None or other.averager is None:
+                continue
+            mine = self.averager._weights.index_by_id()
+            if not mine.keys().isdisjoint(other.averager._weights.index_by_id()):
+                raise ValueError(
+                    "two averages of the same weights cannot be evaluated in one pass: give one of them a name= and "
+                    'evaluate="apart"'
+                )
 
     def _forget(self) -> None:
         if self.averager is not None:
@@ -93,5 +148,9 @@ class Averaging:
         if not self._is_own():
             yield False
             return
-        with self.averager.averaged() as ready:
+        with self.averager.averaged(self._recompute) as ready:
             yield ready
+
+    def _recompute(self) -> None:
+        """Bring batch-norm statistics up to date on batches of training."""
+        raise NotImplementedError

@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from weight_averaging.torch import Averager
 from weight_averaging.trainers.averaging import Averaging
+from weight_averaging.trainers.lightning_passes import add_pass, loop_of, recompute_from_training, remove_passes
 from weight_averaging.trainers.modes import training_mode
 from weight_averaging.trainers.shards import gathered, scattered
 from weight_averaging.trainers.steps import watch
@@ -46,19 +47,42 @@ class WeightAveraging(Averaging, Callback):
             processes something that can be pickled: `functools.partial(LAWA, interval=64, window=20)`.
         settings: `"new"` goes on with checkpoints of another window, interval or decay, and of a model with fewer or
             more averaged tensors; `"same"` refuses them. See `Averager.load_state_dict`.
+        evaluate: `"average"` validates and tests the average. `"both"` does so twice, first with the raw weights, whose
+            metrics are named `raw_...`. `"apart"` leaves what the trainer evaluates alone and has a pass of its own,
+            with metrics named `NAME_...`: for a second average of the same weights.
+        name: of this average among several, each of which has its own state in checkpoints.
+        forward: for `buffers="recompute"`: `forward(module, batch)` runs the module on a batch of training, as
+            `lambda module, batch: module(batch[0])`. The batches are those of a new pass over the training data.
+        batches: how many of them, at most; on each rank.
 
     Attributes:
         averager: the averager; None before training.
     """
 
-    def __init__(self, make: Callable[[LightningModule], Averager], *, settings: str = "same") -> None:
-        super().__init__(make, settings)
+    def __init__(
+        self,
+        make: Callable[[LightningModule], Averager],
+        *,
+        settings: str = "same",
+        evaluate: str = "average",
+        name: str = "",
+        forward: Callable[[Any, Any], object] | None = None,
+        batches: int = 100,
+    ) -> None:
+        super().__init__(make, settings, evaluate, name, forward, batches)
         self._evaluating = contextlib.ExitStack()  # closed, it takes the average out
         self._loaded: dict[str, Any] | None = None  # a state that waits for an averager to load it
         self._has_state = False  # whether the checkpoint that this run began from has a state
         self._begun = False
+        self._trainer: Any = None  # of this run, or the last one
+        self._loop: Any = None  # that evaluates in it
         self._stepped = False
         self._unwatching: list[Callable[[], object]] = []
+
+    @property
+    def state_key(self) -> str:
+        """Under which checkpoints have the state."""
+        return self._generate_state_key(name=self.name) if self.name else super().state_key
 
     # Which averager.
 
@@ -69,6 +93,10 @@ class WeightAveraging(Averaging, Callback):
             raise ValueError(
                 f"WeightAveraging cannot see the weights under {strategy}: use ModelParallelStrategy (FSDP2)"
             )
+        self._trainer, self._loop = trainer, loop_of(trainer, stage)
+        if self._pass and self._loop is not None:
+            callbacks: list[Callback] = [self] if self._evaluate == "apart" else []
+            add_pass(trainer, self._loop, self._pass, callbacks, self._passes)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the averager, or load its state, where the weights are now."""
@@ -90,6 +118,7 @@ class WeightAveraging(Averaging, Callback):
             self._begin_anew_if_other(pl_module)
         self._training = True
         averager = self._of(pl_module)
+        self._refuse_overlap(trainer.callbacks)  # type: ignore[attr-defined]
         self._restore(averager)
         if not averager.step:
             averager.step = trainer.global_step
@@ -130,13 +159,15 @@ class WeightAveraging(Averaging, Callback):
     # Around evaluations.
 
     def _swap_in(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._shows:
+            return
         if trainer.state.fn != TrainerFn.FITTING and not self._begin_evaluation(trainer, pl_module):
             return
         assert self.averager is not None
         if self.averager.ready or not trainer.sanity_checking:  # which comes before any update
             self._swap_out()
             with training_mode(pl_module, then_eval=True):
-                self._evaluating.enter_context(self.averager.averaged())
+                self._evaluating.enter_context(self.averager.averaged(self._recompute))
 
     def _begin_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         """Whether there is an average for the weights that `validate`, `test` or `predict` has been given."""
@@ -153,6 +184,10 @@ class WeightAveraging(Averaging, Callback):
             logger.warning("WeightAveraging has no average of this module: its weights are used as they are")
             return False
         return self._is_own()
+
+    def _recompute(self) -> None:
+        assert self._forward is not None
+        recompute_from_training(self._trainer, self._model, self._loop, self._forward, self._batches)
 
     def _swap_out(self) -> None:
         """End an evaluation; within `averaged()` the average stays."""
@@ -189,11 +224,13 @@ class WeightAveraging(Averaging, Callback):
         self._swap_out()
         self._unwatch()
         self._interrupted()
+        remove_passes(self._loop)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the optimizers as they were."""
+        """Leave the optimizers and loops as they were."""
         self._unwatch()
         self._training = False
+        remove_passes(self._loop)
 
     # Checkpoints.
 
@@ -224,16 +261,28 @@ class AveragedCheckpoint(ModelCheckpoint):
     raw weights, which are then what validation sees.
 
     Args:
+        of: the name of a WeightAveraging, if it is not to be what the trainer evaluates.
         options: of ModelCheckpoint.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, of: str = "", **options: Any) -> None:
+        self._of = of
         super().__init__(**{**options, "save_weights_only": True})
+
+    @property
+    def state_key(self) -> str:
+        """Under which checkpoints have its state."""
+        return f"{super().state_key} of {self._of}" if self._of else super().state_key
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        averaging = next((callback for callback in callbacks if isinstance(callback, WeightAveraging)), None)
-        if averaging is None:
+        all_of_them = [callback for callback in callbacks if isinstance(callback, WeightAveraging)]
+        if not all_of_them:
             raise RuntimeError("AveragedCheckpoint needs a WeightAveraging among the callbacks")
-        with averaging.averaged():
+        if self._of and self._of not in [averaging.name for averaging in all_of_them]:
+            raise RuntimeError(f"AveragedCheckpoint(of={self._of!r}): no WeightAveraging has this name")
+        with contextlib.ExitStack() as stack:
+            for averaging in all_of_them:
+                if averaging.name == self._of if self._of else averaging._shows:
+                    stack.enter_context(averaging.averaged())
             super()._save_checkpoint(trainer, filepath)

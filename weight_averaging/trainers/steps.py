@@ -8,7 +8,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 
-def watch(optimizer: Any, stepped: Callable[[], object]) -> Callable[[], object]:
+def watch(optimizer: Any, stepped: Callable[[], None]) -> Callable[[], object]:
     """Call `stepped` after every step that takes place.
 
     An optimizer that wraps another without `super().__init__()`, or that is none of torch's, calls no hooks: its `step`
@@ -25,7 +25,7 @@ def watch(optimizer: Any, stepped: Callable[[], object]) -> Callable[[], object]
             vars(optimizer).setdefault(hooks, OrderedDict())
     if getattr(type(optimizer).step, "hooked", False) and isinstance(optimizer, Optimizer):
         handle = optimizer.register_step_post_hook(lambda *_: stepped())
-        return handle.remove  # type: ignore[no-any-return]
+        return handle.remove
     step = optimizer.step
 
     @functools.wraps(step)

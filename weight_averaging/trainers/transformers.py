@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from weight_averaging.atomic_file import replacing
 from weight_averaging.torch import Averager
 from weight_averaging.trainers.averaging import Averaging
 from weight_averaging.trainers.modes import training_mode
+from weight_averaging.trainers.passes import apart, kept_random_numbers, recompute
 
 logger = logging.getLogger("weight_averaging")
 
@@ -48,13 +50,29 @@ class WeightAveraging(Averaging, TrainerCallback):
             `weight_averaging.torch`.
         settings: `"new"` goes on with checkpoints of another window, interval or decay, and of a model with fewer or
             more averaged tensors; `"same"` refuses them. See `Averager.load_state_dict`.
+        evaluate: `"average"` evaluates and predicts with the average. `"both"` does so twice, first with the raw
+            weights, whose metrics are named `eval_raw_...`. `"apart"` leaves what the Trainer evaluates alone and has a
+            pass of its own, with metrics named `eval_NAME_...`: for a second average of the same weights.
+        name: of this average among several, each of which has its own file in checkpoints, `weight_averaging_NAME.pt`.
+        forward: for `buffers="recompute"`: runs the model on a batch of training, by default as `model(**inputs)`.
+        batches: how many of them, at most; on each rank.
 
     Attributes:
         averager: the averager; None before training.
     """
 
-    def __init__(self, make: Callable[[nn.Module], Averager], *, settings: str = "same") -> None:
-        super().__init__(make, settings)
+    def __init__(
+        self,
+        make: Callable[[nn.Module], Averager],
+        *,
+        settings: str = "same",
+        evaluate: str = "average",
+        name: str = "",
+        forward: Callable[[Any, Any], object] | None = None,
+        batches: int = 100,
+    ) -> None:
+        super().__init__(make, settings, evaluate, name, forward or _call, batches)
+        self._file = f"{STATE}_{name}" if name else STATE
         self._trainer: Trainer | None = None
         self._resumed: Path | None = None  # the folder that this run of training goes on from
         self._counted = 0  # the Trainer's step that the average has seen last
@@ -63,8 +81,11 @@ class WeightAveraging(Averaging, TrainerCallback):
         """Let a Trainer, or one of a class derived from it, average; before `train`. Returns this callback.
 
         Raises:
-            RuntimeError: it is attached to a Trainer already.
+            RuntimeError: it is attached to a Trainer already, or the Trainer has another one of this name.
         """
+        others = [c for c in trainer.callback_handler.callbacks if isinstance(c, WeightAveraging) and c is not self]
+        if self.name in [other.name for other in others]:
+            raise RuntimeError("the Trainer has a WeightAveraging already: give this one a name= of its own")
         if self._trainer is not None:
             raise RuntimeError("this WeightAveraging is attached to a Trainer already: make another one")
         self._trainer = trainer
@@ -78,31 +99,71 @@ class WeightAveraging(Averaging, TrainerCallback):
         return self
 
     def _around(self, loop: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(loop)
-        def averaged(*args: Any, **kwargs: Any) -> Any:
-            assert self._trainer is not None
-            if self.averager is None or self._model is None or self._model is not self._trainer.model:
-                logger.warning("WeightAveraging has no average of this model: its weights are used as they are")
-                return loop(*args, **kwargs)
-            if not self.averager.step:  # eval_on_start
-                return loop(*args, **kwargs)
-            if not self._is_own():
-                return loop(*args, **kwargs)
-            model = self._model
-            optimizer: Any = self._trainer.optimizer
-            if callable(getattr(optimizer, "eval", None)):  # schedule-free: the loop would do so on the average
-                optimizer.eval()
-            evaluating = contextlib.ExitStack()
-            with training_mode(model, then_eval=True):
-                evaluating.enter_context(self.averager.averaged())
-            try:
-                return loop(*args, **kwargs)
-            finally:
-                with training_mode(model, then_eval=False):
-                    evaluating.close()
-                    self._leave()  # the loop may have given the model another type, the optimizer other weights
+        alone = getattr(loop, "alone", loop)
+        signature = inspect.signature(loop)
 
-        return averaged
+        @functools.wraps(loop)
+        def evaluated(*args: Any, **kwargs: Any) -> Any:
+            if not self._pass:
+                return self._averaged_loop(loop, *args, **kwargs)
+            given = signature.bind(*args, **kwargs)
+            given.apply_defaults()
+            key = "metric_key_prefix"
+            prefixed = {**given.arguments, key: f"{given.arguments[key]}_{self._pass}"}
+            with kept_random_numbers(), self._passes():
+                extra = self._averaged_loop(alone, **prefixed)
+            output = self._averaged_loop(loop, *args, **kwargs)
+            output.metrics.update(extra.metrics)
+            return output
+
+        evaluated.alone = alone  # type: ignore[attr-defined]
+        return evaluated
+
+    def _averaged_loop(self, loop: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A pass of the Trainer over data, with the average if that is what it is to see."""
+        assert self._trainer is not None
+        if not self._shows:
+            return loop(*args, **kwargs)
+        if self.averager is None or self._model is None or self._model is not self._trainer.model:
+            logger.warning("WeightAveraging has no average of this model: its weights are used as they are")
+            return loop(*args, **kwargs)
+        if not self.averager.step or not self._is_own():  # eval_on_start; another run's
+            return loop(*args, **kwargs)
+        model = self._model
+        optimizer: Any = self._trainer.optimizer
+        if callable(getattr(optimizer, "eval", None)):  # schedule-free: the loop would do so on the average
+            optimizer.eval()
+        evaluating = contextlib.ExitStack()
+        with training_mode(model, then_eval=True):
+            evaluating.enter_context(self.averager.averaged(self._recompute))
+        try:
+            return loop(*args, **kwargs)
+        finally:
+            with training_mode(model, then_eval=False):
+                evaluating.close()
+                self._leave()  # the loop may have given the model another type, the optimizer other weights
+
+    def _recompute(self) -> None:
+        trainer, model, forward = self._trainer, self._model, self._forward
+        assert trainer is not None
+        assert model is not None
+        assert forward is not None
+        loader = trainer.callback_handler.train_dataloader or trainer.get_train_dataloader()
+        # accelerate's own would take this pass for training's, and the end of its data for that of an epoch.
+        plain = getattr(loader, "base_dataloader", loader)
+
+        def run(inputs: Any) -> None:
+            with trainer.compute_loss_context_manager():
+                forward(model, trainer._prepare_inputs(inputs))
+
+        modes = {part: part.training for part in model.modules()}
+        try:
+            model.train()  # what stays in evaluation mode then is frozen
+            with kept_random_numbers(), apart(plain) as own:
+                recompute(model, own, self._batches, run)
+        finally:
+            for part, mode in modes.items():
+                part.training = mode
 
     def _noting(self, train: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(train)
@@ -137,6 +198,7 @@ class WeightAveraging(Averaging, TrainerCallback):
             logger.warning("%s has no state of WeightAveraging: the average begins anew", self._resumed)
             self._forget()
         averager = self._of(model)
+        self._refuse_overlap(self._trainer.callback_handler.callbacks)
         if not averager.step:
             averager.step = state.global_step
         self._training, self._counted = True, state.global_step
@@ -181,9 +243,9 @@ class WeightAveraging(Averaging, TrainerCallback):
         if not folder.is_dir():
             logger.warning("%s is not there: the state of WeightAveraging is not saved", folder)
         elif _has_shards(state):
-            dcp.save({"averager": state}, checkpoint_id=folder / STATE)
+            dcp.save({"averager": state}, checkpoint_id=folder / self._file)
         elif self._trainer.args.should_save:
-            with replacing(folder / f"{STATE}.pt") as stream:
+            with replacing(folder / f"{self._file}.pt") as stream:
                 torch.save(state, stream)
 
     def _loading(self, load: Callable[[], Any]) -> Callable[[], Any]:
@@ -205,13 +267,13 @@ class WeightAveraging(Averaging, TrainerCallback):
 
     def _load(self, folder: Path, averager: Averager) -> bool:
         """Whether the folder has a state; it is loaded then."""
-        if (folder / STATE).is_dir():
+        if (folder / self._file).is_dir():
             state = {"averager": averager.state_dict()}
-            dcp.load(state, checkpoint_id=folder / STATE)
+            dcp.load(state, checkpoint_id=folder / self._file)
             averager.load_state_dict(state["averager"], settings=self._settings)
             return True
-        if (folder / f"{STATE}.pt").is_file():
-            saved = torch.load(folder / f"{STATE}.pt", map_location="cpu", weights_only=True)
+        if (folder / f"{self._file}.pt").is_file():
+            saved = torch.load(folder / f"{self._file}.pt", map_location="cpu", weights_only=True)
             averager.load_state_dict(saved, settings=self._settings)
             return True
         return False
@@ -227,6 +289,10 @@ class WeightAveraging(Averaging, TrainerCallback):
                 raise RuntimeError(f"there is no average of the model's weights to save: {self.averager!r}")
             assert self._trainer is not None
             self._trainer.save_model(str(folder))
+
+
+def _call(model: nn.Module, inputs: Any) -> object:
+    return model(**inputs)
 
 
 def _has_shards(state: dict[str, Any]) -> bool:

@@ -62,7 +62,7 @@ def compiled_step(workload: Any, optimizer: optax.GradientTransformation, hyperp
         updates = jax.tree.map(lambda update: -learning_rate * update, updates)
         params = optax.apply_updates(params, updates)
         norm = jnp.sqrt(sum(jnp.sum(gradient * gradient) for gradient in jax.tree.leaves(gradients)))
-        return optimizer_state, params, new_model_state, loss, norm
+        return optimizer_state, params, in_container(model_state, new_model_state), loss, norm
 
     whole = _sharding.get_replicate_sharding()
     return jax.jit(
@@ -71,6 +71,16 @@ def compiled_step(workload: Any, optimizer: optax.GradientTransformation, hyperp
         in_shardings=(whole, whole, whole, _sharding.get_batch_dim_sharding(), whole, whole),
         out_shardings=whole,
     )
+
+
+def in_container(given: Any, new: Any) -> Any:
+    """A new model state in the containers of the one given, if it has the same leaves.
+
+    Some official workloads return None for the {} that they gave at the start, or a dict for a FrozenDict. The harness
+    restores a checkpoint into what was given at the start.
+    """
+    paths = [[jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(t)] for t in (given, new)]
+    return jax.tree.unflatten(jax.tree.structure(given), jax.tree.leaves(new)) if paths[0] == paths[1] else new
 
 
 def compiled(function: Callable[..., Any], overwrites: tuple[int, ...] = ()) -> Callable[..., Any]:

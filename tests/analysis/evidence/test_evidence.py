@@ -147,6 +147,16 @@ def test_an_average_is_held_against_the_raw_weights_at_its_own_evaluations(tmp_p
     )  # not ready: the raw weights
 
 
+def test_a_last_evaluation_off_the_grid_counts_for_all():
+    at = np.array([1, 30, 60, 90, 100])
+    table = pd.DataFrame({"step": at, "validation": loss(at), "validation@rare": np.where(at % 60 == 0, 1.0, np.nan)})
+    table.loc[4, "validation@rare"] = 0.5
+    run = data.Run({"steps": 100, "higher_is_better": False}, table)
+    assert [list(part) for part in run.curve("rare")] == [[60, 100], [-1.0, -0.5]]
+    assert list(run.curve("raw")[0]) == [30, 60, 90, 100]
+    assert run.final("rare") == 0.5
+
+
 @given(st.integers(0, 2**32 - 1), st.floats(0.2, 0.9))
 def test_rare_evaluations_make_no_gain(seed, share):
     """An average that is the raw weights needs as many updates as they, though it is evaluated five times as rarely."""

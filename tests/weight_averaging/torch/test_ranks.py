@@ -34,6 +34,11 @@ def test_ranks_without_an_element_and_a_host_ema_of_replicas(tmp_path):
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_the_memory_of_the_ranks_of_a_machine_adds_up(tmp_path):
+    run(2, tmp_path, "memory_of_ranks")
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 def test_snapshots_of_shards_are_whole(tmp_path):
     run(2, tmp_path, f"snapshots_of_shards:{tmp_path}")
 

@@ -23,16 +23,16 @@ class Growing(PreTrainedModel):
         return {"loss": -self.w.sum() + 0 * x.sum(), "logits": x}
 
 
-def trainer(folder, search: bool = False, **settings) -> Trainer:
+def trainer(folder, search: bool = False, model=None, rows=None, **settings) -> Trainer:
     """Args: search: make the model anew for each run."""
     given = {
         "per_device_train_batch_size": 1, "max_steps": 4, "use_cpu": True, "report_to": [], "learning_rate": 1.0,
         "lr_scheduler_type": "constant", "optim": "sgd", "disable_tqdm": True, "max_grad_norm": 0.0,
         "save_strategy": "no", "logging_strategy": "no", **settings,
     }  # fmt: skip
-    rows = [{"x": torch.zeros(1), "labels": torch.zeros(1)}] * 32
-    model = {"model_init": lambda: Growing()} if search else {"model": Growing()}
-    return Trainer(args=TrainingArguments(str(folder), **given), train_dataset=rows, eval_dataset=rows[:1], **model)
+    rows = rows or [{"x": torch.zeros(1), "labels": torch.zeros(1)}] * 32
+    made = {"model_init": lambda: Growing()} if search else {"model": model or Growing()}
+    return Trainer(args=TrainingArguments(str(folder), **given), train_dataset=rows, eval_dataset=rows[:1], **made)
 
 
 def averaging(window: int = 2, **options) -> WeightAveraging:

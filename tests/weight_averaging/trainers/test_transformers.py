@@ -165,10 +165,6 @@ def test_what_is_wrong_is_told(tmp_path, caplog):
         averaging.attach(trainer)
     trainer.evaluate()
     assert "no average of this model" in caplog.text
-    refused = trainer_of(tmp_path)
-    WeightAveraging(partial(EMA, decay=0.5, buffers="recompute")).attach(refused)
-    with pytest.raises(ValueError, match="without a function that recomputes"):
-        refused.train()
 
 
 def test_a_run_that_did_not_average_before_begins_now(tmp_path, caplog):

@@ -59,8 +59,24 @@ class Records:
 
     def checksum(self, tensor: Tensor) -> int | None:
         """The CRC-32 of a tensor's bytes; None if it is not known, or the tensor has a storage with others."""
-        size, checksum = self._checksums.get(tensor.data_ptr(), (0, 0))
-        return checksum if checksum and tensor.is_contiguous() and tensor.nbytes == size else None
+        storage = tensor.untyped_storage()
+        size, checksum = self._checksums.get(storage.data_ptr(), (0, 0))
+        return checksum if checksum and tensor.nbytes == size == storage.nbytes() else None
+
+
+def check_all(path: Path) -> None:
+    """Compare all records of a zip with their checksums. SnapshotError if one differs."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as file:
+            for info in file.infolist():
+                if info.CRC:
+                    with file.open(info) as record:
+                        while record.read(1 << 20):
+                            pass
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
+        raise SnapshotError(f"{path} is damaged: {error}") from None
 
 
 def add_about(file: IO[bytes], about: Mapping[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 import zlib
 
+import torch
 from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
@@ -25,6 +26,8 @@ class Checksums:
         expected = self._source.checksum(name)
         if expected is None:
             return
+        if not part.is_contiguous():  # transposed, say: whole, and not in the order in which it was saved
+            part = torch.empty(0, dtype=torch.uint8).set_(part.untyped_storage())
         found = zlib.crc32(bytes_of(part), self._so_far.pop(name, 0))
         if not is_last:
             self._so_far[name] = found

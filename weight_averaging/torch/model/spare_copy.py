@@ -23,11 +23,13 @@ class SpareCopy:
         self._vector: Tensor | None = None  # of which they are views
         self._apart: Tensor | None = None
         self._version = weights.version
+        self._written = False  # since the memory was taken
 
     def keep(self) -> list[Tensor]:
         """Copy the live tensors aside."""
         self.reserve()
         torch._foreach_copy_(self._tensors, self.weights.tensors())
+        self._written = True
         return self._tensors
 
     def flat(self) -> Tensor:
@@ -47,8 +49,8 @@ class SpareCopy:
         self._follow()
         if self._tensors:
             return
-        weights = self.weights
-        if self.weights.is_single:
+        weights, self._written = self.weights, False
+        if weights.is_single:
             self._vector = torch.empty(weights.numel, dtype=weights.dtype, device=weights.device)
             self._tensors = weights.views(self._vector)
         else:
@@ -77,6 +79,12 @@ class SpareCopy:
             )
         with writing(tensors):
             torch._foreach_copy_(tensors, raw)
+
+    @property
+    def unused_bytes(self) -> int:
+        """Bytes of host memory that nobody has written to yet: see `placement.promise`."""
+        on_host = self.weights.device.type == "cpu" and not self._written
+        return sum(t.numel() * t.element_size() for t in self._tensors) if on_host else 0
 
     @property
     def nbytes(self) -> int:

@@ -66,6 +66,15 @@ class Track(abc.ABC):
     def mixes(self) -> bool:
         return False
 
+    @property
+    def unused_bytes(self) -> int:
+        """Bytes of host memory that nobody has written to yet: see `placement.promise`."""
+        return 0 if self._memory is None else self._memory.unused(self._unused_vectors() * self.weights.numel)
+
+    @abc.abstractmethod
+    def _unused_vectors(self) -> int:
+        """Vectors that have never been written to."""
+
     @abc.abstractmethod
     def take(self, block: Block, parts: list[Tensor], good: Tensor | None = None) -> None:
         """Take in a block of the snapshot under way, given as the tensors that make it up.
