@@ -21,6 +21,6 @@ def test_the_snippets_of_the_page_run_and_do_what_they_say(capsys):
     assert names["in_chain"]["w"] != names["chained"]["w"]
     assert in_chain < 2 * in_loop
     assert int(names["beside"].state.count) == 200
-    assert names["model"].kernel[...] == names["trained"]
+    assert names["net"].kernel[...] == names["trained"]
     assert names["nnx_average"] < 0.01
     assert names["theirs"].snapshot_steps == [1, 2]
