@@ -125,7 +125,7 @@ def _lists(path: Path, folder: Path) -> bool:
     classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
     if listed.get("classes") != classes:
         return False
-    looked_at = {classes[0], classes[-1]}
+    looked_at = {*classes[:1], *classes[-1:]}
     held = {f"{name}/{file.name}" for name in looked_at for file in (folder / name).iterdir()}
     return {name for name in names if name.split("/")[0] in looked_at} == held
 
