@@ -13,7 +13,7 @@ FRAMEWORK ?= pytorch
 DEMO := runs/demo$(if $(filter-out pytorch,$(FRAMEWORK)),_$(FRAMEWORK))
 SUITE := runs/suite
 
-.PHONY: help demo suite test test-oldest test-newest lint lock benchmarks gpu clean
+.PHONY: help demo suite test test-oldest test-newest lint docs lock benchmarks gpu clean
 
 help:
 	@echo "make demo        train an MRI and a language model by NadamW, +LAWA and +EMA, three seeds, print who was first (five minutes)"
@@ -22,6 +22,7 @@ help:
 	@echo "make test        run the tests"
 	@echo "make test-oldest, make test-newest  the library's tests with the oldest releases it claims; with the newest, on Python 3.13"
 	@echo "make lint        ruff, mypy, hadolint, shellcheck"
+	@echo "make docs        build the pages and the reference as a site, in site/index.html"
 	@echo "make lock        pin in requirements/constraints.txt what setup.cfg resolves to today"
 	@echo "make benchmarks  cost of averaging beside other libraries and the memory-traffic limit"
 	@echo "make gpu         tests and benchmarks on a GPU, in minutes; make PY=python3 gpu uses a Python that has torch already"
@@ -39,12 +40,21 @@ $(VENV)/ready-benchmarks: $(VENV)/ready
 	$(INSTALL) --quiet $(PINNED) --no-build-isolation -e .[benchmarks]
 	touch $@
 
+$(VENV)/ready-docs: $(VENV)/ready
+	$(INSTALL) --quiet $(PINNED) --no-build-isolation -e .[docs]
+	touch $@
+
+# A link or a docstring that does not come out right is an error.
+docs: $(VENV)/ready-docs
+	$(PY) -m sphinx --fail-on-warning --keep-going --quiet -b html docs site
+	@echo "the site is in site/index.html"
+
 # Of the newest releases that setup.cfg admits.
 lock:
 	$(PYTHON) -m venv --clear $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)-lock/bin/python -m pip install --quiet --dry-run --ignore-installed --report=$(VENV)-lock/report.json \
-	  -e .[$(EXTRAS),benchmarks] $(TORCH) pip setuptools
+	  -e .[$(EXTRAS),benchmarks,docs] $(TORCH) pip setuptools
 	$(PYTHON) requirements/lock.py < $(VENV)-lock/report.json > requirements/constraints.txt
 	rm -r $(VENV)-lock
 
@@ -104,4 +114,4 @@ gpu: $(if $(filter-out $(VENV)/bin/python,$(PY)),,$(VENV)/ready-benchmarks)
 	$(PY) -m benchmarks.gpu
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest
+	rm -rf $(VENV) .venv-oldest .venv-newest site

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
-from matplotlib import pyplot as plt
 from torch import nn
 from tqdm import tqdm
 
+from analysis.figures import style
 from benchmarks.timing import device, machine, medians, resident
 from weight_averaging.placement import free_host_bytes
 from weight_averaging.torch import EMA, LAWA
@@ -119,32 +119,35 @@ def exponent(rows: list[dict[str, Any]], varied: str, action: str) -> float:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Seconds against weights, window and ranks, and memory against ranks."""
-    figure, axes = plt.subplots(1, 4, figsize=(14, 3.4), layout="constrained")
+    figure, axes = style.panels(4, size=(3.6, 2.9))
     fixed = ("window 2, 1 rank", "1e7 weights, 1 rank", "1e7 weights, window 20")
-    markers = {"EMA update": ("o", "C0"), "snapshot": ("s", "C1"), "mean, swap": ("^", "C2")}
+    red, blue, green = style.COLOURS[4], style.COLOURS[6], style.COLOURS[3]
+    markers = {"EMA update": ("o", red), "snapshot": ("s", blue), "mean, swap": ("^", green)}
     for axis, varied, title in zip(axes, ("weights", "window", "ranks"), fixed, strict=False):
         for action, (marker, colour) in markers.items():
             points = [(r["against"], 1e3 * r["value"]) for r in rows if (r["varied"], r["action"]) == (varied, action)]
             if len(points) > 1:
                 label = f"{action}: power {exponent(rows, varied, action):.2f}"
                 axis.loglog(*zip(*points, strict=True), marker=marker, color=colour, label=label)
-        axis.set(xlabel=varied, ylabel="ms", title=title)
-        axis.legend(fontsize=8)
+        axis.set(xlabel=f"number of {varied}" if varied != "window" else "window (snapshots)", title=title)
+        axis.set_ylabel("time (ms, lower is better)")
+        axis.legend(fontsize=7, title="power: the slope", title_fontsize=7)
+        axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}" if x < 1e4 else f"1e{np.log10(x):.0f}")
+        axis.yaxis.set_major_formatter("{x:g}")
     points = [(r["ranks"], r["value"] / r["weights"] / 4) for r in rows if r["action"] == "memory"]
     window = next((r["window"] for r in rows if r["action"] == "memory"), 0)
     if points:
-        axes[3].plot(*zip(*points, strict=True), marker="o", label="measured, all ranks")
+        axes[3].plot(*zip(*points, strict=True), marker="o", color=style.COLOURS[0], label="measured, all ranks")
         ranks = [x for x, _ in points]
-        axes[3].plot(ranks, [window + x for x in ranks], "--", label="window + raw weights of each rank")
-        axes[3].plot(ranks, [(window + 1) * x for x in ranks], ":", label="a window on every rank")
-        axes[3].set(xlabel="ranks", ylabel="added memory, models", title=fixed[-1], ylim=0)
-        axes[3].legend(fontsize=8)
+        axes[3].plot(ranks, [window + x for x in ranks], "--", color=blue, label="sum: a window, raw weights per rank")
+        axes[3].plot(ranks, [(window + 1) * x for x in ranks], ":", color=red, label="sum: a window per rank")
+        axes[3].set(xlabel="number of ranks", ylabel="added memory (models, lower is better)", title=fixed[-1], ylim=0)
+        axes[3].legend(fontsize=7)
     for axis in axes[2:]:
         axis.set_xticks(RANKS, [str(r) for r in RANKS])
     axes[2].xaxis.minorticks_off()
-    axes[2].yaxis.set_major_formatter("{x:g}")
     axes[2].yaxis.set_minor_formatter("{x:g}")
-    figure.savefig(path, dpi=130)
+    style.save(figure, path.with_suffix(""), [path.suffix[1:]])
 
 
 def main() -> None:

@@ -26,19 +26,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
 
+from analysis.figures import style
 from benchmarks.timing import machine
 from benchmarks.training_step import TURN, Training
 from miniperf import workloads
 from weight_averaging.errors import UsageError
-
-mpl.use("Agg")
-from matplotlib import pyplot as plt
 
 ROOT = Path(__file__).resolve().parents[1]
 SPACES = ROOT / "tuning_search_spaces" / "miniperf"
@@ -53,6 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 EVALUATIONS = 50
 PARTS = ("data", "forward and loss", "backward", "optimizer", "averaging", "the rest")
+COLOURS = dict(zip(PARTS, [style.COLOURS[number] for number in (0, 2, 6, 1, 4)] + [style.GREY]))
 
 
 def path_of(variant: str) -> str:
@@ -212,19 +210,25 @@ def profile(names: list[str], rounds: int) -> pd.DataFrame:
 
 def picture(parts: pd.DataFrame, file: Path) -> None:
     names = list(dict.fromkeys(workload for workload, _ in parts.index))
-    figure, axes = plt.subplots(1, len(names), figsize=(max(8.0, 3.2 * len(names)), 2.6), sharey=True, squeeze=False)
-    for axis, workload in zip(axes[0], names):
+    figure, axes = style.panels(len(names), size=(4.0, 2.2))
+    for axis, workload in zip(axes, names):
         mine = parts.loc[workload].iloc[::-1]
         left = np.zeros(len(mine))
         for part in PARTS:
-            axis.barh(list(mine.index), mine[part], left=left, label=part)
+            axis.barh(list(mine.index), mine[part], left=left, label=part, color=COLOURS[part])
             left += mine[part].to_numpy()
-        axis.set_title(workload, fontsize=10)
-        axis.set_xlabel("ms an update")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="lower center", ncol=len(PARTS), frameon=False)
-    figure.tight_layout(rect=(0, 0.1, 1, 1))
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
+        axis.set_title(workload)
+        axis.set_xlabel("time of an update (ms, lower is better)")
+        axis.grid(visible=False, axis="y")
+        for variant, row in mine.iterrows():
+            if row["averaging"] > 0:
+                share = f" averaging: {100 * row['averaging'] / row.sum():.0f} %"
+                axis.text(row.sum(), variant, share, va="center", fontsize=7, color=COLOURS["averaging"])
+        axis.set_xlim(right=1.25 * mine.sum(axis=1).max())  # for the shares
+    for axis in axes[1:]:
+        axis.tick_params(labelleft=False)
+    style.legend_below(figure, axes)
+    style.save(figure, file.with_suffix(""), [file.suffix[1:]])
 
 
 def parts_table(parts: pd.DataFrame) -> str:

@@ -16,6 +16,7 @@ from own_run import held_out_loss, make_model
 from weight_averaging import offline
 
 WINDOWS = (1, 2, 5, 10, 20, 50)
+COLOURS = ("#E69F00", "#009E73", "#0072B2")  # told apart with any colour vision
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("folder", type=Path, help="of the checkpoints, evenly spaced")
@@ -37,13 +38,14 @@ for window in WINDOWS:
     print(f"{'raw' if window == 1 else f'{window * every / total:.1%}':<10}" + "  ".join(row))
 
 figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
-for step in places:
+for step, colour in zip(places, COLOURS):
     points = [(window * every / total, losses[window, step]) for window in WINDOWS[1:] if (window, step) in losses]
-    (line,) = axes.plot(*zip(*points), marker="o", label=f"average, update {step}")
-    axes.axhline(losses[1, step], color=line.get_color(), linestyle="--", label=f"raw, update {step}")
-axes.set(xscale="log", xlabel="horizon: share of training in the average", ylabel="loss on held-out data")
+    axes.plot(*zip(*points), marker="o", color=colour, label=f"average, update {step}")
+    axes.axhline(losses[1, step], color=colour, linestyle="--", label=f"raw weights, update {step}")
+axes.set(xscale="log", xlabel="horizon: share of training in the average")
+axes.set_ylabel("loss on held-out data (lower is better)")
 axes.set_xticks([window * every / total for window in WINDOWS[1:]], [f"{w * every / total:.0%}" for w in WINDOWS[1:]])
 axes.minorticks_off()
-figure.legend(loc="outside upper center", ncols=3)
+figure.legend(loc="outside upper center", ncols=2, frameon=False)
 figure.savefig(folder / "horizon.png", dpi=150)
 print(f"drawn into {folder / 'horizon.png'}")

@@ -1,6 +1,7 @@
 """The command line of a run under the official harness, and what is checked before it starts."""
 
 import importlib.util
+import json
 import re
 import sys
 import zipfile
@@ -38,22 +39,42 @@ def gpus_found(asked: int | None) -> int:
     return found if asked is None else asked
 
 
-def check_harness(workload: str) -> None:
-    """UsageError unless the installed algoperf can run this workload and calls prepare_for_eval."""
-    runner = importlib.util.find_spec("submission_runner")
-    package = importlib.util.find_spec("algoperf")
-    if package is None or runner is None or not package.submodule_search_locations or runner.origin is None:
-        raise UsageError("algoperf is not installed: see docs/official.md for the command, or use --engine=docker")
+def check_harness(workload: str, path: Path | None = None) -> str:
+    """What is to be told of the harness; UsageError unless it can run this workload and calls prepare_for_eval.
+
+    Args:
+        path: of its sources; None: the installed one, which must be of 2026.
+    """
+    name, runner, registry = _harness_files(path)
     # Read, not imported: that takes ten seconds.
-    if "prepare_for_eval" not in Path(runner.origin).read_text():
-        raise UsageError(f"{runner.origin} knows no prepare_for_eval: too old, algoperf v0.6.0 or newer is needed")
-    registry = Path(package.submodule_search_locations[0], "workloads", "workloads.py").read_text()
-    known = re.findall(r"'(\w+)': \{", registry)
-    base = base_name(workload)
-    if base not in known and WORKLOADS[base].since:
-        raise UsageError(f"--workload={workload}: not in the installed algoperf, but since {WORKLOADS[base].since}")
+    if "prepare_for_eval" not in runner.read_text():
+        raise UsageError(f"{runner} knows no prepare_for_eval: too old, algoperf v0.6.0 or newer is needed")
+    known = re.findall(r"'(\w+)': \{", registry.read_text())
+    of_2026 = "finewebedu_lm" in known
+    if not of_2026 and path is None:
+        raise UsageError(
+            f"{name} is from before 2026, with budgets of 8 x V100: docs/official.md has the present one; "
+            f"--harness_path={runner.parent} runs this one all the same"
+        )
     if workload not in known:
-        raise UsageError(f"--workload={workload} is unknown to the installed algoperf; it has {', '.join(known)}")
+        raise UsageError(f"--workload={workload} is unknown to {name}; it has {', '.join(known)}")
+    return "" if of_2026 else f"{name} is from before 2026: it stops runs at the budgets of 8 x V100"
+
+
+def _harness_files(path: Path | None) -> tuple[str, Path, Path]:
+    """The harness in words, its runner, its register of workloads."""
+    if path is not None:
+        runner, registry = path / "submission_runner.py", path / "algoperf" / "workloads" / "workloads.py"
+        if not (runner.is_file() and registry.is_file()):
+            raise UsageError(
+                f"--harness_path={path}: no sources of the harness, which have {runner.name} and algoperf/"
+            )
+        return f"--harness_path={path}", runner, registry
+    spec, package = importlib.util.find_spec("submission_runner"), importlib.util.find_spec("algoperf")
+    if package is None or spec is None or not package.submodule_search_locations or spec.origin is None:
+        raise UsageError("algoperf is not installed: see docs/official.md for the command, or use --engine=docker")
+    registry = Path(package.submodule_search_locations[0], "workloads", "workloads.py")
+    return "the installed algoperf", Path(spec.origin), registry
 
 
 def check_batch_size(workload: str, gpus: int) -> None:
@@ -74,6 +95,39 @@ def check_data(workload: str, root: str, framework: str) -> None:
     if missing:
         what = f"{folder} lacks {', '.join(missing)}" if folder.is_dir() else f"there is no folder {folder}"
         raise UsageError(f"--data_dir={root}: {what}; make it with: {needs.setup_command(root)}")
+
+
+def check_image_lists(workload: str, root: str, framework: str, working: Path) -> None:
+    """UsageError if a list of images that an earlier run left in the working directory is of another data set.
+
+    In PyTorch the harness lists ImageNet's files once, in the working directory, and takes that list for whatever
+    --data_dir is given afterwards.
+    """
+    needs = needs_of(workload, framework)
+    if not needs.folder.startswith("imagenet/pytorch"):
+        return
+    for split, name in (("train", "train"), ("eval_train", "train"), ("validation", "val")):
+        path = working / f".imagenet_{split}_cache_index.json"
+        folder = Path(root).expanduser() / needs.folder / name
+        if path.exists() and not _lists(path, folder):
+            raise UsageError(
+                f"{path} lists other images than there are in {folder}: remove it, the harness makes it anew"
+            )
+
+
+def _lists(path: Path, folder: Path) -> bool:
+    """Whether the list has the classes of the folder, and their first and last with the images that they hold."""
+    try:
+        listed = json.loads(path.read_text())
+        names = [name for name, _ in listed["samples"]]
+    except (ValueError, KeyError, TypeError):
+        return False
+    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    if listed.get("classes") != classes:
+        return False
+    looked_at = {classes[0], classes[-1]}
+    held = {f"{name}/{file.name}" for name in looked_at for file in (folder / name).iterdir()}
+    return {name for name in names if name.split("/")[0] in looked_at} == held
 
 
 def remove_torn_checkpoints(trials: Iterable[Path]) -> list[Path]:

@@ -84,33 +84,28 @@ class Trial(Job):
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a trial that uses up its budget: at 2c90454 the harness stops it at the V100 budget, in 2026 at the other.
+    """Of a trial that uses up its budget, that of the harness on 4 x A100.
 
     Attributes:
-        hours: GPU-hours by machine, "V100" and "A100", of the budgets that the workload has.
+        hours: GPU-hours.
         gigabytes: of its one checkpoint: weights, two moments and, in float32, the window or average and raw weights.
     """
 
-    hours: dict[str, float]
+    hours: float
     gigabytes: float
 
 
 def cost(workload: str, gpus: int, point: dict[str, Any], self_tuning: bool = False) -> Cost:
     needs = WORKLOADS[base_name(workload)]
     averages = point.get("averaging_window", 1) + 1 if any(name.startswith("averaging") for name in point) else 0
-    budgets = {"V100": needs.v100_seconds, "A100": needs.a100_seconds}
     factor = (SELF_TUNING if self_tuning else 1.0) * max(gpus, 1) / 3600
-    hours = {machine: factor * seconds for machine, seconds in budgets.items() if seconds is not None}
-    return Cost(hours, 4e-9 * needs.parameters * (3 + averages))
+    return Cost(factor * needs.a100_seconds, 4e-9 * needs.parameters * (3 + averages))
 
 
 def text_of(costs: list[Cost]) -> str:
-    """The sum in words. A trial without a budget for a machine counts with the other."""
-    machines = {machine: 0.0 for cost in costs for machine in cost.hours}
-    for machine in machines:
-        machines[machine] = sum(cost.hours.get(machine, max(cost.hours.values())) for cost in costs)
-    hours = " or ".join(f"{total:.1f} ({machine} budget)" for machine, total in machines.items())
-    return f"up to {hours or 0} GPU-hours, {sum(cost.gigabytes for cost in costs):.1f} GB"
+    """The sum in words."""
+    hours, gigabytes = sum(cost.hours for cost in costs), sum(cost.gigabytes for cost in costs)
+    return f"up to {hours:.1f} GPU-hours, {gigabytes:.1f} GB"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +165,7 @@ class Sweep:
                         flags=(*own, *self.run_flags),
                         ranks=1 if official_run else max(1, self.gpus),
                     )
-                    needs = cost(workload, self.gpus, point, space is None) if official_run else Cost({}, 0.0)
+                    needs = cost(workload, self.gpus, point, space is None) if official_run else Cost(0.0, 0.0)
                     result.append((job, needs))
         return result
 

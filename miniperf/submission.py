@@ -12,6 +12,7 @@ from typing import Any
 from miniperf import frameworks
 from weight_averaging.errors import UsageError
 
+PACKAGES = ("algoperf", "algorithmic_efficiency")  # the harness's own name; until v0.5
 FUNCTIONS = ("init_optimizer_state", "update_params", "data_selection", "get_batch_size")
 
 
@@ -36,7 +37,7 @@ def load(path: str, framework: str = "pytorch") -> ModuleType:
         try:
             module = importlib.import_module(".".join(parts.with_suffix("").parts))
         except ImportError as error:
-            if str(error.name).partition(".")[0] not in ("algoperf", "miniperf"):
+            if str(error.name).partition(".")[0] not in (*PACKAGES, "miniperf"):
                 raise
             what, remedy = str(error).partition(" (")[0], "run it under the harness itself, --harness=official"
             raise UsageError(f"{path} imports of algoperf what miniperf does not have: {what}; {remedy}") from None
@@ -62,8 +63,9 @@ def _standing_in(framework: str) -> Iterator[None]:
         yield
         return
     names = ["", ".spec", ".random_utils", {"pytorch": ".pytorch_utils", "jax": ".jax_sharding_utils"}[framework]]
-    before = {f"algoperf{name}": sys.modules.get(f"algoperf{name}") for name in names}
-    sys.modules.update({f"algoperf{name}": importlib.import_module(f"miniperf{name}") for name in names})
+    before = {f"{package}{name}": sys.modules.get(f"{package}{name}") for package in PACKAGES for name in names}
+    for package in PACKAGES:
+        sys.modules.update({f"{package}{name}": importlib.import_module(f"miniperf{name}") for name in names})
     try:
         yield
     finally:

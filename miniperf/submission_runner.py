@@ -101,6 +101,7 @@ def _run(framework: frameworks.Framework, trials: list[Any]) -> None:
     workload = workloads.make(FLAGS.workload, FLAGS.framework)
     module = submission.load(FLAGS.submission_path, FLAGS.framework)
     submission.check_trials(module, trials, workload.step_hint)
+    workload.open(FLAGS.data_dir)  # before anything is written
     names = (FLAGS.experiment_dir, FLAGS.experiment_name, FLAGS.workload, FLAGS.framework)
     with framework.first():
         follows = framework.rank > 0  # rank 0, which has made it

@@ -37,9 +37,13 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("submission", None, "A folder of submissions/<framework>: nadamw, lawa, ema, ...")
 flags.DEFINE_enum("harness", "miniperf", ["miniperf", "official"], "Which runner.")
 flags.DEFINE_enum("engine", "local", ["local", "docker", "slurm"], "Where the official harness runs.")
+flags.DEFINE_string("harness_path", None, "Sources of the official harness, in place of the installed one.")
 flags.DEFINE_integer("gpus", None, "GPUs of the official harness; default: all there are.", lower_bound=0)
 flags.DEFINE_string("sbatch_args", "", "Further arguments of sbatch: '--partition=gpu --time=24:00:00'.")
 flags.DEFINE_boolean("dry_run", False, "Print the command of the official harness, look at nothing, start nothing.")
+# Of the runner, in --help here too.
+for _name in ("data_dir", "experiment_dir", "framework", "resume_last_run", "rng_seed", "workload"):
+    flags.declare_key_flag(_name)
 SUBMISSIONS = Path("submissions")
 
 
@@ -67,11 +71,24 @@ def set_defaults() -> None:
         FLAGS.num_tuning_trials = None
     if official_run:
         return
+    if _is_official(FLAGS.workload):
+        raise UsageError(
+            f"--workload={FLAGS.workload} is one of the official harness: add --harness=official (docs/official.md)"
+        )
     if not FLAGS["save_intermediate_checkpoints"].present:
         FLAGS.save_intermediate_checkpoints = False
     submission_runner.check_flags()
     if FLAGS.max_global_steps is None:  # a framework is imported for it
         _default("max_global_steps", workloads.make(FLAGS.workload, FLAGS.framework).step_hint)
+
+
+def _is_official(workload: str | None) -> bool:
+    if workload is None or workload in {**workloads.WORKLOADS, **workloads.FULL_SIZE}:
+        return False
+    try:
+        return bool(base_name(workload))
+    except UsageError:
+        return False
 
 
 def _default(name: str, value: object) -> None:
@@ -92,7 +109,7 @@ def run_official() -> None:
     official.check_trials(FLAGS.submission_path, space, trials, FLAGS.workload, FLAGS.framework)
     command, environment = _command()
     if FLAGS.dry_run:
-        settings = [f"{name}={value}" for name, value in environment.items() if name != "PYTHONPATH"]
+        settings = [f"{name}={value}" for name, value in environment.items() if value != os.getcwd()]
         print(shlex.join([*settings, *command]))
         return
     sys.stdout.flush()
@@ -110,9 +127,12 @@ def _command() -> tuple[list[str], dict[str, str]]:
         official.check_batch_size(FLAGS.workload, gpus)
     data_root = FLAGS.data_dir or "~/data"
     if not FLAGS.dry_run:
-        official.check_harness(FLAGS.workload)
+        note = official.check_harness(FLAGS.workload, _harness_path())
         official.check_data(FLAGS.workload, data_root, FLAGS.framework)
+        official.check_image_lists(FLAGS.workload, data_root, FLAGS.framework, Path.cwd())
         _check_experiment()
+        if note:
+            print(f"note: {note}", file=sys.stderr)
     command = official.command(
         FLAGS.framework, FLAGS.workload, FLAGS.submission_path, gpus, data_root, FLAGS.experiment_dir,
         FLAGS.experiment_name,
@@ -120,7 +140,12 @@ def _command() -> tuple[list[str], dict[str, str]]:
         FLAGS.torch_compile,
     )  # fmt: skip
     wanted = official.environment(FLAGS.framework, gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
-    return command, {"PYTHONPATH": os.getcwd(), **wanted}
+    sources = [os.getcwd(), *([str(_harness_path())] if FLAGS.harness_path else [])]
+    return command, {"PYTHONPATH": os.pathsep.join(sources), **wanted}
+
+
+def _harness_path() -> Path | None:
+    return Path(FLAGS.harness_path).expanduser().absolute() if FLAGS.harness_path else None
 
 
 def _gpus() -> int:
@@ -155,13 +180,15 @@ def _check_experiment() -> None:
 
 def _same_flags(left_out: Sequence[str]) -> list[str]:
     """The flags of this command, but for some; --gpus among them only if given."""
-    given = [flag for flag in FLAGS.get_key_flags_for_module(__name__) if flag.present]
-    given += [flag for flag in FLAGS.get_key_flags_for_module(submission_runner) if flag.present]
-    return [flag.serialize() for flag in given if flag.name not in {"engine", "dry_run", *left_out}]
+    known = [FLAGS.get_key_flags_for_module(module) for module in (__name__, submission_runner)]
+    given = {flag.name: flag for flags_of_one in known for flag in flags_of_one if flag.present}
+    return [flag.serialize() for flag in given.values() if flag.name not in {"engine", "dry_run", *left_out}]
 
 
 def _in_docker() -> list[str]:
     """docker/run_workload.sh makes the mounts; inside, the checks are made by this script again."""
+    if FLAGS.harness_path is not None:
+        raise UsageError("--harness_path: an image has its own harness, chosen by the build argument HARNESS_COMMIT")
     if FLAGS.submission is None:
         raise UsageError("--engine=docker runs a submission of the image: name it by --submission")
     if not FLAGS.dry_run and not _answers(["docker", "info"]):

@@ -57,12 +57,12 @@ def asked() -> sweep.Sweep:
 
 def run() -> None:
     """List the jobs, or start those that are neither finished nor in Slurm's queue."""
+    on_slurm = FLAGS.engine == "slurm" and not FLAGS.dry_run
+    if on_slurm:
+        slurm.check()  # before anything is written
     jobs = asked().jobs(write=not FLAGS.dry_run)
     logs = Path(FLAGS.experiment_dir).absolute() / sweep.FOLDER / "logs"
-    queued: set[str] = set()
-    if FLAGS.engine == "slurm" and not FLAGS.dry_run:
-        slurm.check()
-        queued = slurm.in_queue(logs)
+    queued = slurm.in_queue(logs) if on_slurm else set()
     waiting = {job: cost for job, cost in jobs if job.name not in queued and not job.finished()}
     if FLAGS.dry_run:
         for job, cost in waiting.items():

@@ -1,9 +1,15 @@
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 
 # Of two threads for each of two workers on two cores, half wait for the others, and computing do so.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What XLA compiles for one test or run serves the next: half of the time of JAX's tests.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "weight_averaging_compiled"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 # What is no test: helpers, and scripts that tests run in processes of their own.
 collect_ignore = ["support", "processes"]

@@ -24,6 +24,7 @@ Weights?", ICML 2025 (arXiv 2502.06761); `suggest` has them as a function.
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from weight_averaging import moved
@@ -52,3 +53,8 @@ def __getattr__(name: str) -> Any:
             "weight_averaging.jax"
         ) from None
     return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    """The names of `__all__`, for completion and `help`; without torch, those that need none."""
+    return sorted(__all__) if find_spec("torch") else ["__version__", "suggest"]

@@ -1,33 +1,46 @@
 """Files that are in place only when they are whole."""
 
 import contextlib
+import errno
 import os
+import re
+import secrets
+import shutil
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+_PARTIAL = re.compile(r"\.partial_(.+)~(.+)~(\d+)~[0-9a-f]{8}", re.DOTALL)
+_OLD = 600  # seconds
+
 
 @contextlib.contextmanager
-def replacing(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
+def replacing(path: Path, sync: bool = True, overwrite: bool = True) -> Iterator[BinaryIO]:
     """A new file that takes the place of `path`, whole and on disk, when the `with` block ends.
 
-    Until then the bytes are in `.partial_<name>` beside it. A kill at any moment leaves `path` as it was or as it
-    becomes; an error (a full disk, say) leaves it as it was and nothing else.
+    Until then the bytes are in a file of this process alone beside it (`partial_beside`). A kill at any moment leaves
+    `path` as it was or as it becomes; an error (a full disk, say) leaves it as it was and nothing else.
 
     Args:
         path: where; what is there already stays until the end.
         sync: wait until the disk has the bytes, so that a power failure loses nothing either. It takes milliseconds.
+        overwrite: whether what is there at the end is replaced.
     Raises:
-        OSError: it cannot be written; the error has its name.
+        OSError: it cannot be written; the error has its name. FileExistsError without `overwrite` where it is there.
     """
-    partial = path.with_name(f".partial_{path.name}")
+    partial = partial_beside(path)
     try:
-        with open(partial, "wb") as file:
+        with open(partial, "x+b") as file:
             yield file
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
-        os.replace(partial, path)
+        if overwrite:
+            os.replace(partial, path)
+        else:
+            _move_to_free(partial, path)
     except BaseException as error:
         with contextlib.suppress(OSError):  # nothing to be removed from a read-only folder
             partial.unlink()
@@ -35,3 +48,48 @@ def replacing(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
         if isinstance(cause, OSError) and cause.filename in (None, str(partial)):
             raise OSError(cause.errno, cause.strerror, str(path)) from None
         raise
+
+
+def partial_beside(path: Path) -> Path:
+    """A name beside `path` for what is not whole yet, of this process alone: `.partial_NAME~HOST~PROCESS~RANDOM`.
+
+    Files and folders that killed processes of this machine left for the same `path` are removed after ten minutes.
+    """
+    host = re.sub(r"[^\w.-]", "_", socket.gethostname())[:32]
+    name = os.fsdecode(os.fsencode(path.name)[:150])  # of 255 bytes that a name may have
+    with contextlib.suppress(OSError):
+        for left in path.parent.glob(".partial_*~*~*~*"):
+            parts = _PARTIAL.fullmatch(left.name)
+            # Containers may share a host's name and not its processes: what is being written to stays.
+            if parts and parts[1] == name and parts[2] == host and not _runs(int(parts[3])) and _is_old(left):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return path.with_name(f".partial_{name}~{host}~{os.getpid()}~{secrets.token_hex(4)}")
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's, say
+        return True
+    return True
+
+
+def _is_old(path: Path) -> bool:
+    newest = max(file.stat().st_mtime for file in (path, *path.glob("*")))
+    return time.time() - newest > _OLD
+
+
+def _move_to_free(partial: Path, path: Path) -> None:
+    """Rename a file; FileExistsError where `path` is there, also if it came a moment ago."""
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        raise FileExistsError(errno.EEXIST, "there meanwhile, and not written over", str(path)) from None
+    except OSError:  # a file system without links
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, "there meanwhile, and not written over", str(path)) from None
+        os.replace(partial, path)
+    else:
+        partial.unlink()

@@ -1,8 +1,11 @@
 """Where snapshots and averages live: beside the model on its device, or in host memory. Pure Python."""
 
+import contextlib
 import logging
 import os
+import weakref
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 logger = logging.getLogger("weight_averaging")
 
@@ -20,6 +23,7 @@ def on_host(
     free: int,
     pinned: bool,
     host_need: int | None = None,
+    ranks: int = 1,
 ) -> bool:
     """Whether `need` bytes go to host memory, checked to fit; says what it chose.
 
@@ -32,6 +36,7 @@ def on_host(
         free: its free bytes.
         pinned: whether host memory is pinned there.
         host_need: bytes in host memory, where they are more than on one device: shards of several.
+        ranks: processes on this machine that take as much in host memory at the same time.
     Raises:
         ValueError: there is no such placement.
         MemoryError: they do not fit, in one line with the bytes and what to try next.
@@ -45,28 +50,76 @@ def on_host(
             raise MemoryError(f'{holds} is {size(need)} on {device}, where {size(free)} are free: try placement="host"')
     is_host = is_host or placement == "host"
     if is_host:
-        free, need = free_host_bytes(), host_need or need
-        if need > free:
+        need, free = host_need or need, free_host_bytes()
+        # Pinned memory is taken at once, by each rank: what the others have is not free any more.
+        left = free if pinned else max(0, free - promised())
+        if need > left or need * ranks > (total_host_bytes() if pinned else left):
+            times = f", on each of {ranks} ranks here" if ranks > 1 else ""
+            others = f" ({size(free - left)} more go to averages made before)" if size(free - left) != "0 B" else ""
             raise MemoryError(
-                f"{holds} is {size(need)} in host memory, where {size(free)} are free: take fewer snapshots, or save "
-                "them to disk and average afterwards (weight_averaging.offline.recording, weight_averaging.offline)"
+                f"{holds} is {size(need)} in host memory{times}, where {size(left)} are free{others}: take fewer "
+                "snapshots, or save them to disk and average afterwards (weight_averaging.offline.recording, "
+                "weight_averaging.offline)"
             )
     where = "pinned host memory" if pinned else "host memory"
     logger.info("%s is %s, in %s", holds, size(need), where if is_host else f"the memory of {device}")
     return is_host
 
 
-def free_host_bytes() -> int:
-    """Bytes that can still be allocated here: of the machine, and of the container where that has a limit."""
+class Holder(Protocol):
+    """What has memory that it has not written to yet, so that the machine counts it as free."""
+
+    @property
+    def unused_bytes(self) -> int: ...
+
+
+H = TypeVar("H", bound=Holder)
+_HOLDERS: "weakref.WeakSet[Holder]" = weakref.WeakSet()
+
+
+def promise(holder: H) -> H:
+    """Count the host memory that `holder` has not used yet as taken, for as long as the object is there."""
+    _HOLDERS.add(holder)
+    return holder
+
+
+def promised() -> int:
+    """Bytes that this process has for averages and has not used yet."""
+    return sum(holder.unused_bytes for holder in list(_HOLDERS))
+
+
+def total_host_bytes() -> int:
+    """Bytes of the machine's memory, or of the container's where that has a limit."""
+    total = _of_machine("MemTotal")
+    for folder, limit, _ in _CONTAINERS:
+        with contextlib.suppress(OSError, ValueError):
+            total = min(total, int(Path(folder, limit).read_text()))
+    return total
+
+
+def _of_machine(name: str) -> int:
+    """Of Linux a line of /proc/meminfo; elsewhere what memory there is at all, or a number beyond any."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name))
     except (OSError, StopIteration):
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # not Linux: what there is at all
-    for folder, limit, used in (
-        ("/sys/fs/cgroup", "memory.max", "memory.current"),
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 1 << 62  # Windows, which refuses at once what it does not have
+
+
+_CONTAINERS = (
+    ("/sys/fs/cgroup", "memory.max", "memory.current"),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
+
+
+def free_host_bytes() -> int:
+    """Bytes that can still be allocated here: of the machine, and of the container where that has a limit."""
+    free = _of_machine("MemAvailable")
+    for folder, limit, used in _CONTAINERS:
         try:
             stat = dict(line.split() for line in Path(folder, "memory.stat").read_text().splitlines())
             cached = sum(int(stat.get(name, 0)) for name in ("active_file", "inactive_file"))  # given up when needed

@@ -6,8 +6,10 @@ Online the modules themselves tell more (`weight_averaging.torch.model.selection
 import re
 from collections.abc import Mapping, Sequence
 
-# The parts that torch.compile, FSDP1 and activation checkpointing put into a name.
-WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+# The parts that torch.compile, FSDP1, activation checkpointing and Lightning Fabric put into a name.
+WRAPPERS = frozenset(
+    {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_original_module"}
+)
 DATA_PARALLEL = "module"  # DDP's
 
 _POWER_ITERATION = re.compile(r"(?:.*\.)?parametrizations\.[^.]+\.\d+\._[uv]")

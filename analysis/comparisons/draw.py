@@ -102,11 +102,12 @@ class Drawing:
         return ratios.speedups(found, self.arm, unit)
 
     def hours(self) -> str:
-        spent = gpu_hours.gpu_hours(self.measured.best, self.targets, self.targets.attrs["gpus"])
+        gpus = self.targets.attrs["gpus"]
+        spent = gpu_hours.gpu_hours(self.measured.best, self.targets, gpus)
         shown = pd.DataFrame(
             {
                 "submission": spent.index,
-                "hours to the targets": list(gpu_hours.shown(spent).values()),
+                gpu_hours.heading(spent, gpus): list(gpu_hours.shown(spent).values()),
                 "missed": [f"{row['misses']:.0f} of {row['studies']:.0f}" for _, row in spent.iterrows()],
                 "workloads without a run": spent["missing"].tolist(),
             }

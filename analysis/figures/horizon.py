@@ -86,6 +86,7 @@ def heatmap(rows: pd.DataFrame, targets: pd.DataFrame, y: str) -> Figure:
             ylabel=part.removeprefix("averaging_"),
         )
         axis.title.set_fontsize(8)
+    figure.supxlabel("cells: mean over seeds, or how many seeds missed the target; brighter is better", fontsize=8)
     return figure
 
 
@@ -133,21 +134,21 @@ def _form(y: str) -> str:
 
 
 def data(whole: pd.DataFrame, part: pd.DataFrame, until: float) -> pd.DataFrame:
-    """One row per run: where it stands, its averaging, and what it reached, in all and by the share `until`. Updates to
-    the target are at the first evaluation there, and as interpolated crossing.
+    """One row per run: where it stands, the hyperparameters that differ, and what it reached, in all and by the share
+    `until`. Updates to the target are at the first evaluation there, and as interpolated crossing.
 
     Args:
         whole, part: of `horizon.measure`, of all and of that share.
     """
-    names = dict.fromkeys(name for h in whole["hparams"] for name in h if name.startswith("averaging_"))
+    every = [dict(h) for h in whole["hparams"]]
+    names = [name for name in dict.fromkeys(name for h in every for name in h) if len({h.get(name) for h in every}) > 1]
     table = whole[["workload", "base", "study"]].rename(columns={"base": "submission", "study": "seed"})
-    for name in [*names, "schedule_fraction"]:
-        values = [h.get(name) for h in whole["hparams"]]
-        if any(value is not None for value in values):
-            table[name] = values
+    for name in names:
+        table[name] = [h.get(name) for h in every]
     table["horizon"] = whole["horizon"].round(6)
     table["steps_to_target"] = whole["steps"].replace(np.inf, np.nan)
     table["crossed"] = whole["crossed_steps"].round(2).replace(np.inf, np.nan)
+    table["final"] = whole["final"].round(7)
     for name, rows in (("", whole), (f"_by_{until:g}", part)):
         table[f"best{name}"], table[f"gain{name}"] = rows["best"].round(7), rows["gain"].round(7)
     return table.sort_values([*table.columns], ignore_index=True)
@@ -157,14 +158,15 @@ def leads(table: Leads, baseline: str, targets: pd.DataFrame) -> Figure:
     """The ratios of `horizon.leads`: a line for each share of the baseline's training."""
     figure, (axis,) = style.panels(1, size=(5.0, 3.4))
     for (share, ratios), colour, marker in zip(table.ratio.items(), style.COLOURS[1:], "os^vD"):
-        axis.plot(ratios.index, ratios, marker=marker, color=colour, label=f"{share:.0%} of training", markersize=4)
+        label = f"to the score of {baseline} at {share:.0%} of training"
+        axis.plot(ratios.index, ratios, marker=marker, color=colour, label=label, markersize=4)
     axis.axhline(1.0, color=style.COLOURS[0], linewidth=1, label=baseline)
     style.log_ticks(axis, percent=True)
     axis.set_ylim(top=1.5)  # far longer horizons only lose
     axis.set(
         title=f"geometric mean over {len(targets)} workloads" if len(targets) > 1 else str(targets.index[0]),
         xlabel="horizon: share of training averaged over",
-        ylabel=f"updates / {baseline}'s, to what it\nhas by a share of its training",
+        ylabel=panels.labelled(f"updates / {baseline}'s", lower=True),
     )
     style.legend_below(figure, [axis])
     return figure

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -9,6 +10,7 @@ from analysis.figures import style
 from analysis.measures import horizon
 
 MISS = "x"
+METRICS = {"mean_average_precision": "mAP", "ssim": "SSIM", "wer": "WER", "bleu": "BLEU"}
 
 
 def against(
@@ -23,7 +25,8 @@ def against(
     parabola: bool = False,
 ) -> Figure:
     """Column y against column x, a line for each value of the column `line` (mean over seeds, band from the lowest to
-    the highest). Runs without x (a baseline) are a horizontal line. Missed targets are crosses at the top.
+    the highest). Runs without x (a baseline) are a horizontal line. Targets that a seed missed are crosses at the top,
+    a row for each line.
 
     Args:
         rows: of `Measured.trials`, with x and `line`.
@@ -34,9 +37,10 @@ def against(
     """
     looks = style.looks(rows[line], baseline)
     figure, axes = style.panels(len(targets))
+    keys: dict[str, Artist] = {}
     for axis, (workload, target) in zip(axes, targets.iterrows()):
         here = rows[rows["workload"] == workload]
-        for name, (colour, dash) in looks.items():
+        for row, (name, (colour, dash)) in enumerate(looks.items()):
             mine = here[here[line] == name]
             level = mine.loc[mine["x"].isna(), y].replace(np.inf, np.nan).mean()
             if np.isfinite(level):
@@ -46,11 +50,19 @@ def against(
                 continue
             x, mean = groups.mean().index.to_numpy(dtype=float), groups.mean()
             hit, missed = np.isfinite(mean), np.isinf(mean)
-            axis.plot(x[hit], mean[hit], "o", linestyle=dash, color=colour, label=name, markersize=4)
+            size = max(4.0, 6.0 - row)  # of several at one place all show
+            axis.plot(x[hit], mean[hit], "o", linestyle=dash, color=colour, label=name, markersize=size)
             axis.fill_between(x[hit], groups.min()[hit], groups.max()[hit], color=colour, alpha=0.15, linewidth=0)
-            # In axes' coordinates vertically: a miss has no value.
-            axis.plot(x[missed], np.full(missed.sum(), 0.97), MISS, color=colour, markersize=6,
-                      transform=axis.get_xaxis_transform())  # fmt: skip
+            if groups.size().max() > 1 and hit.any():
+                keys["band"] = style.band_key("lowest to highest seed")
+            if missed.any():
+                # In axes' coordinates vertically: a miss has no value.
+                axis.plot(x[missed], np.full(missed.sum(), 0.97 - 0.06 * row), MISS, color=colour, markersize=6,
+                          transform=axis.get_xaxis_transform())  # fmt: skip
+                keys["miss"] = style.mark_key("target missed by a seed or more", marker=MISS)
+        if not np.isfinite(here[y]).any():
+            axis.set_yticks([])
+            axis.text(0.5, 0.4, "target missed throughout", transform=axis.transAxes, ha="center", color="0.35")
         if y == "best":
             style.target_line(axis, target["target"])
         title = str(workload)
@@ -58,8 +70,9 @@ def against(
             title += _parabola(axis, here, y, better_is_lower(target, y))
         if len(here["x"].dropna()) and (here["x"].dropna() > 0).all():
             style.log_ticks(axis, percent=percent)
-        axis.set(title=title, xlabel=label.replace("_", " "), ylabel=describe(y, target))
-    style.legend_below(figure, axes)
+        axis.set(xlabel=label.replace("_", " "), ylabel=labelled(describe(y, target), better_is_lower(target, y)))
+        axis.set_title(title, fontsize=10 if len(title) < 32 else 8)
+    style.legend_below(figure, axes, keys=keys.values())
     return figure
 
 
@@ -69,7 +82,12 @@ def better_is_lower(target: pd.Series, y: str) -> bool:
 
 def metric(target: pd.Series) -> str:
     """The metric's name, short enough for an axis."""
-    return str(target["metric"]).replace("mean_average_precision", "mAP")
+    return METRICS.get(str(target["metric"]), str(target["metric"]))
+
+
+def labelled(measure: str, lower: bool) -> str:
+    """An axis' label that says which way is better."""
+    return f"{measure}\n({style.direction(lower)})"
 
 
 def describe(y: str, target: pd.Series) -> str:

@@ -2,15 +2,22 @@
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from analysis.figures import style
+from analysis.figures import panels, style
 from analysis.measures import speedup
 from analysis.measures.curves import Unit
 from analysis.measures.speedup import Speedup
 
 ALL = "all workloads"
+BOUNDS = {
+    ">=": "hollow, →: the submission missed targets, the ratio may be larger",
+    "<=": "hollow, ←: the baseline missed targets, the ratio may be smaller",
+    "?": "hollow, ?: both missed targets, the ratio may be larger or smaller",
+}
 # How far beyond all ratios an axis goes for the ends of intervals.
 FARTHEST = 1.6
 
@@ -22,7 +29,7 @@ def speedups(results: dict[str, Speedup], baseline: str, unit: Unit = "seconds")
     """
     rows = speedup.rows(results).replace({"workload": {"all": ALL}})
     what = "time" if unit == "seconds" else "steps"
-    label = f"{what} to target relative to {baseline} (hollow: bounded by misses)"
+    label = panels.labelled(f"{what} to target / {baseline}'s", lower=True)
     workloads = sorted(set(rows["workload"]) - {ALL})
     if len(workloads) > 1:
         workloads.append(ALL)
@@ -41,18 +48,30 @@ def speedups(results: dict[str, Speedup], baseline: str, unit: Unit = "seconds")
             axis.axhline(len(workloads) - 1.5, color="0.8", linewidth=0.8)
         _finish(axis, rows, workloads)
         axis.lines[-1].set_label(baseline)
-        axis.set_xlabel(label)
-        style.legend_below(figure, [axis])
+        axis.set_xlabel(label.replace("\n", " "))
+        style.legend_below(figure, [axis], keys=_keys(rows))
         return figure
     names = list(results)
     figure, axes = style.panels(len(workloads), size=(3.0, 0.17 * len(names) + 0.7))
-    for i, (axis, workload) in enumerate(zip(axes, workloads)):
+    for axis, workload in zip(axes, workloads):
         here = rows[rows["workload"] == workload]
         _draw(axis, here, here["submission"].map(names.index).astype(float), style.COLOURS[-1], "o")
-        _finish(axis, here, names if i % 4 == 0 else [""] * len(names))
+        place = axis.get_subplotspec()
+        _finish(axis, here, names if place is None or place.is_first_col() else [""] * len(names))
         axis.set_title(workload)
-    figure.supxlabel(label, fontsize=9)
+        axis.set_xlabel(label, fontsize=8)
+    style.legend_below(figure, axes, keys=_keys(rows))
     return figure
+
+
+def _keys(rows: pd.DataFrame) -> list[Artist]:
+    """The legend's entries of intervals, and of the bounds that are drawn."""
+    keys: list[Artist] = [Line2D([], [], color="0.35", linewidth=1.2, label="95 % interval")]
+    return keys + [
+        style.mark_key(said, marker="o", markerfacecolor="white", markersize=5)
+        for bound, said in BOUNDS.items()
+        if (rows["bound"] == bound).any()
+    ]
 
 
 def _draw(axis: Axes, rows: pd.DataFrame, places: pd.Series, colour: str, marker: str) -> None:

@@ -29,6 +29,7 @@ def against_shorter(
     looks = style.looks(trials["line"], baseline)
     colour = next((c for c in style.COLOURS if c not in {own for own, _ in looks.values()}), style.GREY)
     figure, axes = style.panels(len(targets))
+    several = False
     for axis, (workload, target) in zip(axes, targets.iterrows()):
         here = trials[trials["workload"] == workload]
         for name, (own, line) in looks.items():
@@ -37,6 +38,7 @@ def against_shorter(
             axis.plot(x, mean, color=own, linestyle=line, label=name, linewidth=1 if name == baseline else 1.5)
             if len(mine) > 1:
                 axis.fill_between(x, low, high, color=own, alpha=0.15, linewidth=0)
+                several = True
         ends = here[here["base"] == baseline].groupby("length")["final"].agg(["mean", "min", "max"])
         spread = [ends["mean"] - ends["min"], ends["max"] - ends["mean"]]
         axis.errorbar(ends.index, ends["mean"], yerr=spread, fmt="o--", color=colour, markersize=4, linewidth=1,
@@ -44,7 +46,8 @@ def against_shorter(
         style.target_line(axis, target["target"])
         bottom, top = curves.interesting_range(here[longest], of_runs, target["lower"], target["target"])
         axis.set_ylim(min(bottom, ends["min"].min()), max(top, ends["max"].max()))
-        axis.set(title=workload, xlabel="updates", ylabel=f"validation {panels.metric(target)}")
+        measure = f"validation {panels.metric(target)}"
+        axis.set(title=workload, xlabel="updates", ylabel=panels.labelled(measure, target["lower"]))
         axis.set_xlim(left=0)
-    style.legend_below(figure, axes)
+    style.legend_below(figure, axes, keys=[style.band_key("lowest to highest seed")] if several else [])
     return figure

@@ -4,13 +4,17 @@ import logging
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullLocator
 
 # Okabe and Ito's palette, its yellow left out: too pale for a line on white.
@@ -97,9 +101,9 @@ def leaders(ranked: Sequence[str], baseline: str) -> list[str]:
     return [baseline, *others[: len(COLOURS) - 1]]
 
 
-def panels(count: int, columns: int = 4, size: tuple[float, float] = (3.4, 2.7)) -> tuple[Figure, list[Axes]]:
-    """A grid of `count` panels of `size` inches each."""
-    columns = min(count, columns)
+def panels(count: int, size: tuple[float, float] = (3.4, 2.7)) -> tuple[Figure, list[Axes]]:
+    """A grid of `count` panels of `size` inches each: up to four in a row, or three if that leaves fewer empty."""
+    columns = count if count <= 4 else min((4, 3), key=lambda columns: -count % columns)
     rows = -(-count // columns)
     width = max(size[0] * columns, 5.0)
     figure, grid = plt.subplots(rows, columns, figsize=(width, size[1] * rows + 0.5), squeeze=False)
@@ -123,9 +127,25 @@ def target_line(axis: Axes, target: float) -> None:
     axis.axhline(target, color="0.35", linestyle=(0, (4, 3)), linewidth=1, zorder=1, label="validation target")
 
 
-def legend_below(figure: Figure, axes: Iterable[Axes], order: Iterable[str] = ()) -> None:
-    """One legend for all panels, below them; labels in the given order come first."""
+def direction(lower: bool) -> str:
+    """Which way is better, for the label of an axis."""
+    return "lower is better" if lower else "higher is better"
+
+
+def band_key(label: str) -> Patch:
+    """The legend's entry of the bands around lines."""
+    return Patch(facecolor="0.5", alpha=0.3, linewidth=0, label=label)
+
+
+def mark_key(label: str, **look: Any) -> Line2D:
+    """The legend's entry of a mark that several submissions have, each in its colour."""
+    return Line2D([], [], linestyle="none", label=label, **{"color": "0.35", "markersize": 6, **look})
+
+
+def legend_below(figure: Figure, axes: Iterable[Axes], order: Iterable[str] = (), keys: Iterable[Artist] = ()) -> None:
+    """One legend for all panels, below them; labels in the given order come first, keys that no panel has last."""
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
+    handles |= {str(key.get_label()): key for key in keys}
     labels = [*(label for label in order if label in handles), *(label for label in handles if label not in order)]
     width = 0.7 + 0.065 * max(map(len, labels))  # inches, of the longest label with its line
     columns = max(1, min(len(labels), int(figure.get_figwidth() / width)))

@@ -39,9 +39,22 @@ def gpu_hours(best: pd.DataFrame, targets: pd.DataFrame, gpus: int) -> pd.DataFr
     )
 
 
+def heading(table: pd.DataFrame, gpus: int) -> str:
+    """The name of what `shown` shows: GPU-hours where there is more than one GPU; of short runs seconds."""
+    if gpus > 1:
+        return f"GPU-hours ({gpus} GPUs)"
+    return "seconds to all targets" if _is_short(table) else "hours to all targets"
+
+
 def shown(table: pd.DataFrame) -> dict[str, str]:
-    """The hours of each submission of the table of `gpu_hours`, as a lower bound where there are misses."""
+    """The hours of each submission of the table of `gpu_hours`, as a lower bound where there are misses; seconds if all
+    are short."""
+    unit, form = (3600.0, ".0f") if _is_short(table) else (1.0, ".3g")
     return {
-        str(name): "-" if math.isnan(spent) else f"{'>= ' if missed else ''}{spent:.3g}"
+        str(name): "-" if math.isnan(spent) else f"{'>= ' if missed else ''}{unit * spent:{form}}"
         for name, spent, missed in zip(table.index, table["hours"], table["misses"])
     }
+
+
+def _is_short(table: pd.DataFrame) -> bool:
+    return bool(table["hours"].max() < 0.1)

@@ -74,9 +74,9 @@ class Optimum:
     curve: np.ndarray  # the parabola's coefficients in log x, highest power first
 
 
-def optimum(rows: pd.DataFrame, x: str, y: str, lower: bool) -> Optimum | None:
+def optimum(rows: pd.DataFrame, x: str, y: str, lower: bool, up_to: float = FITTED_UP_TO) -> Optimum | None:
     """Where the mean over seeds of the parabolas in log x is best: least squares of y for each seed by itself, since
-    runs of one seed share their training. Of runs with a horizon up to `FITTED_UP_TO`.
+    runs of one seed share their training. Of runs with a horizon up to `up_to`.
 
     The interval is `intervals.vertex`, cut to the range of x, and the whole range for a parabola that opens the wrong
     way; NaN of a single seed. A parabola with no optimum inside the range counts with the better end. A value of x at
@@ -87,7 +87,7 @@ def optimum(rows: pd.DataFrame, x: str, y: str, lower: bool) -> Optimum | None:
     """
     points = rows[[x, y, "study"]].dropna()
     points = points[np.isfinite(points.groupby(x)[y].transform("max"))]
-    points = points[(points[x] > 0) & (rows.loc[points.index, "horizon"] <= FITTED_UP_TO)]
+    points = points[(points[x] > 0) & (rows.loc[points.index, "horizon"] <= up_to)]
     if points[x].nunique() < 4:
         return None
     ends = (points[x].min(), points[x].max())

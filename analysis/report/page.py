@@ -39,6 +39,7 @@ def write(path: Path, found: Results, command: str) -> None:
         "many": style.MANY,
         "leaders": len(style.COLOURS) - 1,
         "submissions": _submissions(found),
+        "spent": gpu_hours.heading(found.hours, found.gpus),
         "workloads": [
             {
                 "name": name,

@@ -62,7 +62,7 @@ def ranking(found: Results) -> pd.DataFrame:
         "submission": names,
         "score": [f"{score:.4f}" for score in found.scores],
         "targets reached": [found.reached[name] for name in names],
-        f"GPU-hours ({found.gpus} GPUs)" if found.gpus > 1 else "hours": [hours[name] for name in names],
+        gpu_hours.heading(found.hours, found.gpus): [hours[name] for name in names],
     }
     if len(found.real_scores) < len(found.scores):
         real = found.real_scores.reindex(names)

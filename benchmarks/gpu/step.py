@@ -162,8 +162,8 @@ def _draw(rows: list[Row], path: Path) -> None:
 
     figure = Figure(figsize=(10, 2.2), layout="constrained")
     axes = figure.subplots()
-    for y, (kind, colour) in enumerate((("compute", "C0"), ("copy", "C1"))):
+    for y, (kind, colour) in enumerate((("compute", "#0072B2"), ("copy", "#E69F00"))):  # Okabe and Ito's
         axes.broken_barh([(a, b - a) for k, a, b in rows if k == kind], (y - 0.35, 0.7), facecolors=colour)
     axes.set_yticks([0, 1], ["kernels of training", "snapshot to host"])
-    axes.set(xlabel="ms", title="Copies beside training", ylim=(-0.6, 1.6))
+    axes.set(xlabel="time (ms)", title="Copies of snapshots while training continues", ylim=(-0.6, 1.6))
     figure.savefig(path, dpi=130)

@@ -119,17 +119,18 @@ def ends_figure(trials: pd.DataFrame, targets: pd.DataFrame) -> Figure:
         mine = trials[trials["submission"] == name]
         y = mine["workload"].map(workloads.index) + offset + 0.05 * (mine["study"] - 2) * 0.6
         budget = mine["workload"].map(targets["budget_s"])
-        for reached, marker in ((True, "o"), (False, "x")):
+        colour, line = looks[name]
+        for reached, marker in ((True, style.MARKERS[line]), (False, "x" if line == "-" else "+")):
             rows = mine["reached"] == reached
             x = (mine["seconds"].where(mine["reached"], mine["last_seconds"]) / budget)[rows]
             label = f"{name}: {'target reached' if reached else 'ended without'}"
-            axis.plot(x, y[rows], marker, color=looks[name][0], markersize=4, alpha=0.8, label=label, linestyle="none")
+            axis.plot(x, y[rows], marker, color=colour, markersize=4, alpha=0.8, label=label, linestyle="none")
     axis.set_xscale("log")
     axis.set_xticks([0.01, 0.03, 0.1, 0.3, 1.0], ["1 %", "3 %", "10 %", "30 %", "100 %"])
     axis.minorticks_off()
     axis.set_yticks(range(len(workloads)), workloads)
     axis.invert_yaxis()
-    axis.set_xlabel("share of the time budget")
+    axis.set_xlabel("share of the time budget (lower is better where the target is reached)")
     style.legend_below(figure, [axis])
     return figure
 

@@ -139,7 +139,8 @@ def how_far(runs: pd.DataFrame, found: Results) -> Figure:
     axis.set_yticks(range(len(workloads)), workloads)
     axis.set_ylim(len(workloads) - 0.5, -0.6)
     axis.set_xlim(0, 2.5)
-    axis.set_xlabel("updates / step hint")
+    axis.set_xlabel("updates / step hint (lower is better where the target is reached)")
+    axis.lines[-1].set_label("the step hint")
     style.legend_below(figure, [axis])
     return figure
 
@@ -161,23 +162,32 @@ def pace(runs: pd.DataFrame, found: Results) -> Figure:
     axis.set_yticks(range(len(workloads)), workloads)
     axis.set_ylim(len(workloads) - 0.5, -0.6)
     style.log_ticks(axis)
-    axis.set_xlabel("seconds per update / (budget / step hint)")
+    axis.set_xlabel("seconds per update / (budget / step hint) (lower is better)")
+    axis.lines[-1].set_label("the step hint's updates just fit the budget")
     style.legend_below(figure, [axis])
     return figure
 
 
 def winners(found: Results) -> Figure:
-    """Median time to target over the fastest submission's; an empty cell is a miss."""
+    """Median time to target over the fastest submission's, with the misses."""
     times = found.times[list(found.targets.index)].astype(float).replace(np.inf, np.nan).loc[found.scores.index]
     ratios = times / times.min()
-    figure, (axis,) = style.panels(1, size=(8.0, 5.2))
+    figure, (axis,) = style.panels(1, size=(8.6, 5.4))
     axis.grid(False)
-    axis.imshow(np.log(ratios.to_numpy()), cmap="Blues_r", vmin=-0.5, vmax=np.log(4), aspect="auto")
+    shades = axis.imshow(np.log(ratios.to_numpy()), cmap="Blues_r", vmin=-0.5, vmax=np.log(4), aspect="auto")
+    ticks = (1, 1.5, 2, 3, 4)
+    bar = figure.colorbar(shades, ax=axis, ticks=np.log(ticks), shrink=0.8, aspect=30)
+    bar.ax.set_ylim(0, np.log(4))
+    bar.ax.set_yticklabels([f"{tick:g}" for tick in ticks])
+    bar.set_label("time to target / the fastest submission's (lower is better)")
     for (y, x), ratio in np.ndenumerate(ratios.to_numpy()):
         if np.isfinite(ratio):
             colour = "white" if ratio < 1.6 else "black"
             weight = "bold" if ratio == 1 else "normal"
             axis.text(x, y, f"{ratio:.2f}", ha="center", va="center", fontsize=8, color=colour, weight=weight)
+        else:
+            axis.text(x, y, "missed", ha="center", va="center", fontsize=6, color="0.5")
+    axis.set_title("Median time to target over the fastest submission's (bold); at the left score and name")
     axis.set_xticks(range(len(ratios.columns)), ratios.columns, rotation=30, ha="right")
     axis.set_yticks(range(len(ratios)), [f"{found.scores[name]:.4f}  {name}" for name in ratios.index])
     return figure

@@ -1,6 +1,8 @@
 """Command lines and checks of runs under the official harness. What needs `algoperf` itself is in test_official*.py."""
 
+import functools
 import importlib.util
+import json
 import os
 import shlex
 import subprocess
@@ -32,7 +34,7 @@ def make_data(root, needs):
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_whole_data_passes_and_every_missing_piece_is_named(workload, framework, tmp_path):
     needs = needs_of(workload, framework)
-    with pytest.raises(UsageError, match=r"there is no folder .*make it with: python datasets?/dataset_setup.py"):
+    with pytest.raises(UsageError, match=r"there is no folder .*make it with: python dataset/dataset_setup.py"):
         official.check_data(workload, str(tmp_path), framework)
     make_data(tmp_path, needs)
     official.check_data(workload, str(tmp_path), framework)
@@ -140,29 +142,81 @@ def test_gpus_found(monkeypatch):
         official.gpus_found(None)
 
 
+OF_2026 = "WORKLOADS = {\n  'ogbg': {\n  'finewebedu_lm': {\n"
+OF_2025 = "WORKLOADS = {\n  'ogbg': {\n"
+
+
 @pytest.mark.parametrize(
     ("runner", "registry", "words"),
     [
         (None, None, "not installed"),
-        ("def train_once(): ...", "WORKLOADS = {}", "too old"),
-        ("prepare_for_eval = None", "WORKLOADS = {\n  'ogbg': {\n", "unknown to the installed algoperf; it has ogbg"),
+        ("def train_once(): ...", OF_2026, "too old"),
+        ("prepare_for_eval = None", OF_2026, "unknown to the installed algoperf; it has ogbg, finewebedu_lm"),
+        ("prepare_for_eval = None", OF_2025, "from before 2026, with budgets of 8 x V100: .*--harness_path=/"),
     ],
 )
 def test_the_installed_harness_is_looked_at(runner, registry, words, tmp_path, monkeypatch):
     pretend_installed(runner, registry, tmp_path, monkeypatch)
-    with pytest.raises(UsageError, match=words):
-        official.check_harness("mnist")
-
-
-def test_a_workload_that_came_after_the_installed_harness_is_named_with_the_version(tmp_path, monkeypatch):
-    pretend_installed("prepare_for_eval = None", "WORKLOADS = {\n  'ogbg': {\n", tmp_path, monkeypatch)
-    official.check_harness("ogbg")
-    words = (
-        r"--workload=finewebedu_lm: not in the installed algoperf, but since the main branch of 2026 \(pull request 904"
-    )
     with pytest.raises(UsageError, match=words) as error:
-        official.check_harness("finewebedu_lm")
+        official.check_harness("mnist")
     assert "\n" not in str(error.value)
+
+
+def test_a_harness_of_before_2026_runs_where_its_path_is_given(tmp_path, monkeypatch):
+    pretend_installed("prepare_for_eval = None", OF_2025, tmp_path, monkeypatch)
+    with pytest.raises(UsageError, match="from before 2026"):
+        official.check_harness("ogbg")
+    assert "budgets of 8 x V100" in official.check_harness("ogbg", tmp_path)
+    with pytest.raises(UsageError, match="--workload=finewebedu_lm is unknown to --harness_path="):
+        official.check_harness("finewebedu_lm", tmp_path)
+    with pytest.raises(UsageError, match="no sources of the harness"):
+        official.check_harness("ogbg", tmp_path / "algoperf")
+    result = run("--workload=ogbg", "--gpus=2", "--dry_run", f"--harness_path={tmp_path}")
+    assert shlex.split(result.stdout)[0] == f"PYTHONPATH={os.getcwd()}:{tmp_path}"
+    result = run("--workload=ogbg", "--engine=docker", "--dry_run", f"--harness_path={tmp_path}")
+    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
+    assert "HARNESS_COMMIT" in result.stderr
+
+
+def image_lists(working, folder):
+    """As the harness leaves them in the working directory after a run on this folder."""
+    for split, name in (("train", "train"), ("eval_train", "train"), ("validation", "val")):
+        files = sorted((folder / name).glob("*/*"))
+        classes = sorted(path.name for path in (folder / name).iterdir())
+        samples = [(str(path.relative_to(folder / name)), classes.index(path.parent.name)) for path in files]
+        (working / f".imagenet_{split}_cache_index.json").write_text(
+            json.dumps({"classes": classes, "class_to_idx": {}, "samples": samples})
+        )
+
+
+def test_a_list_of_images_of_another_data_set_is_named(tmp_path):
+    working, root = tmp_path / "working", tmp_path / "data"
+    folder = root / "imagenet" / "pytorch"
+    for split, count in (("train", 6), ("val", 3)):
+        for number in range(count):
+            path = folder / split / f"n{number % 3}" / f"{number}.JPEG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    working.mkdir()
+    check = functools.partial(official.check_image_lists, "imagenet_vit", str(root), "pytorch", working)
+    check()
+    image_lists(working, folder)
+    check()
+    (folder / "train" / "n0" / "new.JPEG").touch()
+    with pytest.raises(UsageError, match=r"\.imagenet_train_cache_index.json lists other images.*remove it") as error:
+        check()
+    assert "\n" not in str(error.value)
+    official.check_image_lists("imagenet_vit", str(root), "jax", working)
+    official.check_image_lists("ogbg", str(root), "pytorch", working)
+    image_lists(working, folder)
+    check()
+    (folder / "val" / "n3").mkdir()
+    with pytest.raises(UsageError, match="imagenet_validation_cache_index"):
+        check()
+    image_lists(working, folder)
+    (working / ".imagenet_eval_train_cache_index.json").write_text('{"classes"')
+    with pytest.raises(UsageError, match="imagenet_eval_train_cache_index"):
+        check()
 
 
 def pretend_installed(runner, registry, tmp_path, monkeypatch):
@@ -178,6 +232,31 @@ def pretend_installed(runner, registry, tmp_path, monkeypatch):
         return importlib.util.spec_from_file_location(name, path, submodule_search_locations=search) if runner else None
 
     monkeypatch.setattr("importlib.util.find_spec", find_spec)
+
+
+def test_an_official_workload_without_the_official_harness_is_told_so(tmp_path):
+    for workload in ("ogbg", "criteo1tb_embed_init"):
+        command = [python(), "-m", "scripts.run", f"--workload={workload}", "--submission=lawa"]
+        result = subprocess.run([*command, f"--experiment_dir={tmp_path}"], capture_output=True, text=True, check=False)
+        assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
+        assert "is one of the official harness: add --harness=official" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_shows_what_one_looks_for():
+    shown = subprocess.run(
+        [python(), "-m", "scripts.run", "--help"], capture_output=True, text=True, check=False
+    ).stdout
+    for flag in (
+        "workload",
+        "framework",
+        "experiment_dir",
+        "rng_seed",
+        "data_dir",
+        "[no]resume_last_run",
+        "submission",
+    ):
+        assert f"\n  --{flag}: " in shown
 
 
 def test_docker_commands_mount_data_and_results():
@@ -230,8 +309,7 @@ NINE_ON_A100 = {
 
 
 def test_the_nine_workloads_of_the_benchmark_on_four_a100():
-    scored = {name for name, needs in WORKLOADS.items() if needs.a100_seconds is not None}
-    assert scored == set(NINE_ON_A100) == {*SEVEN, "imagenet_resnet", "finewebedu_lm"}
+    assert {*WORKLOADS} - {"mnist"} == set(NINE_ON_A100) == {*SEVEN, "imagenet_resnet", "finewebedu_lm"}
     for name, (batch, seconds) in NINE_ON_A100.items():
         assert get_batch_size(name) == batch
         assert WORKLOADS[name].a100_seconds == seconds
@@ -247,7 +325,7 @@ def test_the_docker_page_has_every_workloads_folder_and_budgets():
         assert f"`{needs.folder}`" in row
         row = next(line for line in page.splitlines() if line.startswith(f"| {name} |"))
         cells = [cell.strip() for cell in row.split("|")[2:-1]]
-        budgets = [f"{seconds:,}" if seconds else "-" for seconds in (needs.v100_seconds, needs.a100_seconds)]
+        budgets = [f"{seconds:,}" if seconds else "-" for seconds in (needs.a100_seconds, needs.v100_seconds)]
         assert cells == [f"{get_batch_size(name):,}", f"{needs.step_hint:,}", *budgets]
 
 

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from tests.support.warm_python import python
+
 SLOW = {"torch", "jax", "scipy", "pandas", "matplotlib", "tensorboard"}
 RUN = ["scripts.run", "--submission=lawa"]
 
@@ -43,3 +45,18 @@ def test_a_wrong_flag_is_one_line_before_anything_slow_is_imported(arguments, sa
     imported = {line.split("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "runpy" in imported  # they are read right
     assert not imported & (SLOW - slow)
+
+
+def test_a_refused_data_set_leaves_nothing(tmp_path):
+    pytest.importorskip("torch")
+    flags = [
+        "--workload=finewebedu_lm_124m",
+        "--submission=adamw_lawa",
+        "--data_dir=/nope",
+        f"--experiment_dir={tmp_path}/x",
+    ]
+    command = [python(), "-m", "scripts.run", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--data_dir=/nope: there is no such folder of tokenised text" in done.stderr
+    assert not (tmp_path / "x").exists()

@@ -19,14 +19,12 @@ import numpy as np
 import torch
 from absl import flags
 
+from launching.rehearsal import on_cpu
+
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("framework", "pytorch", ["pytorch", "jax"], "")  # algoperf's random keys read it
 ARGUMENTS = FLAGS(sys.argv if sys.argv[0].endswith("official_driver.py") else sys.argv[:1])
-if "+cpu" in torch.__version__:
-    # torchvision's usual build looks for these operators, which it registers only beside a CUDA build of torch.
-    library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+on_cpu.declare_torchvision_operators()
 
 from algoperf import checkpoint_utils, random_utils, spec  # noqa: E402
 from algoperf.workloads.workloads import BASE_WORKLOADS_DIR, WORKLOADS, import_workload  # noqa: E402

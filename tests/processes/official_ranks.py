@@ -4,6 +4,7 @@ torchrun --standalone --nproc_per_node=2 tests/processes/official_ranks.py      
 torchrun --standalone --nproc_per_node=2 tests/processes/official_ranks.py submission_runner --workload=mnist ...
 """
 
+import faulthandler
 import os
 import runpy
 import sys
@@ -15,23 +16,9 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from launching.rehearsal.on_cpu import replace_cuda_between_ranks
 
-def replace_cuda() -> None:
-    """To be called before any workload is imported."""
-    rank, world_size = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
-    os.environ["JAX_NUM_CPU_DEVICES"] = str(world_size)
-    from algoperf import pytorch_utils
-
-    pytorch_utils.pytorch_setup = lambda: (True, rank, torch.device("cpu"), world_size)
-    torch.cuda.set_device = lambda device: None
-    torch.cuda.synchronize = lambda: None
-    init_process_group, init_ddp = dist.init_process_group, DistributedDataParallel.__init__
-    dist.init_process_group = lambda *_: init_process_group("gloo")
-
-    def init(self: Any, module: Any, device_ids: Any = None, output_device: Any = None) -> None:
-        init_ddp(self, module)
-
-    DistributedDataParallel.__init__ = init
+SECONDS = 900  # then every rank says where it is, and ends
 
 
 def on_all_ranks(value: Any) -> list[Any]:
@@ -82,11 +69,13 @@ def check() -> None:
 
 
 if __name__ == "__main__":
-    replace_cuda()
+    replace_cuda_between_ranks()
     if len(sys.argv) == 1:
+        faulthandler.dump_traceback_later(SECONDS, exit=True)
         torch.set_num_threads(1)
         dist.init_process_group()
         check()
+        dist.barrier()  # neither leaves while the other still reads from it
         dist.destroy_process_group()
     else:
         sys.argv = sys.argv[1:]

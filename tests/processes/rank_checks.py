@@ -1,8 +1,10 @@
 """What several ranks check together; started by test_ranks.py, one process a rank, over gloo."""
 
+import logging
 import os
 import random
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.support import reference
-from tests.support.small_models import flat, model_of, randomise, saved, value_of
+from tests.support.small_models import flat, floats, model_of, randomise, saved, value_of
+from weight_averaging import placement
 from weight_averaging.averages import EMA as EMADescription
 from weight_averaging.averages import LAWA as LAWADescription
+from weight_averaging.averages import SnapshotError
+from weight_averaging.offline.reading.snapshots import Snapshots
+from weight_averaging.offline.recording import SnapshotWriter
 from weight_averaging.torch import EMA, LAWA, Averages, collector
 
 try:
@@ -265,6 +271,12 @@ def fsdp1() -> None:
             model = FullyShardedDataParallel(
                 net, use_orig_params=original, device_id=torch.device("cpu"), sharding_strategy=strategy
             )
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                SnapshotWriter(folder, interval=1) as writer,
+                pytest.raises(SnapshotError, match="cannot have whole weights under FSDP1"),
+            ):
+                writer.update(1, model)
             averagers = [LAWA(model, interval=1, window=2), EMA(model, decay=0.5)]
             optimizer = torch.optim.SGD(model.parameters(), 0.1)
             snapshots = []
@@ -324,6 +336,97 @@ def host_ema_of_replicas() -> None:
     other = model_of(seed=5)
     assert ema.copy_to(other)
     np.testing.assert_array_equal(flat(other), value_of(alone, model))
+
+
+def statistics_of_replicas(placement: str) -> None:
+    """Batch norm sees each rank's own batches, and the average is one."""
+    model = DistributedDataParallel(model_of(), broadcast_buffers=False)
+    grid = Averages(
+        model,
+        [EMADescription(decay=0.5, interval=1), LAWADescription(window=2, interval=1)],
+        placement=placement,
+        process_group=dist.group.WORLD,
+    )
+    raw = []
+    for step in (1, 2, 3):
+        randomise(model, step)
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                buffer.add_(dist.get_rank())
+        assert grid.update(step)
+        raw = flat(model)
+    for average in grid.averages:
+        grid.select(average)
+        first, *others = on_all_ranks(value_of(grid, model))
+        for other in others:
+            np.testing.assert_array_equal(other, first)
+        first, *others = on_all_ranks({name: t.tolist() for name, t in grid.average_state_dict().items()})
+        assert all(other == first for other in others)
+        copied = model_of(seed=5).double()
+        assert grid.copy_to(copied)
+        np.testing.assert_allclose(flat(copied), value_of(grid, model))
+        np.testing.assert_array_equal(flat(model), raw)
+
+
+def memory_of_ranks() -> None:
+    """What all ranks of a machine take must fit, of shards; of replicas one holds it, or a warning says so."""
+    os.environ["LOCAL_WORLD_SIZE"] = str(dist.get_world_size())
+    placement.free_host_bytes = lambda: 100_000
+    sharded, replica = sharded_model(), model_of()
+    of_one = 4 * sum(t.to_local().numel() if hasattr(t, "to_local") else t.numel() for t in floats(sharded))
+    assert LAWA(sharded, interval=1, window=40_000 // of_one)
+    with pytest.raises(MemoryError, match="on each of 2 ranks here"):
+        LAWA(sharded, interval=1, window=60_000 // of_one)
+    window = 60_000 // (4 * sum(t.numel() for t in floats(replica)))
+    with Warned() as warned:
+        assert LAWA(replica, interval=1, window=window, process_group=dist.group.WORLD)
+        assert not warned.text
+        assert LAWA(replica, interval=1, window=window)
+    assert "on each of 2 ranks here, if all make one" in warned.text
+    del os.environ["LOCAL_WORLD_SIZE"]
+
+
+class Warned(logging.Handler):
+    """What the library warns of in a block."""
+
+    text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text += record.getMessage()
+
+    def __enter__(self) -> "Warned":
+        self.setLevel(logging.WARNING)
+        logging.getLogger("weight_averaging").addHandler(self)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        logging.getLogger("weight_averaging").removeHandler(self)
+
+
+def snapshots_of_shards(folder: str) -> None:
+    """The first rank writes whole tensors, under the names of the plain model."""
+    model = sharded_model()
+    writer = SnapshotWriter(Path(folder, "snapshots"), interval=2)
+    expected = {}
+    for step in range(1, 5):
+        with torch.no_grad():
+            for number, parameter in enumerate(model.parameters()):
+                parameter.fill_(step + number / 7)
+        state = {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in model.state_dict().items()}
+        if writer.update(step, model):
+            expected[step] = {name: tensor.clone() for name, tensor in state.items()}
+    lawa = LAWA(model, interval=1, window=1)
+    lawa.update(1)
+    with lawa.averaged(), pytest.raises(RuntimeError, match="while the average of LAWA is in the model"):
+        writer.update(6, model)
+    writer.close()
+    dist.barrier()
+    found = Snapshots(Path(folder, "snapshots"))
+    assert found.steps == list(expected) == [2, 4]
+    for step, state in found.stream(found.steps):
+        assert state.keys() == expected[step].keys()
+        for name, tensor in state.items():
+            assert torch.equal(tensor, expected[step][name]), name
 
 
 def main(rank: int, ranks: int, folder: str, checks: list[str]) -> None:

@@ -20,7 +20,10 @@ from tests.support import ROOT
 WITH_TORCH = """
 import importlib.util, sys
 import weight_averaging
-assert "torch" not in sys.modules, "import weight_averaging needs no framework"
+assert {"EMA", "LAWA", "suggest"} <= set(dir(weight_averaging))
+assert "torch" not in sys.modules, "import weight_averaging needs no framework, nor does completion"
+import pydoc
+assert "class LAWA(" in pydoc.render_doc(weight_averaging, renderer=pydoc.plaintext)
 assert weight_averaging.suggest(3000).interval == 6
 from weight_averaging import EMA, LAWA
 import torch
@@ -47,7 +50,9 @@ except ModuleNotFoundError as error:
 print(weight_averaging.__version__)
 """
 WITH_JAX = """
+import pydoc
 import weight_averaging
+assert "suggest(" in pydoc.render_doc(weight_averaging, renderer=pydoc.plaintext)
 from weight_averaging.jax import lawa
 import jax.numpy as jnp
 averager = lawa(interval=1, window=2)

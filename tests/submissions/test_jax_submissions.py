@@ -13,6 +13,8 @@ jax = pytest.importorskip("jax")
 optax = pytest.importorskip("optax")
 import jax.numpy as jnp  # noqa: E402
 import torch  # noqa: E402
+from flax import serialization  # noqa: E402
+from flax.core import FrozenDict  # noqa: E402
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
@@ -25,7 +27,7 @@ from tests.submissions.test_submissions import GOOD, NAMES  # noqa: E402
 from tests.support import reference  # noqa: E402
 from tests.support.jax_runs import EMA, LAWA, STEP_HINT, Regression, Run, point  # noqa: E402
 from weight_averaging.jax import HostLAWAState  # noqa: E402
-from weight_averaging.jax.host_window import host_window_averager  # noqa: E402
+from weight_averaging.jax.host_window import HostWindowAverager  # noqa: E402
 
 SLOW = {"beta3": 0.999, "alpha": 8.0}
 has_ademamix = not (recipes.ademamix.missing() or torch_recipes.ademamix.missing())
@@ -135,7 +137,7 @@ def test_with_an_average_training_is_that_of_the_base_optimizer(name, average):
 
 def test_a_window_in_host_memory_gives_the_same_and_is_resumed(monkeypatch):
     beside = Run("lawa", **LAWA).update(9).prepare()
-    monkeypatch.setattr(averagers, "averaging_for", lambda weights, average: host_window_averager(average, True))
+    monkeypatch.setattr(averagers, "averaging_for", lambda weights, average: HostWindowAverager(average))
     run, resumed = Run("lawa", **LAWA).update(7).prepare(), Run("lawa", **LAWA)
     assert isinstance(run.state[0].averaging, HostLAWAState)
     state, params, model_state = jax.tree.map(
@@ -194,6 +196,30 @@ def test_what_a_harness_restores_as_for_pmap_is_taken_apart():
     other.state, other.params, other.model_state, other.step = (state, other.state[1]), params, model_state, 7
     np.testing.assert_array_equal(other.update().kernel(), run.update().kernel())
     np.testing.assert_array_equal(other.prepare().kernel(), run.prepare().kernel())
+
+
+@pytest.mark.parametrize("statistics", [{}, {"batch_stats": {"mean": jnp.zeros(5)}}], ids=["none", "some"])
+def test_a_run_whose_model_state_comes_in_another_container_is_resumed(statistics, monkeypatch):
+    """The ViT of the harness gives {} at the start and returns None; what is restored must fit what is given."""
+
+    def model_fn(self, params, batch, model_state, mode, rng, update_batch_norm, dropout_rate=0.1):
+        logits = batch["inputs"] @ params["kernel"] + params["bias"]
+        return logits, FrozenDict(model_state) if model_state else None
+
+    init = Regression.init_model_fn
+    monkeypatch.setattr(Regression, "init_model_fn", lambda self, rng: (init(self, rng)[0], statistics))
+    monkeypatch.setattr(Regression, "model_fn", model_fn)
+    run, resumed = Run("lawa", **LAWA), Run("lawa", **LAWA)
+    run.update(3)
+    assert jax.tree.structure(run.model_state) == jax.tree.structure(resumed.model_state)
+    saved = {"state": run.state[0], "params": run.params, "model_state": run.model_state}
+    target = {"state": resumed.state[0], "params": resumed.params, "model_state": resumed.model_state}
+    restored = serialization.from_bytes(target, serialization.to_bytes(saved))  # as the harness does
+    resumed.state, resumed.step = (restored["state"], resumed.state[1]), 3
+    resumed.params, resumed.model_state = restored["params"], restored["model_state"]
+    for each in (run, resumed):
+        each.update(6).prepare()
+    np.testing.assert_array_equal(run.kernel(), resumed.kernel())
 
 
 def test_the_state_of_other_hyperparameters_is_refused_in_one_line():

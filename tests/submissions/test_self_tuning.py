@@ -82,8 +82,7 @@ def test_a_sweep_has_one_trial_of_one_and_a_half_budgets(tmp_path):
     assert result.returncode == 0, result.stderr
     *jobs, each, total = result.stdout.splitlines()
     expected = sweep.cost("ogbg", 8, {"averaging_window": 20})
-    hours = {machine: 1.5 * hours for machine, hours in expected.hours.items()}
-    cost = sweep.text_of([sweep.Cost(hours, expected.gigabytes)])
+    cost = sweep.text_of([sweep.Cost(1.5 * expected.hours, expected.gigabytes)])
     assert jobs == [f"ogbg-lawa_self-study_{study}-trial_1: {cost}" for study in (1, 2)]
     assert "--tuning_ruleset=self" in each
     assert not {flag for flag in each.split() if flag.startswith(("--tuning_search", "--num_tuning", "--hparam"))}

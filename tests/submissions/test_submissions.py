@@ -54,6 +54,31 @@ def test_nadamw_follows_its_equations(seed, steps, b1, b2, decay):
     np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=2e-6, atol=2e-6)
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.integers(2, 6), st.sampled_from([1.0, 8.0, 65536.0]), st.booleans())
+def test_nadamw_under_grad_scaler_trains_as_without(seed, steps, scale, unscaled):
+    """An overflow leaves the step out, moments and all."""
+    results = []
+    for scaled in (True, False):
+        torch.manual_seed(seed)
+        parameter = nn.Parameter(torch.randn(7))
+        optimizer = NadamW([parameter], lr=1e-2, betas=(0.9, 0.99), weight_decay=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scaled)
+        for step in range(steps):
+            overflows = step == 1
+            gradient = torch.randn(7)
+            if overflows and not scaled:
+                continue
+            optimizer.zero_grad()
+            scaler.scale((parameter * gradient).sum() * (float("inf") if overflows else 1.0)).backward()
+            if unscaled:
+                scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+        results.append(parameter.detach())
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-6)
+
+
 def test_nadamw_is_not_adamw():
     results = []
     for kind in (NadamW, torch.optim.AdamW):

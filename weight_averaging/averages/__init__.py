@@ -5,6 +5,18 @@ and in a submission. `docs/own_average.md` writes a new one.
 """
 
 from weight_averaging.averages.average import Average, SnapshotError
-from weight_averaging.averages.kinds import EMA, LAWA, SHAPES, Merge, Power, Tail, Weighted, exponential
+from weight_averaging.averages.kinds import EMA, LAWA, SHAPES, Merge, Power, Ramp, Tail, Weighted, exponential
 
-__all__ = ["EMA", "LAWA", "SHAPES", "Average", "Merge", "Power", "SnapshotError", "Tail", "Weighted", "exponential"]
+__all__ = [
+    "EMA",
+    "LAWA",
+    "SHAPES",
+    "Average",
+    "Merge",
+    "Power",
+    "Ramp",
+    "SnapshotError",
+    "Tail",
+    "Weighted",
+    "exponential",
+]

@@ -16,7 +16,11 @@ from weight_averaging.errors import UsageError
 
 # The functions of which weights are made, under the names that array libraries give them.
 NUMBERS = SimpleNamespace(
-    maximum=max, expm1=math.expm1, log1p=lambda value: math.log1p(value) if value > -1 else -math.inf
+    maximum=max,
+    minimum=min,
+    cos=math.cos,
+    expm1=math.expm1,
+    log1p=lambda value: math.log1p(value) if value > -1 else -math.inf,
 )
 
 
@@ -36,7 +40,7 @@ class Average:
     Args:
         interval: updates between the snapshots taken, nu >= 1; None: every snapshot there is, which only saved
             snapshots allow.
-        start: the first update whose snapshot may be taken.
+        start: the first update whose snapshot may be taken; 0: the initial weights, before any update.
     """
 
     interval: int | None = None
@@ -47,7 +51,7 @@ class Average:
     def __post_init__(self) -> None:
         if self.interval is not None:
             self._set("interval", check_count("interval", self.interval))
-        self._set("start", check_count("start", self.start))
+        self._set("start", check_count("start", self.start, least=0))
 
     def _set(self, name: str, value: object) -> None:
         """Keep an argument as a plain Python value: it may have come as one of NumPy's."""
@@ -128,8 +132,9 @@ class Average:
 
     def _due(self, steps: Sequence[int], at: int) -> list[int]:
         if self.interval is None:
-            return [step for step in steps if self.start <= step <= at]
-        return [s for s in range(self.interval, at + 1, self.interval) if is_due(s, self.interval, self.start)]
+            start = self.start if self.start > 1 else 0  # what was saved before the first update is a snapshot too
+            return [step for step in steps if start <= step <= at]
+        return [s for s in range(0, at + 1, self.interval) if is_due(s, self.interval, self.start)]
 
     def _usable_intervals(self, saved: set[int], at: int) -> list[int]:
         """Up to three intervals, nearest first, for which all snapshots are there."""

@@ -22,15 +22,18 @@ def check_step(step: object, last: int) -> int:
         hint = f": int({step!r})?" if isinstance(step, float) else ""
         raise TypeError(f"update takes the number of completed updates, a whole number, not {step!r}{hint}") from None
     if number <= last:
-        raise ValueError(f"update({number}) after update({last}): pass the number of completed updates, 1, 2, ...")
+        hint = "; an average that begins at the initial weights is made with start=0" if number == last == 0 else ""
+        raise ValueError(
+            f"update({number}) after update({max(last, 0)}): pass the number of completed updates, 1, 2, ...{hint}"
+        )
     return int(number)
 
 
-def check_count(name: str, value: int) -> int:
-    """`value` as an int if it is a whole number >= 1, else a one-line ValueError that names it."""
-    if isinstance(value, Integral) and not isinstance(value, bool) and value >= 1:
+def check_count(name: str, value: int, least: int = 1) -> int:
+    """`value` as an int if it is a whole number >= `least`, else a one-line ValueError that names it."""
+    if isinstance(value, Integral) and not isinstance(value, bool) and value >= least:
         return int(value)
-    raise ValueError(f"{name} must be a whole number >= 1, not {value!r}")
+    raise ValueError(f"{name} must be a whole number >= {least}, not {value!r}")
 
 
 def check_flag(name: str, value: bool) -> bool:
@@ -45,6 +48,8 @@ def check_decay(decay: float) -> float:
     if isinstance(decay, Real) and not isinstance(decay, bool) and 0 <= decay < 1:
         return float(decay)
     hint = " (a string: drop the quotes)" if isinstance(decay, str) else ""
+    if callable(decay):
+        hint = ": a decay that changes is averages.Ramp, or a description of your own (docs/own_average.md)"
     raise ValueError(f"decay must be a number in [0, 1), not {decay!r}{hint}")
 
 

@@ -186,6 +186,42 @@ class Power(Average):
         return -functions.expm1((self.gamma + 1.0) * functions.log1p(-1.0 / number))  # 1 - (1 - 1/k)^(gamma + 1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ramp(Average):
+    """An EMA whose decay goes from `decay` to `final` over `length` snapshots, and stays there.
+
+    So move the teachers of BYOL (Grill et al. 2020, arXiv 2006.07733: tau = 1 - (1 - tau_base) (cos(pi k /
+    K) + 1) / 2) and DINO (Caron et al. 2021, arXiv 2104.14294), `cosine` to 1; and of data2vec (Baevski et al. 2022,
+    arXiv 2202.03555), `linear`. Snapshot number k + 2 enters with the decay at k, since the first begins.
+
+    Args:
+        decay: at first, in [0, 1).
+        final: at last, in [0, 1].
+        length: snapshots from the one to the other, K: updates divided by the interval.
+        shape: `cosine` or `linear`.
+    """
+
+    decay: float
+    final: float = 1.0
+    length: int
+    shape: str = "cosine"
+    is_recursive: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set("decay", check_decay(self.decay))
+        if not (isinstance(self.final, int | float) and 0 <= self.final <= 1):
+            raise ValueError(f"final must be a number in [0, 1], not {self.final!r}")
+        self._set("length", check_count("length", self.length))
+        if self.shape not in ("cosine", "linear"):
+            raise ValueError(f"shape must be cosine or linear, not {self.shape!r}")
+
+    def weight(self, number: Any, functions: Any = NUMBERS) -> Any:
+        passed = functions.minimum(1.0, (number - 2) / self.length)
+        left = 1.0 - passed if self.shape == "linear" else (1.0 + functions.cos(math.pi * passed)) / 2.0
+        return (1.0 - self.final) + (self.final - self.decay) * left
+
+
 def exponential(
     decay: float | None, horizon: float | None = None, warmup: bool = False, interval: int | None = None, start: int = 1
 ) -> EMA | Power:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def is_due(step: int, interval: int, start: int = 1) -> bool:
-    """Whether a snapshot is due after update `step` (1, 2, ...): from `start` on, at multiples of `interval`."""
+    """Whether a snapshot is due after update `step`: from `start` on, at multiples of `interval`. 0 is before any."""
     return (step >= start) & (step % interval == 0)  # not `and`: the step may be an array of JAX
 
 

@@ -1,6 +1,9 @@
 """The command `weight-averaging`: averages of checkpoints, and what is in them."""
 
 import argparse
+import contextlib
+import io
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -43,18 +46,34 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse and run; a fault is one line on stderr and the exit status 2, Ctrl-C one line and 130."""
+    """Parse and run; a fault is one line on stderr and the exit status 2, Ctrl-C one line and 130, SIGTERM 143."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may be no text
     args = parser().parse_args(argv)
+    before = None
     try:
+        with contextlib.suppress(ValueError):  # not in the main thread, which alone is told
+            before = signal.signal(signal.SIGTERM, _terminated)
         if args.command != "plan":
             _check_torch()
         args.run(args)
     except (SnapshotError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}".replace("\n", "\\n"), file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except MemoryError as error:
+        print(f"error: there is not enough memory: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as signalled:
         print("\nstopped: nothing was written, and the same command starts anew", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + (signalled.args[0] if signalled.args else signal.SIGINT))
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _terminated(number: int, frame: object) -> None:
+    raise KeyboardInterrupt(number)  # so that what is not whole is removed
 
 
 def _check_torch() -> None:

@@ -25,12 +25,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weight_averaging.averages import Average, SnapshotError
-from weight_averaging.cli.common import add_reading, add_writing, counted, listed, not_averaged, opened, progress
+from weight_averaging.cli.common import (
+    add_reading,
+    add_step_from,
+    add_writing,
+    counted,
+    keys_of,
+    listed,
+    not_averaged,
+    opened,
+    progress,
+)
 from weight_averaging.cli.descriptions import add_averages, averages_of
 from weight_averaging.placement import size
 
 if TYPE_CHECKING:
     from weight_averaging.offline import Snapshots
+    from weight_averaging.offline.layouts import Layout
 
 EXAMPLES = """\
 for example:
@@ -51,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--at", help="steps as of which to average, with commas between (default: the last)")
     add_writing(parser)
     add_reading(parser)
+    add_step_from(parser)
     parser.add_argument("--verify", action="store_true", help="compare files with the checksums in manifest.json first")
 
 
@@ -72,19 +84,24 @@ def steps_of(args: argparse.Namespace, snapshots: "Snapshots") -> list[int] | No
 
 
 def told(args: argparse.Namespace) -> "Snapshots":
-    """The snapshots that are asked for, verified if wanted; tells how many there are."""
+    """The snapshots that are asked for, verified if wanted; tells how many there are, and where steps are from."""
     from weight_averaging.offline.recording import verify
 
-    snapshots = opened(args.paths, args.allow_class)
+    snapshots = opened(args.paths, args.allow_class, args.step_from)
     if args.verify:
         verify(snapshots.folder)
     steps = snapshots.steps
     where = args.paths[0] if len(args.paths) == 1 else f"{args.paths[0]}, ..."
     print(
-        f"{where}: {counted(len(steps), 'snapshot')}, {snapshots.unit}s {steps[0]} to {steps[-1]}, "
+        f"{where}: {counted(len(steps), 'snapshot')}, {_steps(snapshots.unit, steps)}, "
         f"{size(snapshots.nbytes)} each; the latest is a {snapshots.form}"
     )
+    print(f"{snapshots.unit}s are from {snapshots.rule}")
     return snapshots
+
+
+def _steps(unit: str, steps: Sequence[int]) -> str:
+    return f"{unit}s {steps[0]} to {steps[-1]}" if len(steps) > 1 else f"{unit} {steps[0]}"
 
 
 def run(args: argparse.Namespace) -> None:
@@ -101,37 +118,57 @@ def run(args: argparse.Namespace) -> None:
     write(args, snapshots, [(average, step) for average in averages for step in steps])
 
 
-def write(args: argparse.Namespace, snapshots: "Snapshots", wanted: Sequence[tuple[Average, int]]) -> None:
-    """Write the wanted averages to `args.out`, and say where each is, what went in and how to load it."""
-    from weight_averaging.offline import Plan
-    from weight_averaging.offline.passes.pieces import groups, memory
-    from weight_averaging.offline.writing.outputs import loading
-    from weight_averaging.offline.writing.to_files import average_to_files
+def write(
+    args: argparse.Namespace,
+    snapshots: "Snapshots",
+    wanted: Sequence[tuple[Average, int]],
+    title: str | None = None,
+) -> None:
+    """Write the wanted averages to `args.out`, and say where each is, what went in and how to load it.
 
+    Args:
+        title: what is written, where that is not an average along a run.
+    """
+    from weight_averaging.offline import Plan
+    from weight_averaging.offline.layouts import nbytes
+    from weight_averaging.offline.low_rank import check_low_rank
+    from weight_averaging.offline.passes.pieces import groups, memory
+    from weight_averaging.offline.writing.outputs import has_others, loading
+    from weight_averaging.offline.writing.to_files import average_to_files, layout_for
+
+    outputs = _outputs(args, snapshots, wanted)
+    latest = snapshots.open(snapshots.steps[-1])
+    layout = layout_for(snapshots, next(iter(outputs.values())), latest)
     plan = Plan(
         wanted,
         snapshots.steps,
         float32=args.float32,
-        latest=not_averaged(args, snapshots),
+        latest=not_averaged(args, snapshots, layout),
         frozen=snapshots.frozen,
     )
-    outputs = _outputs(args.out, snapshots, wanted)
+    for line in check_low_rank(snapshots, wanted, layout, along_run=title is None):
+        print(line)
+    lost = latest.left_out(layout) if has_others(next(iter(outputs.values())), latest) else []
+    for line in _beside(snapshots, layout, lost):
+        print(line)
     budget = int(args.memory_gb * 1e9)
-    parts = groups(snapshots.layout, plan.peak, budget, snapshots.mapped)
-    total = snapshots.nbytes * len(plan.needed)
+    parts = groups(layout, plan.peak, budget, snapshots.mapped)
+    total = nbytes(layout) * len(plan.needed)
     read, copies = counted(len(plan.needed), "snapshot"), counted(plan.peak, "float32 copy", "float32 copies")
     print(
         f"{counted(len(wanted), 'average')} from {read}, {size(total)} to read; memory "
-        f"{size(memory(snapshots.layout, plan.peak, parts))}: {copies} and a snapshot"
+        f"{size(memory(layout, plan.peak, parts))}: {copies} and a snapshot"
         + (f", of {len(parts)} pieces of the model in turn" if len(parts) > 1 else "")
     )
+    for path in outputs.values():  # now that nothing else can be wrong
+        path.parent.mkdir(parents=True, exist_ok=True)
     with progress(total) as on_read:
-        average_to_files(snapshots, plan, outputs, budget, on_read, args.plain_names)
+        average_to_files(snapshots, plan, outputs, budget, on_read, args.plain_names, args.overwrite)
     for (average, step), path in outputs.items():
         members = average.members(snapshots.steps, step)
         which = f"{snapshots.unit}s {listed(members)}" if len(members) > 1 else f"{snapshots.unit} {members[0]}"
-        print(f"{path}: {average} as of {snapshots.unit} {step}, made of {counted(len(members), 'snapshot')}, {which}")
-    latest = snapshots.open(snapshots.steps[-1])
+        made = f"made of {counted(len(members), 'snapshot')}, {which}"
+        print(f"{path}: " + (title or f"{average} as of {snapshots.unit} {step}, {made}"))
     extra = list(getattr(latest, "extra", ()))
     if extra and any(path.suffix == ".safetensors" for path in outputs.values()):
         left_out = counted(len(extra), "entry", "entries")
@@ -142,25 +179,40 @@ def write(args: argparse.Namespace, snapshots: "Snapshots", wanted: Sequence[tup
     print(f"load: {loading(next(iter(outputs.values())), latest)}")
 
 
+def _beside(snapshots: "Snapshots", layout: "Layout", lost: Sequence[str]) -> list[str]:
+    """What of the checkpoints is in the averages beside the model, and what is not."""
+    lines = []
+    if averaged := [name for name in layout if name not in snapshots.layout]:
+        lines.append(f"averaged too, each on its own: {keys_of(averaged)}")
+    if others := [name for name in snapshots.others if name not in layout]:
+        lines.append(f"left out, since a state dict is of one model: {keys_of(others)}")
+    if snapshots.lacking:
+        lines.append(f"left out, since not all checkpoints have them alike: {', '.join(snapshots.lacking)}")
+    if lost:
+        lines.append(f"not in the average: {', '.join(lost)}")
+    return lines
+
+
 def _outputs(
-    out: Path, snapshots: "Snapshots", wanted: Sequence[tuple[Average, int]]
+    args: argparse.Namespace, snapshots: "Snapshots", wanted: Sequence[tuple[Average, int]]
 ) -> dict[tuple[Average, int], Path]:
-    """Where each goes: one to `out`, several into it; creates the folder."""
+    """Where each goes: one to `args.out`, several into it. SnapshotError if that cannot be written, or is there."""
     from weight_averaging.offline.writing.outputs import check_path, ending, is_folder_for
 
+    out: Path = args.out
     latest = snapshots.open(snapshots.steps[-1])
-    if len(wanted) == 1:
-        check_path(out, latest)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        return {wanted[0]: out}
-    if ending(out) and not is_folder_for(out, latest):
-        raise SnapshotError(f"--out={out} is one file for {len(wanted)} averages: name a folder")
-    suffix = "" if is_folder_for(out, latest) else ".safetensors"
     found: dict[tuple[Average, int], Path] = {}
-    for average, step in wanted:
-        name = f"{str(average).replace(' ', '_').replace('=', '')}_{snapshots.unit}_{step}{suffix}"
-        found[average, step] = out / name.replace("/", "-")
+    if len(wanted) == 1:
+        found[wanted[0]] = out
+    else:
+        if ending(out) and not is_folder_for(out, latest):
+            raise SnapshotError(f"--out={out} is one file for {len(wanted)} averages: name a folder")
+        suffix = "" if is_folder_for(out, latest) else ".safetensors"
+        for average, step in wanted:
+            name = f"{str(average).replace(' ', '_').replace('=', '')}_{snapshots.unit}_{step}{suffix}"
+            found[average, step] = out / name.replace("/", "-")
     if len(set(found.values())) < len(found):  # of two classes of one name
         raise SnapshotError(f"--out={out}: two averages would have one name there: ask for them one at a time")
-    out.mkdir(parents=True, exist_ok=True)
+    for path in found.values():
+        check_path(path, latest, args.overwrite)
     return found

@@ -4,7 +4,8 @@ import argparse
 import contextlib
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from weight_averaging.placement import size
 
 if TYPE_CHECKING:
     from weight_averaging.offline import Snapshots
+    from weight_averaging.offline.layouts import Layout
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +27,15 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_step_from(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--step-from",
+        metavar="PLACE",
+        help="where each checkpoint's step is: a key in it, name (the last number there), name:1, folder (the name of\n"
+        "its folder), or order (as named); default: the rule of docs/offline.md, which prints what it takes",
+    )
+
+
 def add_writing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
@@ -32,6 +43,7 @@ def add_writing(parser: argparse.ArgumentParser) -> None:
         help="file to write: .safetensors, or .pt, .pth, .ckpt, ... for a checkpoint like those read;\n"
         "a folder for Hugging Face checkpoints, or for several averages",
     )
+    parser.add_argument("--overwrite", action="store_true", help="write over what is there already")
     parser.add_argument("--float32", action="store_true", help="write float32 also where checkpoints have fewer bits")
     parser.add_argument(
         "--plain-names", action="store_true", help="drop from names what DDP, torch.compile and FSDP add (module., ...)"
@@ -57,28 +69,30 @@ def _positive(text: str) -> float:
     return value
 
 
-def opened(paths: Sequence[Path], allow: Sequence[str], in_order: bool = False) -> "Snapshots":
+def opened(paths: Sequence[Path], allow: Sequence[str], step_from: str | None = None) -> "Snapshots":
     """The snapshots of a folder, or of the checkpoints that are named; tells what is left out."""
     from weight_averaging.offline import Snapshots
     from weight_averaging.offline.forms import is_checkpoint
 
     if missing := [path for path in paths if not path.exists()]:
         raise SnapshotError(f"{missing[0]} is not there")
-    folder = len(paths) == 1 and not in_order and paths[0].is_dir()
+    folder = len(paths) == 1 and paths[0].is_dir()
     if folder and is_checkpoint(paths[0]):  # one, or the output of a Trainer with several in it
         folder = any(path.is_dir() and is_checkpoint(path) for path in paths[0].iterdir())
-    snapshots = Snapshots(paths[0] if folder else paths, allow, in_order=in_order)
+    snapshots = Snapshots(paths[0] if folder else paths, allow, step_from=step_from)
     if snapshots.left_out:
         shown = [f"{path.name} ({reason})" for path, reason in snapshots.left_out.items()]
         print(f"left out: {', '.join(shown)}")
+    for note in snapshots.notes:
+        print(note)
     return snapshots
 
 
-def not_averaged(args: argparse.Namespace, snapshots: "Snapshots") -> set[str]:
-    """The tensors that come from the latest snapshot, which is told."""
+def not_averaged(args: argparse.Namespace, snapshots: "Snapshots", layout: "Layout | None" = None) -> set[str]:
+    """The tensors that come from the latest snapshot, which is told; of the model, or of a `layout`."""
     from weight_averaging.offline import latest_of
 
-    latest = latest_of(snapshots.layout, args.include, args.exclude, snapshots.latest)
+    latest = latest_of(layout or snapshots.layout, args.include, args.exclude, snapshots.latest)
     if latest:
         shown = ", ".join(sorted(latest)[:5]) + (", ..." if len(latest) > 5 else "")
         print(f"not averaged but taken from the latest snapshot ({counted(len(latest), 'tensor')}): {shown}")
@@ -92,6 +106,13 @@ def counted(number: int, one: str, several: str = "") -> str:
     ('1 copy', '20 snapshots')
     """
     return f"{number} {one if number == 1 else several or one + 's'}"
+
+
+def keys_of(names: Iterable[str]) -> str:
+    """Models beside by their keys, with the number of tensors of each."""
+    from weight_averaging.offline.forms.source import key_of
+
+    return ", ".join(f"{key} ({counted(count, 'tensor')})" for key, count in Counter(map(key_of, names)).items())
 
 
 def listed(numbers: Sequence[int]) -> str:

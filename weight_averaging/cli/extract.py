@@ -9,7 +9,6 @@ lines that are printed without it.
 import argparse
 from pathlib import Path
 
-from weight_averaging.averages import SnapshotError
 from weight_averaging.cli.common import add_reading, counted
 from weight_averaging.placement import size
 
@@ -27,20 +26,21 @@ for example:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="file of torch.save")
     parser.add_argument("--out", type=Path, required=True, help="file to write: .safetensors or .pt")
+    parser.add_argument("--overwrite", action="store_true", help="write over what is there already")
     parser.add_argument("--average", help="which average of an Averages state")
     add_reading(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     from weight_averaging.offline.extract import extract
-    from weight_averaging.offline.writing.outputs import state_dict_loading, state_dict_writer
+    from weight_averaging.offline.writing.outputs import check_path, state_dict_loading, state_dict_writer
 
-    if args.out.suffix not in (".safetensors", ".pt", ".pth"):
-        raise SnapshotError(f"--out={args.out}: the name must end in .safetensors or .pt")
+    check_path(args.out, overwrite=args.overwrite)
     result = extract(args.checkpoint, args.average, args.allow_class)
     args.out.parent.mkdir(parents=True, exist_ok=True)
+    kind = args.average or "of an averager's state"
     layout = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in result.items()}
-    with state_dict_writer(args.out, layout, {"format": "pt"}) as file:
+    with state_dict_writer(args.out, layout, {"format": "pt", "average": kind}, args.overwrite) as file:
         for name, tensor in result.items():
             file.write_part(name, 0, tensor)
     elements = sum(tensor.numel() for tensor in result.values())

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weight_averaging.cli.common import add_reading, counted, listed, opened
+from weight_averaging.cli.common import add_reading, add_step_from, counted, keys_of, listed, opened
 from weight_averaging.placement import size
 
 if TYPE_CHECKING:
@@ -30,14 +30,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "paths", metavar="PATH", type=Path, nargs="+", help="a folder of checkpoints, or the checkpoints"
     )
     add_reading(parser)
+    add_step_from(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    snapshots = opened(args.paths, args.allow_class)
+    snapshots = opened(args.paths, args.allow_class, args.step_from)
     unit, steps = snapshots.unit, snapshots.steps
     spacing = {later - earlier for earlier, later in pairwise(steps)}
     apart = f", {spacing.pop()} apart" if len(spacing) == 1 else ", not equally far apart" if spacing else ""
-    print(f"checkpoints: {len(steps)}, {unit}s {listed(steps)}{apart}")
+    print(f"checkpoints: {len(steps)}, {unit}{'s' if len(steps) > 1 else ''} {listed(steps)}{apart}")
+    print(f"{unit}s are from {snapshots.rule}")
     print(f"form: {snapshots.form}")
     for line in (*_weights(snapshots), *_averages(snapshots)):
         print(line)
@@ -61,6 +63,8 @@ def _weights(snapshots: "Snapshots") -> list[str]:
             lines.append(f"not averaged, taken from the latest: {counted(len(latest), 'tensor')}, {shown}")
     except ValueError as error:
         lines.append(f"not possible as they are: {error}")
+    if snapshots.others:
+        lines.append(f"other models in them: {keys_of(snapshots.others)}")
     source = snapshots.open(snapshots.steps[-1])
     if isinstance(source, TorchSource) and source.averagers:
         kinds = ", ".join(source.averagers)

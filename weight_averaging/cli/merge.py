@@ -6,6 +6,7 @@ The checkpoints may be of any runs and steps, as long as the models are alike. W
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from weight_averaging.averages import LAWA, Average, SnapshotError, Weighted
@@ -36,23 +37,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_reading(parser)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mean(LAWA):
+    """The plain mean of models that are of no run: the same numbers as LAWA's."""
+
+    def __str__(self) -> str:
+        return f"mean of {self.window} models"
+
+
 def run(args: argparse.Namespace) -> None:
     weights = _weights(args.weights, args.paths)
     paths = list(weights or args.paths)
     if not paths:
         raise SnapshotError("say what to merge: a.pt b.pt, or --weights a.pt=.5,b.pt=.5")
+    if len(paths) == 1:
+        several = ", or average the checkpoints of a folder by `weight-averaging average`" if paths[0].is_dir() else ""
+        raise SnapshotError(f"{paths[0]} is one model, and merging takes two or more: name others{several}")
     if args.out is None:
         raise SnapshotError("say where to write: --out model.safetensors")
-    average: Average = LAWA(window=len(paths))
+    average: Average = Mean(window=len(paths))
     if weights:
         try:
             average = Weighted(weights=tuple(weights.values()))
         except ValueError as error:
             raise SnapshotError(f"--weights: {error}") from None
-    snapshots = opened(paths, args.allow_class, in_order=True)
+    snapshots = opened(paths, args.allow_class, step_from="order")
     for number, path in snapshots.paths.items():
         print(f"{number}: {path}, weight {average.coefficients(len(paths))[number - 1]:.6g}")
-    write(args, snapshots, [(average, len(paths))])
+    kind = f"weighted mean of {len(paths)} models" if weights else str(average)
+    write(args, snapshots, [(average, len(paths))], title=kind)
 
 
 def _weights(flags: Sequence[str], paths: Sequence[Path]) -> dict[Path, float]:

@@ -6,7 +6,10 @@ in and out, and the first limit that breaks. The model behind it, and how near i
 """
 
 import argparse
+import math
+from collections.abc import Callable
 
+from weight_averaging.cli.common import counted
 from weight_averaging.cli.costs import BYTES, Machine, Run, places
 from weight_averaging.placement import size
 
@@ -24,13 +27,13 @@ for example:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     run, machine = Run(params=1), Machine()
 
-    def number(name: str, default: float | None, text: str, kind: type = float) -> None:
+    def number(name: str, default: float | None, text: str, kind: Callable[[str], float] = float) -> None:
         option = f"--{name.replace('_', '-')}"
         names = dict.fromkeys((option, f"--{name}"))
         shown = "" if default is None else f" (default: {default:g})"
         parser.add_argument(*names, dest=name, type=kind, default=default, required=default is None, help=text + shown)
 
-    number("params", None, "weights of the model, as 7e9")
+    number("params", None, "weights of the model, as 7e9 or 7B", _count)
     parser.add_argument("--dtype", choices=sorted(BYTES), default="float32", help="of the weights (default: float32)")
     number("ranks", run.ranks, "processes, one a device", int)
     number("shards", run.shards, "ranks that share one copy of the weights (FSDP); 1: each has all (DDP)", int)
@@ -46,6 +49,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     number("disk_gbs", machine.disk_gbs, "GB/s at which a node writes snapshots")
 
 
+def _count(text: str) -> float:
+    """A number, also with K, M, B (or G) or T behind it: 7B is 7e9."""
+    units = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+    try:
+        value = float(text[:-1]) * units[text[-1:].lower()] if text[-1:].lower() in units else float(text)
+    except ValueError:
+        value = math.nan
+    if math.isnan(value):
+        raise argparse.ArgumentTypeError(f"must be a number of weights, as 7e9 or 7B, not {text}")
+    return value
+
+
 def run(args: argparse.Namespace) -> None:
     given = vars(args)
     training = Run(
@@ -53,8 +68,10 @@ def run(args: argparse.Namespace) -> None:
         **{name: given[name] for name in ("params", "ranks", "shards", "window", "interval", "step_seconds")},
     )
     machine = Machine(**{name: given[name] for name in Machine.__dataclass_fields__})
-    where = f"{training.ranks} ranks, {training.shards} shards" if training.shards > 1 else f"{training.ranks} ranks"
-    print(f"{args.params:.3g} weights in {args.dtype}, {where}; LAWA of {args.window}, every {args.interval} updates\n")
+    ranks = counted(training.ranks, "rank")
+    where = f"{ranks}, {training.shards} shards" if training.shards > 1 else ranks
+    every = "update" if args.interval == 1 else f"{args.interval} updates"
+    print(f"{args.params:.3g} weights in {args.dtype}, {where}; LAWA of {args.window}, every {every}\n")
     head = ("", "device", "evaluating", "host, a node", "disk", "to it, a snapshot", "of a step", "swap", "")
     rows: list[tuple[str, ...]] = [head]
     for (kind, place), cost in places(training, machine).items():

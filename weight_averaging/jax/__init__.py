@@ -1,6 +1,7 @@
 """Averages as pure functions over pytrees. Needs jax alone; docs/jax.md shows it in a training loop."""
 
 from weight_averaging.jax.averager import Averager
+from weight_averaging.jax.chains import as_gradient_transformation, averaging_state
 from weight_averaging.jax.doors import (
     averaging,
     averaging_for,
@@ -13,6 +14,7 @@ from weight_averaging.jax.doors import (
 )
 from weight_averaging.jax.exponential import EMAState
 from weight_averaging.jax.host_window import HostLAWAState
+from weight_averaging.jax.several import Several, several
 from weight_averaging.jax.window import LAWAState
 
 __all__ = [
@@ -20,12 +22,16 @@ __all__ = [
     "EMAState",
     "HostLAWAState",
     "LAWAState",
+    "Several",
+    "as_gradient_transformation",
     "averaging",
     "averaging_for",
+    "averaging_state",
     "choose_lawa",
     "ema",
     "ema_for_run",
     "host_lawa",
     "lawa",
     "lawa_for_run",
+    "several",
 ]

@@ -1,115 +1,116 @@
-"""What LAWA and EMA have in common: when they take in a snapshot, and what they show."""
+"""What averages over pytrees have in common: an interface of pure functions, and settings."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
-import jax
-import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from weight_averaging.averages import Average
 from weight_averaging.averages.schedule import is_due
-from weight_averaging.jax.trees import Tree, all_finite, check_alike, dtype_of, is_averaged
+from weight_averaging.errors import UsageError
+from weight_averaging.jax.checks import check_state
+from weight_averaging.jax.trees import Tree
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar  # typing's has a default from Python 3.13 on
+
+    State = TypeVar("State", bound=Any, default=Any)
+else:
+    State = typing.TypeVar("State")
 
 
-class Averager(NamedTuple):
+@dataclass(frozen=True)
+class Averager(ABC, Generic[State]):
     """An average of weights along training, as pure functions over any pytree.
 
     `params` is what is averaged: parameters, or parameters and batch statistics. Floating-point leaves are averaged in
-    float32 (complex ones in complex64) whatever they are; all others are passed through. Structure, shapes and types of
-    a state never change. The functions may be part of a larger `jax.jit`, which should donate the state: in donated
-    memory an update with nothing due copies nothing.
+    float32 (complex ones in complex64), those of float64 and complex128 in their own type; all others are passed
+    through. Structure, shapes and types of a state never change. The functions may be part of a larger `jax.jit`, which
+    should donate the state: in donated memory an update with nothing due copies nothing.
+
+    Averagers of the same average are equal, and what is compiled for one serves all. They pickle.
 
     Attributes:
-        init: `init(params) -> state`; holds no snapshot yet. Its memory is its own, sharded as the parameters are.
-        update: `update(state, params, step) -> state`, after every optimizer update; `step` (int or int32[]) is the
-            number of completed ones, 1, 2, ...; a step that is not larger than the last one is passed over.
-        average: `average(state, params) -> params`: the average in the types of `params`, with what is not averaged as
-            it is there. `params` themselves while the average is not ready. New memory throughout.
-        ready: `ready(state) -> bool[]`, whether there is an average.
+        described: what it is, with an interval.
+        check_finite: whether weights that are not finite are refused.
         settings: names and values of the hyperparameters.
     """
 
-    init: Callable[[Tree], Any]
-    update: Callable[[Any, Tree, int | Array], Any]
-    average: Callable[[Any, Tree], Tree]
-    ready: Callable[[Any], Array]
-    settings: tuple[tuple[str, Any], ...]
+    described: Average
+    check_finite: bool = True
+    settings: tuple[tuple[str, Any], ...] = ()
+    state: ClassVar[type]
 
+    def __post_init__(self) -> None:
+        if not self.settings:
+            object.__setattr__(self, "settings", settings_of(self.described))
 
-def averager(
-    average: Average,
-    *,
-    init: Callable[[Tree], Any],
-    take: Callable[[Any, Tree, Array], Any],
-    mean: Callable[[Any], Tree],
-    check_finite: bool,
-    axes: tuple[int, ...] = (),
-) -> Averager:
-    """The rules that all averages share around those of one.
+    def __hash__(self) -> int:
+        # Not of all fields: an average of one's own may have lists among them.
+        return hash((type(self), type(self.described), self.described.interval, self.described.start))
 
-    Args:
-        average: what it is, with an interval.
-        init: as of Averager. A state's first field is a tree like the parameters; it also has the fields `step`,
-            `count` and `refused`.
-        take: the state that has taken in the weights of an update.
-        mean: the average, a tree like the parameters; in the place of leaves that are not averaged anything.
-        check_finite: whether weights that are not finite are refused.
-        axes: the leading axes of that tree's leaves.
-    """
-    interval, start, needed = average.interval, average.start, average.needed
-    assert interval is not None
+    @property
+    def interval(self) -> int:
+        assert self.described.interval is not None
+        return self.described.interval
 
-    def refuse(state: Any, params: Tree, step: Array) -> Any:
-        return state._replace(refused=state.refused + 1)
+    @abstractmethod
+    def init(self, params: Tree) -> State:
+        """A state that holds no snapshot yet. Its memory is its own, sharded as the parameters are."""
 
-    def look(state: Any, params: Tree, step: Array) -> Any:
-        return lax.cond(all_finite(params), take, refuse, state, params, step)
+    @abstractmethod
+    def update(self, state: State, params: Tree, step: int | Array, *, donate: bool = False) -> State:
+        """The state after an optimizer update.
 
-    def skip(state: Any, params: Tree, step: Array) -> Any:
-        return state
+        Args:
+            step: int or int32[], the number of completed updates, 1, 2, ... One that is not larger than the last one is
+                passed over; if it is smaller, and not 0, `refused` counts it where it is due. Outside jit an int spares
+                a copy of the state where nothing is due, and so does an array that the device has computed already.
+            donate: outside jit, whether the new state may take the memory of the one given, which is gone then.
+        """
 
-    @jax.jit
-    def collect(state: Any, params: Tree, step: Array) -> Any:
-        due = is_due(step, interval, start) & (step > state.step)  # type: ignore[arg-type]
-        state = lax.cond(due, look if check_finite else take, skip, state, params, step)
-        return state._replace(step=jnp.maximum(state.step, step))
+    @abstractmethod
+    def average(self, state: State, params: Tree) -> Tree:
+        """The average in the types of `params`, with what is not averaged as it is there.
 
-    def update(state: Any, params: Tree, step: int | Array) -> Any:
-        check_alike(state[0], params, axes)
-        check_step(step)
-        if isinstance(step, int) and not is_due(step, interval, start):
-            return state._replace(step=jnp.maximum(state.step, step))  # outside jit the whole state would be copied
-        return collect(state, params, jnp.asarray(step, jnp.int32))
+        `params` themselves while the average is not ready. New memory throughout, and no gradient to `params`.
+        """
 
-    def ready(state: Any) -> Array:
-        enough: Array = state.count >= needed
+    @abstractmethod
+    def snapshot_steps(self, state: State) -> list[int]:
+        """The updates of the snapshots held, ascending; of a recursion that of the last one. Waits for the state."""
+
+    def ready(self, state: State) -> Array:
+        """Whether there is an average, bool[]."""
+        enough: Array = state.count >= self.described.needed
         return enough
 
-    def averaged(state: Any, params: Tree) -> Tree:
-        return jax.tree.map(
-            # What both branches hand on as it is, lax.cond would not copy: a train step may donate it.
-            lambda leaf, value: value.astype(dtype_of(leaf)) if is_averaged(leaf) else jnp.copy(leaf),
-            params,
-            mean(state),
-        )
+    def check(self, state: State, settings: Mapping[str, Any] | None = None) -> None:
+        """Refuse a restored state that is not one of this averager. Waits for the state.
 
-    @jax.jit
-    def show(state: Any, params: Tree) -> Tree:
-        return lax.cond(ready(state), averaged, lambda state, params: params, state, params)
-
-    def average_of(state: Any, params: Tree) -> Tree:
-        check_alike(state[0], params, axes)
-        return show(state, params)
-
-    return Averager(
-        jax.jit(init),
-        update,  # jitted, the counters are where the parameters are
-        average_of,
-        ready,
-        settings_of(average),
-    )
+        Args:
+            settings: `dict(averager.settings)` as it was saved beside the state.
+        Raises:
+            UsageError: in one line, where a setting differs or a snapshot is of no update at which one is due.
+        """
+        check_state(state, self.state)
+        for name, own in self.settings if settings is not None else ():
+            saved = settings.get(name)  # type: ignore[union-attr]
+            if (tuple(saved) if isinstance(saved, list) else saved) != own:
+                raise UsageError(
+                    f"the state has {name}={saved!r}, and the averager {name}={own!r}: take an averager of the state's "
+                    "settings, or begin with a new state by init(params)"
+                )
+        wrong = [step for step in self.snapshot_steps(state) if not is_due(step, self.interval, self.described.start)]
+        if wrong:
+            raise UsageError(
+                f"the state has the snapshot of update {wrong[0]}, and the averager interval={self.interval} and "
+                f"start={self.described.start}: take the state's, or begin with a new state by init(params)"
+            )
 
 
 def settings_of(average: Average) -> tuple[tuple[str, Any], ...]:
@@ -117,12 +118,3 @@ def settings_of(average: Average) -> tuple[tuple[str, Any], ...]:
     fields = dataclasses.fields(average)
     own = {field.name: getattr(average, field.name) for field in fields}
     return (("averager", type(average).__name__), *own.items())
-
-
-def counter() -> Array:
-    return jnp.zeros((), jnp.int32)
-
-
-def check_step(step: int | Array) -> None:
-    if isinstance(step, bool) or not jax.dtypes.issubdtype(dtype_of(step), jnp.integer) or jnp.shape(step) != ():
-        raise TypeError(f"update takes the number of completed updates, a whole number, not {step!r}")

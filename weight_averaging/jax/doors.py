@@ -7,13 +7,14 @@ from weight_averaging.averages import Average
 from weight_averaging.averages.average import check_along_training
 from weight_averaging.averages.horizon import WINDOW, decay_from_window, for_run
 from weight_averaging.jax.averager import Averager
-from weight_averaging.jax.exponential import recursive_averager
-from weight_averaging.jax.host_window import goes_to_host, host_window_averager
-from weight_averaging.jax.trees import Tree, check_averaged
-from weight_averaging.jax.window import window_averager
+from weight_averaging.jax.checks import check_averaged
+from weight_averaging.jax.exponential import EMAState, RecursiveAverager
+from weight_averaging.jax.host_window import HostLAWAState, HostWindowAverager, goes_to_host
+from weight_averaging.jax.trees import Tree
+from weight_averaging.jax.window import LAWAState, WindowAverager
 
 
-def averaging(average: Average, *, check_finite: bool = True) -> Averager:
+def averaging(average: Average, *, check_finite: bool = True) -> Averager[Any]:
     """Any average along training, as pure functions.
 
     Args:
@@ -33,10 +34,12 @@ def averaging(average: Average, *, check_finite: bool = True) -> Averager:
     [2.75]
     """
     check_along_training(average)
-    return (recursive_averager if average.held is None else window_averager)(average, check_finite)
+    return (RecursiveAverager if average.held is None else WindowAverager)(average, check_finite)
 
 
-def averaging_for(params: Tree, average: Average, *, placement: str = "auto", check_finite: bool = True) -> Averager:
+def averaging_for(
+    params: Tree, average: Average, *, placement: str = "auto", check_finite: bool = True
+) -> Averager[Any]:
     """`averaging`, with a window in host memory where there is no room on the device.
 
     Args:
@@ -51,13 +54,13 @@ def averaging_for(params: Tree, average: Average, *, placement: str = "auto", ch
     check_along_training(average)
     check_averaged(params)
     if average.held is not None and goes_to_host(params, average.held, placement):
-        return host_window_averager(average, check_finite)
+        return HostWindowAverager(average, check_finite)
     return averaging(average, check_finite=check_finite)
 
 
 def lawa(
     interval: int, window: int, start: int = 1, allow_partial: bool = False, check_finite: bool = True
-) -> Averager:
+) -> Averager[LAWAState]:
     """Latest weight averaging (Kaddour 2022; Algorithm 1 of Ajroldi et al., ICML 2025, arXiv 2502.06761).
 
     The weights after every `interval` updates join a queue of the latest `window`; the average is
@@ -89,7 +92,9 @@ def lawa(
     return averaging(described, check_finite=check_finite)
 
 
-def lawa_for_run(total_updates: int, *, horizon: float | None = None, window: int = WINDOW, **options: Any) -> Averager:
+def lawa_for_run(
+    total_updates: int, *, horizon: float | None = None, window: int = WINDOW, **options: Any
+) -> Averager[LAWAState]:
     """The LAWA that covers a share of a run whose length is known.
 
     Args:
@@ -108,18 +113,18 @@ def lawa_for_run(total_updates: int, *, horizon: float | None = None, window: in
 
 def host_lawa(
     interval: int, window: int, start: int = 1, allow_partial: bool = False, check_finite: bool = True
-) -> Averager:
+) -> Averager[HostLAWAState]:
     """`lawa` with its window in host memory: the same averages bit for bit, by functions to be called outside jit.
 
     See `host_window`. Arguments and errors: see `lawa`.
     """
     described = averages.LAWA(interval=interval, window=window, start=start, allow_partial=allow_partial)
-    return host_window_averager(described, check_finite)
+    return HostWindowAverager(described, check_finite)
 
 
 def choose_lawa(
     params: Tree, interval: int, window: int, *, placement: str = "auto", check_finite: bool = True, **options: Any
-) -> Averager:
+) -> Averager[Any]:
     """`lawa` or `host_lawa`, as there is room. Arguments and errors: see `averaging_for` and `lawa`."""
     described = averages.LAWA(interval=interval, window=window, **options)
     return averaging_for(params, described, placement=placement, check_finite=check_finite)
@@ -133,7 +138,7 @@ def ema(
     warmup: bool = False,
     horizon: float | None = None,
     check_finite: bool = True,
-) -> Averager:
+) -> Averager[EMAState]:
     """Exponential average of the weights (Algorithm 2 of Ajroldi et al., ICML 2025, arXiv 2502.06761).
 
     Starts at the first snapshot, so that nothing of the random initialisation is in it, then after every `interval`
@@ -168,10 +173,12 @@ def ema(
     described = averages.exponential(decay, horizon, warmup, interval, start)
     given = {"decay": decay, "horizon": horizon, "warmup": warmup, "interval": described.interval}
     settings = {"averager": "EMA", **given, "start": described.start}
-    return averaging(described, check_finite=check_finite)._replace(settings=tuple(settings.items()))
+    return RecursiveAverager(described, check_finite, tuple(settings.items()))
 
 
-def ema_for_run(total_updates: int, *, horizon: float | None = None, window: int = WINDOW, **options: Any) -> Averager:
+def ema_for_run(
+    total_updates: int, *, horizon: float | None = None, window: int = WINDOW, **options: Any
+) -> Averager[EMAState]:
     """The EMA as old on average as `lawa_for_run` of the same arguments."""
     interval, length = for_run(total_updates, horizon, window)
     return ema(decay_from_window(length), interval, **options)

@@ -11,22 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from weight_averaging.averages import Average
 from weight_averaging.averages.schedule import is_due
 from weight_averaging.averages.summation import pairwise_sum
-from weight_averaging.jax.averager import Averager, check_step, settings_of
-from weight_averaging.jax.trees import (
-    Tree,
-    all_finite,
-    check_alike,
-    check_averaged,
-    dtype_of,
-    is_averaged,
-    single,
-    single_type,
-)
-from weight_averaging.jax.window import divided
+from weight_averaging.jax.averager import Averager
+from weight_averaging.jax.checks import check_alike, check_averaged, check_state, checked, known, tell_of_restart
+from weight_averaging.jax.trees import Tree, all_finite, average_type, dtype_of, each, is_averaged, real_type
+from weight_averaging.jax.window import divided, held_steps, of_other_settings
 from weight_averaging.placement import on_host
 
 
@@ -34,8 +26,8 @@ class HostLAWAState(NamedTuple):
     """A window of snapshots in host memory. Structure, shapes and types never change.
 
     Attributes:
-        snapshots: `window` trees like the parameters, float32: snapshot number n (0, 1, ...) is number n mod L. A leaf
-            that is not averaged is float32[].
+        snapshots: `window` trees like the parameters, float32 (float64 of such leaves): snapshot number n (0, 1, ...)
+            is number n mod L. A leaf that is not averaged is bool[].
         steps, step, count, refused: as in LAWAState, in host memory too.
     """
 
@@ -46,57 +38,70 @@ class HostLAWAState(NamedTuple):
     refused: np.ndarray
 
 
-def host_window_averager(average: Average, check_finite: bool) -> Averager:
-    """`window_averager` with its window in host memory: the same averages, by functions to be called outside jit.
+class HostWindowAverager(Averager[HostLAWAState]):
+    """`WindowAverager` with its window in host memory: the same averages, by functions to be called outside jit.
 
     On the device there are, while an average is made, the partial sums of one leaf (`summation.accumulators`) and the
     average. With `check_finite` an update that is due waits for the weights, to know whether they are finite;
-    without it nothing waits.
+    without it nothing waits, but for a `step` that is an array and not computed yet.
     """
-    interval, window, start = average.interval, average.held, average.start
-    assert interval is not None
-    assert window is not None
-    nothing = np.zeros((), np.float32)  # in the place of a leaf that is not averaged
 
-    def number(value: Any) -> np.ndarray:
-        return np.array(value, np.int32)
+    state = HostLAWAState
 
-    def init(params: Tree) -> HostLAWAState:
+    @property
+    def window(self) -> int:
+        assert self.described.held is not None
+        return self.described.held
+
+    def init(self, params: Tree) -> HostLAWAState:
         _refuse_tracers(params)
         check_averaged(params)
-        empty = jax.tree.map(
-            lambda leaf: _to_host(jnp.zeros_like(leaf, single_type(leaf))) if is_averaged(leaf) else nothing,
-            params,
+        zeros = jax.tree.map(
+            lambda leaf: jnp.zeros_like(leaf, average_type(leaf)) if is_averaged(leaf) else None, params
         )
-        return HostLAWAState((empty,) * window, np.zeros(window, np.int32), number(0), number(0), number(0))
 
-    def update(state: HostLAWAState, params: Tree, step: int | Array) -> HostLAWAState:
-        _refuse_tracers((state, params, step))
-        check_alike(state.snapshots[0], params)
-        check_step(step)
-        step = int(step)
-        last, state = int(state.step), state._replace(step=number(max(step, int(state.step))))
-        if not is_due(step, interval, start) or step <= last:
+        def empty() -> Tree:  # each in memory of its own: a function may be given the state as donated memory
+            return jax.tree.map(
+                lambda leaf, zero: _to_host(zero) if is_averaged(leaf) else np.zeros((), np.bool_), params, zeros
+            )
+
+        snapshots = tuple(empty() for _ in range(self.window))
+        return HostLAWAState(snapshots, np.zeros(self.window, np.int32), *(_number(0) for _ in range(3)))
+
+    def update(self, state: HostLAWAState, params: Tree, step: int | Array, *, donate: bool = False) -> HostLAWAState:
+        del donate  # what a new state has in common with the old one is not on the device
+        _refuse_tracers(step)
+        self._check_like(state, params)
+        step = checked(int(known(step)))
+        last, state = int(state.step), state._replace(step=_number(max(step, int(state.step))))
+        multiple = step % self.interval == 0
+        if multiple and step < last and step != 0:
+            tell_of_restart(last)
+            return state._replace(refused=_number(state.refused + 1))
+        is_first = step == last == int(state.count) == 0  # start=0: before training
+        if not is_due(step, self.interval, self.described.start) or (step <= last and not is_first):
             return state
-        if check_finite and not _all_finite(params):
-            return state._replace(refused=number(state.refused + 1))
-        slot = int(state.count) % window
-        taken = jax.tree.map(lambda leaf: _to_host(single(leaf)) if is_averaged(leaf) else nothing, params)
-        steps = np.array(state.steps)
+        if self.check_finite and not _all_finite(params, state.snapshots[0]):
+            return state._replace(refused=_number(state.refused + 1))
+        count, steps = int(state.count), np.array(state.steps)
+        if of_other_settings(steps, step, self.interval, self.described.start, np):
+            count, steps = 0, np.zeros_like(steps)
+        slot = count % self.window
+        taken = each(
+            lambda leaf, own: _to_host(jnp.asarray(leaf, own.dtype)) if is_averaged(leaf) else own,
+            params,
+            state.snapshots[slot],
+        )
         steps[slot] = step
         snapshots = (*state.snapshots[:slot], taken, *state.snapshots[slot + 1 :])
-        return state._replace(snapshots=snapshots, steps=steps, count=number(state.count + 1))
+        return state._replace(snapshots=snapshots, steps=steps, count=_number(count + 1))
 
-    def ready(state: HostLAWAState) -> Any:
-        return state.count >= average.needed
-
-    def average_of(state: HostLAWAState, params: Tree) -> Tree:
-        _refuse_tracers((state, params))
-        check_alike(state.snapshots[0], params)
-        if not ready(state):
+    def average(self, state: HostLAWAState, params: Tree) -> Tree:
+        self._check_like(state, params)
+        if not self.ready(state):
             return jax.tree.map(jnp.copy, params)
-        count = int(state.count)
-        held = [state.snapshots[number % window] for number in range(max(0, count - window), count)]
+        count, average = int(state.count), self.described
+        held = [state.snapshots[number % self.window] for number in range(max(0, count - self.window), count)]
 
         def mean(leaf: Any, *values: Any) -> Array:
             if not is_averaged(leaf):
@@ -105,13 +110,19 @@ def host_window_averager(average: Average, check_finite: bool) -> Averager:
             if average.is_mean:
                 result: Array = _mean(pairwise_sum(on_device), len(values), dtype_of(leaf))
             else:
-                shares = map(jnp.float32, average.coefficients(len(values)))
+                shares = map(real_type(values[0].dtype), average.coefficients(len(values)))
                 result = pairwise_sum(one * share for one, share in zip(on_device, shares)).astype(dtype_of(leaf))
             return result
 
         return jax.tree.map(mean, params, *held)
 
-    return Averager(init, update, average_of, ready, settings_of(average))
+    def snapshot_steps(self, state: HostLAWAState) -> list[int]:
+        return held_steps(state.steps)
+
+    def _check_like(self, state: HostLAWAState, params: Tree) -> None:
+        _refuse_tracers((state, params))
+        check_state(state, self.state)
+        check_alike(state.snapshots[0], params, in_host=True)
 
 
 def goes_to_host(params: Tree, window: int, placement: str) -> bool:
@@ -130,7 +141,7 @@ def goes_to_host(params: Tree, window: int, placement: str) -> bool:
     def bytes_of(host: bool) -> int:
         """Of a snapshot: on a device, or in this process' host memory."""
         mine = [(leaf, s) for leaf, s in shards if s.device == first or (host and not leaf.is_fully_replicated)]
-        return sum(shard.data.size * np.dtype(single_type(leaf)).itemsize for leaf, shard in mine)
+        return sum(shard.data.size * np.dtype(average_type(leaf)).itemsize for leaf, shard in mine)
 
     count = sum(leaf.size for leaf in leaves)
     holds = f"a window of {window} snapshots of {count:,} weights"
@@ -149,19 +160,31 @@ def goes_to_host(params: Tree, window: int, placement: str) -> bool:
     return host and not is_host
 
 
+def _number(value: Any) -> np.ndarray:
+    return np.array(value, np.int32)
+
+
 def _refuse_tracers(given: Any) -> None:
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(given)):
         raise TypeError("a window in host memory cannot be part of jax.jit: call it outside, or use lawa")
 
 
 def _to_host(leaf: Array) -> Any:
-    """A copy in host memory, under way on return where that is pinned."""
-    kind = _host_kind(_device_of(leaf))
+    """A copy in host memory, under way on return where that is pinned; of a replicated leaf one a process."""
+    kind, one_each = _host_kind(_device_of(leaf)), None
     if leaf.is_fully_replicated:
-        leaf = leaf.addressable_data(0)
+        devices: list[Any] = sorted(leaf.sharding.device_set, key=lambda device: -device.id)
+        first = {device.process_index: device for device in devices}  # the smallest number comes last
+        mesh = Mesh(np.array([first[process] for process in sorted(first)]), ("process",))
+        one_each = NamedSharding(mesh, PartitionSpec(), memory_kind=kind)  # type: ignore[no-untyped-call]
+        leaf = next(shard.data for shard in leaf.addressable_shards if shard.device in one_each.device_set)
     if kind is None:
         return np.array(leaf)
-    return jax.device_put(leaf, leaf.sharding.with_memory_kind(kind), may_alias=False)
+    copy = jax.device_put(leaf, leaf.sharding.with_memory_kind(kind), may_alias=False)
+    if one_each is None or len(one_each.device_set) == 1:
+        return copy
+    # One array of all processes, as checkpointers ask for.
+    return jax.make_array_from_single_device_arrays(leaf.shape, one_each, [copy])
 
 
 def _to_device(value: Any, leaf: Any) -> Array:
@@ -170,7 +193,8 @@ def _to_device(value: Any, leaf: Any) -> Array:
     if not leaf.is_fully_replicated:
         there: Array = jax.device_put(value, leaf.sharding)
         return there
-    copies = [jax.device_put(value, shard.data.sharding) for shard in leaf.addressable_shards]
+    mine = value.addressable_data(0) if isinstance(value, jax.Array) else value
+    copies = [jax.device_put(mine, shard.data.sharding) for shard in leaf.addressable_shards]
     return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, copies)
 
 

@@ -1,5 +1,7 @@
-"""Pytrees of parameters: which leaves are averaged, in which type, and whether two trees are alike."""
+"""Pytrees of parameters: which leaves are averaged, in which type, and what a window's axis does to their names."""
 
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,6 +9,8 @@ import jax.numpy as jnp
 from jax import Array
 
 Tree = Any
+
+WIDE = ("float64", "complex128")  # averaged in their own type
 
 
 def dtype_of(leaf: Any) -> Any:
@@ -19,61 +23,62 @@ def is_averaged(leaf: Any) -> bool:
     return jax.dtypes.issubdtype(dtype_of(leaf), jnp.inexact)
 
 
-def single(leaf: Any) -> Array:
-    """A leaf in the type that averages have: float32, or complex64."""
-    return jnp.asarray(leaf, single_type(leaf))
+def average_type(leaf: Any) -> Any:
+    """The type of a leaf's average: float32 or complex64; float64 or complex128 of such a leaf."""
+    dtype = jnp.dtype(dtype_of(leaf))
+    if dtype.name in WIDE:
+        return dtype
+    return jnp.complex64 if jax.dtypes.issubdtype(dtype, jnp.complexfloating) else jnp.float32
 
 
-def single_copy(leaf: Any) -> Array:
-    """As `single`, in memory of its own: a train step may donate the leaf's."""
-    return jnp.array(leaf, single_type(leaf), copy=True)
-
-
-def single_type(leaf: Any) -> Any:
-    return jnp.complex64 if jax.dtypes.issubdtype(dtype_of(leaf), jnp.complexfloating) else jnp.float32
+def real_type(dtype: Any) -> Any:
+    """float64 for numbers of twice 64 bits or of 64, float32 for all others."""
+    return jnp.float64 if jnp.dtype(dtype).name in WIDE else jnp.float32
 
 
 def placeholder() -> Array:
-    """What a state has in the place of a leaf that is not averaged, so that its structure is that of the parameters."""
-    return jnp.zeros((), jnp.float32)
+    """What a state has in the place of a leaf that is not averaged, so that its structure is that of the parameters.
+
+    No average is a flag: a leaf that becomes one of numbers later is told from one of numbers that was there.
+    """
+    return jnp.zeros((), jnp.bool_)
 
 
-def all_finite(params: Tree) -> Array:
-    """Whether no averaged leaf has a NaN or, in float32, an infinity: bool[].
+def each(function: Callable[..., Any], params: Tree, held: Tree) -> Tree:
+    """`function(leaf, own)` of all leaves, as a tree like a state's, whose containers may name one axis more."""
+    owns, structure = jax.tree.flatten(held)
+    pairs = zip(jax.tree.leaves(params), owns, strict=True)
+    return jax.tree.unflatten(structure, [function(leaf, own) for leaf, own in pairs])
+
+
+def with_axis(tree: Tree) -> Tree:
+    """A tree whose leaves have one more leading axis, with the names that flax gives their axes moved along.
+
+    flax keeps these beside the arrays, as metadata of `nn.Partitioned` and its kind and of `nnx.Variable`.
+    """
+    if "flax.core.meta" in sys.modules:
+        from flax.core import meta
+
+        tree = meta.add_axis(tree, 0, {meta.PARTITION_NAME: None})
+    if "flax.nnx" in sys.modules:
+        from flax import nnx
+
+        tree = nnx.spmd.add_axis(tree, 0, {nnx.PARTITION_NAME: None})
+    return tree
+
+
+def structure_with_axis(params: Tree) -> Any:
+    """Of `with_axis(params)`."""
+    leaves, structure = jax.tree.flatten(params)
+    return jax.tree.structure(with_axis(jax.tree.unflatten(structure, range(len(leaves)))))
+
+
+def all_finite(params: Tree, held: Tree) -> Array:
+    """Whether no averaged leaf has a NaN or, in the type of its average, an infinity: bool[].
 
     Told by the sums, which on a CPU take a third of the time of `isfinite` of each element. Finite weights whose sum
-    overflows, beyond 1e30, count as infinite too.
+    overflows, in float32 beyond 1e30, count as infinite too.
     """
-    sums = [jnp.isfinite(jnp.sum(single(leaf))) for leaf in jax.tree.leaves(params) if is_averaged(leaf)]
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(held), strict=True)
+    sums = [jnp.isfinite(jnp.sum(jnp.asarray(leaf, own.dtype))) for leaf, own in pairs if is_averaged(leaf)]
     return jnp.stack(sums).all()
-
-
-def check_averaged(params: Tree) -> None:
-    """A ValueError if nothing of a tree can be averaged."""
-    if not any(is_averaged(leaf) for leaf in jax.tree.leaves(params)):
-        raise ValueError("there is nothing to average: the tree has no floating-point leaf")
-
-
-def check_alike(held: Tree, params: Tree, axes: tuple[int, ...] = ()) -> None:
-    """A ValueError, in one line, where parameters are not like those that a state was made for.
-
-    Args:
-        held: the state's tree, whose leaves have these axes before those of the parameters.
-    """
-    structure: Any = jax.tree.structure(held)
-    if structure != jax.tree.structure(params):
-        mine, given = ({jax.tree_util.keystr(path) for path, _ in leaves_of(tree)} for tree in (held, params))
-        differing = sorted(mine ^ given) or ["its type of container"]
-        there, not_there = "averaging state", "parameters"
-        if differing[0] in given:
-            there, not_there = not_there, there
-        raise ValueError(f"{differing[0] or 'a leaf'} is in the {there} and not in the {not_there}: {_AGAIN}")
-    for (path, leaf), own in zip(leaves_of(params), jax.tree.leaves(held), strict=True):
-        expected = (*axes, *jnp.shape(leaf))
-        if is_averaged(leaf) and jnp.shape(own) != expected:
-            name = jax.tree_util.keystr(path) or "the leaf"
-            raise ValueError(f"{name} is {jnp.shape(own)} in the averaging state and not {expected}: {_AGAIN}")
-
-
-leaves_of = jax.tree_util.tree_leaves_with_path
-_AGAIN = "make a new state by init(params), or load one of this model"

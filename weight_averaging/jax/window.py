@@ -1,6 +1,6 @@
 """Averages of the latest snapshots, in a window on the device."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,20 +9,20 @@ from jax import Array, lax
 
 from weight_averaging.averages import Average
 from weight_averaging.averages.summation import pairwise_sum
-from weight_averaging.jax.averager import Averager, averager, counter
-from weight_averaging.jax.trees import Tree, check_averaged, is_averaged, placeholder, single
+from weight_averaging.jax.device_averager import DeviceAverager, counter
+from weight_averaging.jax.trees import Tree, average_type, each, is_averaged, placeholder, real_type, with_axis
 
 
 class LAWAState(NamedTuple):
     """A window of snapshots.
 
     Attributes:
-        snapshots: a tree like the parameters, with leaves float32[L, ...]: snapshot number n (0, 1, ...) is at n mod L.
-            A leaf that is not averaged is float32[].
+        snapshots: a tree like the parameters, with leaves float32[L, ...] (float64 of such leaves): snapshot number n
+            (0, 1, ...) is at n mod L. A leaf that is not averaged is bool[].
         steps: int32[L], the updates of those snapshots; 0 where there is none yet.
         step: int32[], the last update seen.
         count: int32[], snapshots taken in so far.
-        refused: int32[], snapshots that were due and not finite.
+        refused: int32[], snapshots that were due and not finite, or of an update before the last one seen.
     """
 
     snapshots: Tree
@@ -32,63 +32,103 @@ class LAWAState(NamedTuple):
     refused: Array
 
 
-def window_averager(average: Average, check_finite: bool) -> Averager:
-    """An average that is made of the latest snapshots, `average.held` of them."""
-    window = average.held
-    assert window is not None
+class WindowAverager(DeviceAverager[LAWAState]):
+    """An average that is made of the latest snapshots, `described.held` of them."""
 
-    def init(params: Tree) -> LAWAState:
-        check_averaged(params)
-        return LAWAState(
+    state = LAWAState
+
+    @property
+    def window(self) -> int:
+        assert self.described.held is not None
+        return self.described.held
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        return (self.window,)
+
+    def empty(self, params: Tree) -> LAWAState:
+        def repeated(leaf: Any) -> Array:
             # Copies of the weights rather than zeros: so the window is sharded as they are, also under jit.
-            jax.tree.map(
-                lambda leaf: jnp.repeat(single(leaf)[None], window, 0) if is_averaged(leaf) else placeholder(), params
-            ),
-            jnp.zeros(window, jnp.int32),
-            counter(),
-            counter(),
-            counter(),
-        )
+            return jnp.repeat(jnp.asarray(leaf, average_type(leaf))[None], self.window, 0)
 
-    def take(state: LAWAState, params: Tree, step: Array) -> LAWAState:
-        slot = state.count % window
-        snapshots = jax.tree.map(
-            lambda leaf, held: (
-                lax.dynamic_update_index_in_dim(held, single(leaf), slot, 0) if is_averaged(leaf) else held
-            ),
-            params,
-            state.snapshots,
-        )
-        steps = jnp.where(jnp.arange(window) == slot, step, state.steps)
-        return state._replace(snapshots=snapshots, steps=steps, count=state.count + 1)
+        snapshots = jax.tree.map(lambda leaf: repeated(leaf) if is_averaged(leaf) else placeholder(), params)
+        steps = jnp.zeros(self.window, jnp.int32)
+        return LAWAState(with_axis(snapshots), steps, counter(), counter(), counter())
 
-    def mean(state: LAWAState) -> Tree:
+    def take(self, state: LAWAState, params: Tree, step: Array) -> LAWAState:
+        anew = of_other_settings(state.steps, step, self.interval, self.described.start, jnp)
+        count = jnp.where(anew, 0, state.count)
+        steps = jnp.where(anew, 0, state.steps)
+        slot = count % self.window
+
+        def put(leaf: Any, held: Array) -> Any:
+            if not is_averaged(leaf):
+                return held
+            return lax.dynamic_update_index_in_dim(held, jnp.asarray(leaf, held.dtype), slot, 0)
+
+        steps = jnp.where(jnp.arange(self.window) == slot, step, steps)
+        return state._replace(snapshots=each(put, params, state.snapshots), steps=steps, count=count + 1)
+
+    def mean(self, state: LAWAState) -> Tree:
+        window, average = self.window, self.described
         held = jnp.minimum(state.count, window)
         oldest = jnp.where(state.count < window, 0, state.count % window)
         partial = average.needed < window
-
-        def snapshot(leaf: Array, number: int) -> Array:
-            value = lax.dynamic_index_in_dim(leaf, (oldest + number) % window, 0, keepdims=False)
-            if not average.is_mean:
-                value = value * share[held, number]
-            # What is neutral in a sum, for a snapshot that is not there yet.
-            return jnp.where(number < held, value, -0.0) if partial and number else value
+        # All that is the same for each leaf is computed once, without signs: or compiling takes four times as long.
+        slots = [((oldest + number) % window).astype(jnp.uint32) for number in range(window)]
+        present = [number < held for number in range(window)]
+        shares = coefficients(average, window)
 
         def of(leaf: Array) -> Array:
             if leaf.ndim == 0:
                 return leaf
-            total = pairwise_sum(snapshot(leaf, number) for number in range(window))
-            return divided(total, held) if average.is_mean else total
+            share = None if average.is_mean else shares[held].astype(real_type(leaf.dtype))
+            rest = (jnp.uint32(0),) * (leaf.ndim - 1)
 
-        share = coefficients(average, window)
+            def snapshot(number: int) -> Array:
+                value = lax.dynamic_slice(leaf, (slots[number], *rest), (1, *leaf.shape[1:]))
+                if share is not None:
+                    value = value * share[number]
+                # What is neutral in a sum, for a snapshot that is not there yet.
+                return jnp.where(present[number], value, -0.0) if partial and number else value
+
+            total = pairwise_sum(map(snapshot, range(window)))
+            whole: Array = (divided(total, held) if average.is_mean else total)[0]
+            return whole
+
         return jax.tree.map(of, state.snapshots)
 
-    return averager(average, init=init, take=take, mean=mean, check_finite=check_finite, axes=(window,))
+    def snapshot_steps(self, state: LAWAState) -> list[int]:
+        return held_steps(state.steps)
+
+
+def of_other_settings(steps: Any, step: Any, interval: int, start: int, functions: Any) -> Any:
+    """Whether a window was filled under another interval or start than it goes on with at `step`: it begins anew then.
+
+    Told by its snapshots: one was not due under these, or three and more are all as far apart, farther than the
+    interval at which the next one comes. Gaps of refused snapshots are not alike, or not followed by the interval.
+
+    Args:
+        steps: int32[L], of the snapshots, in any order; 0 for none.
+        functions: numpy, or jax.numpy.
+    """
+    ascending = functions.sort(steps)
+    other = functions.any((ascending > 0) & ((ascending % interval != 0) | (ascending < start)))
+    if len(steps) < 3:  # too few to tell, and out after one update more
+        return other
+    gaps, between = functions.diff(ascending), ascending[:-1] > 0
+    alike = functions.all((gaps == gaps[-1]) | ~between) & (functions.sum(between) >= 2)
+    return other | (alike & (gaps[-1] > interval) & (step - ascending[-1] == interval))
+
+
+def held_steps(steps: Any) -> list[int]:
+    """The updates in a window's `steps`, ascending."""
+    return sorted(int(step) for step in np.asarray(steps) if step)
 
 
 def coefficients(average: Average, window: int) -> Array:
-    """float32[L + 1, L]: the weight of each snapshot, oldest first, where so many are held; 0 for others."""
-    table = np.zeros((window + 1, window), np.float32)
+    """float[L + 1, L]: the weight of each snapshot, oldest first, where so many are held; 0 for others."""
+    table = np.zeros((window + 1, window))
     for count in range(average.needed, window + 1):
         table[count, :count] = average.coefficients(count)
     return jnp.asarray(table)
@@ -99,4 +139,5 @@ def divided(total: Array, count: Array) -> Array:
 
     By one number for all elements XLA would multiply with its reciprocal; a divisor of each element it cannot turn.
     """
-    return total / jnp.where(total == total, jnp.float32(count), jnp.float32(1))
+    real = real_type(total.dtype)
+    return total / jnp.where(total == total, jnp.asarray(count, real), jnp.ones((), real))

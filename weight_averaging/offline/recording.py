@@ -7,7 +7,8 @@
             writer.update(step, model)
 
 Training waits for one copy of the weights in memory; a thread brings it to disk. `weight_averaging.offline.Snapshots`
-and the command `weight-averaging average` read the folder.
+and the command `weight-averaging average` read the folder. Of replicas (DDP) one rank has the writer; of a model with
+DTensors (FSDP2) all ranks have one and call `update`, which gathers, and the first rank writes.
 """
 
 import json
@@ -25,10 +26,13 @@ from weight_averaging.atomic_file import replacing
 from weight_averaging.averages import SnapshotError
 from weight_averaging.averages.checks import check_count
 from weight_averaging.averages.schedule import is_due
+from weight_averaging.offline.claims import FolderClaim
 from weight_averaging.offline.safetensors_files import FROZEN, LATEST, SafetensorsWriter, sha256
 from weight_averaging.tensor_names import without_wrappers
 from weight_averaging.torch.model.selection import FROZEN as FROZEN_PARAMETERS
-from weight_averaging.torch.model.selection import Selection, unwrapped
+from weight_averaging.torch.model.selection import Selection, is_packed, unwrapped
+from weight_averaging.torch.model.tensors import is_sharded
+from weight_averaging.torch.swap import refuse_average_in
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -45,11 +49,11 @@ class SnapshotWriter:
         folder: created if need be.
         interval: updates between snapshots, nu >= 1.
         dtype: of floating-point tensors on disk: None as they are, or torch.bfloat16, say.
-        metadata: about the run, for the manifest: anything that JSON can hold.
+        metadata: about the run, for the manifest: anything that JSON can hold, under names.
         keep: tells of a step whether its snapshot is wanted, for instance `set(plan.needed).__contains__` of an
             `offline.Plan` for the averages that will be asked for; default: all.
     Raises:
-        SnapshotError: the folder holds snapshots of another interval, type or metadata.
+        SnapshotError: the folder holds snapshots of another interval, type or metadata; or JSON cannot hold these.
     """
 
     def __init__(
@@ -66,14 +70,18 @@ class SnapshotWriter:
         self._dtype = dtype
         self._keep = keep
         self.folder.mkdir(parents=True, exist_ok=True)
-        about = {"interval": interval, "dtype": None if dtype is None else str(dtype), "metadata": dict(metadata or {})}
-        self._manifest: dict[str, Any] = {"format": FORMAT, **about, "snapshots": []}
+        about = {
+            "interval": self.interval,
+            "dtype": None if dtype is None else str(dtype),
+            "metadata": _as_json(dict(metadata or {})),
+        }
+        self._new: dict[str, Any] = {"format": FORMAT, **about, "snapshots": []}
         if (self.folder / MANIFEST).exists():
             there = read_manifest(self.folder)
-            for name, value in json.loads(json.dumps(about)).items():
+            for name, value in about.items():
                 if there[name] != value:
                     raise SnapshotError(f"{self.folder} holds snapshots with {name}={there[name]!r}, not {value!r}")
-            self._manifest = there
+        self._claim = FolderClaim(self.folder)
         # One snapshot waits at most: memory stays at two, and a slow disk slows training rather than filling memory.
         self._queue: queue.Queue[tuple[int, dict[str, Tensor], dict[str, str]] | None] = queue.Queue(maxsize=1)
         self._error: BaseException | None = None
@@ -89,25 +97,36 @@ class SnapshotWriter:
     def update(self, step: int, model: nn.Module) -> bool:
         """Tell that `step` optimizer updates are complete; copies the weights where a snapshot is due.
 
-        The model must hold its raw weights.
+        Of a model with DTensors (FSDP2) all ranks call it, and it is collective where a snapshot is due.
 
         Returns:
             Whether a snapshot was taken.
         Raises:
-            SnapshotError: an earlier snapshot could not be written.
+            SnapshotError: the writer is closed, an earlier snapshot could not be written, another writer has the
+                folder, or the model's weights cannot be had whole (FSDP1, packed tensors).
+            RuntimeError: the average of an averager is in the model.
         """
         self._check()
+        if not self._thread.is_alive():
+            raise SnapshotError(f"update({step}) of a SnapshotWriter that is closed: {self.folder} takes no more")
         if not is_due(step, self.interval) or not self._keep(step):
             return False
-        state = unwrapped(model).state_dict()
-        copies = {
-            without_wrappers(name): tensor.detach().to(
-                "cpu", self._type(tensor), copy=True, memory_format=torch.contiguous_format
-            )
-            for name, tensor in state.items()
-            if isinstance(tensor, Tensor)
-        }
+        refuse_average_in(model, f"update({step})")
         left_out = Selection(buffers=True).of(model).left_out
+        state = {n: t for n, t in unwrapped(model).state_dict().items() if isinstance(t, Tensor)}
+        refuse_what_is_not_whole(model, state)
+        writes = is_first_rank(state.values())
+        if writes:
+            self._claim.take()
+        copies = {}
+        for name, tensor in state.items():
+            whole = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+            if writes:
+                copies[without_wrappers(name)] = whole.detach().to(
+                    "cpu", self._type(whole), copy=True, memory_format=torch.contiguous_format
+                )
+        if not writes:
+            return True
         latest = [name for names in left_out.values() for name in names if name in copies]
         frozen = [name for name in left_out.get(FROZEN_PARAMETERS, ()) if name in copies]
         self._queue.put((step, copies, {LATEST: json.dumps(latest), FROZEN: json.dumps(frozen)}))
@@ -124,6 +143,7 @@ class SnapshotWriter:
         if self._thread.is_alive():
             self._queue.put(None)
             self._thread.join()
+        self._claim.give_up()
         self._check()
 
     def __enter__(self) -> "SnapshotWriter":
@@ -160,9 +180,24 @@ class SnapshotWriter:
             for name, tensor in state.items():
                 file.write(name, tensor)
         entry = {"step": step, "file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
-        others = [other for other in self._manifest["snapshots"] if other["step"] != step]
-        self._manifest["snapshots"] = sorted([*others, entry], key=lambda item: item["step"])
-        _write_manifest(self.folder, self._manifest)
+        manifest = read_manifest(self.folder) if (self.folder / MANIFEST).exists() else self._new  # pruned meanwhile?
+        others = [other for other in manifest["snapshots"] if other["step"] != step]
+        _write_manifest(self.folder, {**manifest, "snapshots": sorted([*others, entry], key=lambda item: item["step"])})
+
+
+def refuse_what_is_not_whole(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """A SnapshotError if a model's tensors cannot be written as they are."""
+    if any(hasattr(getattr(module, "_handle", None), "reshard") for module in model.modules()):
+        raise SnapshotError("a SnapshotWriter cannot have whole weights under FSDP1: use FSDP2 (fully_shard)")
+    if packed := [name for name, tensor in state.items() if is_packed(tensor)]:
+        kind = type(state[packed[0]]).__name__
+        raise SnapshotError(f"a SnapshotWriter cannot write {packed[0]}, a {kind}: safetensors has plain tensors only")
+
+
+def is_first_rank(tensors: Iterable[Tensor]) -> bool:
+    """Whether this rank is the first of all that the DTensors among `tensors` are spread over."""
+    meshes = {tensor.device_mesh for tensor in tensors if is_sharded(tensor)}  # type: ignore[attr-defined]
+    return all(int(mesh.mesh.min()) == mesh.get_rank() for mesh in meshes)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -221,4 +256,14 @@ def _name(step: int) -> str:
 
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     with replacing(folder / MANIFEST) as file:
-        file.write(json.dumps(manifest, indent=1, default=str).encode())
+        file.write(json.dumps(manifest, indent=1).encode())
+
+
+def _as_json(metadata: dict[str, Any]) -> Any:
+    """What a manifest gives back for `metadata`."""
+    for name, value in metadata.items():
+        try:
+            json.dumps({name: value}, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise SnapshotError(f"metadata: JSON cannot hold {name}={value!r} ({error}): give str() of it") from None
+    return json.loads(json.dumps(metadata))

@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -27,7 +28,8 @@ TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool, "U8": torch.uint8,
     "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "U16": torch.uint16,
-    "U32": torch.uint32, "U64": torch.uint64, "C64": torch.complex64,
+    "U32": torch.uint32, "U64": torch.uint64, "C64": torch.complex64, "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in TYPES.items()}
 # In the metadata of our own snapshots: the names of what averagers leave as training has it, and of what is frozen.
@@ -57,24 +59,31 @@ class SafetensorsFile:
             raise SnapshotError(f"{path} is not a safetensors file, or is truncated: {self._size} bytes")
         text = bytes(contents[8 : 8 + length])
         try:
-            header = json.loads(text)
-            self.metadata: dict[str, str] = header.pop("__metadata__", {})
-            ranges = {
-                name: (TYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0],
-                       8 + length + entry["data_offsets"][1])
-                for name, entry in header.items()
-            }  # fmt: skip
+            header = json.loads(text.decode(), object_pairs_hook=_once, parse_constant=_no_number)
+            self.metadata = _metadata(header.pop("__metadata__", {}))
+            ranges = {name: _entry(name, entry) for name, entry in header.items()}
         except KeyError as error:
             raise SnapshotError(f"{path} has a header without, or of an unknown, {error}") from None
-        except (ValueError, TypeError, AttributeError, IndexError):
+        except SnapshotError as error:
+            raise SnapshotError(f"{path} is damaged: {error}") from None
+        except (ValueError, TypeError, AttributeError, IndexError, RecursionError):
             raise SnapshotError(f"{path} is damaged: its header cannot be read") from None
-        for name, (dtype, shape, begin, end) in ranges.items():
-            if end - begin != math.prod(shape) * dtype.itemsize or begin < 8 + length:
-                raise SnapshotError(f"{path} is damaged: the bytes of {name} do not fit its shape")
-            if end > self._size:
-                raise SnapshotError(f"{path} is truncated: {self._size} bytes, and {name} ends at {end}")
-        self.aligned = all(begin % dtype.itemsize == 0 for dtype, _, begin, _ in ranges.values())
-        self._ranges = dict(sorted(ranges.items(), key=lambda item: item[1][2]))
+        self._ranges: dict[str, tuple[torch.dtype, tuple[int, ...], int, int]] = {}
+        last = 0
+        for name, (dtype, shape, begin, end) in sorted(ranges.items(), key=lambda item: item[1][2:]):
+            if begin != last:
+                raise SnapshotError(
+                    f"{path} is damaged: the bytes of {name} begin at {begin}, and those before it end at {last}"
+                )
+            last = end
+            if 8 + length + end > self._size:
+                raise SnapshotError(f"{path} is truncated: {self._size} bytes, and {name} ends at {8 + length + end}")
+            self._ranges[name] = dtype, shape, 8 + length + begin, 8 + length + end
+        if 8 + length + last != self._size:
+            raise SnapshotError(
+                f"{path} is damaged: {self._size - 8 - length - last} bytes at its end are of no tensor"
+            )
+        self.aligned = all(begin % dtype.itemsize == 0 for dtype, _, begin, _ in self._ranges.values())
         self.layout = {name: (shape, dtype) for name, (dtype, shape, _, _) in self._ranges.items()}
 
     def read(self, names: list[str]) -> dict[str, Tensor]:
@@ -89,6 +98,37 @@ class SafetensorsFile:
         return tensors
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. SnapshotError if a key is there twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise SnapshotError("a name is in its header twice")
+    return found
+
+
+def _no_number(text: str) -> NoReturn:
+    raise SnapshotError(f"{text} in its header")
+
+
+def _metadata(found: Any) -> dict[str, str]:
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise SnapshotError("its __metadata__ is not of strings")
+    return found
+
+
+def _entry(name: str, entry: Any) -> tuple[torch.dtype, tuple[int, ...], int, int]:
+    """Type, shape, and where the bytes begin and end, of one entry of a header."""
+    name.encode()  # a ValueError if it is no text
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    dtype = TYPES[entry["dtype"]]
+    numbers = [*shape, *offsets]
+    if not isinstance(shape, list) or len(offsets) != 2 or any(type(n) is not int or n < 0 for n in numbers):
+        raise SnapshotError(f"shape or place of {name} are not of whole numbers")
+    if offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
+        raise SnapshotError(f"the bytes of {name} do not fit its shape")
+    return dtype, tuple(shape), offsets[0], offsets[1]
+
+
 class SafetensorsWriter:
     """Write a file tensor by tensor, in any order; it is in place, whole and on disk, when the `with` block ends.
 
@@ -96,12 +136,15 @@ class SafetensorsWriter:
         path: where; see `replacing`.
         layout: shape and type of every tensor that will be written.
         metadata: strings for the header.
+        overwrite: see `replacing`.
     Raises:
         SnapshotError: a type that the format does not have.
     """
 
-    def __init__(self, path: Path, layout: Layout, metadata: Mapping[str, str] | None = None) -> None:
-        self._path = path
+    def __init__(
+        self, path: Path, layout: Layout, metadata: Mapping[str, str] | None = None, overwrite: bool = True
+    ) -> None:
+        self._path, self._overwrite = path, overwrite
         header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
         self._offsets: dict[str, int] = {}
         end = 0
@@ -146,7 +189,7 @@ class SafetensorsWriter:
 
     def __enter__(self) -> "SafetensorsWriter":
         with contextlib.ExitStack() as stack:
-            self._file = stack.enter_context(replacing(self._path))
+            self._file = stack.enter_context(replacing(self._path, overwrite=self._overwrite))
             self._file.write(self._head)
             self._file.truncate(self._size)
             self._stack = stack.pop_all()

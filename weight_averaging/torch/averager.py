@@ -1,7 +1,6 @@
 """Averages of a model in training: swapped in and out, handed out, saved and loaded."""
 
 import contextlib
-import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Unpack
@@ -11,19 +10,18 @@ from torch import nn
 from weight_averaging import averages
 from weight_averaging.averages import Average
 from weight_averaging.averages.checks import check_step
-from weight_averaging.torch import export, saved_state
-from weight_averaging.torch.collector import Collector
+from weight_averaging.torch import saved_state
 from weight_averaging.torch.model.tensors import locked
 from weight_averaging.torch.options import Options, completed, shows_options
+from weight_averaging.torch.shown import Shown
 from weight_averaging.torch.state import State
-from weight_averaging.torch.swap import Swap
 
 # What saved states have of the settings.
 SETTINGS = {"LAWA": ("window", "allow_partial", "interval"), "EMA": ("decay", "horizon", "warmup", "interval")}
 
 
-class Averager(Collector):
-    """An average of a model's weights along training, kept in float32 and apart from the model.
+class Averager(Shown):
+    """An average of a model's weights along training, kept in float32 (or float64) and apart from the model.
 
     The model trains on its raw weights. `swap_in` puts the average into it for evaluation and keeps the raw weights
     aside; `swap_out` puts those back, bit for bit. Use `averaged()` for both.
@@ -54,6 +52,9 @@ class Averager(Collector):
             is dropped then.
         process_group: replicas (DDP) that average together: they agree on which snapshots are collected, one of them
             holds what one is enough for, and `update` and `swap_in` are collective. None: each is on its own.
+        dtype: of snapshots and averages, torch.float32 or torch.float64, which takes twice the memory. None: float64
+            if any averaged tensor is float64, else float32. A float32 EMA with a decay of .9999 stands still where the
+            weights differ from it by less than 3e-4 of their size (`2^-25 / (1 - decay)`); in float64 it does not.
     Raises:
         TypeError, ValueError: a model or an argument that cannot be taken, in one line.
         MemoryError: what is to be held would not fit, before any snapshot is taken.
@@ -79,7 +80,6 @@ class Averager(Collector):
     def __init__(self, model: nn.Module, average: Average | Iterable[Average], **options: Unpack[Options]) -> None:
         given = completed(options, type(self).__init__)
         super().__init__(model, average if isinstance(average, Iterable) else [average], given)
-        self._swap = Swap(self.name, model, self._spare)
 
     @property
     def name(self) -> str:
@@ -130,6 +130,8 @@ class Averager(Collector):
     def update(self, step: int) -> bool:
         """Tell that `step` optimizer updates are complete; collects a snapshot when one is due.
 
+        With start=0 the first call is `update(0)`, before training: the initial weights are the first snapshot.
+
         Weights with a NaN or an infinity are not collected (`check_finite`): a warning names the first such step and
         the average stays as it is.
 
@@ -142,7 +144,14 @@ class Averager(Collector):
         """
         if self._swap.is_in:
             raise RuntimeError(f"update({step}) while the average is in the model: call swap_out() before training on")
-        step = check_step(step, self.step)
+        waits = not self.step and self._waits_for_initial
+        step = check_step(step, -1 if waits else self.step)
+        if waits and step:
+            raise ValueError(
+                f"update({step}) of an average that begins at the initial weights (start=0): call update(0) before "
+                "training"
+            )
+        self._initial = self._initial or waits
         self._swap.refuse_another(f"update({step})")
         self._swap.guard.end()
         return self._pass(step)
@@ -171,31 +180,6 @@ class Averager(Collector):
         self._swap.bring_in(self._write, recompute if self.buffers == "recompute" else None)
         return True
 
-    def _prepare(self) -> bool:
-        """What comes before any use of the average: copies under way are complete on return. Whether it is ready."""
-        self._settle()
-        if not self._swap.is_in:
-            self._look()
-        for track in self._tracks:
-            track.vectors()
-        if self.ready:
-            if names := self._frozen.changed(self._model, self._weights.selected):
-                self._say(
-                    logging.WARNING,
-                    f"{len(names)} frozen parameters are not averaged, but they change ({names[0]}): average them by "
-                    "include=, or say by exclude= that they are to stay as they are",
-                    "frozen",
-                )
-            return True
-        self._say(
-            logging.WARNING,
-            f"{self.name} is not ready at step {self.step}: the raw weights are evaluated. It will be ready "
-            f"after update {self._ready_at()}, with {self._selected.needed} snapshots {self._shown.interval} updates "
-            "apart",
-            "not ready",
-        )
-        return False
-
     @locked
     def swap_out(self) -> bool:
         """Put the raw weights back into the model. Does nothing if they are there.
@@ -210,6 +194,23 @@ class Averager(Collector):
         self._swap.take_out()
         return True
 
+    @locked
+    def adopt(self, recompute: Callable[[], object] | None = None) -> None:
+        """Let training go on from the average: the raw weights are given up. What is held stays.
+
+        The optimizer is not touched. Its moments, which were of the raw weights, go on. One with weights of its own
+        (float32 copies beside a bfloat16 model, Lookahead, schedule-free) would bring the raw ones back: make it anew.
+
+        Args:
+            recompute: as of `swap_in`.
+        Raises:
+            RuntimeError: there is no average yet, or that of another averager is in the model.
+            TypeError: `buffers="recompute"` without `recompute`.
+        """
+        if not self.swap_in(recompute):
+            raise RuntimeError(f"there is no average to adopt yet: {self!r}")
+        self._swap.stay()
+
     @contextlib.contextmanager
     def averaged(self, recompute: Callable[[], object] | None = None) -> Iterator[bool]:
         """The average in the model for the length of a `with` block, which receives whether there was one to use.
@@ -219,42 +220,6 @@ class Averager(Collector):
         """
         with self._swap.block(lambda: self.swap_in(recompute), self.swap_out) as ready:
             yield ready
-
-    @locked
-    def average_state_dict(self) -> dict[str, Any]:
-        """The average as a state dict of the plain model, without touching the model: to deploy, export or publish.
-
-        Names are those of the model without wrappers, types the model's own. What is not averaged (frozen parameters,
-        other buffers) is there as the model has it. All tensors are new memory. Of replicas all must call it.
-
-        Raises:
-            RuntimeError: there is no average yet, or the model's state_dict does not have its tensors as they are, as
-                under FSDP1: then save the model's own state_dict within `averaged()`.
-            TypeError: `buffers="recompute"`, for which the same holds.
-        """
-        export.check("average_state_dict()", self.buffers, self._ranks)
-        if not self._prepare():
-            raise RuntimeError(f"there is no average yet: {self!r}")
-        return export.average_state_dict(self._model, self._weights, self._write)
-
-    @locked
-    def copy_to(self, other: nn.Module) -> bool:
-        """Write the average into another model of the same kind, to be evaluated while this one trains on.
-
-        What is not averaged is copied from the model as it is. The other model may be on another device, of other
-        types, and wrapped or not. Of replicas all must call it.
-
-        Returns:
-            Whether there is an average; if not, the other model gets the raw weights, and a warning says so once.
-        Raises:
-            ValueError: the other model lacks a tensor, or has one of another shape. Nothing is changed.
-            TypeError: `buffers="recompute"`.
-        """
-        export.check("copy_to()", self.buffers, self._ranks)
-        ready = self._prepare()
-        write = self._write if ready else None
-        export.copy_to(other, self._model, self._weights, write, alike=not self._shown.by_owner)
-        return ready
 
     @locked
     def state_dict(self) -> dict[str, Any]:

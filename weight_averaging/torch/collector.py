@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from weight_averaging.averages import Average
 from weight_averaging.averages.average import check_along_training
 from weight_averaging.averages.schedule import is_due, missed
+from weight_averaging.placement import promise
 from weight_averaging.torch.model.changes import Change
-from weight_averaging.torch.model.finite import Verdict, defers, finite, finite_later, squares
+from weight_averaging.torch.model.finite import Verdict, all_finite, defers, finite_later, squares
 from weight_averaging.torch.model.frozen_probe import FrozenProbe
 from weight_averaging.torch.model.ranks import Ranks
 from weight_averaging.torch.model.spare_copy import SpareCopy
@@ -46,9 +47,12 @@ class Collector:
         self.buffers = options["buffers"]
         self._placement, self._check_finite = options["placement"], options["check_finite"]
         self.step = 0  # the last update seen
+        self._initial = False  # whether update(0) has come
         self._model = model
-        self._weights = LiveWeights(model, self.buffers == "average", options["include"], options["exclude"])
-        self._spare = SpareCopy(self._weights)
+        self._weights = LiveWeights(
+            model, self.buffers == "average", options["include"], options["exclude"], options["dtype"]
+        )
+        self._spare = promise(SpareCopy(self._weights))
         logger.info("%s of %s: %s", self.name, type(model).__name__, self._weights.selected)
         self._ranks = Ranks(options["process_group"], self._weights.global_tensors(), model.modules())
         self._frozen = FrozenProbe()
@@ -107,6 +111,11 @@ class Collector:
         if last and step > last + 1:
             self._say_missed(last, step)
         return self._collect(step) if self._due(step) else False
+
+    @property
+    def _waits_for_initial(self) -> bool:
+        """Whether an average begins at the initial weights, and has not been shown them."""
+        return not self._initial and any(track.start == 0 and not track.count for track in self._tracks)
 
     def _due(self, step: int) -> list[Track]:
         return [track for track in self._tracks if is_due(step, track.interval, track.start)]
@@ -194,7 +203,7 @@ class Collector:
 
     def _complete(self, due: list[Track], step: int) -> None:
         """After an interruption take in what is missing: an average is that of before a snapshot, or of after it."""
-        if not self._begun or (self.check_finite and not finite(self._weights.square_sums())):
+        if not self._begun or (self.check_finite and not self._weights.are_finite()):
             return
         for track in due:
             track.begin()
@@ -217,11 +226,11 @@ class Collector:
         weights = self._weights
         at_once = len(weights.blocks) == 1 and self._ranks.alone
         ahead = self.check_finite and not at_once
-        if ahead and not self._ranks.all_agree(finite(weights.square_sums()), weights.device):
+        if ahead and not self._ranks.all_agree(weights.are_finite(), weights.device):
             return False
         fresh = list(due)
         for block, parts in weights.read():
-            if self.check_finite and at_once and not finite(squares(parts)):
+            if self.check_finite and at_once and not all_finite(parts):
                 return False
             self._begun = True
             while fresh:
@@ -234,9 +243,12 @@ class Collector:
 
     def _look(self) -> None:
         """Follow the model if it has changed."""
-        device = self._weights.device
-        change = self._weights.look()
-        if self._weights.device != device:
+        self._notice(self._weights.look)
+
+    def _notice(self, look: Callable[[], Change | None]) -> None:
+        kind = self._weights.device, self._weights.dtype
+        change = look()
+        if (self._weights.device, self._weights.dtype) != kind:
             self._move(change)
         elif change is not None:
             self._follow(change)
@@ -255,29 +267,15 @@ class Collector:
         self._spare.release()
 
     def _move(self, change: Change | None) -> None:
-        """The model is on another device: so are new tracks."""
+        """The model is on another device, or its vector of another type: so are new tracks."""
         held = [(track.vectors(), track.steps, track.count) for track in self._tracks]
         self._make_tracks()
         live, device = self._weights.tensors(), self._weights.device
         for track, (vectors, steps, count) in zip(self._tracks, held, strict=True):
             if change is not None:
-                empty = torch.empty(self._weights.numel, device=device)
+                empty = torch.empty(self._weights.numel, dtype=self._weights.dtype, device=device)
                 vectors = [change.vector(vector.to(device), live, empty.clone()) for vector in vectors]
             track.set_vectors(vectors, steps, count)
-
-    def _ready_at(self) -> int:
-        track = self._shown
-        due = -(-max(self.step + 1, track.start) // track.interval) * track.interval  # the next one
-        return due + (self._selected.needed - len(track.steps) - 1) * track.interval
-
-    def _write(self, tensors: list[Tensor]) -> None:
-        """Overwrite tensors like the model's with the average; of replicas the one that holds it hands it on."""
-        track = self._shown
-        if self._ranks.is_owner or not track.by_owner:
-            with self._ranks.idle_cores(track.by_owner):
-                self._weights.write(lambda block: track.average(block, self._selected), tensors)
-        if track.by_owner:
-            self._ranks.spread(tensors)
 
     def _say(self, level: int, text: str, once: str) -> None:
         """Log what need not be said twice."""

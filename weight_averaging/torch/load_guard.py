@@ -1,10 +1,11 @@
 """The model's checkpoint loaded after the averager's, both taken while the average was in the model."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from weight_averaging.torch.model.batch_norm import named_statistics, restore_statistics
 from weight_averaging.torch.model.tensors import plain_tensors, writing
@@ -30,19 +31,22 @@ class LoadGuard:
     """
 
     def __init__(self) -> None:
-        self._handles: list[RemovableHandle] = []
+        self._at_end: list[Callable[[], object]] = []
 
     def begin(
         self, weights: LiveWeights, model: nn.Module, raw: list[Tensor], sums: list[int], statistics: dict[str, Tensor]
     ) -> None:
         """Args: `raw` and `sums` in the order of the tensors of `weights`; `statistics` of batch norm, by name."""
         hook = _Hook(weights, model, [t.clone() for t in raw], sums, {n: t.clone() for n, t in statistics.items()})
-        self._handles = [module.register_load_state_dict_post_hook(hook) for module in hook.modules]
+        scripted = [module for module in hook.modules if isinstance(module, torch.jit.ScriptModule)]  # take no hooks
+        plain = hook.modules.difference(scripted)
+        self._at_end = [module.register_load_state_dict_post_hook(hook).remove for module in plain]
+        self._at_end += [partial(hook, module, None) for module in scripted]
 
     def end(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        """What it watched for has happened or does not any more: training goes on, or the average comes in."""
+        while self._at_end:
+            self._at_end.pop()()
 
 
 class _Hook:

@@ -5,6 +5,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypedDict, TypeVar
 
+import torch
+
 from weight_averaging.averages.checks import BUFFERS
 from weight_averaging.include_exclude import Choice
 
@@ -20,6 +22,7 @@ class Options(TypedDict, total=False):
     exclude: Choice
     check_finite: bool
     process_group: Any
+    dtype: torch.dtype | None
 
 
 DEFAULTS: Options = {
@@ -29,6 +32,7 @@ DEFAULTS: Options = {
     "exclude": None,
     "check_finite": True,
     "process_group": None,
+    "dtype": None,
 }
 
 
@@ -37,12 +41,16 @@ def completed(options: Options, function: Callable[..., Any]) -> Options:
 
     Raises:
         TypeError: as `check_names`.
-        ValueError: `buffers` is none of its values.
+        ValueError: `buffers` or `dtype` is none of its values.
     """
     check_names(options, function)
     result: Options = {**DEFAULTS, **options}
     if result["buffers"] not in BUFFERS:
         raise ValueError(f"buffers must be one of {', '.join(BUFFERS)}, not {result['buffers']!r}")
+    if result["dtype"] not in (None, torch.float32, torch.float64):
+        raise ValueError(
+            f"dtype must be torch.float32 or torch.float64, not {result['dtype']!r}: with fewer bits an average stalls"
+        )
     return result
 
 

@@ -59,8 +59,7 @@ def load(averager: Collector, swap: Swap, settings: dict[str, Any], state: dict[
     if swap.is_in:
         swap.take_out()
     averager._look()
-    if (change := averager._weights.adopt(set(look.names))) is not None:
-        averager._follow(change)
+    averager._notice(lambda: averager._weights.adopt(set(look.names)))
     for (vectors, steps, count), track in zip(restored, averager._tracks, strict=True):
         track.set_vectors(vectors, steps, count)
     averager.step, averager._refused = int(state["step"]), 0

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 import torch
@@ -102,12 +102,8 @@ class Swap:
         written = "" if self._shown is None else self._shown.changed(self._spare.weights)
         self._spare.restore(self.raw)
         forget_values()
-        self._shown = None
         restore_statistics(self._model, self.statistics)
-        self.raw, self.statistics = [], {}
-        self._spare.release()
-        self.is_in = self._by_block = False
-        _IN_MODELS.discard(self)
+        self.stay()
         if written:
             raise RuntimeError(
                 f"{written} was changed while the average was in the model, and is what it was before again: a layer "
@@ -115,19 +111,23 @@ class Swap:
                 "before swap_out(), or in evaluation mode before swap_in()"
             )
 
+    def stay(self) -> None:
+        """Forget the raw weights: what is in the model is there to stay."""
+        self._shown = None
+        self.raw, self.statistics = [], {}
+        self._spare.release()
+        self.is_in = self._by_block = False
+        _IN_MODELS.discard(self)
+
     def refuse_another(self, what: str) -> None:
         """A RuntimeError if the average of another averager is in this model."""
         if not _IN_MODELS:
             return
-        mine: set[int] | None = None
-        for other in list(_IN_MODELS):
-            if other is not self and other.is_in:
-                mine = mine or set(self._spare.weights.index_by_id())
-                if not mine.isdisjoint(other._spare.weights.index_by_id()):
-                    raise RuntimeError(
-                        f"{what} while the average of another averager, {other._owner}, is in the model: "
-                        "call its swap_out() first"
-                    )
+        if other := _swapped(self._spare.weights.index_by_id(), but=self):
+            raise RuntimeError(
+                f"{what} while the average of another averager, {other._owner}, is in the model: "
+                "call its swap_out() first"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has no open block: an average that is in it stays until its own swap_out."""
@@ -138,3 +138,17 @@ class Swap:
         self.__dict__.update(saved, raw=unpacked(saved["raw"]))
         if self.is_in:
             _IN_MODELS.add(self)
+
+
+def refuse_average_in(model: nn.Module, what: str) -> None:
+    """A RuntimeError if the average of any averager is in a model whose weights are to be those of training."""
+    if _IN_MODELS and (swap := _swapped({id(tensor) for tensor in [*model.parameters(), *model.buffers()]})):
+        raise RuntimeError(f"{what} while the average of {swap._owner} is in the model: call its swap_out() first")
+
+
+def _swapped(ids: Container[int], but: Swap | None = None) -> Swap | None:
+    """A swap that has its average in tensors of these ids."""
+    for swap in list(_IN_MODELS):
+        if swap is not but and swap.is_in and any(place in ids for place in swap._spare.weights.index_by_id()):
+            return swap
+    return None

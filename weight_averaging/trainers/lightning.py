@@ -8,13 +8,13 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from torch.utils.hooks import RemovableHandle
 
 from weight_averaging.torch import Averager
 from weight_averaging.trainers.averaging import Averaging
 from weight_averaging.trainers.lightning_passes import add_pass, loop_of, recompute_from_training, remove_passes
 from weight_averaging.trainers.modes import training_mode
 from weight_averaging.trainers.shards import gathered, scattered
+from weight_averaging.trainers.steps import watch
 
 logger = logging.getLogger("weight_averaging")
 
@@ -77,7 +77,7 @@ class WeightAveraging(Averaging, Callback):
         self._trainer: Any = None  # of this run, or the last one
         self._loop: Any = None  # that evaluates in it
         self._stepped = False
-        self._handles: list[RemovableHandle] = []
+        self._unwatching: list[Callable[[], object]] = []
 
     @property
     def state_key(self) -> str:
@@ -137,15 +137,15 @@ class WeightAveraging(Averaging, Callback):
     def _watch(self, trainer: Trainer) -> None:
         self._unwatch()
 
-        def stepped(*_: Any) -> None:
+        def stepped() -> None:
             self._stepped = True
 
-        self._handles = [optimizer.register_step_post_hook(stepped) for optimizer in trainer.optimizers]
+        self._unwatching = [watch(optimizer, stepped) for optimizer in trainer.optimizers]
 
     def _unwatch(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self._stepped = [], False
+        for end in self._unwatching:
+            end()
+        self._unwatching, self._stepped = [], False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -67,16 +67,31 @@ def prepare(
         UsageError: anything wrong with the arguments, the source or the disk.
     """
     wanted = {"source": source.settings(), "tokenizer": tokenizer.NAME, **vars(settings)}
+    there = folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / INDEX).exists():
             index = read_index(folder)
             _check_same(index.get("settings"), wanted, folder)
             return index
-        return _prepare(source, settings, wanted, folder, threads, report)
+        try:
+            return _prepare(source, settings, wanted, folder, threads, report)
+        except UsageError:
+            _leave_nothing(folder, there)
+            raise
     except OSError as error:
         again = "mend that and give the same command again, which goes on from what is done"
         raise UsageError(f"{error.filename or folder}: {error.strerror or error}; {again}") from None
+
+
+def _leave_nothing(folder: Path, there: bool) -> None:
+    """Remove what a preparation that read no document has begun, with the folder if it was not there before."""
+    progress = _read_progress(folder)
+    if progress is not None and not progress["documents"]:
+        for path in (folder / PROGRESS, *folder.glob("*.bin")):
+            path.unlink(missing_ok=True)
+    if not there and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _prepare(
@@ -88,7 +103,7 @@ def _prepare(
     report: Callable[[int, int, int | None], object],
 ) -> dict[str, Any]:
     progress = _read_progress(folder)
-    if progress is None and any(path.name != f".partial_{PROGRESS}" for path in folder.iterdir()):
+    if progress is None and any(not path.name.startswith(f".partial_{PROGRESS}") for path in folder.iterdir()):
         raise UsageError(f"{folder} is not empty, and no preparation was begun there: give another --out")
     if progress is not None and progress["documents"]:
         _check_same(progress["settings"], wanted, folder)

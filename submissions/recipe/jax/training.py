@@ -51,7 +51,8 @@ def compiled_step(workload: Any, optimizer: optax.GradientTransformation, hyperp
             mask_batch=batch.get("weights"),
             label_smoothing=getattr(hyperparameters, "label_smoothing", 0.0),
         )
-        return loss_dict["summed"] / loss_dict["n_valid_examples"], model_state  # both of the global batch
+        valid = loss_dict["n_valid_examples"]  # of the global batch, as the sum is; without any the gradients are 0
+        return loss_dict["summed"] / jnp.where(valid > 0, valid, 1), model_state
 
     def step(optimizer_state: Any, params: Any, model_state: Any, batch: Any, rng: Any, learning_rate: Any) -> Any:
         (loss, new_model_state), gradients = jax.value_and_grad(loss_of, has_aux=True)(params, model_state, batch, rng)
@@ -61,7 +62,7 @@ def compiled_step(workload: Any, optimizer: optax.GradientTransformation, hyperp
         updates = jax.tree.map(lambda update: -learning_rate * update, updates)
         params = optax.apply_updates(params, updates)
         norm = jnp.sqrt(sum(jnp.sum(gradient * gradient) for gradient in jax.tree.leaves(gradients)))
-        return optimizer_state, params, new_model_state, loss, norm
+        return optimizer_state, params, in_container(model_state, new_model_state), loss, norm
 
     whole = _sharding.get_replicate_sharding()
     return jax.jit(
@@ -70,6 +71,16 @@ def compiled_step(workload: Any, optimizer: optax.GradientTransformation, hyperp
         in_shardings=(whole, whole, whole, _sharding.get_batch_dim_sharding(), whole, whole),
         out_shardings=whole,
     )
+
+
+def in_container(given: Any, new: Any) -> Any:
+    """A new model state in the containers of the one given, if it has the same leaves.
+
+    Some official workloads return None for the {} that they gave at the start, or a dict for a FrozenDict. The harness
+    restores a checkpoint into what was given at the start.
+    """
+    paths = [[jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(t)] for t in (given, new)]
+    return jax.tree.unflatten(jax.tree.structure(given), jax.tree.leaves(new)) if paths[0] == paths[1] else new
 
 
 def compiled(function: Callable[..., Any], overwrites: tuple[int, ...] = ()) -> Callable[..., Any]:

@@ -59,12 +59,12 @@ def backward(
             sums.append(summed_loss.detach())
             counts.append(torch.as_tensor(loss_dict["n_valid_examples"], device=summed_loss.device))
             if number == 0:  # how many are valid in all is known only after the last part
-                unit = _of_all_ranks(counts[0])
+                unit = _at_least_one(_of_all_ranks(counts[0]))
             (summed_loss / unit * ranks).backward()  # of the ranks' gradients DDP takes the mean
             del logits, loss_dict, summed_loss  # the graph of one part at a time
     total = unit
     if len(parts) > 1:
-        total = _of_all_ranks(torch.stack(counts).sum())
+        total = _at_least_one(_of_all_ranks(torch.stack(counts).sum()))
         torch._foreach_mul_([p.grad for p in model.parameters() if p.grad is not None], unit / total)
     return _of_all_ranks(torch.stack(sums).sum()) / total, model_state
 
@@ -76,6 +76,11 @@ def micro_batches(batch: Mapping[str, Any], size: int | None) -> Iterator[Mappin
         return
     for start in range(0, len(batch["targets"]), size):
         yield {name: value if value is None else value[start : start + size] for name, value in batch.items()}
+
+
+def _at_least_one(count: Tensor) -> Tensor:
+    """What to divide by: of no valid example the loss and the gradients are 0, not 0 / 0."""
+    return torch.where(count > 0, count, torch.ones_like(count))
 
 
 def _of_all_ranks(value: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -15,6 +16,7 @@ from analysis.targets import resolve
 from tests.support import ROOT, synthetic_logs
 from weight_averaging.errors import UsageError
 
+MEASURED = ("steps_to_target", "crossed", "final", "best", "gain")
 FILES = sorted((ROOT / "comparisons").glob("*.yaml"))
 
 
@@ -64,6 +66,11 @@ def test_committed_comparisons_can_be_drawn(file, tmp_path):
     selected = draw.select(logs.read(tmp_path / "runs"), comparison)
     written = draw.draw(comparison, Measured(selected, resolve.resolve(selected)), tmp_path / "out")
     assert {path.stem for path in written} == {figure["name"] for figure in comparison.figures}
+    (numbers,) = (path for path in written if path.suffix == ".csv")  # by seed, to be committed beside the page
+    table = pd.read_csv(numbers)
+    assert len(table) == len(selected.runs)
+    assert len(table.drop_duplicates([name for name in table if name not in MEASURED])) == len(table)  # told apart
+    assert set(MEASURED) <= set(table)
     assert all(path.stat().st_size > (5000 if path.suffix in (".png", ".pdf") else 100) for path in written)
 
 

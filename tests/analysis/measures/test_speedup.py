@@ -154,6 +154,14 @@ def test_gpu_hours_count_a_miss_and_a_workload_without_a_run_with_the_budget():
     assert table.loc["base", ["hours", "misses", "missing"]].tolist() == [4 * (1.5 + 1), 1, 0]
     assert table.loc["ours", ["hours", "misses", "missing"]].tolist() == [4 * (1 + 2), 1, 1]
     assert gpu_hours.shown(table) == {"base": ">= 10", "ours": ">= 12"}
+    assert gpu_hours.heading(table, 4) == "GPU-hours (4 GPUs)"
+
+
+def test_short_runs_without_gpus_are_shown_in_seconds():
+    table = gpu_hours.gpu_hours(studies(base=[16.0], ours=[17.0]), plain(["toy"]).assign(budget_s=60.0), gpus=1)
+    assert gpu_hours.shown(table) == {"base": "16", "ours": "17"}
+    assert gpu_hours.heading(table, 1) == "seconds to all targets"
+    assert gpu_hours.heading(table.assign(hours=2.0), 1) == "hours to all targets"
 
 
 def test_nothing_in_common_is_no_ratio():

@@ -61,6 +61,30 @@ def test_gradients_in_parts_are_those_of_the_whole_batch(workload, masked, size)
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("size", [1, 3, 4])
+@pytest.mark.parametrize("valid", [slice(5, 9), slice(0, 1), slice(11, 12)])
+def test_parts_without_a_valid_example_add_nothing(workload, size, valid):
+    rows = torch.randint(0, 50, (12, 9), generator=torch.Generator().manual_seed(0))
+    weights = torch.zeros(12, 8)
+    weights[valid] = 1
+    batch = {"inputs": rows[:, :-1], "targets": rows[:, 1:], "weights": weights}
+    loss, whole = gradients(workload, batch, None)
+    in_parts, parts = gradients(workload, batch, size)
+    assert in_parts == pytest.approx(loss, rel=1e-5)
+    for a, b in zip(whole, parts, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("size", [None, 3])
+def test_a_batch_without_a_valid_example_moves_nothing(workload, size):
+    rows = torch.randint(0, 50, (12, 9), generator=torch.Generator().manual_seed(0))
+    loss, parts = gradients(
+        workload, {"inputs": rows[:, :-1], "targets": rows[:, 1:], "weights": torch.zeros(12, 8)}, size
+    )
+    assert loss == 0
+    assert not any(part.any() for part in parts)
+
+
 def test_parts_of_a_batch():
     batch = {"inputs": torch.arange(5), "targets": torch.arange(5), "weights": None}
     assert [part["inputs"].tolist() for part in micro_batches(batch, 2)] == [[0, 1], [2, 3], [4]]

@@ -262,6 +262,16 @@ def test_bad_input_is_one_line(tmp_path, source, options, message):
             silent,
         )
     assert "\n" not in str(error.value)
+    read = "went to validation" in message
+    assert (tmp_path / "out").exists() == read  # with what was read, the same command goes on
+
+
+def test_an_empty_folder_stays_when_nothing_can_be_read(tmp_path):
+    (tmp_path / "broken.jsonl").write_text('{"text": "some te')
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UsageError, match=r"broken\.jsonl"):
+        prepare(Source(files=(f"{tmp_path}/broken.jsonl",)), Settings(0.5, 10), tmp_path / "out", 1, silent)
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_folder_of_something_else_or_of_other_settings_is_left_alone(tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from weight_averaging.averages import EMA, LAWA, Merge, Power, SnapshotError, Tail, Weighted, exponential
+from weight_averaging.averages import EMA, LAWA, Merge, Power, Ramp, SnapshotError, Tail, Weighted, exponential
 from weight_averaging.averages.average import check_along_training
 
 
@@ -16,6 +16,7 @@ from weight_averaging.averages.average import check_along_training
         (Merge, {"shape": "linear", "window": 3}),
         (Weighted, {"weights": (1.0,)}),
         (Power, {"gamma": 1.0}),
+        (Ramp, {"decay": 0.5, "length": 2}),
     ],
 )
 def test_counts_are_whole_and_kept_as_plain_ints(kind, settings):
@@ -23,8 +24,9 @@ def test_counts_are_whole_and_kept_as_plain_ints(kind, settings):
     made = kind(**{**settings, **counts})
     assert all(type(getattr(made, name)) is int for name in counts)
     for name in counts:
-        for bad in (0, 1.5, True):
-            with pytest.raises(ValueError, match=f"{name} must be a whole number >= 1, not {bad!r}"):
+        least = int(name != "start")
+        for bad in (least - 1, 1.5, True):
+            with pytest.raises(ValueError, match=f"{name} must be a whole number >= {least}, not {bad!r}"):
                 kind(**{**settings, **counts, name: bad})
 
 

@@ -115,7 +115,7 @@ def test_an_exponential_average_has_a_decay_or_a_horizon():
     ("make", "says"),
     [
         (lambda: LAWA(window=2, interval=0), "interval must be a whole number >= 1, not 0"),
-        (lambda: LAWA(window=2, start=0), "start must be a whole number >= 1, not 0"),
+        (lambda: LAWA(window=2, start=-1), "start must be a whole number >= 0, not -1"),
         (lambda: LAWA(window=0), "window must be a whole number >= 1, not 0"),
         (lambda: LAWA(window=2, allow_partial=1), "allow_partial must be True or False, not 1"),
         (lambda: EMA(decay=0.5, warmup=1), "warmup must be True or False, not 1"),

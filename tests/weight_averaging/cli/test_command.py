@@ -46,10 +46,10 @@ def test_help_teaches_by_three_examples_that_parse(capsys, name):
 def test_its_version_and_one_of_a_kind(capsys, folder, tmp_path):
     assert command(capsys, "--version") == f"weight-averaging {weight_averaging.__version__}\n"
     said = command(capsys, "average", folder / "step_400.pt", "--lawa=window=1", f"--out={tmp_path / 'x.pt'}")
-    assert "1 snapshot, steps 400 to 400" in said
+    assert "1 snapshot, step 400, 40 B each" in said
     assert "1 average from 1 snapshot, " in said
     assert "made of 1 snapshot, step 400" in said
-    said = command(capsys, "average", folder, "--lawa=window=1,interval=500", f"--out={tmp_path / 'x.pt'}")
+    said = command(capsys, "average", folder, "--lawa=window=1,interval=500", f"--out={tmp_path / 'y.pt'}")
     assert "lawa window=1 interval=500 at step 400 needs a snapshot, but there are none up to there" in said
 
 
@@ -77,9 +77,10 @@ def test_the_end_says_what_went_in_where_it_is_and_how_to_load_it(capsys, folder
 def test_inspect_says_what_is_there_and_possible(capsys, folder):
     (folder / "best.pt").symlink_to("step_200.pt")
     said = command(capsys, "inspect", folder).splitlines()
-    assert said[:4] == [
+    assert said[:5] == [
         "left out: best.pt ('best' in its name)",
         "checkpoints: 4, steps 100, 200, 300, 400, 100 apart",
+        "steps are from the number after 'step' in its name",
         "form: state dict",
         "weights: 40 B each; elements by type (tensors): float32 8 (1), int64 1 (1)",
     ]

@@ -131,7 +131,7 @@ def test_a_folder_of_a_hugging_face_trainer(trainer_run, tmp_path, capsys):
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= there
     assert not there & {"optimizer.pt", "trainer_state.json", "scheduler.pt", "rng_state.pth", "training_args.bin"}
     said = command(capsys, "average", trainer_run, "--lawa=window=3", f"--out={out}")
-    assert said.endswith(f"error: {out} is there already: name a new folder\n")
+    assert said.endswith(f"error: {out} is there already: name a new folder, or add --overwrite\n")
     said = command(capsys, "average", trainer_run, "--lawa=window=1:2", f"--out={tmp_path / 'several'}")
     assert sorted(path.name for path in (tmp_path / "several").iterdir()) == [
         "lawa_window1_step_6", "lawa_window2_step_6"

@@ -6,11 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from tests.weight_averaging.torch.test_unusual_tensors import Packed
+from weight_averaging import torch as online
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline import LAWA, Plan
 from weight_averaging.offline import recording as module
@@ -142,7 +145,8 @@ def test_a_full_disk_leaves_the_folder_as_it_was(tmp_path):
     arguments = [sys.executable, "-c", code, str(tmp_path)]
     process = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=120)
     assert "a snapshot could not be written: [Errno 27] File too large" in process.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == [module.MANIFEST, "step_00000001.safetensors"]
+    there = sorted(path.name for path in tmp_path.iterdir())
+    assert there == [".lock", module.MANIFEST, "step_00000001.safetensors"]
     verify(tmp_path)
 
 
@@ -161,3 +165,103 @@ def test_a_kill_leaves_a_readable_folder(tmp_path):
     assert len(folder.steps) >= 5
     assert sum(1 for _ in folder.stream(folder.steps)) == len(folder.steps)
     verify(tmp_path)
+
+
+def test_a_closed_writer_takes_no_more(tmp_path):
+    model = nn.Linear(2, 2)
+    with SnapshotWriter(tmp_path, interval=1) as writer:
+        train(model, writer, range(1, 3))
+    for step in (3, 4, 5):
+        with pytest.raises(SnapshotError, match=rf"update\({step}\) of a SnapshotWriter that is closed"):
+            writer.update(step, model)
+    writer.flush()
+    writer.close()
+    assert Snapshots(tmp_path).steps == [1, 2]
+
+
+def test_two_writers_of_one_process_do_not_share_a_folder(tmp_path):
+    model = nn.Linear(2, 2)
+    first, second = SnapshotWriter(tmp_path, interval=1), SnapshotWriter(tmp_path, interval=1)
+    first.update(1, model)
+    with pytest.raises(SnapshotError, match="another SnapshotWriter is writing into"):
+        second.update(1, model)
+    first.close()
+    second.update(2, model)
+    second.close()
+    assert Snapshots(tmp_path).steps == [1, 2]
+    verify(tmp_path)
+
+
+OTHER = """
+import sys, torch
+from weight_averaging.averages import SnapshotError
+from weight_averaging.offline.recording import SnapshotWriter
+writer = SnapshotWriter(sys.argv[1], interval=1)
+try:
+    writer.update(2, torch.nn.Linear(2, 2))
+    writer.close()
+    print("written")
+except SnapshotError as error:
+    print(error)
+"""
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+    def other():
+        run = subprocess.run([sys.executable, "-c", OTHER, str(tmp_path)], capture_output=True, text=True, timeout=120)
+        assert run.returncode == 0, run.stderr
+        return run.stdout.strip()
+
+    with SnapshotWriter(tmp_path, interval=1) as writer:
+        writer.update(1, nn.Linear(2, 2))
+        assert "another SnapshotWriter is writing into" in other()
+    assert other() == "written"
+    assert Snapshots(tmp_path).steps == [1, 2]
+
+
+@pytest.mark.parametrize("kind", ["LAWA", "EMA"])
+def test_an_average_is_not_recorded_as_raw_weights(tmp_path, kind):
+    model = nn.Linear(1, 1, bias=False)
+    averager = online.LAWA(model, interval=1, window=1) if kind == "LAWA" else online.EMA(model, decay=0.5)
+    averager.update(1)
+    with SnapshotWriter(tmp_path, interval=1) as writer:
+        with averager.averaged(), pytest.raises(RuntimeError, match=rf"update\(1\) while the average of {kind} is in"):
+            writer.update(1, nn.DataParallel(model))
+        assert writer.update(1, nn.Linear(1, 1)), "that of another model is no matter"
+        assert writer.update(2, model)
+
+
+@pytest.mark.parametrize("value", [torch.zeros(2), {1, 2}, float("nan"), {"nested": Path("x")}, {("a", 1): 2}], ids=str)
+def test_metadata_that_json_cannot_hold_is_told_at_once(tmp_path, value):
+    with pytest.raises(SnapshotError, match="metadata: JSON cannot hold bad="):
+        SnapshotWriter(tmp_path, interval=1, metadata={"fine": 1, "bad": value})
+
+
+def test_metadata_comes_back_as_json_has_it(tmp_path):
+    for _ in range(2):  # and a run that goes on has the same
+        with SnapshotWriter(tmp_path, interval=1, metadata={"sizes": (1, 2), "by": {3: "three"}}) as writer:
+            writer.update(1, nn.Linear(2, 2))
+    assert read_manifest(tmp_path)["metadata"] == {"sizes": [1, 2], "by": {"3": "three"}}
+
+
+def test_snapshots_may_be_pruned_while_they_are_written(tmp_path):
+    model = nn.Linear(2, 2)
+    with SnapshotWriter(tmp_path, interval=1) as writer:
+        train(model, writer, range(1, 5))
+        writer.flush()
+        prune(tmp_path, [3, 4])
+        train(model, writer, range(5, 7))
+    assert Snapshots(tmp_path).steps == [3, 4, 5, 6]
+    verify(tmp_path)
+
+
+def test_what_cannot_be_written_whole_is_one_line(tmp_path):
+    model = nn.Linear(2, 2)
+    model.base = nn.Parameter(Packed(torch.ones(2, 2)), requires_grad=False)
+    with SnapshotWriter(tmp_path, interval=1) as writer:
+        with pytest.raises(SnapshotError, match="cannot write base, a Packed"):
+            writer.update(1, model)
+        placeholder = nn.Linear(2, 2)
+        placeholder.weight.ds_id = 0
+        with pytest.raises(ValueError, match="placeholder of DeepSpeed's ZeRO-3"):
+            writer.update(1, placeholder)

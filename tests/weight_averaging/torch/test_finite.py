@@ -217,3 +217,33 @@ def test_lerp_if_is_lerp_or_nothing(weight, sizes, good, seed):
     exponential.lerp_if(torch.tensor(good), own, parts, weight)
     for mine, theirs in zip(own, expected, strict=True):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("kind", ["lawa, partial", "ema"])
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("large", [1e16, 3e18, 1e30, 1e38])
+def test_large_weights_are_finite_in_one_block_and_in_several(kind, layers, large):
+    """Whose squares are not."""
+    model = torch.nn.ModuleList(torch.nn.Linear(1024, 1024, bias=False) for _ in range(layers))
+    averager = MAKERS[kind](model)
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, large)
+    assert [averager.update(step) for step in (1, 2)].count(True)
+    with averager.averaged() as ready:
+        assert ready
+        assert torch.isfinite(model[0].weight).all()
+    torch.nn.init.constant_(model[layers - 1].weight[7], float("inf"))
+    assert not averager.update(4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_large_weights_are_finite_on_cuda():
+    model = torch.nn.Linear(1024, 1024, bias=False, device="cuda")
+    torch.nn.init.constant_(model.weight, 3e38)
+    lawa = LAWA(model, interval=1, window=1)
+    lawa.update(1)
+    assert lawa.ready
+    for bad in (float("inf"), float("nan")):
+        torch.nn.init.constant_(model.weight[3], bad)
+        lawa.update(lawa.step + 1)
+        assert lawa.snapshot_steps == [1]

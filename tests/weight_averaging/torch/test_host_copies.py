@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from tests.support.small_models import flat, model_of, randomise, value_of
 from weight_averaging import averages
-from weight_averaging.torch import LAWA, Averages
-from weight_averaging.torch.memory.host_copies import HostCopies
+from weight_averaging.torch import EMA, LAWA, Averages
+from weight_averaging.torch.memory.host_copies import HostCopies, NoStreams
 
 
 class LateStreams:
@@ -34,6 +34,22 @@ class LateStreams:
     @property
     def outstanding(self):
         return len(self.queue) - self.done
+
+
+@pytest.mark.parametrize("kind", ["lawa", "ema"])
+def test_an_accelerator_without_streams_has_its_average_on_the_host(kind):
+    model = model_of()
+    averager = LAWA(model, interval=1, window=2) if kind == "lawa" else EMA(model, decay=0.5)
+    (track,) = averager._tracks
+    track._copies = HostCopies(NoStreams())
+    if kind == "ema":
+        track._copied = torch.empty_like(track._ema)
+    plain = LAWA(model, interval=1, window=2) if kind == "lawa" else EMA(model, decay=0.5)
+    for step in range(1, 5):
+        randomise(model, step)
+        averager.update(step)
+        plain.update(step)
+        np.testing.assert_allclose(value_of(averager, model), value_of(plain, model), rtol=1e-6, atol=1e-7)
 
 
 def late_lawa(model, streams, **options):

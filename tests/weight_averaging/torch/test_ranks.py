@@ -34,5 +34,20 @@ def test_ranks_without_an_element_and_a_host_ema_of_replicas(tmp_path):
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_the_memory_of_the_ranks_of_a_machine_adds_up(tmp_path):
+    run(2, tmp_path, "memory_of_ranks")
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_snapshots_of_shards_are_whole(tmp_path):
+    run(2, tmp_path, f"snapshots_of_shards:{tmp_path}")
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 def test_fsdp1(tmp_path):
     run(2, tmp_path, "fsdp1")
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_replicas_evaluate_the_same_batch_norm_statistics(tmp_path):
+    run(2, tmp_path, "statistics_of_replicas:auto", "statistics_of_replicas:host")

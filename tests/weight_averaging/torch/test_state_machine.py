@@ -39,7 +39,7 @@ class Machine(RuleBasedStateMachine):
         dtype=st.sampled_from(DTYPES),
         block=st.sampled_from([7, 1 << 21]),
         interval=st.integers(1, 3),
-        start=st.integers(1, 4),
+        start=st.integers(0, 4),
     )
     def begin(self, kind, dtype, block, interval, start):
         self.block = blocks.CPU_BLOCK
@@ -52,6 +52,9 @@ class Machine(RuleBasedStateMachine):
         self.snapshots: list[tuple[int, dict[str, np.ndarray]]] = []  # all that were finite, with their steps
         self.raw = named(self.model)
         self.coarse = dtype == torch.bfloat16  # whether a bfloat16 model was ever averaged
+        if start == 0 and kind != "grid":
+            assert self.averager.update(0)
+            self.snapshots.append((0, named(self.model)))
 
     def make(self, model) -> Averager:
         if self.kind == "lawa":
@@ -89,6 +92,13 @@ class Machine(RuleBasedStateMachine):
             assert not self.averager.update(self.step)
             randomise(self.model, self.step)
         self.raw = named(self.model)
+
+    @precondition(lambda self: self.expected() is not None)
+    @rule()
+    def adopt(self):
+        self.averager.adopt()
+        self.raw = named(self.model)
+        self.check(self.raw, self.expected())
 
     @rule(inference=st.booleans())
     def swap_in(self, inference):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.forms import hugging_face
+from weight_averaging.offline.forms.damage import reading
 from weight_averaging.offline.forms.distributed import ShardedFolder
 from weight_averaging.offline.forms.safetensors_file import SafetensorsSource
 from weight_averaging.offline.forms.source import Source
@@ -15,7 +16,7 @@ WANTED = (
     "*.pt, *.pth, *.pth.tar, *.ckpt, *.safetensors, checkpoint_STEP, folders of Hugging Face (checkpoint-STEP) or of "
     "torch.distributed.checkpoint"
 )
-_NAMES = re.compile(r"checkpoint_\d+|.+\.(pt|pth|pth\.tar|ckpt|safetensors)")
+_NAMES = re.compile(r"checkpoint_\d+|.+\.(pt|pth|pth\.tar|ckpt|safetensors)", re.DOTALL)
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -36,6 +37,10 @@ def open_checkpoint(path: Path, allow: Collection[str] = ()) -> Source:
         SnapshotError: it cannot be read, is damaged, would run code, or holds no model; the message names the file.
     """
     try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise SnapshotError(f"{shown(path)}: its name is no UTF-8, and torch opens no such file: rename it") from None
+    with reading(path):
         if (path / ".metadata").is_file():
             return ShardedFolder(path)
         if hugging_face.is_folder(path):
@@ -43,5 +48,8 @@ def open_checkpoint(path: Path, allow: Collection[str] = ()) -> Source:
         if path.is_dir():
             raise SnapshotError(f"{path} is a folder without weights in it: {WANTED}")
         return SafetensorsSource(path) if path.suffix == ".safetensors" else TorchSource(path, allow)
-    except OSError as error:
-        raise SnapshotError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def shown(path: Path) -> str:
+    """A path as text that can be printed, also where its bytes are no UTF-8."""
+    return str(path).encode(errors="backslashreplace").decode()

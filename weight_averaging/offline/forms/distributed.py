@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
-from weight_averaging.offline.forms.source import Source
+from weight_averaging.offline.forms.contents import TRAINING
+from weight_averaging.offline.forms.source import Source, joined
 from weight_averaging.offline.forms.trainers import MODEL_KEYS
 
 # What the folder's `.metadata`, a pickle, may be made of; everything else is refused.
@@ -18,6 +20,12 @@ _ALLOWED = {
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"), ("torch", "Size"), ("torch", "device"),
     ("torch.serialization", "_get_layout"), ("collections", "OrderedDict"), ("builtins", "set"),
     ("pathlib", "Path"), ("pathlib", "PosixPath"), ("pathlib", "PurePosixPath"),
+}  # fmt: skip
+
+
+# What the states of optimizers are made of, also where they are flattened into names.
+_OF_OPTIMIZERS = {
+    "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "param_groups", "square_avg",
 }  # fmt: skip
 
 
@@ -61,24 +69,26 @@ class ShardedFolder(Source):
                     f"{path / '.metadata'} is refused: unpickling it would call {str(error)[7:]}, which may run code"
                 ) from None
             raise SnapshotError(f"{path / '.metadata'} is damaged: {error}") from None
-        except (EOFError, AttributeError, ImportError, TypeError, ValueError) as error:
+        except Exception as error:  # what pickle raises depends on where the damage is
             raise SnapshotError(f"{path / '.metadata'} is damaged: {error}") from None
         known = set(places.values())  # raw weights aside are a list, in the state of an averager
         if any(place[-2:] == ("raw", 0) and (*place[:-2], "averager") in known for place in known):
             raise SnapshotError(f"{path} was written while an averager had its average in the model: swap it out first")
-        tops = {place[0] for place in places.values()}
-        top = next((key for key in MODEL_KEYS if key in tops), None)
-        # From the name in the model to that in the checkpoint, where nested dicts are joined by dots.
-        self._keys = {
-            ".".join(map(str, place[1:] if top is not None else place)): key
-            for key, place in places.items()
-            if (top is None or place[0] == top) and hasattr(entries[key], "size")
-        }
-        if not self._keys:
-            raise SnapshotError(f"{path} holds no model; its keys are {', '.join(sorted(map(str, tops))[:8])}")
-        self.layout = {
-            name: (tuple(entries[key].size), entries[key].properties.dtype) for name, key in self._keys.items()
-        }
+        tensors = {place: key for key, place in places.items() if hasattr(entries[key], "size")}
+        models = _models(tensors)
+        if not models:
+            tops = sorted({str(place[0]) for place in places.values()})
+            raise SnapshotError(f"{path} holds no model; its keys are {', '.join(tops[:8])}")
+        # From the name here to that in the checkpoint, where nested dicts are joined by dots.
+        self._keys: dict[str, str] = {}
+        for number, (key, names) in enumerate(models.items()):
+            found = {joined(key, name) if number else name: tensors[place] for name, place in names.items()}
+            layout = {name: _kind(path, own, entries[own]) for name, own in found.items()}
+            if number:
+                self.others |= layout
+            else:
+                self.layout = layout
+            self._keys |= found
 
     def read(self, names: list[str]) -> dict[str, Tensor]:
         """The tensors of these names, put together from their parts."""
@@ -89,9 +99,8 @@ class ShardedFolder(Source):
             def read_metadata(_, *args: Any, **kwargs: Any) -> Any:
                 return self._metadata  # as read above: another version of Python may have written it
 
-        target: dict[str, Any] = {
-            self._keys[name]: torch.empty(*self.layout[name][:1], dtype=self.layout[name][1]) for name in names
-        }
+        kinds = self.layout | self.others
+        target: dict[str, Any] = {self._keys[name]: torch.empty(kinds[name][0], dtype=kinds[name][1]) for name in names}
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that there is no process group
@@ -102,3 +111,41 @@ class ShardedFolder(Source):
             line = " ".join(str(cause).split())[:120] or type(cause).__name__
             raise SnapshotError(f"{self.path} is damaged or truncated: {line}") from None
         return {name: target[self._keys[name]] for name in names}
+
+
+def _kind(path: Path, key: str, entry: Any) -> tuple[tuple[int, ...], torch.dtype]:
+    try:
+        return tuple(entry.size), entry.properties.dtype
+    except AttributeError:
+        raise SnapshotError(f"{path / '.metadata'} is damaged: it has no type for {key}") from None
+
+
+def _models(tensors: Collection[tuple[Any, ...]]) -> dict[str, dict[str, tuple[Any, ...]]]:
+    """The models among the tensors at these places, the main one first: by key the places by name.
+
+    The model is under one of MODEL_KEYS, at the top or one level below (`app` of PyTorch's tutorial). Where there is
+    none it is at the top itself (torchtitan). What is for training alone is no model, under whatever key.
+    """
+    kept = [place for place in tensors if not _is_training(place)]
+    found: dict[str, dict[str, tuple[Any, ...]]] = {}
+    for depth in (0, 1):
+        tops = dict.fromkeys(place[: depth + 1] for place in kept if len(place) > depth + 1)
+        if main := next((top for key in MODEL_KEYS for top in tops if top[-1] == key), None):
+            for place in kept:
+                top = place[: depth + 1] if len(place) > depth + 1 and place[:depth] == main[:depth] else place[:1]
+                name = ".".join(map(str, place[len(top) :])) or str(place[-1])
+                found.setdefault(".".join(map(str, top)), {})[name] = place
+            key = ".".join(map(str, main))
+            return {key: found.pop(key), **found}
+    return {"": {".".join(map(str, place)): place for place in kept}} if kept else {}
+
+
+def _is_training(place: tuple[Any, ...]) -> bool:
+    """Whether a place belongs to an optimizer or the like, and not to a model."""
+    for part in place[:-1]:
+        if part in MODEL_KEYS:
+            return False
+        if part in TRAINING:
+            return True
+    first, *words = ".".join(map(str, place)).split(".")
+    return (first in ("optim", "optimizer", "optimizers") and bool(words)) or not _OF_OPTIMIZERS.isdisjoint(words)

@@ -2,11 +2,14 @@
 
 `checkpoint-STEP/` of a Trainer has the step in `trainer_state.json`. Weights are `model.safetensors`, or parts of it
 that `model.safetensors.index.json` names tensor by tensor; `pytorch_model.bin` likewise; `adapter_model` of PEFT,
-`diffusion_pytorch_model` of diffusers.
+`diffusion_pytorch_model` of diffusers. Other files of weights in it are models beside: `model_1.safetensors` of
+accelerate, `2_Dense/model.safetensors` of sentence-transformers.
 """
 
 import contextlib
+import functools
 import json
+import re
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -16,15 +19,22 @@ from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.forms.safetensors_file import SafetensorsSource
-from weight_averaging.offline.forms.source import Source
+from weight_averaging.offline.forms.source import Source, joined
 from weight_averaging.offline.forms.torch_file import TorchSource
-from weight_averaging.offline.layouts import Layout
-from weight_averaging.offline.safetensors_files import SafetensorsFile
+from weight_averaging.offline.forms.trainers import count
+from weight_averaging.offline.layouts import Layout, nbytes
+from weight_averaging.tensor_names import clean_names
 
 _STEMS = ("model", "pytorch_model", "adapter_model", "diffusion_pytorch_model")
 _INDEX = ".index.json"
 # For the training that goes on from there, and not part of the model.
-_TRAINING = {"trainer_state.json", "training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt"}
+_TRAINING = re.compile(
+    r"(optimizer|scheduler|scaler|rng_state|random_states|sampler|dl_state_dict|custom_checkpoint)(_.*|\d*)\."
+    r"(pt|pth|bin|pkl)|training_args\.(bin|json)|trainer_state\.json|events\.out\.tfevents.*|zero_to_fp32\.py|latest"
+)
+# Models of other frameworks, which would not be averaged: of the latest they would be those of another model.
+_FOREIGN = (".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".npz", ".tflite", ".distcp", ".ckpt")
+_FOLDER_OF_OTHERS = re.compile(r"\..*|runs|logs|wandb|(checkpoint|ckpt|global_step|step|epoch|iter)[-_]?\d+")
 
 
 def is_folder(path: Path) -> bool:
@@ -42,11 +52,12 @@ def _weights(path: Path) -> str | None:
 
 
 class HuggingFaceSource(Source):
-    """A folder with a model.
+    """A folder with a model, and maybe others beside.
 
     Attributes:
         index: the contents of the index file; None where there is one file of weights.
-        files: the file that each tensor is in, by name.
+        files: the file that each tensor is in, by name; of `others` too.
+        not_copied: files and folders that an average is without, with the reason.
     Raises:
         SnapshotError: a part is missing or damaged, or a tensor is not where the index says.
     """
@@ -57,85 +68,156 @@ class HuggingFaceSource(Source):
         assert name is not None
         self.index: dict[str, Any] | None = None
         if name.endswith(_INDEX):
-            self.index = _read(path / name)
+            self.index = read_json(path / name)
             try:
                 self.files: dict[str, str] = dict(self.index["weight_map"])
             except (KeyError, TypeError, ValueError):
                 raise SnapshotError(f"{path / name} is damaged: it has no weight_map") from None
+            if bad := [part for part in self.files.values() if not isinstance(part, str)]:
+                raise SnapshotError(f"{path / name} is damaged: {bad[0]!r} in it is no file")
         self._index_name = name
         parts = [name] if self.index is None else sorted(set(self.files.values()))
         self.form = f"Hugging Face folder ({len(parts)} {Path(parts[0]).suffix} of weights)"
-        self._parts: dict[str, _Part | TorchSource] = {}
+        self._parts: dict[str, Source] = {}
         for part in parts:
             if Path(part).name != part or not (path / part).is_file():
                 raise SnapshotError(f"{path}: {part}, which {name} names, is not there")
-            self._parts[part] = _Part(path / part) if part.endswith(".safetensors") else TorchSource(path / part, allow)
+            self._parts[part] = _open(path / part, allow)
         if self.index is None:
             self.files = dict.fromkeys(self._parts[name].layout, name)
-        self.mapped = all(part.mapped for part in self._parts.values())
         self.layout: Layout = {}
         for part, source in self._parts.items():
             self.layout |= {tensor: kind for tensor, kind in source.layout.items() if self.files.get(tensor) == part}
         if lacking := [tensor for tensor in self.files if tensor not in self.layout]:
             raise SnapshotError(f"{path}: {lacking[0]} is not in {self.files[lacking[0]]}, where {name} has it")
-        state = path / "trainer_state.json"
-        step = _read(state).get("global_step") if state.is_file() else None
-        self.step = step if isinstance(step, int) else None
+        self._own_name = {tensor: tensor for tensor in self.layout}  # in its file
+        self.not_copied: dict[str, str] = {}
+        self._copied: list[str] = []
+        self._look_beside(allow)
+        self.average = next(iter(self._parts.values())).average
+        self.mapped = all(part.mapped for part in self._parts.values())
+        if (path / "trainer_state.json").is_file() and (step := self.counter("global_step")) is not None:
+            self.counters = {"global_step": step}
+
+    def _look_beside(self, allow: Collection[str]) -> None:
+        """Find what lies beside the weights: other weights, what is copied, and what is left out."""
+        for file in _files(self.path, self.not_copied):
+            name = file.relative_to(self.path).as_posix()
+            if name in self._parts or name == self._index_name:
+                continue
+            if _TRAINING.fullmatch(file.name):
+                self.not_copied[name] = "for training"
+            elif file.suffix in _FOREIGN:
+                self.not_copied[name] = "not averaged"
+            elif file.suffix in (".safetensors", ".bin", ".pt", ".pth"):
+                try:
+                    source = _open(file, allow)
+                except SnapshotError as error:
+                    if file.suffix == ".safetensors" or "damaged" in str(error):
+                        raise
+                    self.not_copied[name] = "no weights are found in it"
+                    continue
+                self._parts[name] = source
+                for own, kind in source.layout.items():
+                    tensor = joined(name, own)
+                    self.others[tensor], self.files[tensor], self._own_name[tensor] = kind, name, own
+            else:
+                self._copied.append(name)
+
+    def counter(self, key: str) -> int | None:
+        state = self.path / "trainer_state.json"
+        return count(read_json(state).get(key)) if state.is_file() else None
 
     def read(self, names: list[str]) -> dict[str, Tensor]:
         found = {}
         for part, own in self._by_part(names):
-            found.update(part.read(own))
+            tensors = part.read([self._own_name[name] for name in own])
+            found.update({name: tensors[self._own_name[name]] for name in own})
         return {name: found[name] for name in names}
 
+    def checksum(self, name: str) -> int | None:
+        return self._parts[self.files[name]].checksum(self._own_name[name])
+
+    def left_out(self, names: Collection[str]) -> list[str]:
+        return [f"{name} ({reason})" for name, reason in self.not_copied.items()]
+
+    def part_of(self, name: str) -> tuple[str, str]:
+        """The file in which a tensor is, and its name there; also by its name without what wrappers add."""
+        saved = name if name in self.files else self._by_plain_name[name]
+        return self.files[saved], name if name in self.layout or saved != name else self._own_name[name]
+
+    @functools.cached_property
+    def _by_plain_name(self) -> dict[str, str]:
+        return dict(zip(clean_names(list(self.layout)), self.layout))
+
     def _by_part(self, names: list[str]) -> Iterator[tuple[Source, list[str]]]:
-        for part, source in self._parts.items():
-            if own := [name for name in names if self.files[name] == part]:
-                yield source, own
+        by_part: dict[str, list[str]] = {}
+        for name in names:
+            by_part.setdefault(self.files[name], []).append(name)
+        for part, own in by_part.items():
+            yield self._parts[part], own
 
     @property
     def loading(self) -> str:
         """What loads such a folder."""
-        config = self.path / "config.json"
-        architectures = _read(config).get("architectures") if config.is_file() else None
+        path = '"{path}"'
+        if (self.path / "modules.json").is_file():
+            return f"sentence_transformers.SentenceTransformer({path})"
+        if (self.path / "adapter_config.json").is_file():
+            return f"peft.PeftModel.from_pretrained(base_model, {path})"
+        if not (self.path / "config.json").is_file():
+            return f"accelerate.load_checkpoint_in_model(model, {path})"
+        config = read_json(self.path / "config.json")
+        if isinstance(config.get("_class_name"), str):
+            return f"diffusers.{config['_class_name']}.from_pretrained({path})"
+        architectures = config.get("architectures")
         name = architectures[0] if isinstance(architectures, list) and architectures else "AutoModel"
-        return f'transformers.{name}.from_pretrained("{{path}}")'
+        return f"transformers.{name}.from_pretrained({path})"
 
     def write_rest(self, folder: Path, layout: Layout, float32: bool) -> None:
         """Write all but the weights into `folder`: config, tokenizer, code, and the index for weights of `layout`."""
-        weights = {*self._parts, self._index_name}
-        for path in self.path.iterdir():
-            others = path.suffix in (".safetensors", ".bin", ".pt", ".pth") or path.name.endswith(_INDEX)
-            if path.is_file() and path.name not in weights | _TRAINING and not others:
-                shutil.copyfile(path, folder / path.name)
+        for name in self._copied:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.path / name, folder / name)
         if float32 and (folder / "config.json").is_file():  # or from_pretrained would round them again
-            config = _read(folder / "config.json")
+            config = read_json(folder / "config.json")
             config |= {key: "float32" for key in ("dtype", "torch_dtype") if key in config}
             (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         if self.index is not None:
-            size = sum(_numel(shape) * dtype.itemsize for shape, dtype in layout.values())
-            about = {**self.index.get("metadata", {}), "total_size": size}
-            (folder / self._index_name).write_text(json.dumps({**self.index, "metadata": about}, indent=2) + "\n")
+            model = {name: kind for name, kind in layout.items() if name not in self.others}
+            metadata = self.index.get("metadata")
+            about = {**(metadata if isinstance(metadata, dict) else {}), "total_size": nbytes(model)}
+            index = {**self.index, "metadata": about, "weight_map": {name: self.part_of(name)[0] for name in model}}
+            (folder / self._index_name).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _open(path: Path, allow: Collection[str]) -> Source:
+    return _Part(path) if path.suffix == ".safetensors" else TorchSource(path, allow)
+
+
+def _files(folder: Path, left_out: dict[str, str]) -> Iterator[Path]:
+    """The files of a folder and those below it; folders that hold something else are told in `left_out`."""
+    left = [folder]
+    while left:
+        for path in sorted(left.pop().iterdir()):
+            if path.is_file():
+                yield path
+            elif path.is_dir() and not path.is_symlink():
+                if _FOLDER_OF_OTHERS.fullmatch(path.name) or (path / ".metadata").exists():
+                    left_out[path.relative_to(folder).as_posix()] = "not part of the model"
+                else:
+                    left.append(path)
 
 
 class _Part(SafetensorsSource):
     """One of the files, which may be called after its place among them."""
 
-    def __init__(self, path: Path) -> None:
-        Source.__init__(self, path)
-        self._file = SafetensorsFile(path)
-        self.layout, self.mapped = self._file.layout, self._file.aligned
+    in_parts = True
 
 
-def _numel(shape: tuple[int, ...]) -> int:
-    count = 1
-    for length in shape:
-        count *= length
-    return count
-
-
-def _read(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(ValueError, OSError):
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file of JSON. SnapshotError if there is none."""
+    with contextlib.suppress(ValueError, OSError, RecursionError):
         contents = json.loads(path.read_text())
         if isinstance(contents, dict):
             return contents

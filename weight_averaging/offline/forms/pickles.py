@@ -10,27 +10,40 @@ from typing import Any
 import torch
 
 from weight_averaging.averages import SnapshotError
+from weight_averaging.offline.forms.records import Records
+from weight_averaging.offline.forms.strangers import other_format
+
+_INSTEAD = "save the model's state_dict() by torch.save, or as .safetensors"
 
 
-def load_file(path: Path, allow: Collection[str] = ()) -> Any:
+def load_file(path: Path, allow: Collection[str] = (), records: Records | None = None) -> Any:
     """The contents of a file of torch.save, mapped where its format allows.
 
     Args:
         allow: classes that the file may be made of, by their full names (`argparse.Namespace`).
+        records: of the file, told where each storage is.
     Raises:
         SnapshotError: it is damaged, is not there or would call what is not allowed.
     """
     if not path.is_file():
         raise SnapshotError(f"{path} is not there, or no file")
+    if other := other_format(path):
+        raise SnapshotError(f"{path} is {other}, which is not read: {_INSTEAD}")
+    storages: list[torch.UntypedStorage] = []
+
+    def keep(storage: Any, location: str) -> Any:
+        storages.append(storage)
+        return storage  # it is on the CPU, wherever it was
+
     allowed = [*_numpy_scalars(), *map(_class_of, allow)]
     try:
         with torch.serialization.safe_globals(allowed):
             try:
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                contents = torch.load(path, map_location=keep, weights_only=True, mmap=True)
             except RuntimeError as error:
                 if "mmap can only be used" not in str(error):
                     raise
-                return torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
+                contents = torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
     except Exception as error:  # what torch raises for a damaged file depends on where the damage is
         text = " ".join(str(error).split())
         if code := re.search(r"GLOBAL (\S+)", text):
@@ -39,6 +52,9 @@ def load_file(path: Path, allow: Collection[str] = ()) -> Any:
                 f"state_dict alone{_consent(code[1])}"
             ) from None
         raise SnapshotError(f"{path} is damaged or truncated: {text[:120] or type(error).__name__}") from None
+    if records is not None:
+        records.place(storages)
+    return contents
 
 
 def _class_of(name: str) -> type:

@@ -1,10 +1,12 @@
 """What every form of checkpoint has to offer."""
 
 import abc
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
+from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.layouts import Layout
 
 
@@ -15,7 +17,10 @@ class Source(abc.ABC):
         form: what users call it.
         path: a file or a folder.
         layout: shape and type by name, as saved.
-        step, epoch: completed updates and epochs as the checkpoint itself tells; None if it does not.
+        others: the same of models beside the one of `layout`, by KEY:NAME: an EMA, a discriminator, a file of its own.
+        counters: how far training was, as the checkpoint itself tells, by the key that has it (`global_step`, `epoch`).
+        average: of what is itself an average, which one; else empty.
+        note: what is unusual about what is averaged; else empty.
         own_names: whether names are those of the model for sure, so that nothing in them is a wrapper's.
         mapped: tensors are contiguous views of mapped files, whose bytes are read when they are used.
         latest, frozen: names of what averagers leave as training has it, and of what of it is frozen.
@@ -23,8 +28,8 @@ class Source(abc.ABC):
 
     form: str
     layout: Layout
-    step: int | None = None
-    epoch: int | None = None
+    average: str = ""
+    note: str = ""
     own_names: bool = False
     mapped: bool = False
     latest: frozenset[str] = frozenset()
@@ -32,7 +37,43 @@ class Source(abc.ABC):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.others: Layout = {}
+        self.counters: Mapping[str, int] = {}
 
     @abc.abstractmethod
     def read(self, names: list[str]) -> dict[str, Tensor]:
-        """The tensors of these names; their bytes are read when they are used, where that is possible."""
+        """The tensors of these names, of `layout` and `others`; their bytes are read when used, where possible."""
+
+    def checksum(self, name: str) -> int | None:
+        """The CRC-32 that the bytes of a tensor should have; None if it is not known, or was compared already."""
+        return None
+
+    def left_out(self, names: Collection[str]) -> list[str]:
+        """What of the checkpoint is not in one of the same form that has tensors of these names, in words."""
+        return []
+
+    def counter(self, key: str) -> int | None:
+        """The whole number at a key of the checkpoint, dots leading further in; None if there is none."""
+        return self.counters.get(key)
+
+
+def joined(key: str, name: str) -> str:
+    """The name in `others` of a tensor of the model at `key`."""
+    return f"{key}:{name}"
+
+
+def key_of(name: str) -> str:
+    """The key in a name of `others`."""
+    return name.partition(":")[0]
+
+
+class NoModelError(SnapshotError):
+    """A file without a state dict.
+
+    Attributes:
+        for_training: it holds the state of an optimizer or the like.
+    """
+
+    def __init__(self, message: str, for_training: bool) -> None:
+        super().__init__(message)
+        self.for_training = for_training

@@ -1,6 +1,5 @@
-"""One file of torch.save: a state dict, or a checkpoint that holds one."""
+"""One file of torch.save: a state dict, or a checkpoint that holds one or several."""
 
-import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,20 +8,22 @@ import torch
 from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
-from weight_averaging.offline.forms.averager_state import averager_states, is_averager_state, put_raw
+from weight_averaging.offline.forms.averager_state import put_raw
+from weight_averaging.offline.forms.contents import (
+    averager_states,
+    is_extra,
+    is_for_training,
+    models_beside,
+    with_models,
+)
 from weight_averaging.offline.forms.pickles import load_file
-from weight_averaging.offline.forms.source import Source
-from weight_averaging.offline.forms.trainers import MODEL_KEYS, about
+from weight_averaging.offline.forms.records import Records
+from weight_averaging.offline.forms.source import NoModelError, Source, joined
+from weight_averaging.offline.forms.trainers import MODEL_KEYS, about, count, counters_of, lightnings_average
 from weight_averaging.offline.layouts import layout_of
 
-EXTRA_STATE = "_extra_state"  # what torch.nn.Module.get_extra_state gave, of any type
-
-# Of a checkpoint that is written, all but the training: an average is evaluated, or trained on afresh.
-_TRAINING = {
-    "amp", "amp_scaler", "averager", "callbacks", "last_optimizer_state", "lr_scheduler", "lr_schedulers", "optimizer",
-    "optimizer_state", "optimizer_state_dict", "optimizer_states", "optimizers", "scaler", "scheduler",
-    "scheduler_state_dict", "schedulers",
-}  # fmt: skip
+# Where Lightning's WeightAveraging has the raw weights while it has its average under `state_dict`.
+_RAW, _AVERAGING = "current_model_state", "averaging_state"
 
 
 class TorchSource(Source):
@@ -35,52 +36,108 @@ class TorchSource(Source):
 
     def __init__(self, path: Path, allow: Collection[str] = ()) -> None:
         super().__init__(path)
-        self._contents = load_file(path, allow)
-        self._key, saved = _find_model(path, self._contents)
+        self._records = Records(path)
+        self._contents = load_file(path, allow, self._records)
+        self._key, self._saved = _find_model(path, self._contents)
         about_it = about(path, self._contents, self._key)
-        self.form, self.step, self.epoch, self.loading = about_it
-        self.extra = {name: value for name, value in saved.items() if _is_extra(name)}
-        self._state = {name: value for name, value in saved.items() if not _is_extra(name)}
+        self.form, self.loading = about_it.form, about_it.loading
+        self.counters = counters_of(self._contents) if self._key is not None else {}
+        self.average = str(self._records.about.get("average", "")) or lightnings_average(self._contents, self._saved)
+        if self._key is not None and self._saved is not self._contents[self._key]:
+            self.note = f"averaged are the raw weights ({_RAW}), not Lightning's averages of them ({self._key})"
+        self.extra = {name: value for name, value in self._saved.items() if is_extra(name)}
+        self._state = {name: value for name, value in self._saved.items() if not is_extra(name)}
         _check(path, self._state)
         self.averagers = [str(state["averager"]) for state in averager_states(self._contents)]
-        put_raw(path, self._state, self._contents)
+        self._beside = self._find_others()
+        beside = {key: {n: v for n, v in model.items() if not is_extra(n)} for key, model in self._beside.items()}
+        for tensors in beside.values():
+            _check(path, tensors)
+        put_raw(path, [self._state, *beside.values()], self._contents)
         self.layout = layout_of(self._state)
-        is_new = zipfile.is_zipfile(path)  # the format since torch 1.6, which can be mapped
-        self.mapped = is_new and all(tensor.is_contiguous() for tensor in self._state.values())
+        self._tensors = dict(self._state)
+        for key, tensors in beside.items():
+            self._tensors |= {joined(key, name): value for name, value in tensors.items()}
+        self.others = {name: kind for name, kind in layout_of(self._tensors).items() if name not in self._state}
+        # Since torch 1.6 files can be mapped.
+        self.mapped = self._records.is_zip and all(tensor.is_contiguous() for tensor in self._tensors.values())
+
+    def _find_others(self) -> dict[str, Mapping[str, Any]]:
+        """The models beside, by keys with which no name is there twice."""
+        if self._key is None:
+            return {}
+        shown = self._contents[self._key]  # an average, where the raw weights are elsewhere
+        found: dict[str, Mapping[str, Any]] = {}
+        for key, model in models_beside(self._contents, self._saved):
+            while key in found or any(name.startswith(joined(key, "")) for name in self._saved):
+                key += "_"
+            if model is not shown:
+                found[key] = model
+        return found
+
+    def counter(self, key: str) -> int | None:
+        value = self._contents
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return count(value)
 
     def read(self, names: list[str]) -> dict[str, Tensor]:
-        return {name: self._state[name] for name in names}
+        return {name: self._tensors[name] for name in names}
+
+    def checksum(self, name: str) -> int | None:
+        return self._records.checksum(self._tensors[name])
 
     def filled(self, state: Mapping[str, Tensor]) -> Any:
-        """The checkpoint with these weights instead of its own, without optimizers and what else is for training.
+        """The checkpoint with these weights instead of its own, without what is for training alone.
 
-        Extra state (`_extra_state`) stays as it is in the file.
+        Extra state (`_extra_state`) stays as it is in the file, and so does all else that is no model.
+
+        Args:
+            state: of the model, under any names, and of `others`; none of those that are to be left out.
         """
-        weights = {**state, **self.extra}
+        return self._filled(state)[0]
+
+    def left_out(self, names: Collection[str]) -> list[str]:
+        return self._filled(dict.fromkeys(names))[1]
+
+    def _filled(self, state: Mapping[str, Any]) -> tuple[Any, list[str]]:
+        weights = {name: value for name, value in state.items() if name not in self.others} | self.extra
         if self._key is None:
-            return weights
-        rest = {key: _without_tensors(value) for key, value in self._contents.items() if key not in _TRAINING}
-        kept = {key: value for key, value in rest.items() if value is not _GONE and key != self._key}
-        return {**kept, self._key: weights}
+            return weights, []
+        models: dict[int, Any] = {id(self._contents[self._key]): weights}
+        if self._saved is not self._contents[self._key]:
+            models[id(self._saved)] = None
+        for key, model in self._beside.items():
+            names = {name: joined(key, name) for name in model}
+            there = all(is_extra(name) or own in state for name, own in names.items())
+            filled = (
+                {name: model[name] if is_extra(name) else state[own] for name, own in names.items()} if there else None
+            )
+            models[id(model)] = filled
+        return with_models(self._contents, models)
 
 
 def _find_model(path: Path, contents: Any) -> tuple[str | None, Mapping[str, Any]]:
-    """The key under which the model's state dict is (None: at the top), and that."""
+    """The key under which the model's state dict is (None: at the top), and that with its raw weights."""
     if not isinstance(contents, Mapping):
         raise SnapshotError(f"{path} holds no state dict but a {type(contents).__name__}")
     key = next((key for key in MODEL_KEYS if isinstance(contents.get(key), Mapping)), None)
     state = contents if key is None else contents[key]
     if not any(isinstance(value, Tensor) for value in state.values()):
-        raise SnapshotError(f"{path} holds no state dict; its keys are {', '.join(map(str, list(contents)[:8]))}")
+        shown = ", ".join(map(str, list(contents)[:8]))
+        raise NoModelError(f"{path} holds no state dict; its keys are {shown}", is_for_training(None, contents))
+    if key is not None and all(isinstance(contents.get(name), Mapping) for name in (_RAW, _AVERAGING)):
+        state = contents[_RAW]
     return key, state
 
 
-def _check(path: Path, state: Mapping[str, Any]) -> None:
+def _check(path: Path, state: Mapping[Any, Any]) -> None:
     for name, value in state.items():
-        if not isinstance(value, Tensor):
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            what = f"{name} in it is no tensor but a {type(value).__name__}"
             raise SnapshotError(
-                f"{path} holds no state dict: {name} in it is no tensor but a {type(value).__name__}; save the model's "
-                "state_dict() under the key 'model'"
+                f"{path} holds no state dict: {what if isinstance(name, str) else f'a name in it is {name!r}'}; save "
+                "the model's state_dict() under the key 'model'"
             )
         if value.layout != torch.strided or value.is_quantized or value.is_nested or value.device.type == "meta":
             kind = "quantized" if value.is_quantized else str(value.layout).removeprefix("torch.")
@@ -88,26 +145,3 @@ def _check(path: Path, state: Mapping[str, Any]) -> None:
                 f"{path}: {name} is a {'meta' if value.device.type == 'meta' else kind} tensor, which cannot be "
                 "averaged: save the model without it, or as a dense one"
             )
-
-
-def _is_extra(name: str) -> bool:
-    return name.rpartition(".")[2] == EXTRA_STATE
-
-
-class _Gone:
-    pass
-
-
-_GONE = _Gone()
-
-
-def _without_tensors(value: Any) -> Any:
-    """Plain values as they are; of a dict what is left without tensors and states of averagers; else `_GONE`."""
-    if isinstance(value, Tensor) or is_averager_state(value):
-        return _GONE
-    if isinstance(value, Mapping):
-        kept = {key: _without_tensors(item) for key, item in value.items()}
-        return {key: item for key, item in kept.items() if item is not _GONE}
-    if isinstance(value, list | tuple) and any(_without_tensors(item) is _GONE for item in value):
-        return _GONE
-    return value

@@ -12,16 +12,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 # Where checkpoints keep the model's state dict; the first is the official harness's.
 MODEL_KEYS = ("model_params", "model_state_dict", "model", "state_dict", "module", "net")
 
 
+# Where checkpoints say how far training was: completed updates, or epochs.
+STEP_KEYS = (
+    "global_step", "global_steps", "step", "steps", "iteration", "iter", "iter_num", "num_updates", "updates",
+    "completed_steps", "num_steps",
+)  # fmt: skip
+EPOCH_KEYS = ("epoch", "epochs", "epochs_run")
+_FAIRSEQ = "optimizer_history"  # a list whose last entry has them
+
+
 class About(NamedTuple):
-    """What a file is, how far training was, and how its users load one (`{path}` is where it is)."""
+    """What a file is, and how its users load one (`{path}` is where it is)."""
 
     form: str
-    step: int | None
-    epoch: int | None
     loading: str
 
 
@@ -29,20 +39,50 @@ def about(path: Path, contents: Any, model_key: str | None) -> About:
     """Args: contents: of a file of torch.save; model_key: under which its model's state dict is, None if at the top."""
     if not isinstance(contents, Mapping) or model_key is None:
         form = "ESPnet epoch" if re.fullmatch(r"\d+epoch", path.stem) else "state dict"
-        return About(form, None, None, 'model.load_state_dict(torch.load("{path}"))')
-    step, epoch = _count(contents.get("global_step")), _count(contents.get("epoch"))
+        return About(form, 'model.load_state_dict(torch.load("{path}"))')
     if "pytorch-lightning_version" in contents:
-        return About("Lightning checkpoint", step, epoch, 'YourModule.load_from_checkpoint("{path}")')
-    history = contents.get("optimizer_history")
-    if isinstance(history, list) and history and isinstance(history[-1], Mapping):
-        updates = _count(history[-1].get("num_updates")) or None
-        return About("fairseq checkpoint", updates, epoch, "fairseq-generate DATA --path {path}")
+        return About("Lightning checkpoint", 'YourModule.load_from_checkpoint("{path}")')
+    if _fairseqs(contents):
+        return About("fairseq checkpoint", "fairseq-generate DATA --path {path}")
     if model_key == "state_dict" and isinstance(contents.get("arch"), str):
-        loading = f'timm.create_model("{contents["arch"]}", checkpoint_path="{{path}}")'
-        return About("timm checkpoint", step, epoch, loading)
+        return About("timm checkpoint", f'timm.create_model("{contents["arch"]}", checkpoint_path="{{path}}")')
     loading = f'model.load_state_dict(torch.load("{{path}}")["{model_key}"])'
-    return About(f"checkpoint with its model under {model_key}", step, epoch, loading)
+    return About(f"checkpoint with its model under {model_key}", loading)
 
 
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+def counters_of(contents: Mapping[Any, Any]) -> dict[str, int]:
+    """How far training was, by the key that says it."""
+    found = {key: count(contents.get(key)) for key in (*STEP_KEYS, *EPOCH_KEYS)}
+    found["num_updates"] = count(_fairseqs(contents).get("num_updates")) or found["num_updates"]
+    return {key: number for key, number in found.items() if number is not None}
+
+
+def _fairseqs(contents: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    history = contents.get(_FAIRSEQ)
+    return history[-1] if isinstance(history, list) and history and isinstance(history[-1], Mapping) else {}
+
+
+def lightnings_average(contents: Any, state: Mapping[str, Any]) -> str:
+    """What average Lightning's StochasticWeightAveraging left in the model, at the end of a run; else empty."""
+    callbacks = contents.get("callbacks") if isinstance(contents, Mapping) else None
+    for saved in callbacks.values() if isinstance(callbacks, Mapping) else ():
+        average = saved.get("average_model_state") if isinstance(saved, Mapping) else None
+        if isinstance(average, Mapping) and average and all(
+            isinstance(value, Tensor) and isinstance(state.get(name), Tensor) and torch.equal(value, state[name])
+            for name, value in average.items()
+        ):  # fmt: skip
+            return "Lightning's StochasticWeightAveraging"
+    return ""
+
+
+def count(value: Any) -> int | None:
+    """A number of updates or epochs, also as a tensor, a NumPy number or a float; None if it is none."""
+    if isinstance(value, bool) or (isinstance(value, Tensor) and (value.numel() != 1 or value.dtype == torch.bool)):
+        return None
+    if isinstance(value, Tensor) or type(value).__module__ == "numpy":
+        if not hasattr(value, "item") or getattr(value, "size", 1) == 0:
+            return None
+        value = value.item()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

@@ -10,7 +10,7 @@ from torch import Tensor
 from weight_averaging.averages import Average, SnapshotError
 from weight_averaging.offline.layouts import Layout, State, layout_difference, layout_of
 from weight_averaging.offline.passes.memory import Memory
-from weight_averaging.offline.passes.sums import BLOCK, Accumulation, mean
+from weight_averaging.offline.passes.sums import BLOCK, Accumulation, mean, sum_type
 from weight_averaging.offline.reading.unaveraged import Unchanging, latest_of
 from weight_averaging.tensor_names import clean_names
 from weight_averaging.torch.model.finite import is_finite
@@ -60,7 +60,7 @@ class Pass:
         self._work, self._memory, self._unchanging = work, memory, unchanging
         self._vectors: dict[Accumulation, dict[str, list[Tensor]]] = {one: {} for one in work.running}
         self._results_left = Counter(one for due in work.due.values() for _, _, one in due)
-        self._held: dict[int, dict[str, Tensor]] = {}  # snapshots, as float32
+        self._held: dict[int, dict[str, Tensor]] = {}  # snapshots, in the type of sums
         self._layout: Layout | None = None
         self._latest: Collection[str] = ()
         self._constant: dict[str, Tensor] = {}  # not finite: a mask of infinities, say
@@ -113,10 +113,10 @@ class Pass:
             vectors = [self._vectors_of(one, name, flat) for one in active]
             copy = None
             if held is not None:
-                copy = held[name] = self._memory.take(flat.numel(), flat.device)
+                copy = held[name] = self._memory.take(flat.numel(), sum_type(flat.dtype), flat.device)
             for start in range(0, flat.numel(), BLOCK):
                 stop = min(start + BLOCK, flat.numel())
-                values = self._memory.float32(flat[start:stop])
+                values = self._memory.to_sum(flat[start:stop])
                 if not is_finite(values):
                     self._make_constant(step, name, tensor)
                     break
@@ -128,7 +128,9 @@ class Pass:
     def _vectors_of(self, accumulation: Accumulation, name: str, flat: Tensor) -> list[Tensor]:
         own = self._vectors[accumulation]
         if name not in own:
-            own[name] = [self._memory.take(flat.numel(), flat.device) for _ in range(accumulation.count)]
+            own[name] = [
+                self._memory.take(flat.numel(), sum_type(flat.dtype), flat.device) for _ in range(accumulation.count)
+            ]
         return own[name]
 
     def _is_averaged(self, name: str, tensor: Tensor) -> bool:

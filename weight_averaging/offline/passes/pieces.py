@@ -18,9 +18,13 @@ from torch import Tensor
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.forms.source import Source
 from weight_averaging.offline.layouts import Layout, State
-from weight_averaging.offline.passes.sums import BLOCK
+from weight_averaging.offline.passes.sums import BLOCK, sum_type
+from weight_averaging.offline.reading.checksums import Checksums
 from weight_averaging.offline.reading.fetching import fetch
 from weight_averaging.offline.reading.snapshots import Snapshots
+
+# Step, a part of the weights, and what compares it with the checksums of its file when it has been worked on.
+Part = tuple[int, State, Callable[[State], None]]
 
 IN_CACHE = 10 << 20  # bytes of a group
 AHEAD = 8  # pieces that the system is asked to read beforehand
@@ -76,9 +80,9 @@ def memory(layout: Layout, models: int, cut: list[list[Piece]]) -> int:
 
 
 def _bytes(kind: tuple[tuple[int, ...], torch.dtype], models: int) -> int:
-    """Of an element."""
+    """Of an element, with `models` sums of it."""
     _, dtype = kind
-    return (8 if dtype.is_complex else 4) * models + dtype.itemsize
+    return (2 if dtype.is_complex else 1) * sum_type(dtype).itemsize * models + dtype.itemsize
 
 
 def streams(
@@ -92,25 +96,33 @@ def streams(
         SnapshotError: at the end, if a file was written to meanwhile: pieces of two models may have come together.
     """
     cut = list(cut)
-    opened: dict[int, tuple[Source, dict[str, str]]] = {}
+    everything = [*snapshots.layout, *snapshots.others]
+    opened: dict[int, tuple[Source, dict[str, str], Checksums]] = {}
     stamps: dict[int, dict[Path, tuple[int, int]]] = {}
 
-    def state(step: int, pieces: list[Piece]) -> State:
+    def state(step: int, pieces: list[Piece]) -> tuple[State, Callable[[State], None]]:
         if step not in opened:
             stamps.setdefault(step, _stamps(snapshots.paths[step]))
             source = snapshots.open(step)
-            opened[step] = source, snapshots.originals(source)
-        source, names = opened[step] if snapshots.mapped else opened.pop(step)
+            opened[step] = source, snapshots.originals(source, everything), Checksums(source)
+        source, names, checksums = opened[step] if snapshots.mapped else opened.pop(step)
         tensors = source.read([names[piece.name] for piece in pieces])
-        return {piece.name: piece.of(tensors[names[piece.name]]) for piece in pieces}
 
-    read = ((step, state(step, pieces)) for pieces in cut for step in steps)
+        def see(part: State) -> None:
+            for piece in pieces:
+                last = piece.stop == tensors[names[piece.name]].numel()
+                checksums.see(names[piece.name], part[piece.name], last)
+
+        return {piece.name: piece.of(tensors[names[piece.name]]) for piece in pieces}, see
+
+    read = ((step, *state(step, pieces)) for pieces in cut for step in steps)
     states = _fetched(read) if snapshots.mapped else read
 
     def stream() -> Iterator[tuple[int, State]]:
         for _ in steps:
-            step, part = next(states)
+            step, part, see = next(states)
             yield step, part
+            see(part)  # while it is in the cache
             on_read(sum(tensor.nbytes for tensor in part.values()))
 
     for pieces in cut:
@@ -131,14 +143,14 @@ def _stamps(path: Path) -> dict[Path, tuple[int, int]]:
     return found
 
 
-def _fetched(states: Iterator[tuple[int, State]]) -> Iterator[tuple[int, State]]:
+def _fetched(states: Iterator[Part]) -> Iterator[Part]:
     """The same; a thread asks the system for the pages of those to come, since what it does for them takes time too."""
-    waiting: collections.deque[tuple[int, State]] = collections.deque()
+    waiting: collections.deque[Part] = collections.deque()
     with ThreadPoolExecutor(1, "fetching") as thread:
-        for step, state in states:
-            for tensor in state.values():
+        for part in states:
+            for tensor in part[1].values():
                 thread.submit(fetch, tensor)
-            waiting.append((step, state))
+            waiting.append(part)
             if len(waiting) > AHEAD:
                 yield waiting.popleft()
         yield from waiting

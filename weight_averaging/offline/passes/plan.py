@@ -33,8 +33,8 @@ class Plan:
 
     Attributes:
         needed: the steps of the snapshots to feed, in order; a stream may hold others, which are passed over.
-        peak: float32 models held at the same time at most, beside the snapshot being read. Means are kept as running
-            sums, or, where these are less than half as many, as the snapshots they are made of.
+        peak: models held at the same time at most, in the type of sums, beside the snapshot being read. Means are kept
+            as running sums, or, where these are less than half as many, as the snapshots they are made of.
     """
 
     def __init__(
@@ -71,9 +71,10 @@ class Plan:
                 one = recursions[average]
             due.setdefault(last, []).append((average, step, one))
         self.needed = sorted(needed)
-        held = {step: max((one.last for one in means if one.takes(step)), default=0) for step in self.needed}
-        held = {step: last for step, last in held.items() if last}
-        in_sums, in_snapshots = _peak(_spans(means)), _peak(list(held.items()))
+        held: dict[int, int] = {}
+        for one in means:  # ascending: the last one that takes a snapshot needs it longest
+            held.update(dict.fromkeys(one.members, one.last))
+        in_sums, in_snapshots = _peak(_spans(means)), _peak(held.items())
         # Sums take a snapshot in while it is in the cache; what is held must be read again for every mean.
         if 2 * in_snapshots < in_sums:
             self.peak, running = in_snapshots + _peak(_spans(others)), others
@@ -122,6 +123,11 @@ def _spans(accumulations: Iterable[Accumulation]) -> list[tuple[int, int]]:
     return [(one.members[0], one.last) for one in accumulations for _ in range(one.count)]
 
 
-def _peak(spans: Sequence[tuple[int, int]]) -> int:
+def _peak(spans: Iterable[tuple[int, int]]) -> int:
     """The largest number of closed ranges (first, last) that share a point."""
-    return max((sum(a <= first <= b for a, b in spans) for first in {first for first, _ in spans}), default=0)
+    events = sorted(event for first, last in spans for event in ((first, -1), (last, 1)))  # a beginning before an end
+    most = open_ones = 0
+    for _, kind in events:
+        open_ones -= kind
+        most = max(most, open_ones)
+    return most

@@ -4,6 +4,7 @@ Nothing of a pass is kept here: the vectors are its own (`one_pass`).
 """
 
 import abc
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import torch
@@ -15,8 +16,13 @@ from weight_averaging.torch.tracks.mean import accumulators, add, mean_of, pairw
 BLOCK = 1 << 18
 
 
+def sum_type(dtype: torch.dtype) -> torch.dtype:
+    """The type of sums of tensors: float64 for those of float64 and complex128, else float32."""
+    return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
+
+
 class Accumulation(abc.ABC):
-    """How one average is made of flat float32 vectors, snapshot by snapshot, up to that of step `last`.
+    """How one average is made of flat vectors (float32 or float64), snapshot by snapshot, up to that of step `last`.
 
     Args:
         members: the steps of the snapshots that it is made of, oldest first.
@@ -27,15 +33,19 @@ class Accumulation(abc.ABC):
 
     def __init__(self, members: Sequence[int], last: int) -> None:
         self.members, self.last = members, last
-        self._index = {step: index for index, step in enumerate(members)}
 
     def takes(self, step: int) -> bool:
         """Whether the snapshot of `step` is part of the average."""
-        return step in self._index
+        index = bisect_left(self.members, step)
+        return index < len(self.members) and self.members[index] == step
+
+    def index(self, step: int) -> int:
+        """Which of the members, from 0, the snapshot of `step` is."""
+        return bisect_left(self.members, step)
 
     @abc.abstractmethod
     def take(self, step: int, vectors: list[Tensor], values: Tensor) -> None:
-        """Take the float32 `values` of a block into the same block of its vectors."""
+        """Take the `values` of a block into the same block of its vectors."""
 
     @abc.abstractmethod
     def result(self, vectors: list[Tensor], final: bool) -> Tensor:
@@ -51,7 +61,7 @@ class Sum(Accumulation):
         self.count = accumulators(len(members))
 
     def take(self, step: int, vectors: list[Tensor], values: Tensor) -> None:
-        index = self._index[step]
+        index = self.index(step)
         add(vectors, index, values if self._weights is None else values * self._weights[index])
 
     def result(self, vectors: list[Tensor], final: bool) -> Tensor:
@@ -71,7 +81,7 @@ class Recursion(Accumulation):
         self._weights = weights
 
     def take(self, step: int, vectors: list[Tensor], values: Tensor) -> None:
-        index = self._index[step]
+        index = self.index(step)
         if index == 0:
             vectors[0].copy_(values)
         else:

@@ -10,17 +10,18 @@ wherever in the checkpoint that is, and those are what comes out here.
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
-import torch
 from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.forms import WANTED, is_checkpoint, open_checkpoint
 from weight_averaging.offline.forms.hugging_face import is_folder
-from weight_averaging.offline.forms.source import Source
-from weight_averaging.offline.layouts import Layout, layout_difference
+from weight_averaging.offline.forms.source import NoModelError, Source, key_of
+from weight_averaging.offline.layouts import Layout, check_alike, nbytes
+from weight_averaging.offline.reading.checksums import Checksums
 from weight_averaging.offline.reading.fetching import fetching
-from weight_averaging.offline.reading.order import is_aside, numbered, place
+from weight_averaging.offline.reading.order import copies, from_place, is_aside, numbered
 from weight_averaging.tensor_names import clean_names
 
 
@@ -33,7 +34,7 @@ class Snapshots:
     Args:
         where: a folder of checkpoints, or the checkpoints.
         allow: classes that pickles may be made of, by their full names (`argparse.Namespace`).
-        in_order: number the checkpoints of a list 1, 2, ... as they come, whatever step they are of.
+        step_from: where the number of each checkpoint is, for `order.from_place`; default: the rule of `order`.
     Raises:
         SnapshotError: there is none, a file is damaged or would run code, a step is unknown or there twice, or the
             files are of different models. Every message names the file.
@@ -42,9 +43,13 @@ class Snapshots:
         folder: the folder; of a list, that of its first.
         paths: the files by step, ascending.
         unit: what steps are: "step", or "epoch" where only epochs are known.
+        rule: where the steps are from, in words.
         form: of the latest.
+        notes: what is unusual about what is averaged.
         left_out: entries of the folder that are no snapshots of their own, with the reason.
         layout: shape and type by name, without what wrappers add; the same in all files.
+        others: those of the other models in the checkpoints, by KEY:NAME, as far as all checkpoints have them.
+        lacking: keys of other models that not all have, or not of the same shapes: they are in no average.
         latest: the names of what averagers leave as training has it, in all files; empty if that is not known.
         frozen: those of `latest` that are frozen.
         nbytes: of one snapshot's weights.
@@ -52,7 +57,7 @@ class Snapshots:
     """
 
     def __init__(
-        self, where: Path | str | Sequence[Path | str], allow: Collection[str] = (), *, in_order: bool = False
+        self, where: Path | str | Sequence[Path | str], allow: Collection[str] = (), *, step_from: str | None = None
     ) -> None:
         self._allow = tuple(allow)
         self.left_out: dict[Path, str] = {}
@@ -64,22 +69,31 @@ class Snapshots:
             if not entries:
                 raise SnapshotError("no checkpoint is named: a list of snapshots has at least one")
             self.folder = entries[0].parent
-        sources = self._look(entries)
-        if in_order:
-            self.unit, numbers = "step", {path: number for number, path in enumerate(sources, start=1)}
-        else:
-            self.unit, numbers = numbered([(path, *place(source)) for path, source in sources.items()])
+        sources = self._look(entries, isinstance(where, Path | str))
+        chosen = list(sources.values())
+        self.unit, numbers, self.rule = numbered(chosen) if step_from is None else from_place(chosen, step_from)
         found: dict[int, Path] = {}
         for path, number in numbers.items():
             if number in found:
                 raise SnapshotError(f"{found[number]} and {path} are both of {self.unit} {number}: remove one")
             found[number] = path
         self.paths = dict(sorted(found.items()))
-        self.form = sources[self.paths[self.steps[-1]]].form
+        latest = sources[self.paths[self.steps[-1]]]
+        self.form = latest.form
+        self.notes = list(dict.fromkeys(source.note for source in sources.values() if source.note))
+        self._find_others(list(sources.values()))
         self.latest = set(frozenset.intersection(*(source.latest for source in sources.values())))
         self.frozen = set(frozenset.intersection(*(source.frozen for source in sources.values())))
         self.mapped = all(source.mapped for source in sources.values())
-        self.nbytes = sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in self.layout.values())
+        self.nbytes = nbytes(self.layout)
+
+    def _find_others(self, sources: Sequence[Source]) -> None:
+        everywhere = dict(sources[0].others)
+        for source in sources[1:]:
+            everywhere = {name: kind for name, kind in everywhere.items() if source.others.get(name) == kind}
+        lacking = {key_of(name) for source in sources for name in source.others if name not in everywhere}
+        self.lacking = sorted(lacking)
+        self.others: Layout = {name: kind for name, kind in everywhere.items() if key_of(name) not in lacking}
 
     def _of_folder(self) -> list[Path]:
         if not self.folder.is_dir():
@@ -92,31 +106,52 @@ class Snapshots:
             entries = folders
         seen: dict[tuple[int, int], Path] = {}
         for path in sorted(entries, key=lambda path: (bool(is_aside(path, entries)), path.is_symlink())):
-            same = seen.setdefault((path.stat().st_dev, path.stat().st_ino), path)
+            try:
+                about = path.stat()
+            except OSError as error:  # a link to what is not there, or to itself
+                self.left_out[path] = f"cannot be opened: {error.strerror}"
+                continue
+            same = seen.setdefault((about.st_dev, about.st_ino), path)
             if reason := is_aside(path, entries) or (f"the same file as {same.name}" if same != path else ""):
                 self.left_out[path] = reason
         kept = [path for path in entries if path not in self.left_out]
-        if not kept and self.left_out:
+        if not kept:
+            self._nothing()
+        return kept
+
+    def _nothing(self) -> NoReturn:
+        if self.left_out:
             path, reason = next(iter(self.left_out.items()))
             raise SnapshotError(
                 f"{self.folder} holds no snapshot but what is left out, as {path.name} is ({reason}): name the files"
             )
-        if not kept:
-            raise SnapshotError(f"{self.folder} holds no snapshot: {WANTED}")
-        return kept
+        raise SnapshotError(f"{self.folder} holds no snapshot: {WANTED}")
 
-    def _look(self, entries: list[Path]) -> dict[Path, Source]:
+    def _look(self, entries: list[Path], in_folder: bool) -> dict[Path, Source]:
+        """Open the checkpoints; of a folder without those that are no snapshots, as their contents say."""
         sources: dict[Path, Source] = {}
         for path in entries:
-            source = open_checkpoint(path, self._allow)
-            layout = dict(zip(_names(source), source.layout.values()))
-            if not sources:
-                self.layout: Layout = layout
-            elif difference := layout_difference(self.layout, layout):
-                raise SnapshotError(f"{path} does not fit {next(iter(sources))}: {difference}")
+            try:
+                source = open_checkpoint(path, self._allow)
+            except NoModelError as error:
+                if not in_folder or not error.for_training:
+                    raise
+                self.left_out[path] = "for training"
+                continue
+            if in_folder and source.average:
+                self.left_out[path] = f"an average already, {source.average}"
+                continue
             if path in sources:
                 raise SnapshotError(f"{path} is named twice")
             sources[path] = source
+        if in_folder:
+            self.left_out |= copies(list(sources.values()))
+            sources = {path: source for path, source in sources.items() if path not in self.left_out}
+        if not sources:
+            self._nothing()
+        check_alike({path: dict(zip(_names(source), source.layout.values())) for path, source in sources.items()})
+        first = next(iter(sources.values()))
+        self.layout: Layout = dict(zip(_names(first), first.layout.values()))
         return sources
 
     @property
@@ -132,8 +167,8 @@ class Snapshots:
         return max(number for number in self.steps if number <= step)
 
     def saved_names(self, source: Source) -> dict[str, str]:
-        """What the tensors are called in a checkpoint, by their names in `layout`."""
-        return dict(zip(_names(source), source.layout))
+        """What the tensors are called in a checkpoint, by their names in `layout` and `others`."""
+        return dict(zip(_names(source), source.layout)) | {name: name for name in self.others if name in source.others}
 
     def state(self, step: int, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """The weights of one snapshot, or those of these names; read when they are used, where that is possible."""
@@ -143,7 +178,10 @@ class Snapshots:
         return {name: tensors[original] for name, original in originals.items()}
 
     def originals(self, source: Source, names: Iterable[str] | None = None) -> dict[str, str]:
-        """What the tensors of these names, or all, are called in a checkpoint. SnapshotError if one is not in it."""
+        """What the tensors of these names, or all of the model, are called in a checkpoint.
+
+        SnapshotError if one is not in it.
+        """
         originals = self.saved_names(source)
         chosen = list(self.layout if names is None else names)
         if lacking := [name for name in chosen if name not in originals]:
@@ -156,7 +194,13 @@ class Snapshots:
         whole = names is None or len(names) == len(self.layout)  # of a few tensors the system would fetch too much
         for step, after in zip(steps, [*steps[1:], None]):
             with fetching([self.paths[after]] if whole and after is not None else []):
-                yield step, self.state(step, names)
+                source = self.open(step)
+                originals = self.originals(source, names)
+                tensors = source.read(list(originals.values()))
+                yield step, {name: tensors[original] for name, original in originals.items()}
+                checksums = Checksums(source)
+                for original, tensor in tensors.items():  # now that they are in memory
+                    checksums.see(original, tensor)
 
 
 def _names(source: Source) -> list[str]:

@@ -1,6 +1,7 @@
 """Where an average goes: a file of its own, or the form that its snapshots have. In place only when it is whole."""
 
 import contextlib
+import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -11,9 +12,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from weight_averaging.atomic_file import replacing
+from weight_averaging.atomic_file import partial_beside, replacing
 from weight_averaging.averages import SnapshotError
-from weight_averaging.offline.forms.hugging_face import HuggingFaceSource
+from weight_averaging.offline.forms import shown
+from weight_averaging.offline.forms.hugging_face import HuggingFaceSource, is_folder
+from weight_averaging.offline.forms.records import add_about
 from weight_averaging.offline.forms.source import Source
 from weight_averaging.offline.forms.torch_file import TorchSource
 from weight_averaging.offline.layouts import Layout
@@ -44,7 +47,14 @@ def _is_like(path: Path, source: Source) -> bool:
     return isinstance(source, TorchSource) and ending(path) == ending(source.path)
 
 
-def writer_for(path: Path, source: Source, layout: Layout, about: Mapping[str, str], float32: bool) -> Writer:
+def has_others(path: Path, source: Source) -> bool:
+    """Whether an average at `path` has the other models of its snapshots too (`Source.others`)."""
+    return is_folder_for(path, source) or _is_like(path, source)
+
+
+def writer_for(
+    path: Path, source: Source, layout: Layout, about: Mapping[str, str], float32: bool, overwrite: bool = False
+) -> Writer:
     """What writes an average to `path`.
 
     - `.safetensors`: tensor by tensor.
@@ -54,52 +64,72 @@ def writer_for(path: Path, source: Source, layout: Layout, about: Mapping[str, s
 
     Args:
         source: the latest of the snapshots.
-        layout: of the average, with names as in `source`.
-        about: strings about the average, for safetensors.
+        layout: of the average, with names as in `source`; with `others` where the form has them (`has_others`).
+        about: strings about the average, that go into the file, and tell it from a snapshot.
         float32: whether floating-point tensors are written as float32 whatever they were.
+        overwrite: whether it takes the place of what is there.
     """
     about = {"format": "pt", **about}  # without which transformers would not read it
     if is_folder_for(path, source):
         assert isinstance(source, HuggingFaceSource)
-        return _FolderWriter(path, source, layout, about, float32)
+        return _FolderWriter(path, source, layout, about, float32, overwrite)
     if isinstance(source, TorchSource) and _is_like(path, source):
-        return _TorchWriter(path, source.filled, layout)
-    return state_dict_writer(path, layout, about)
+        return _TorchWriter(path, source.filled, layout, about, overwrite)
+    return state_dict_writer(path, layout, about, overwrite)
 
 
-def state_dict_writer(path: Path, layout: Layout, about: Mapping[str, str]) -> Writer:
+def state_dict_writer(path: Path, layout: Layout, about: Mapping[str, str], overwrite: bool = False) -> Writer:
     """What writes a state dict alone, as `.safetensors` or in a file of torch.save."""
-    return SafetensorsWriter(path, layout, about) if path.suffix == ".safetensors" else _TorchWriter(path, dict, layout)
+    if path.suffix == ".safetensors":
+        return SafetensorsWriter(path, layout, about, overwrite)
+    return _TorchWriter(path, dict, layout, about, overwrite)
 
 
-def check_path(path: Path, source: Source) -> None:
+def check_path(path: Path, source: Source | None = None, overwrite: bool = False) -> None:
     """Before anything is read: whether an average can be written to `path`.
 
+    Args:
+        source: of the average; None: a state dict is written.
     Raises:
-        SnapshotError: its suffix is none of those of `writer_for`, or it is `.ckpt` and snapshots are not.
+        SnapshotError: its suffix is none of those of `writer_for`, it is `.ckpt` and snapshots are not, or it is there
+            already and must not be written over.
     """
-    if is_folder_for(path, source):
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise SnapshotError(f"{path} is there already: name a new folder")
-    elif ending(path) == ".ckpt" and not _is_like(path, source):
-        raise SnapshotError(f"{path}: a .ckpt is made of .ckpt files, not of a {source.form}: name a .safetensors")
-    elif ending(path) not in (".safetensors", *_TORCH):
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise SnapshotError(f"--out={shown(path)}: torch writes names in UTF-8 alone: give another") from None
+    if source is not None and is_folder_for(path, source):
+        empty = path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+        if os.path.lexists(path) and not empty and not (overwrite and is_folder(path)):
+            hint = "" if overwrite else ", or add --overwrite" if is_folder(path) else ""
+            raise SnapshotError(f"{path} is there already: name a new folder{hint}")
+        return
+    if ending(path) == ".ckpt" and (source is None or not _is_like(path, source)):
+        form = "other files" if source is None else f"a {source.form}"
+        raise SnapshotError(f"{path}: a .ckpt is made of .ckpt files, not of {form}: name a .safetensors")
+    if ending(path) not in (".safetensors", *_TORCH):
         raise SnapshotError(f"{path}: the name must end in .safetensors or .pt")
+    if path.is_dir():
+        raise SnapshotError(f"{path} is a folder: name a file")
+    if os.path.lexists(path) and not overwrite:
+        raise SnapshotError(f"{path} is there already: name another file, or add --overwrite")
 
 
 def loading(path: Path, source: Source) -> str:
     """What loads an average at `path`."""
-    if isinstance(source, HuggingFaceSource) and is_folder_for(path, source):
-        return source.loading.format(path=path)
-    if isinstance(source, TorchSource) and _is_like(path, source):
-        return source.loading.format(path=path)
+    if (isinstance(source, HuggingFaceSource) and is_folder_for(path, source)) or (
+        isinstance(source, TorchSource) and _is_like(path, source)
+    ):
+        return source.loading.replace("{path}", str(path))
     return state_dict_loading(path)
 
 
 def state_dict_loading(path: Path) -> str:
     """What loads a state dict at `path`."""
-    function = "safetensors.torch.load_file" if path.suffix == ".safetensors" else "torch.load"
-    return f'model.load_state_dict({function}("{path}"))'
+    if path.suffix != ".safetensors":
+        return f'model.load_state_dict(torch.load("{path}"))'
+    first = "" if importlib.util.find_spec("safetensors") else ", after pip install safetensors"
+    return f'model.load_state_dict(safetensors.torch.load_file("{path}")){first}'
 
 
 class _TorchWriter(Writer):
@@ -108,10 +138,19 @@ class _TorchWriter(Writer):
     Args:
         contents: makes the file's contents of the state dict.
         layout: of the state dict.
+        about: for the file's own records.
     """
 
-    def __init__(self, path: Path, contents: Callable[[dict[str, Tensor]], Any], layout: Layout) -> None:
-        self._path, self._contents, self._layout = path, contents, layout
+    def __init__(
+        self,
+        path: Path,
+        contents: Callable[[dict[str, Tensor]], Any],
+        layout: Layout,
+        about: Mapping[str, str],
+        overwrite: bool,
+    ) -> None:
+        self._path, self._contents, self._layout, self._about = path, contents, layout, about
+        self._overwrite = overwrite
         self._state: dict[str, Tensor] = {}
 
     def write_part(self, name: str, start: int, part: Tensor) -> None:
@@ -125,33 +164,51 @@ class _TorchWriter(Writer):
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None:
-            with replacing(self._path) as file:
-                torch.save(self._contents(self._state), file)
+            with replacing(self._path, overwrite=self._overwrite) as file:
+                try:
+                    torch.save(self._contents(self._state), file)
+                except RecursionError:
+                    raise SnapshotError(f"{self._path}: what the checkpoints hold is nested too deeply") from None
+                add_about(file, self._about)
 
 
 class _FolderWriter(Writer):
     """A folder of Hugging Face, with the parts of `source` and all that lies beside them."""
 
     def __init__(
-        self, path: Path, source: HuggingFaceSource, layout: Layout, about: Mapping[str, str], float32: bool
+        self,
+        path: Path,
+        source: HuggingFaceSource,
+        layout: Layout,
+        about: Mapping[str, str],
+        float32: bool,
+        overwrite: bool,
     ) -> None:
         self._path, self._source, self._layout, self._about, self._float32 = path, source, layout, about, float32
-        self._partial = path.with_name(f".partial_{path.name}")
+        self._overwrite = overwrite
 
     def write_part(self, name: str, start: int, part: Tensor) -> None:
-        self._parts[self._source.files[name]].write_part(name, start, part)
+        file, own = self._source.part_of(name)
+        self._parts[file].write_part(own, start, part)
 
     def __enter__(self) -> "_FolderWriter":
-        check_path(self._path, self._source)
-        shutil.rmtree(self._partial, ignore_errors=True)
+        check_path(self._path, self._source, self._overwrite)
+        self._partial = partial_beside(self._path)
         self._partial.mkdir()
         self._parts: dict[str, Writer] = {}
-        with contextlib.ExitStack() as stack:
-            for part in dict.fromkeys(self._source.files.values()):
-                layout = {name: kind for name, kind in self._layout.items() if self._source.files[name] == part}
-                path = self._partial / part
-                self._parts[part] = stack.enter_context(state_dict_writer(path, layout, self._about))
-            self._stack = stack.pop_all()
+        layouts: dict[str, Layout] = {}
+        for name, kind in self._layout.items():
+            file, own = self._source.part_of(name)
+            layouts.setdefault(file, {})[own] = kind
+        try:
+            with contextlib.ExitStack() as stack:
+                for file, part in layouts.items():
+                    (self._partial / file).parent.mkdir(parents=True, exist_ok=True)
+                    self._parts[file] = stack.enter_context(state_dict_writer(self._partial / file, part, self._about))
+                self._stack = stack.pop_all()
+        except BaseException:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            raise
         return self
 
     def __exit__(
@@ -161,6 +218,18 @@ class _FolderWriter(Writer):
             self._stack.__exit__(kind, error, traceback)
             if kind is None:
                 self._source.write_rest(self._partial, self._layout, self._float32)
-                os.replace(self._partial, self._path)  # over an empty folder too
+                self._put_in_place()
         finally:
             shutil.rmtree(self._partial, ignore_errors=True)
+
+    def _put_in_place(self) -> None:
+        if self._overwrite and is_folder(self._path):
+            old = partial_beside(self._path)
+            os.replace(self._path, old)
+            os.replace(self._partial, self._path)
+            old.unlink() if old.is_symlink() else shutil.rmtree(old)
+            return
+        try:
+            os.replace(self._partial, self._path)  # over an empty folder too
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from None

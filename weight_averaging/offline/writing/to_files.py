@@ -7,10 +7,12 @@ from pathlib import Path
 import torch
 
 from weight_averaging.averages import Average
+from weight_averaging.offline.forms.source import Source
+from weight_averaging.offline.layouts import Layout
 from weight_averaging.offline.passes.pieces import groups, streams
 from weight_averaging.offline.passes.plan import Plan
 from weight_averaging.offline.reading.snapshots import Snapshots
-from weight_averaging.offline.writing.outputs import Writer, writer_for
+from weight_averaging.offline.writing.outputs import Writer, has_others, writer_for
 
 
 def average_to_files(
@@ -20,8 +22,9 @@ def average_to_files(
     budget: int,
     on_read: Callable[[int], object] = lambda count: None,
     plain_names: bool = False,
+    overwrite: bool = True,
 ) -> None:
-    """Write each wanted average to its file, or folder: see `writers.writer_for`.
+    """Write each wanted average to its file, or folder: see `outputs.writer_for`.
 
     Every snapshot's bytes are read once. Its file is opened once if it can be mapped, else once per group of tensors.
 
@@ -30,26 +33,44 @@ def average_to_files(
         budget: bytes of memory to stay within, beside what files of torch.save hold.
         on_read: told the number of bytes whenever some have been read.
         plain_names: names are those of the model without wrappers, instead of those of the latest snapshot.
+        overwrite: whether what is there already is written over.
+    Raises:
+        SnapshotError: a snapshot is damaged, is unlike the others or has changed.
+        OSError: an output cannot be written; FileExistsError where it is there and must not be written over.
     """
+    chosen: Layout = {}
     with contextlib.ExitStack() as stack:
         writers: dict[tuple[Average, int], tuple[Writer, dict[str, str]]] = {}
         for (average, step), path in outputs.items():
             source = snapshots.open(snapshots.latest_up_to(step))
-            names = snapshots.saved_names(source)
-            if plain_names:
-                names = {name: name for name in names}
+            whole = layout_for(snapshots, path, source)
+            chosen |= whole
+            saved = snapshots.saved_names(source)
+            names = {name: name if plain_names else saved[name] for name in whole}
             layout = {
-                saved: (shape, torch.float32 if plan.float32 and dtype.is_floating_point else dtype)
-                for saved, (shape, dtype) in ((names[name], kind) for name, kind in snapshots.layout.items())
+                names[name]: (shape, torch.float32 if plan.float32 and dtype.is_floating_point else dtype)
+                for name, (shape, dtype) in whole.items()
             }
             about = {"average": str(average), snapshots.unit: str(step)}
             about["members"] = ",".join(map(str, average.members(snapshots.steps, step)))
-            writers[average, step] = writer_for(path, source, layout, about, plan.float32), names
+            writers[average, step] = writer_for(path, source, layout, about, plan.float32, overwrite), names
         for writer, _ in writers.values():
             stack.enter_context(writer)
-        cut = groups(snapshots.layout, plan.peak, budget, snapshots.mapped)
+        cut = groups(chosen, plan.peak, budget, snapshots.mapped)
         for pieces, results in plan.run_parts(streams(snapshots, plan.needed, cut, on_read)):
             for result in results:
                 writer, names = writers[result.average, result.step]
                 for piece in pieces:
+                    if piece.name not in names:
+                        continue
                     writer.write_part(names[piece.name], piece.start, result.state[piece.name])
+
+
+def layout_for(snapshots: Snapshots, path: Path, source: Source) -> Layout:
+    """What an average at `path` is made of: the model, and the others in the snapshots where its form has them.
+
+    Args:
+        source: the snapshot whose form that is.
+    """
+    others = {name: kind for name, kind in snapshots.others.items() if name in source.others}
+    return snapshots.layout | (others if has_others(path, source) else {})

@@ -28,6 +28,19 @@ class Streams(Protocol):
         """Return when `event` has happened."""
 
 
+class NoStreams:
+    """An accelerator without a stream beside training, as far as this library knows: copies are complete on return."""
+
+    def copy(self, into: Tensor, source: Tensor) -> None:
+        into.copy_(source)
+
+    def hold_training(self, event: None) -> None:
+        pass
+
+    def wait(self, event: None) -> None:
+        pass
+
+
 class CudaStreams:
     """CUDA: the copies have a stream of their own."""
 

@@ -25,15 +25,15 @@ class _Pages(mmap.mmap):
             torch.cuda.cudart().cudaHostUnregister(self.registered)
 
 
-def pinned(numel: int) -> Tensor:
-    """A float32 vector in pinned memory, not initialised."""
-    nbytes = 4 * numel
+def pinned(numel: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A vector in pinned memory, not initialised."""
+    nbytes = dtype.itemsize * numel
     if nbytes > SMALL:
         pages = _Pages(-1, nbytes)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             pages.madvise(mmap.MADV_HUGEPAGE)
-        vector = torch.frombuffer(pages, dtype=torch.float32)
+        vector = torch.frombuffer(pages, dtype=dtype)
         if int(torch.cuda.cudart().cudaHostRegister(vector.data_ptr(), nbytes, PORTABLE)) == 0:
             pages.registered = vector.data_ptr()
             return vector
-    return torch.empty(numel, dtype=torch.float32, pin_memory=True)
+    return torch.empty(numel, dtype=dtype, pin_memory=True)

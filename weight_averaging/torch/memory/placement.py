@@ -8,7 +8,7 @@ from weight_averaging.placement import on_host
 from weight_averaging.torch.memory.pinned import pinned
 
 
-def choose(placement: str, device: torch.device, need: int, holds: str) -> torch.device:
+def choose(placement: str, device: torch.device, need: int, holds: str, ranks: int = 1) -> torch.device:
     """The device for `need` bytes. Arguments and errors: see `weight_averaging.placement.on_host`.
 
     Args:
@@ -16,19 +16,24 @@ def choose(placement: str, device: torch.device, need: int, holds: str) -> torch
     """
     is_host, is_cuda = device.type == "cpu", device.type == "cuda"
     free = 0 if is_host or placement == "host" else free_device_bytes(device)
-    host = on_host(placement, need, holds, device=str(device), is_host=is_host, free=free, pinned=is_cuda)
+    host = on_host(placement, need, holds, device=str(device), is_host=is_host, free=free, pinned=is_cuda, ranks=ranks)
     return torch.device("cpu") if host else device
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Where flat float32 vectors are; pinned where copies to them are to go on beside training."""
+    """Where flat vectors are, and their type; pinned where copies to them are to go on beside training."""
 
     place: torch.device
     pinned: bool
+    dtype: torch.dtype
+
+    def unused(self, numel: int) -> int:
+        """Bytes of `numel` elements that nobody has written to yet, if the machine does not count them as taken."""
+        return numel * self.dtype.itemsize if self.place.type == "cpu" and not self.pinned else 0
 
     def new(self, numel: int) -> torch.Tensor:
-        return pinned(numel) if self.pinned else torch.empty(numel, dtype=torch.float32, device=self.place)
+        return pinned(numel, self.dtype) if self.pinned else torch.empty(numel, dtype=self.dtype, device=self.place)
 
     def own(self, vector: torch.Tensor) -> torch.Tensor:
         """A vector that came by pickle, as memory of this kind that may be changed outside torch.inference_mode."""

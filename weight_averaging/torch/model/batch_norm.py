@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from weight_averaging.torch.model.selection import has_running_statistics, named_modules
@@ -72,7 +73,11 @@ def recompute_batch_norm(model: nn.Module, forward_passes: Iterable[Callable[[],
 
         return count
 
-    hooks = [layer.register_forward_pre_hook(counting(name)) for name, layer in layers.items()]
+    hooks = [
+        layer.register_forward_pre_hook(counting(name))
+        for name, layer in layers.items()
+        if not isinstance(layer, torch.jit.ScriptModule)  # which takes none
+    ]
     try:
         model.train()
         for name, layer in layers.items():
@@ -105,7 +110,8 @@ def recompute_batch_norm(model: nn.Module, forward_passes: Iterable[Callable[[],
 
 def _uses(layer: nn.Module, counted: int, passes: int) -> int:
     """How often a layer has updated its statistics, which have begun at zero."""
-    batches = layer._buffers.get("num_batches_tracked")  # which instance norm has and does not count
+    # Which instance norm has and does not count.
+    batches = dict(layer._buffers.items()).get("num_batches_tracked")
     moved = any(bool(buffer.any()) for buffer in layer._buffers.values() if buffer is not None)
     # Compiled modules do not call hooks that come later.
     return (0 if batches is None else int(batches)) or counted or (passes if moved else 0)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from weight_averaging.torch.model.selection import FROZEN, Selected, all_entries, check_possible
+from weight_averaging.torch.model.selection import FROZEN, Selected, all_entries, check_possible, is_packed
 from weight_averaging.torch.model.tensors import local, real
 
 
@@ -33,7 +33,7 @@ def _elements(model: nn.Module, selected: Selected) -> dict[str, float]:
     found: dict[str, Tensor] = {}
     for entry in all_entries(model) if names else ():
         tensor = entry.tensor()
-        if entry.name in names and tensor is not None:
+        if entry.name in names and tensor is not None and not is_packed(tensor):
             try:
                 check_possible(entry.name, tensor)
             except (TypeError, ValueError):

@@ -41,6 +41,15 @@ class Ranks:
         """Whether this rank holds what only one replica needs to hold."""
         return self.group is None or dist.get_rank(self.group) == 0
 
+    def holders(self, by_owner: bool) -> int:
+        """How many ranks on this machine hold the same: of replicas those of a group, of shards all (torchrun)."""
+        return 1 if not self._sharing or (by_owner and self.group is not None) else _ranks_here()
+
+    @property
+    def on_their_own(self) -> int:
+        """Ranks on this machine that each may average for themselves."""
+        return _ranks_here() if self.alone else 1
+
     def all_agree(self, yes: bool, device: torch.device) -> bool:
         """Whether `yes` on all ranks. Collective."""
         return bool(self.all_agree_later(torch.tensor(yes, device=device))) if self._sharing else yes
@@ -69,7 +78,7 @@ class Ranks:
 
     def spread(self, tensors: list[Tensor]) -> None:
         """Overwrite the tensors of all replicas with the owner's. Collective; complete on return."""
-        if self.group is None or dist.get_world_size(self.group) == 1:
+        if self.group is None or not tensors or dist.get_world_size(self.group) == 1:
             return
         source = dist.get_global_rank(self.group, 0)
         dense = [t if t.is_contiguous() else t.contiguous() for t in tensors]
@@ -80,3 +89,10 @@ class Ranks:
                 tensor.copy_(received)
         if dense[0].device.type == "cuda":
             torch.cuda.synchronize(dense[0].device)  # of NCCL, wait() orders the streams only
+
+
+def _ranks_here() -> int:
+    """Ranks on this machine, as torchrun tells; 1 where there are none."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 1
+    return max(1, min(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), dist.get_world_size()))

@@ -1,5 +1,6 @@
 """Which tensors of a model are averaged, and where they are."""
 
+import logging
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
@@ -10,6 +11,8 @@ from torch.nn.parameter import is_lazy
 
 from weight_averaging.include_exclude import Choice, Filter
 from weight_averaging.tensor_names import DATA_PARALLEL, WRAPPERS, not_to_average
+
+logger = logging.getLogger("weight_averaging")
 
 FROZEN, BUFFER, EXCLUDED = "frozen parameters", "buffers", "excluded"
 
@@ -24,7 +27,11 @@ class Entry:
     is_buffer: bool
 
     def tensor(self) -> Tensor | None:
-        return (self.module._buffers if self.is_buffer else self.module._parameters).get(self.key)
+        store = self.module._buffers if self.is_buffer else self.module._parameters
+        try:
+            return store[self.key]  # of a scripted module it is no dict, and has no get
+        except KeyError:
+            return None
 
 
 @dataclass
@@ -121,7 +128,8 @@ STATISTICS = ("running_mean", "running_var")
 
 def has_running_statistics(module: nn.Module) -> bool:
     """Whether a module keeps them as batch norm does: those of torch, and others built like them."""
-    return all(isinstance(module._buffers.get(name), Tensor) for name in STATISTICS)
+    buffers = module._buffers
+    return all(name in buffers and isinstance(buffers[name], Tensor) for name in STATISTICS)
 
 
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -151,7 +159,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, DataParallel | DistributedDataParallel):
             model = model.module
-        elif inner := [model._modules[key] for key in sorted(WRAPPERS & model._modules.keys())]:
+        elif inner := [model._modules[key] for key in sorted(WRAPPERS.intersection(model._modules.keys()))]:
             assert inner[0] is not None
             model = inner[0]
         else:
@@ -170,6 +178,11 @@ def all_entries(model: nn.Module) -> Iterator[Entry]:
 
 def check_possible(name: str, tensor: Tensor) -> None:
     """A TypeError or ValueError, in one line, if a tensor cannot be averaged."""
+    if is_placeholder(tensor):
+        raise ValueError(
+            f"{name} is a placeholder of DeepSpeed's ZeRO-3, whose weights no rank has whole: train with ZeRO-1 or -2, "
+            "or with FSDP2"
+        )
     if is_lazy(tensor):
         raise ValueError(f"{name} is not initialised yet: run the model once before making the averager")
     if tensor.device.type == "meta":
@@ -177,6 +190,14 @@ def check_possible(name: str, tensor: Tensor) -> None:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
         raise TypeError(
             f'{name} is a {tensor.layout} tensor, which cannot be averaged: leave it out by exclude="{name}"'
+        )
+    if is_packed(tensor):
+        _check_copies(name, tensor)
+        return
+    if shares_elements(tensor):
+        raise ValueError(
+            f"elements of {name} share memory (expand), so that nothing can be written into it: make it "
+            f'contiguous(), or leave it out by exclude="{name}"'
         )
     if tensor.dtype not in _POSSIBLE:
         try:
@@ -186,6 +207,44 @@ def check_possible(name: str, tensor: Tensor) -> None:
                 f'{name} is {tensor.dtype}, which torch cannot convert: leave it out by exclude="{name}"'
             ) from None
         _POSSIBLE.add(tensor.dtype)
+
+
+def is_placeholder(tensor: Tensor) -> bool:
+    """Whether ZeRO-3 has taken a parameter over: between passes it has no elements. By DeepSpeed's own sign."""
+    return hasattr(tensor, "ds_id")
+
+
+def is_packed(tensor: Tensor) -> bool:
+    """Whether it is of a class that computes its values from other tensors (torchao's quantised ones), no DTensor."""
+    disabled = torch._C._disabled_torch_dispatch_impl
+    return type(tensor).__torch_dispatch__ is not disabled and not hasattr(tensor, "device_mesh")
+
+
+def shares_elements(tensor: Tensor) -> bool:
+    """Whether several elements of a tensor may lie at one place in memory."""
+    if tensor.is_contiguous() or not tensor.numel() or hasattr(tensor, "device_mesh"):
+        return False
+    reach = 0  # of the dimensions with smaller strides
+    for stride, length in sorted(zip(tensor.stride(), tensor.shape)):
+        if length > 1 and stride <= reach:
+            return True
+        reach += stride * (length - 1)
+    return False
+
+
+def _check_copies(name: str, tensor: Tensor) -> None:
+    """A TypeError if torch cannot copy a packed tensor into floats, and floats into one like it."""
+    try:
+        source = tensor.detach()
+        values = [torch.empty(source.numel(), dtype=torch.float32, device=source.device)]
+        torch._foreach_copy_(values, [source.reshape(-1)])
+        torch._foreach_copy_([torch.empty_like(source).view(-1)], values)
+    except Exception as error:  # whatever such a class raises for what it does not have
+        logger.debug("%s: %s", name, error)
+        raise TypeError(
+            f"{name} is a {type(tensor).__name__}, whose values cannot be averaged: freeze it, which leaves it as it "
+            f'is, or leave it out by exclude="{name}"'
+        ) from None
 
 
 _POSSIBLE = {

@@ -23,22 +23,24 @@ class SpareCopy:
         self._vector: Tensor | None = None  # of which they are views
         self._apart: Tensor | None = None
         self._version = weights.version
+        self._written = False  # since the memory was taken
 
     def keep(self) -> list[Tensor]:
         """Copy the live tensors aside."""
         self.reserve()
         torch._foreach_copy_(self._tensors, self.weights.tensors())
+        self._written = True
         return self._tensors
 
     def flat(self) -> Tensor:
-        """A flat float32 copy on the model's device; in the memory of `keep` where that is float32."""
+        """A flat copy on the model's device, of one type; in the memory of `keep` where all tensors are of it."""
         if self.weights.is_single:
             self.keep()
             assert self._vector is not None
             return self._vector
         self._follow()
         if self._apart is None:
-            self._apart = torch.empty(self.weights.numel, dtype=torch.float32, device=self.weights.device)
+            self._apart = torch.empty(self.weights.numel, dtype=self.weights.dtype, device=self.weights.device)
         torch._foreach_copy_(self.weights.views(self._apart), self.weights.tensors())
         return self._apart
 
@@ -47,9 +49,9 @@ class SpareCopy:
         self._follow()
         if self._tensors:
             return
-        weights = self.weights
-        if self.weights.is_single:
-            self._vector = torch.empty(weights.numel, dtype=torch.float32, device=weights.device)
+        weights, self._written = self.weights, False
+        if weights.is_single:
+            self._vector = torch.empty(weights.numel, dtype=weights.dtype, device=weights.device)
             self._tensors = weights.views(self._vector)
         else:
             self._tensors = [torch.empty_like(t) for t in weights.tensors()]
@@ -77,6 +79,12 @@ class SpareCopy:
             )
         with writing(tensors):
             torch._foreach_copy_(tensors, raw)
+
+    @property
+    def unused_bytes(self) -> int:
+        """Bytes of host memory that nobody has written to yet: see `placement.promise`."""
+        on_host = self.weights.device.type == "cpu" and not self._written
+        return sum(t.numel() * t.element_size() for t in self._tensors) if on_host else 0
 
     @property
     def nbytes(self) -> int:

@@ -1,4 +1,4 @@
-"""A model's floating-point tensors, as they are now, as one flat float32 vector, read and written in blocks."""
+"""A model's floating-point tensors, as they are now, as one flat vector, read and written in blocks."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -27,6 +27,7 @@ class LiveWeights:
     Args:
         model: any module; the names are those without wrappers.
         buffers, include, exclude: see `Selection`.
+        dtype: of the vector, torch.float32 or torch.float64; None: float64 if any of the tensors is so, else float32.
     Raises:
         ValueError, TypeError: there is nothing to average, or something that cannot be; see `Selection`.
 
@@ -34,12 +35,20 @@ class LiveWeights:
         names, shapes, dtypes: of the tensors; whole shapes where they are spread over ranks.
         numel: elements of the vector.
         blocks: what it is cut into.
-        is_single: whether all tensors are float32 and on one device.
+        dtype, device: of the vector.
+        is_single: whether all tensors have them.
         version: how often the model has been walked over.
     """
 
-    def __init__(self, model: nn.Module, buffers: bool, include: Choice = None, exclude: Choice = None) -> None:
-        self._model = model
+    def __init__(
+        self,
+        model: nn.Module,
+        buffers: bool,
+        include: Choice = None,
+        exclude: Choice = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self._model, self._asked = model, dtype
         self._selection = Selection(buffers, include, exclude)
         self._selection.check(model)
         self._adopted: set[str] = set()
@@ -73,7 +82,13 @@ class LiveWeights:
         names = self._adopted.union(adopt, (known.name for known in self._known))
         selected = self._selection.of(self._model, names, same)
         found = [_present(entry) for entry in selected.entries]
-        return Look(selected, modules, gathering, bool(handles), found)
+        look = Look(selected, modules, gathering, bool(handles), found)
+        if not (look.is_flat or look.is_sharded or any(tensor.numel() for tensor in found)):
+            raise ValueError(
+                f"{type(self._model).__name__} has no element in the tensors to average ({look.names[0]}, ...): they "
+                "may be placeholders of weights that are elsewhere"
+            )
+        return look
 
     def adopt(self, names: set[str]) -> Change | None:
         """Average frozen parameters or buffers of these names too, because a saved state has them."""
@@ -96,7 +111,8 @@ class LiveWeights:
         self.device = tensors[0].device
         self.blocks = blocks_of(tensors, self.device)
         self.numel = sum(t.numel() for t in tensors)
-        self.is_single = all(t.dtype == torch.float32 and t.device == self.device for t in tensors)
+        self.dtype = self._asked or (torch.float64 if torch.float64 in {t.dtype for t in tensors} else torch.float32)
+        self.is_single = all(t.dtype == self.dtype and t.device == self.device for t in tensors)
         self.version += 1
         self._staging = self._gathered = None
         self._signature = self._sign(self._modules, self.entries)
@@ -143,7 +159,7 @@ class LiveWeights:
         return {id(tensor): index for index, entry in enumerate(self.entries) if (tensor := entry.tensor()) is not None}
 
     def read(self) -> Iterator[tuple[Block, list[Tensor]]]:
-        """Each block with its current values: flat float32 tensors on one device that make it up, in order.
+        """Each block with its current values: flat tensors of one type, on one device, that make it up in order.
 
         They are views of the model where it has them so; else, and where they would be many and small, scratch space,
         to be read before the next block is asked for.
@@ -157,7 +173,7 @@ class LiveWeights:
             return
         for block in self.blocks:
             parts = [part.of(tensors[part.index]) for part in block.parts]
-            if block.is_small or any(t.dtype != torch.float32 or t.device != self.device for t in parts):
+            if block.is_small or any(t.dtype != self.dtype or t.device != self.device for t in parts):
                 staged = self.scratch()[: block.stop - block.start]
                 torch._foreach_copy_(staged.split(block.sizes), parts)
                 parts = [staged]
@@ -171,15 +187,19 @@ class LiveWeights:
         return found[0] if found else ""
 
     def square_sums(self) -> list[Tensor]:
-        """What tells, by `blocks.finite`, whether no tensor holds a NaN or an infinity; each is read once."""
+        """What tells, by `model.finite`, whether no tensor holds a NaN or an infinity; each is read once."""
         if self.is_single and self.device.type != "cpu":
             return squares(self.tensors())  # one launch for all
         return [total for _, parts in self.read() for total in squares(parts)]
 
+    def are_finite(self) -> bool:
+        """Whether no tensor holds a NaN or an infinity. One wait for the device."""
+        return finite(self.square_sums()) or not self.not_finite()
+
     def not_finite(self) -> str:
-        """The name of the first tensor that is not finite; empty if all are. Slow: for a message."""
+        """The name of the first tensor that is not finite; empty if all are. Slow."""
         for name, tensor in zip(self.names, self.tensors()):
-            if not finite(squares([tensor.to(torch.float32).reshape(-1)])):
+            if not torch.isfinite(tensor.to(self.dtype)).all():
                 return name
         return ""
 
@@ -189,7 +209,7 @@ class LiveWeights:
         return [piece.view(shape) for piece, shape in zip(pieces, self.local_shapes, strict=True)]
 
     def write(self, values_of: Callable[[Block], Tensor], into: list[Tensor]) -> None:
-        """Overwrite the model's tensors, or others like them, with `values_of(block)`, flat and float32."""
+        """Overwrite the model's tensors, or others like them, with `values_of(block)`, which is flat."""
         for block in self.blocks:
             pieces = values_of(block).split(block.sizes)
             with writing(into):  # not around the line above: what it makes is changed elsewhere
@@ -205,7 +225,7 @@ class LiveWeights:
         """Space for one block on the model's device."""
         if self._staging is None:
             size = max((block.stop - block.start for block in self.blocks), default=0)
-            self._staging = torch.empty(size, dtype=torch.float32, device=self.device)
+            self._staging = torch.empty(size, dtype=self.dtype, device=self.device)
         return self._staging
 
     def __getstate__(self) -> dict[str, Any]:

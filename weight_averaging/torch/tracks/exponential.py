@@ -44,6 +44,9 @@ class ExponentialTrack(Track):
         if self._copies is not None and self._memory is not None:
             self._copied = self._memory.new(self.weights.numel)
 
+    def _unused_vectors(self) -> int:
+        return int(not self.steps)
+
     def begin(self) -> None:
         self._blend()  # all tracks before the first one copies again: none waits for another's new copy
 

@@ -1,15 +1,20 @@
 """Tracks for averages, with their memory, on the rank that is to hold it."""
 
+import logging
 from collections.abc import Sequence
 
+from weight_averaging import placement as host
 from weight_averaging.averages import Average
-from weight_averaging.torch.memory.host_copies import CudaStreams, HostCopies
+from weight_averaging.placement import promise, size
+from weight_averaging.torch.memory.host_copies import CudaStreams, HostCopies, NoStreams
 from weight_averaging.torch.memory.placement import Memory, choose
 from weight_averaging.torch.model.ranks import Ranks
 from weight_averaging.torch.model.spare_copy import SpareCopy
 from weight_averaging.torch.tracks.exponential import ExponentialTrack
 from weight_averaging.torch.tracks.track import Track
 from weight_averaging.torch.tracks.window import WindowTrack
+
+logger = logging.getLogger("weight_averaging")
 
 
 class TrackMaker:
@@ -26,8 +31,9 @@ class TrackMaker:
         self._spare, self._weights, self._ranks = spare, spare.weights, ranks
         self._placement, self._defers = placement, defers
         # What copies snapshots to host memory beside training, one for all tracks of a model.
-        is_cuda = self._weights.device.type == "cuda"
-        self._copies = HostCopies(CudaStreams(self._weights.device)) if is_cuda else None
+        device = self._weights.device
+        streams = CudaStreams(device) if device.type == "cuda" else NoStreams()
+        self._copies = None if device.type == "cpu" else HostCopies(streams)
 
     def make(self, averages: Sequence[Average]) -> dict[Average, Track]:
         """The track of each average; windows of one interval share the longest one's."""
@@ -47,9 +53,11 @@ class TrackMaker:
         if not self._ranks.is_owner:
             return WindowTrack(self._spare, interval, start, None, None, True, window=window, one_more=self._defers)
         holds = f"a window of {window} snapshots of {self._weights.numel:,} weights"
-        memory = self._memory(self._placement, window + self._defers, holds)
+        memory = self._memory(self._placement, window + self._defers, holds, by_owner=True)
         used = self._used(memory)
-        return WindowTrack(self._spare, interval, start, memory, used, True, window=window, one_more=self._defers)
+        return promise(
+            WindowTrack(self._spare, interval, start, memory, used, True, window=window, one_more=self._defers)
+        )
 
     def _exponential(self, average: Average) -> ExponentialTrack:
         """A recursion, where the model is (also under "auto"); on the host the first of replicas holds it."""
@@ -59,12 +67,23 @@ class TrackMaker:
             return ExponentialTrack(self._spare, *timing, None, None, True, average=average)
         # In other memory than the model's, the snapshot that arrives has a vector of its own.
         vectors = 2 if placement == "host" and self._weights.device.type != "cpu" else 1
-        memory = self._memory(placement, vectors, f"an exponential average of {self._weights.numel:,} weights")
-        return ExponentialTrack(self._spare, *timing, memory, self._used(memory), by_owner, average=average)
+        holds = f"an exponential average of {self._weights.numel:,} weights"
+        memory = self._memory(placement, vectors, holds, by_owner)
+        used = self._used(memory)
+        return promise(ExponentialTrack(self._spare, *timing, memory, used, by_owner, average=average))
 
-    def _memory(self, placement: str, vectors: int, holds: str) -> Memory:
-        place = choose(placement, self._weights.device, 4 * self._weights.numel * vectors, holds)
-        return Memory(place, pinned=place.type == "cpu" and self._weights.device.type == "cuda")
+    def _memory(self, placement: str, vectors: int, holds: str, by_owner: bool) -> Memory:
+        weights = self._weights
+        need, ranks = weights.dtype.itemsize * weights.numel * vectors, self._ranks.holders(by_owner)
+        place = choose(placement, weights.device, need, holds, ranks)
+        others = self._ranks.on_their_own
+        if place.type == "cpu" and others > 1 and need * others > host.free_host_bytes():
+            logger.warning(
+                "%s is %s on each of %d ranks here, if all make one, and %s are free: give process_group=, so that one "
+                "rank holds it for all, or make it on one rank",
+                *(holds, size(need), others, size(host.free_host_bytes())),
+            )
+        return Memory(place, place.type == "cpu" and weights.device.type == "cuda", weights.dtype)
 
     def _used(self, memory: Memory) -> HostCopies | None:
         """The copies, if snapshots have to be copied from one memory to another."""

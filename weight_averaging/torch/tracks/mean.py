@@ -44,7 +44,7 @@ def sum_of(sums: Sequence[Tensor], count: int) -> Tensor:
 
 
 def pairwise_mean(vectors: Sequence[Tensor], sums: Sequence[Tensor]) -> Tensor:
-    """The mean of K flat float32 vectors, oldest first, each read once, in the memory of `sums[0]`."""
+    """The mean of K flat vectors, oldest first, each read once, in the memory of `sums[0]`."""
     count = len(vectors)
     for index in range(count):
         if index % LEAF == 0 and index + 1 < count:  # with the next one, for a pass over the partial sum less
@@ -55,7 +55,7 @@ def pairwise_mean(vectors: Sequence[Tensor], sums: Sequence[Tensor]) -> Tensor:
 
 
 def weighted_sum(vectors: Sequence[Tensor], sums: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
-    """The sum of K flat float32 vectors, oldest first, each times its coefficient, in the memory of `sums[0]`.
+    """The sum of K flat vectors, oldest first, each times its coefficient, in the memory of `sums[0]`.
 
     Args:
         sums: as of `add`, and one more, in which the products are made.

@@ -20,7 +20,7 @@ from weight_averaging.torch.model.spare_copy import SpareCopy
 
 
 class Track(abc.ABC):
-    """Flat float32 vectors that follow a model's weights.
+    """Flat vectors that follow a model's weights.
 
     Args:
         spare: the spare copy of the weights, from which snapshots to other memory start.
@@ -66,9 +66,18 @@ class Track(abc.ABC):
     def mixes(self) -> bool:
         return False
 
+    @property
+    def unused_bytes(self) -> int:
+        """Bytes of host memory that nobody has written to yet: see `placement.promise`."""
+        return 0 if self._memory is None else self._memory.unused(self._unused_vectors() * self.weights.numel)
+
+    @abc.abstractmethod
+    def _unused_vectors(self) -> int:
+        """Vectors that have never been written to."""
+
     @abc.abstractmethod
     def take(self, block: Block, parts: list[Tensor], good: Tensor | None = None) -> None:
-        """Take in a block of the snapshot under way, given as the float32 tensors that make it up.
+        """Take in a block of the snapshot under way, given as the tensors that make it up.
 
         Args:
             good: if it `mixes`, a 0-d boolean tensor on their device: change nothing unless it is true.
@@ -91,7 +100,7 @@ class Track(abc.ABC):
 
     @abc.abstractmethod
     def average(self, block: Block, described: Average) -> Tensor:
-        """The average over a block, flat and float32, where the vectors are; to be read before the next one."""
+        """The average over a block, flat, where the vectors are; to be read before the next one."""
 
     @abc.abstractmethod
     def vectors(self) -> list[Tensor]:

@@ -33,6 +33,11 @@ class WindowTrack(Track):
         if self._memory is not None:
             self._free = [self._memory.new(self.weights.numel) for _ in range(window + one_more)]
         self._sums: list[Tensor] = []
+        self._written = 0  # vectors that have been
+
+    def _unused_vectors(self) -> int:
+        self._written = max(self._written, len(self._held))
+        return len(self._held) + len(self._free) - self._written
 
     def begin(self) -> None:
         """Give up the oldest snapshot first: an interruption between two blocks leaves one less, never a mixed one."""
@@ -62,6 +67,7 @@ class WindowTrack(Track):
             if self._copies is not None:
                 self._copies.begin(step, self._spare.flat, slot)
             self._held = [*self._held, slot]
+            self._written = max(self._written, len(self._held))
         self.steps, self.count = [*self.steps, step], self.count + 1
 
     def average(self, block: Block, described: Average) -> Tensor:
@@ -83,7 +89,7 @@ class WindowTrack(Track):
             largest = max(b.stop - b.start for b in self.weights.blocks)
             shared = largest if vectors[0].device.type != "cpu" else min(largest, MEAN_BLOCK)
             lengths = [largest] + [shared] * (count - 1)
-            self._sums = [torch.empty(length, dtype=torch.float32, device=vectors[0].device) for length in lengths]
+            self._sums = [vectors[0].new_empty(length) for length in lengths]
         stop, width = block.stop - block.start, self._sums[-1].numel()
         for low in range(0, stop, max(width, 1)):
             high = min(low + width, stop)
@@ -120,7 +126,7 @@ class WindowTrack(Track):
         self.vectors()  # complete
         if self._memory is None:
             return
-        self._sums = []
+        self._sums, self._written = [], len(self._held)
         numel = self.weights.numel
         # One at a time, so that there is never more than one vector too many.
         for index, vector in enumerate(self._held):

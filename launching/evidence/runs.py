@@ -1,0 +1,95 @@
+"""Making one run of the plan, with its averages along; a run that was stopped goes on from its last checkpoint."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+from collections import namedtuple
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from launching.evidence import records
+from launching.evidence.averages import averages
+from launching.evidence.plan import SEARCH_EVALUATIONS, Run
+from miniperf import frameworks, search, submission, workloads
+from miniperf.logs import meta_data
+from miniperf.runner import train_once
+from miniperf.settings import Settings
+from miniperf.tracking import TrackedSubmission, TrackedWorkload
+
+CHECKPOINTS = 4  # in a run of a workload's own length; five times as many in a longer one
+
+
+@contextlib.contextmanager
+def claimed(run: Run, out: Path) -> Iterator[bool]:
+    """Whether this process has the run to itself within the block; a process that ends gives up what it has."""
+    path = run.path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield not run.finished(out)
+
+
+def make(run: Run, out: Path) -> None:
+    """Train, evaluate and write the two files of `records`. Nothing else of the run is left then."""
+    began = time.time()
+    variant, path = run.variant, run.path(out)
+    framework = frameworks.load("pytorch")
+    framework.begin()
+    workload: Any = workloads.make(run.workload)
+    steps = variant.steps(run.workload)
+    evaluations = min(SEARCH_EVALUATIONS, variant.evaluations) if run.search else variant.evaluations
+    evaluate_every = max(1, steps // evaluations)
+    file = f"submissions/pytorch/{variant.submission}/submission.py"
+    module = submission.load(file)
+    hyperparameters = _hyperparameters(run)
+    schedule = module.recipe.schedule.__name__
+    every = {} if run.search else variant.every
+    described = averages(steps, evaluate_every, schedule, hyperparameters._asdict())
+    ours = TrackedSubmission(module, {name: described[name] for name in every})
+    theirs = TrackedWorkload(workload, ours, steps, evaluate_every, every, variant.test_every)
+    saves = CHECKPOINTS * (1 if variant.length <= 1 else 5)
+    settings = Settings(
+        workload_name=run.workload,
+        submission_path=file,
+        rng_seed=run.seed,
+        batch_size=max(1, round(variant.batch * submission.batch_size(module, run.workload, workload))),
+        max_global_steps=steps,
+        eval_every_n_steps=evaluate_every,
+        save_intermediate_checkpoints=False,
+        checkpoint_every_n_steps=evaluate_every * max(1, evaluations // saves),
+    )
+    path.mkdir(parents=True, exist_ok=True)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        results = train_once(theirs, ours, hyperparameters, settings, path, {})
+    meta = meta_data(theirs, run.seed, framework.versions())
+    about = {
+        "part": variant.part, "variant": variant.name, "submission": variant.submission, "workload": run.workload,
+        "seed": run.seed, "learning_rate": run.rate, "rate_at_edge": run.at_edge, "length": variant.length,
+        "batch_size": settings.batch_size, "steps": steps, "step_hint": workload.step_hint, "schedule": schedule,
+        "hyperparameters": hyperparameters._asdict(), "metric": workload.target_metric_name,
+        "higher_is_better": workload.higher_is_better, "target_share": workload.target_share,
+        "validation_target": workload.validation_target_value, "test_target": workload.test_target_value,
+        "passes": round(steps * settings.batch_size / workload.num_train_examples, 3),
+        "averages": {name: str(described[name]) for name in every},
+        "intervals": {name: described[name].interval for name in every},
+        "windows": {name: described[name].held for name in every},
+        "submission_seconds": round(results[-1][1]["accumulated_submission_time"], 1),
+        "evaluation_seconds": round(results[-1][1]["accumulated_eval_time"], 1),
+        "last_process_seconds": round(time.time() - began, 1),
+        "software": meta["system_software_info"], "hardware": meta["system_hardware_info"],
+    }  # fmt: skip
+    records.write(path, results, workload.target_metric_name, about)
+    shutil.rmtree(path)
+
+
+def _hyperparameters(run: Run) -> Any:
+    point = search.load(Path(run.variant.search_spaces, f"{run.variant.submission}.json"), None)[0]._asdict()
+    values = {**point, **run.variant.hyperparameters, "learning_rate": run.rate}
+    return namedtuple("Hyperparameters", values)(**values)  # type: ignore[misc]  # names known at run time only

@@ -1,0 +1,84 @@
+"""Average a submission that somebody else wrote: evaluations see LAWA or an EMA, training stays as it is.
+
+    python -m scripts.average_submission --submission_path=theirs/submission.py --averaging=lawa \
+      --tuning_search_space=theirs/tuning_search_space.json --out=dist/theirs_lawa
+    python -m scripts.average_submission --submission_path=theirs/submission.py --averaging=ema --out=dist/theirs_ema
+
+The folder has their file unchanged in `base/`, a dozen lines in `submission.py`, and the library beside them. It is
+checked as scripts.check_submission does, and can be handed in or run:
+
+    python -m scripts.run --submission_path=dist/theirs_lawa/submission.py --workload=mini_criteo1tb \
+      --tuning_search_space=dist/theirs_lawa/tuning_search_space.json
+
+Without a search space it is one for the self-tuning ruleset. An update is a call of `update_params`, as the benchmark
+counts; --calls_per_update says how many calls of a submission that accumulates gradients train once.
+"""
+
+import shutil
+from pathlib import Path
+
+from absl import flags
+
+from launching import average_submission, check_code, check_space, submission_info
+from scripts.start import start
+from weight_averaging.errors import UsageError
+
+FLAGS = flags.FLAGS
+ROOT = Path(__file__).resolve().parent.parent
+
+flags.DEFINE_string("submission_path", None, "File of the submission to average.", required=True)
+flags.DEFINE_enum("averaging", "lawa", sorted(average_submission.AVERAGES), "Average that evaluations see.")
+flags.DEFINE_string("out", None, "New folder to write.", required=True)
+flags.DEFINE_string("tuning_search_space", None, "Its search space; without one it is taken for self-tuning.")
+flags.DEFINE_float("averaging_horizon", 0.01, "Share of step_hint that the average covers.")
+flags.DEFINE_integer("averaging_window", 20, "Snapshots in it.")
+flags.DEFINE_integer("calls_per_update", 1, "Calls of update_params for one update, of a submission that accumulates.")
+flags.DEFINE_boolean("on_top", False, "Average, although it brings other weights to evaluations itself.")
+flags.DEFINE_string("authors", None, "Authors of the averaged submission; default: those of the base.")
+FRAMEWORKS = {"pytorch": "PyTorch", "jax": "JAX"}
+
+
+def run() -> None:
+    base = average_submission.read(Path(FLAGS.submission_path))
+    folder = Path(FLAGS.out)
+    space = Path(FLAGS.tuning_search_space) if FLAGS.tuning_search_space else None
+    values = {"averaging_horizon": FLAGS.averaging_horizon, "averaging_window": FLAGS.averaging_window}
+    options = {"calls_per_update": FLAGS.calls_per_update} if FLAGS.calls_per_update != 1 else {}
+    options |= {"on_top": True} if FLAGS.on_top else {}
+    files = average_submission.write(ROOT, base, FLAGS.averaging, values, space, folder, options)
+    info = folder / submission_info.NAME
+    theirs = base.info.get("authors", "")
+    fields = {
+        "submission_name": folder.name,
+        "submission_folder": folder.name,
+        "authors": FLAGS.authors or theirs or "unknown",
+        "affiliations": base.info.get("affiliations") or "unknown",
+        "version": "1.0",
+        "ruleset": "external" if space else "self-tuning",
+        "framework": FRAMEWORKS[base.framework],
+        "description": f"{base.name}"
+        + (f" by {theirs}" if theirs else "")
+        + f", evaluated at {average_submission.AVERAGES[FLAGS.averaging]}",
+    }
+    info.write_text(submission_info.text(fields))
+    findings = check_code.check(folder / "submission.py") + submission_info.check(info)
+    findings += check_space.check(folder / submission_info.SPACE) if space else []
+    of_base = {"base", submission_info.SPACE}
+    in_base = [finding for finding in findings if of_base.intersection(Path(finding.path).parts)]
+    if own := [finding for finding in findings if finding not in in_base]:
+        shutil.rmtree(folder)
+        raise UsageError("not fit to be handed in:\n" + "\n".join(map(str, own)))
+    for finding in in_base:
+        print(f"note, of the base itself: {finding}")
+    if "unknown" in fields.values():
+        print(f"note: {info} says unknown authors or affiliations; edit it before you hand in")
+    print(f"{folder}: {len(files) + 1} files; the base is in {folder / 'base'}, unchanged")
+    tuning = f"--tuning_search_space={folder / submission_info.SPACE}" if space else "--tuning_ruleset=self"
+    print(
+        f"next: python -m scripts.run --submission_path={folder / 'submission.py'} {tuning} "
+        f"--framework={base.framework} --workload=mini_criteo1tb"
+    )
+
+
+if __name__ == "__main__":
+    start(run)

@@ -1,0 +1,141 @@
+"""Rehearse runs under the official harness on small data, before the real data is downloaded.
+
+    python -m scripts.rehearse --submission=lawa --workload=ogbg                 on all GPUs
+    python -m scripts.rehearse --submission=lawa --workload=ogbg --gpus=0        on the CPU
+    python -m scripts.rehearse --submission=lawa,ema --framework=pytorch,jax --all
+    python -m scripts.rehearse --submission_path=mine/submission.py --tuning_search_space=mine/space.json --workload=wmt
+
+A rehearsal writes a small data set in the official layout (once, into --data_dir), starts the harness's own runner
+with the command of a real run, kills it after a checkpoint, resumes it, and looks at what happened:
+
+    data read            the harness's input pipeline gave batches
+    updates              every update changed the weights, and left them finite
+    evaluations          there was one after every update
+    average              evaluations saw the average that the submission promises, to 1e-6 of a reference in float64
+    raw weights back     training went on from the raw weights afterwards
+    checkpoint           it was restored with the weights that were evaluated
+    end                  killed, resumed, ended
+    logs                 are read as those of a real run
+
+and how long the parts took and how much memory. A submission of others does not say what it averages: then it is said
+at how many evaluations the weights were other than the raw ones.
+
+Sizes are cut (launching/rehearsal/sizes.py), among them the step hint, so that an average over 1 % of training is full
+after three updates. On GPUs nothing else is changed; --full_batch takes the official batches, which shows whether they
+fit, and estimates the hours of a real entry. On a CPU the harness's own assumptions are replaced too: the number of
+GPUs, ImageNet's prefetching; criteo1tb is its small variant, and the language model is cut to two layers.
+
+Results are in --out, a folder a rehearsal, with rehearsals.html and rehearsals.md. Those that are there are not made
+again: after a kill the same command goes on. --again makes them anew.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from launching import official
+from launching.official_workloads import WORKLOADS
+from launching.rehearsal import drive, table
+from launching.rehearsal.drive import Cell, Place
+from miniperf import frameworks, search, submission
+from scripts.start import start
+from weight_averaging.errors import UsageError
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_list("submission", [], "Folders of submissions/<framework>.")
+flags.DEFINE_string("submission_path", None, "Instead, the file of any other submission.")
+flags.DEFINE_string(
+    "tuning_search_space", None, "Its search space, of which the first point is taken; none: self-tuning."
+)
+flags.DEFINE_list("workload", [], "Official workloads, or variants.")
+flags.DEFINE_boolean("all", False, "All workloads.")
+flags.DEFINE_list("framework", ["pytorch"], "pytorch, jax, or both.")
+flags.DEFINE_integer("gpus", None, "GPUs; default: all there are. 0: on the CPU.", lower_bound=0)
+flags.DEFINE_integer("ranks", 1, "With --gpus=0 in PyTorch: processes that stand for GPUs.", lower_bound=1)
+flags.DEFINE_boolean("full_batch", False, "Take the official batches.")
+flags.DEFINE_string("data_dir", "~/.cache/weight_averaging_rehearsal", "Root of the small data sets.")
+flags.DEFINE_string("out", "runs/rehearsal", "Folder of the results.")
+flags.DEFINE_string("harness_path", None, "Sources of the official harness, in place of the installed one.")
+flags.DEFINE_boolean("again", False, "Also make rehearsals whose results are there.")
+
+
+def cells() -> list[Cell]:
+    """What the flags ask for. UsageError for what cannot be."""
+    if not FLAGS.all and not FLAGS.workload:
+        raise UsageError(f"give --workload or --all; the workloads are {', '.join(WORKLOADS)}")
+    if bool(FLAGS.submission) == bool(FLAGS.submission_path):
+        raise UsageError("give either --submission or --submission_path")
+    gpus = official.gpus_found(FLAGS.gpus)
+    if FLAGS.ranks > 1 and (gpus or FLAGS.framework != ["pytorch"]):
+        raise UsageError("--ranks is for --gpus=0 in PyTorch; on GPUs there is a rank for each")
+    found = []
+    for workload in WORKLOADS if FLAGS.all else FLAGS.workload:
+        for framework in FLAGS.framework:
+            frameworks.check(framework)
+            for name, path, space in _submissions(framework, workload):
+                trials = search.trials("self" if space is None else "external", space, 1)
+                official.check_trials(path, space, trials, workload, framework)
+                found.append(
+                    Cell(
+                        workload=workload,
+                        framework=framework,
+                        submission=name,
+                        submission_path=path,
+                        search_space=space,
+                        gpus=gpus,
+                        ranks=FLAGS.ranks,
+                        full_batch=FLAGS.full_batch,
+                    )
+                )
+    return found
+
+
+def _submissions(framework: str, workload: str) -> list[tuple[str, str, str | None]]:
+    """Name, path and search space of each."""
+    if FLAGS.submission_path:
+        path = str(submission.check_path(FLAGS.submission_path))
+        return [(Path(path).parent.name or "submission", path, FLAGS.tuning_search_space)]
+    found = []
+    for name in FLAGS.submission:
+        path = f"submissions/{framework}/{name}/submission.py"
+        if not Path(path).is_file():
+            known = sorted(folder.parent.name for folder in Path("submissions", framework).glob("*/submission.py"))
+            raise UsageError(f"--submission={name} is unknown; choose from {', '.join(known)}")
+        found.append((name, path, search.default_path(name, workload, True)))
+    return found
+
+
+def run() -> None:
+    asked = cells()
+    harness = Path(FLAGS.harness_path).expanduser().absolute() if FLAGS.harness_path else None
+    out = Path(FLAGS.out).expanduser().absolute()
+    place = Place(data=Path(FLAGS.data_dir).expanduser().absolute(), out=out, harness_path=harness)
+    results = []
+    for cell in asked:
+        result = None if FLAGS.again else drive.result_of(place, cell)
+        if result is None:
+            print(f"{cell.name} ...", flush=True)
+            result = drive.rehearse(place, cell)
+        results.append(result)
+        print(table.text([result]), flush=True)
+        notes = [note] if (note := replaced(cell)) else []
+        (out / "rehearsals.html").write_text(table.page(results, notes))
+        (out / "rehearsals.md").write_text(table.markdown(results) + "\n")
+    good = sum(map(table.passed, results))
+    print(f"{good} of {len(results)} passed; {out / 'rehearsals.html'}")
+    sys.exit(good < len(results))
+
+
+def replaced(cell: Cell) -> str:
+    if cell.gpus:
+        return ""
+    return (
+        "On the CPU, where the number of GPUs by which queues divide, ImageNet's prefetching, the language "
+        "model's size are replaced, and criteo1tb is its small variant. Seconds and memory say little of a GPU."
+    )
+
+
+if __name__ == "__main__":
+    start(run, "the same command goes on with the rehearsals that are missing")

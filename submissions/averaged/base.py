@@ -1,0 +1,170 @@
+"""The functions of a submission around those of another one, whatever framework it is in."""
+
+import inspect
+from collections import namedtuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Protocol
+
+from weight_averaging.averages import Average
+
+from ..recipe.averaging import Averaging, always, buffers_of
+
+OURS = "averaging_"  # what hyperparameters of averages begin with
+
+
+class Around(Protocol):
+    """What is done with the state and the weights of one framework (pytorch.py, jax.py of this folder)."""
+
+    def init(self, state: Any, model_params: Any, model_state: Any) -> Any:
+        """The base's new state, with that of the average in it."""
+
+    def opened(self, state: Any, params: Any, model_state: Any) -> tuple[Any, Any, Any]:
+        """With the raw weights in their place: before the base sees them."""
+
+    def theirs(self, state: Any) -> Any:
+        """The base's own state."""
+
+    def closed(self, state: Any, theirs: Any, params: Any, model_state: Any, step: int | None) -> tuple[Any, Any, Any]:
+        """With what the base gave back as its own state, and a snapshot of update `step` if one is due."""
+
+    def averaged(self, state: Any, params: Any, model_state: Any) -> tuple[Any, Any, Any]:
+        """With the average in the place of the raw weights, if there is one."""
+
+    def fingerprint(self, params: Any) -> Any:
+        """A few numbers of every weight, to see whether somebody has changed them."""
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """A base submission and the average of its weights; the attributes are what the harness asks of a submission.
+
+    Attributes:
+        base: its module, which is left as it is.
+        averaging: `lawa`, `ema`, or any description (`weight_averaging.averages`).
+        point: hyperparameters of the average by name; None: they stand in the search space beside the base's.
+        on_top: average on, although the base brings other weights to evaluations too. Averaged are the weights that it
+            leaves after its updates.
+        calls_per_update: calls of `update_params` after which the base has trained once, for one that accumulates
+            gradients. Intervals count updates.
+    """
+
+    base: ModuleType
+    averaging: Averaging
+    point: Mapping[str, Any] | None
+    on_top: bool
+    calls_per_update: int
+    init_optimizer_state: Callable[..., Any]
+    update_params: Callable[..., Any]
+    prepare_for_eval: Callable[..., Any]
+    data_selection: Callable[..., Any]
+    get_batch_size: Callable[[str], int]
+
+
+def averaged(
+    around_of: Callable[[Averaging, Any, int], Around],
+    base: ModuleType,
+    averaging: Averaging | Average,
+    point: Mapping[str, Any] | None = None,
+    on_top: bool = False,
+    calls_per_update: int = 1,
+) -> Averaged:
+    """A submission that trains as `base` does, bit for bit, and is evaluated at the average of its weights.
+
+    Args:
+        around_of: makes what is done in one framework, of the average, its hyperparameters and the `step_hint`; given
+            already by `averaged` of pytorch.py and jax.py here.
+        base: a module that exports what AlgoPerf asks of a submission; see `Averaged` for the others.
+    Raises:
+        ValueError: `base` lacks a function.
+    """
+    needed = ("init_optimizer_state", "update_params", "data_selection", "get_batch_size")
+    if missing := [name for name in needed if not callable(getattr(base, name, None))]:
+        raise ValueError(f"{base.__name__} is no submission: it lacks {', '.join(missing)}")
+    kind = always(averaging) if isinstance(averaging, Average) else averaging
+    around: list[Around] = []  # of the trial that runs
+    prepare = getattr(base, "prepare_for_eval", None)
+
+    def init_optimizer_state(workload: Any, model_params: Any, model_state: Any, hyperparameters: Any, rng: Any) -> Any:
+        ours, theirs = _divided(kind, point, hyperparameters)
+        if buffers_of(ours) == "recompute":
+            raise ValueError("averaging_buffers='recompute' needs batches, which a base keeps to itself: use 'average'")
+        state = base.init_optimizer_state(workload, model_params, model_state, theirs, rng)
+        around[:] = [around_of(kind, ours, workload.step_hint)]
+        return around[0].init(state, model_params, model_state)
+
+    def update_params(**given: Any) -> Any:
+        here = around[0]
+        state, given = opened(given)
+        model_state = given["model_state"]
+        theirs, params, new_state = base.update_params(**given)
+        if new_state is None:  # some workloads hand back None for the {} that they began with, which no resume fits
+            new_state = model_state
+        calls = given["global_step"] + 1
+        step = calls // calls_per_update if calls % calls_per_update == 0 else None
+        return here.closed(state, theirs, params, new_state, step)
+
+    def prepare_for_eval(**given: Any) -> Any:
+        here, state = around[0], given["optimizer_state"]
+        params, model_state = given["current_param_container"], given["model_state"]
+        if prepare is not None:
+            state, given = opened(given)
+            before = None if on_top else here.fingerprint(given["current_param_container"])
+            theirs, params, model_state = prepare(**given)
+            if before is not None and before != here.fingerprint(params):
+                raise ValueError(
+                    f"{base.__name__} brings other weights to evaluations itself: average on with on_top=True, or not"
+                )
+            state, params, model_state = here.closed(state, theirs, params, model_state, None)
+        return here.averaged(state, params, model_state)
+
+    def opened(given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Our state with the raw weights in their place, and the arguments as the base would have them alone."""
+        state, params, model_state = around[0].opened(
+            given["optimizer_state"], given["current_param_container"], given["model_state"]
+        )
+        own = {"optimizer_state": around[0].theirs(state), "current_param_container": params}
+        theirs = _divided(kind, point, given["hyperparameters"])[1]
+        return state, {**given, **own, "model_state": model_state, "hyperparameters": theirs}
+
+    def data_selection(
+        workload: Any,
+        input_queue: Any,
+        optimizer_state: Any,
+        current_param_container: Any,
+        model_state: Any,
+        hyperparameters: Any,
+        global_step: int,
+        rng: Any,
+    ) -> Any:
+        theirs, hyperparameters = around[0].theirs(optimizer_state), _divided(kind, point, hyperparameters)[1]
+        return base.data_selection(
+            workload, input_queue, theirs, current_param_container, model_state, hyperparameters, global_step, rng
+        )
+
+    # The harness looks at the signature: it hands `train_state` to those who name it.
+    update_params.__signature__ = inspect.signature(base.update_params)  # type: ignore[attr-defined]
+    functions = init_optimizer_state, update_params, prepare_for_eval, data_selection, base.get_batch_size
+    return Averaged(base, kind, point, on_top, calls_per_update, *functions)
+
+
+def _divided(kind: Averaging, point: Mapping[str, Any] | None, hyperparameters: Any) -> tuple[Any, Any]:
+    """The hyperparameters of the average, and those of the base.
+
+    Raises:
+        ValueError: there are none for the average.
+    """
+    if point is not None:
+        return namedtuple("Averaging", point)(**point), hyperparameters  # type: ignore[misc]
+    if hyperparameters is None:
+        if kind.hyperparameters:
+            raise ValueError("a self-tuning submission needs the hyperparameters of its average: give point=")
+        return None, None
+    values = hyperparameters._asdict()
+    ours = {name: value for name, value in values.items() if name.startswith(OURS)}
+    theirs = {name: value for name, value in values.items() if name not in ours}
+    return (
+        namedtuple("Averaging", ours)(**ours),  # type: ignore[misc]
+        namedtuple("Hyperparameters", theirs)(**theirs),  # type: ignore[misc]
+    )

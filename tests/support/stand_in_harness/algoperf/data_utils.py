@@ -1,0 +1,1 @@
+PrefetchedWrapper = None

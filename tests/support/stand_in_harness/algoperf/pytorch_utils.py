@@ -1,0 +1,1 @@
+from miniperf.pytorch_utils import *  # noqa: F403

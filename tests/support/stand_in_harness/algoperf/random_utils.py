@@ -1,0 +1,1 @@
+from miniperf.random_utils import *  # noqa: F403

@@ -1,0 +1,1 @@
+from miniperf.spec import *  # noqa: F403
