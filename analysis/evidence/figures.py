@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from analysis.evidence import ratios
@@ -40,7 +41,14 @@ def forest(conclusions: Sequence[Conclusion], workloads: dict[str, ratios.Ratio]
     axis.set_xlim(max(0.25, min(values) * 0.95), min(3.0, max(max(values), 1.0) * 1.05))
     axis.set_xticks(style_ticks, [f"{tick:g}" for tick in style_ticks])
     axis.minorticks_off()
-    axis.set_xlabel("updates over the raw weights' (95 %; hollow: misses)")
+    axis.set_xlabel("updates / the raw weights' (lower is better)")
+    keys = [
+        style.mark_key("a conclusion, over workloads", marker="o", color=style.COLOURS[6], markersize=5),
+        style.mark_key("one workload", marker="o", color=style.COLOURS[0], markersize=5),
+        style.mark_key("hollow: bounded by missed targets", marker="o", markerfacecolor="white", markersize=5),
+        Line2D([], [], color="0.35", linewidth=1.2, label="95 % interval"),
+    ]
+    style.legend_below(figure, [axis], keys=keys)
     return figure
 
 
@@ -53,14 +61,13 @@ def along_the_way(runs: dict[str, list[Run]]) -> Figure:
         x = [share for share, _ in points]
         axis.plot(x, [one.ratio for _, one in points], "o-", color=colour, markersize=3, label=ALONG[name])
         if name == PRIMARY and len(runs) > 1:
-            axis.fill_between(
-                x, [one.low for _, one in points], [one.high for _, one in points], color=colour, alpha=0.15
-            )
-    axis.axhline(1.0, color="0.5", linewidth=0.8)
+            ends = [one.low for _, one in points], [one.high for _, one in points]
+            axis.fill_between(x, *ends, color=colour, alpha=0.15, label=f"95 % interval of {ALONG[name]}")
+    axis.axhline(1.0, color="0.5", linewidth=0.8, label="as many updates")
     axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axis.set_xlabel("what the raw run has by this share of training")
-    axis.set_ylabel("updates over the raw run's")
-    axis.legend()
+    axis.set_xlabel("to the score of the raw run at this share of training")
+    axis.set_ylabel("updates / the raw run's\n(lower is better)")
+    style.legend_below(figure, [axis])
     return figure
 
 
@@ -78,16 +85,16 @@ def best_window(lengths: dict[str, dict[str, list[Run]]]) -> Figure:
         x = [share for share in TWENTIETHS if len(optima[share]) > 2]
         if x:
             middle, low, high = np.array([common(optima[share]) for share in x]).T
-            axis.fill_between(x, low, high, color="0.85", zorder=0)
+            axis.fill_between(x, low, high, color="0.85", zorder=0, label="95 % interval")
             axis.plot(x, middle, line, color="0.3", linewidth=2.5, label=f"geometric mean, part {part}")
-    axis.axhline(0.15, color=style.COLOURS[4], linewidth=1, linestyle=":")
+    axis.axhline(0.15, color=style.COLOURS[4], linewidth=1, linestyle=":", label="15 %")
     axis.set_yscale("log")
     ticks = [0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3]
     axis.set_yticks(ticks, [f"{tick:.0%}" for tick in ticks])
     axis.minorticks_off()
     axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axis.set_xlabel("elapsed share of training")
-    axis.set_ylabel("best window over elapsed updates")
+    axis.set_ylabel("best window / elapsed updates")
     style.legend_below(figure, [axis])
     return figure
 
@@ -109,9 +116,8 @@ def growing_over_best(runs: dict[str, list[Run]]) -> Figure:
     shares = [share for share, logs in means.items() if len(logs) > 2]
     if shares:
         ends = [intervals.student(np.array(means[share])) for share in shares]
-        axis.fill_between(
-            shares, np.exp([end.low for end in ends]), np.exp([end.high for end in ends]), color="0.85", zorder=0
-        )
+        low, high = np.exp([end.low for end in ends]), np.exp([end.high for end in ends])
+        axis.fill_between(shares, low, high, color="0.85", zorder=0, label="95 % interval")
         axis.plot(
             shares,
             [np.exp(np.mean(means[share])) for share in shares],
@@ -119,9 +125,9 @@ def growing_over_best(runs: dict[str, list[Run]]) -> Figure:
             linewidth=2.5,
             label="geometric mean",
         )
-    axis.axhline(1.0, color="0.5", linewidth=0.8)
+    axis.axhline(1.0, color="0.5", linewidth=0.8, label="as many updates")
     axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axis.set_xlabel("what the raw run has by this share of training")
-    axis.set_ylabel("growing over best fixed window")
+    axis.set_xlabel("to the score of the raw run at this share of training")
+    axis.set_ylabel("updates of the growing average /\nthe best fixed window's (lower is better)")
     style.legend_below(figure, [axis])
     return figure

@@ -79,10 +79,8 @@ def learning_curves(
                     *place, **look | {"markersize": size * look["markersize"]}, zorder=5 if name in coloured else 2
                 )
                 if not many:
-                    keys[name] = Line2D([], [], linestyle=line, label=labels[name], **look)
-                keys["mark"] = style.mark_key(
-                    label=f"mean of the studies' {LABEL[unit]} to target", **_mark("-", "0.35")
-                )
+                    keys[name] = Line2D([], [], label=labels[name], **look | {"linestyle": line})
+                keys["mark"] = style.mark_key(label=f"mean {LABEL[unit]} to target", **_mark("-", "0.35"))
         style.target_line(axis, target["target"])
         axis.set_ylim(*curves.interesting_range(here, of_runs, target["lower"], target["target"]))
         axis.set_xlim(left=0)

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.figures import style
+from analysis.figures import panels, style
 from analysis.measures import speedup
 from analysis.measures.curves import Unit
 from analysis.measures.speedup import Speedup
@@ -29,7 +29,7 @@ def speedups(results: dict[str, Speedup], baseline: str, unit: Unit = "seconds")
     """
     rows = speedup.rows(results).replace({"workload": {"all": ALL}})
     what = "time" if unit == "seconds" else "steps"
-    label = f"{what} to target / {baseline}'s (lower is better)"
+    label = panels.labelled(f"{what} to target / {baseline}'s", lower=True)
     workloads = sorted(set(rows["workload"]) - {ALL})
     if len(workloads) > 1:
         workloads.append(ALL)
@@ -48,7 +48,7 @@ def speedups(results: dict[str, Speedup], baseline: str, unit: Unit = "seconds")
             axis.axhline(len(workloads) - 1.5, color="0.8", linewidth=0.8)
         _finish(axis, rows, workloads)
         axis.lines[-1].set_label(baseline)
-        axis.set_xlabel(label)
+        axis.set_xlabel(label.replace("\n", " "))
         style.legend_below(figure, [axis], keys=_keys(rows))
         return figure
     names = list(results)
@@ -59,7 +59,7 @@ def speedups(results: dict[str, Speedup], baseline: str, unit: Unit = "seconds")
         place = axis.get_subplotspec()
         _finish(axis, here, names if place is None or place.is_first_col() else [""] * len(names))
         axis.set_title(workload)
-    figure.supxlabel(label, fontsize=9)
+        axis.set_xlabel(label, fontsize=8)
     style.legend_below(figure, axes, keys=_keys(rows))
     return figure
 

@@ -49,7 +49,8 @@ LIBRARY = [
     for path in sorted(Path("weight_averaging").rglob("*.py"))
     if path.name != "__main__.py"
 ]
-OF_JAX = [name for name in LIBRARY if name.startswith("weight_averaging.jax")]
+OF_FLAX = ["weight_averaging.jax.nnx"]
+OF_JAX = [name for name in LIBRARY if name.startswith("weight_averaging.jax") and name not in OF_FLAX]
 OF_TRAINERS = [name for name in LIBRARY if name.startswith("weight_averaging.trainers")]
 OF_NONE = [
     f"weight_averaging.{name}"
@@ -58,7 +59,7 @@ OF_NONE = [
 
 
 def test_each_framework_is_enough_for_its_part_of_the_library():
-    others = [name for name in LIBRARY if name not in {*OF_JAX, *OF_TRAINERS}]
+    others = [name for name in LIBRARY if name not in {*OF_JAX, *OF_FLAX, *OF_TRAINERS}]
     imports_without(["jax", "flax", "optax", "orbax"], others)
     imports_without(["torch", "flax", "optax", "orbax"], [*OF_JAX, *OF_NONE, "weight_averaging.convert"])
 

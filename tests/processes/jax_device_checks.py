@@ -4,10 +4,12 @@ import re
 import tempfile
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -107,6 +109,68 @@ def check_communication(name: str) -> None:
         assert not communication(averager.update, averager.init(on_each), on_each, jnp.int32(2))
 
 
+def check_shard_map(name: str) -> None:
+    """A NaN in the shard of one device is refused by all that share the state, and by no other."""
+    averager = AVERAGERS[name]
+    mesh = Mesh(np.array(jax.devices()), ("x",), axis_types=(AxisType.Auto,))
+    leading = (None,) if name == "lawa" else ()
+    params = {"w": jax.device_put(jnp.arange(8.0) + 1, NamedSharding(mesh, P("x")))}
+    state = averager.init(params)
+    whole = state._replace(**dict.fromkeys(state._fields[1:], P()))._replace(
+        **{state._fields[0]: {"w": P(*leading, "x")}}
+    )
+    for check_vma in (True, False):
+        update = jax.shard_map(
+            averager.update, mesh=mesh, in_specs=(whole, {"w": P("x")}, P()), out_specs=whole, check_vma=check_vma
+        )
+        found, expected = averager.init(params), averager.init(params)
+        for step in range(1, 9):
+            weights = {"w": jnp.where((params["w"] == 8) & (step == 4), jnp.nan, params["w"] * step)}
+            found = jax.jit(update)(found, weights, jnp.int32(step))
+            expected = averager.update(expected, weights, step)
+            assert [int(shard.data) for shard in found.count.addressable_shards] == [int(expected.count)] * 4
+        same(found, expected)
+    # Four runs of their own, a device each.
+    four = {"w": jax.device_put(jnp.ones((4, 2)), NamedSharding(mesh, P("x")))}
+    states = jax.vmap(averager.init)(four)
+
+    def one(state, params, step):
+        state, params = jax.tree.map(lambda leaf: leaf[0], (state, params))
+        return jax.tree.map(lambda leaf: leaf[None], averager.update(state, params, step))
+
+    update = jax.shard_map(one, mesh=mesh, in_specs=(P("x"), P("x"), P()), out_specs=P("x"))
+    spoilt = {"w": four["w"].at[2].set(jnp.nan)}
+    assert jax.jit(update)(states, spoilt, jnp.int32(2)).count.tolist() == [1, 1, 0, 1]
+
+
+def check_named_axes() -> None:
+    """What flax says beside arrays about how they are sharded is moved by the window's axis."""
+    initializer = nn.initializers.lecun_normal()
+    for window in (4, 3):
+        averager = lawa(1, window, allow_partial=True)
+
+        @nnx.jit
+        def create(averager=averager):
+            layer = nnx.Linear(4, 8, kernel_init=nnx.with_partitioning(initializer, ("a", "b")), rngs=nnx.Rngs(0))
+            state = averager.init(nnx.state(layer, nnx.Param))
+            return nnx.state(layer, nnx.Param), jax.lax.with_sharding_constraint(state, nnx.get_partition_spec(state))
+
+        net = nn.Dense(8, use_bias=False, kernel_init=nn.with_partitioning(initializer, ("a", "b")))
+        boxed = net.init(jax.random.key(0), jnp.ones((2, 4)))
+        specs = nn.get_partition_spec(jax.eval_shape(lambda: averager.init(boxed)))  # noqa: B023
+        assert specs.snapshots["params"]["kernel"] == P(None, "a", "b")
+        with jax.set_mesh(MESH) if hasattr(jax, "set_mesh") else MESH:
+            params, state = create()
+            assert jax.tree.leaves(state.snapshots["kernel"])[0].sharding.spec == P(None, "a", "b")
+            for params_, state_ in ((params, state), (boxed, averager.init(boxed))):
+                for update in (averager.update, jax.jit(averager.update)):
+                    after = update(state_, params_, 1)
+                    assert jax.tree.structure(after) == jax.tree.structure(state_)
+                    shown = averager.average(after, params_)
+                    assert jax.tree.structure(shown) == jax.tree.structure(params_)
+                    same(shown, params_)
+
+
 def check_orbax(name: str) -> None:
     averager = AVERAGERS[name]
     state = averager.init(params_of(0))
@@ -150,6 +214,8 @@ if __name__ == "__main__":
         check_sharded(given)
         check_explicit(given)
         check_communication(given)
+        check_shard_map(given)
         check_orbax(given)
+    check_named_axes()
     check_host()
     print("ok")

@@ -94,6 +94,20 @@ def replicated(folder: Path, strategy: str) -> None:
         np.testing.assert_array_equal(tested.evaluated[-1][1], flat(averaged))
 
 
+def recomputed(folder: Path) -> None:
+    """Each rank has its own batches; the statistics are the same on both."""
+    averaging = WeightAveraging(
+        partial(LAWA, interval=2, window=3, buffers="recompute"), forward=lambda module, batch: module.net(batch[0])
+    )
+    module = Module()
+    trainer_of(folder, averaging, strategy="ddp", devices=2).fit(module)
+    everywhere = [None] * dist.get_world_size()
+    with averaging.averaged() as ready:  # a pass of DDP would hand out those of the first rank
+        assert ready
+        dist.all_gather_object(everywhere, flat(module).tobytes())
+    assert everywhere[0] == everywhere[1]
+
+
 def main(folder: Path, strategies: list[str]) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -103,6 +117,8 @@ def main(folder: Path, strategies: list[str]) -> None:
                 fsdp2(folder / strategy)
         else:
             replicated(folder / strategy, {"ddp": "ddp", "spawn": "ddp_spawn"}[strategy])
+        if strategy == "ddp":
+            recomputed(folder / "recomputed")
     print("as expected")
 
 

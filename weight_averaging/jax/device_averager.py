@@ -78,7 +78,8 @@ def _collected(averager: DeviceAverager[Any], state: Any, params: Tree, step: Ar
     """The state after update `step`, int32[]."""
 
     def take(state: Any, params: Tree) -> Any:
-        return averager.take(state, params, step)
+        # Where runs of their own are on the devices of a shard_map, all of a state varies among them.
+        return averager.take(state, params, state.step * 0 + step)
 
     def refuse(state: Any, params: Tree) -> Any:
         return state._replace(refused=state.refused + 1)
@@ -93,8 +94,8 @@ def _collected(averager: DeviceAverager[Any], state: Any, params: Tree, step: Ar
     def multiple(state: Any, params: Tree) -> Any:
         went_back = (step < state.step) & (step != 0)
         state = state._replace(refused=state.refused + went_back.astype(jnp.int32))
-        is_new = (step > state.step) | ((step == 0) & (state.step == 0) & (state.count == 0))  # start=0: before training
-        is_new &= step >= averager.described.start
+        is_first = (step == 0) & (state.step == 0) & (state.count == 0)  # start=0: before training
+        is_new = ((step > state.step) | is_first) & (step >= averager.described.start)
         return lax.cond(is_new, look if averager.check_finite else take, skip, state, params)
 
     # By the step alone: under vmap, where all runs have one, this stays a branch, and the inner ones are selections.

@@ -10,7 +10,9 @@ from torch import Tensor
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.forms.averager_state import memory_of
 from weight_averaging.offline.forms.contents import averager_states
+from weight_averaging.offline.forms.damage import reading
 from weight_averaging.offline.forms.pickles import load_file
+from weight_averaging.offline.forms.records import check_all
 from weight_averaging.offline.forms.trainers import MODEL_KEYS
 from weight_averaging.tensor_names import clean_names
 from weight_averaging.torch.tracks.mean import accumulators, pairwise_mean
@@ -95,12 +97,18 @@ def extract(path: Path, average: str | None = None, allow: Collection[str] = ())
     Raises:
         SnapshotError: the file is damaged, would run code, or holds no state of an averager, or several.
     """
-    contents = load_file(path, allow)
-    states = list(averager_states(contents))
-    if len(states) != 1:
-        found = f"{len(states)} of them" if states else "none"
-        raise SnapshotError(f"{path} should hold the state_dict() of one averager, and holds {found}")
-    result = average_of_state(states[0], average)
+    with reading(path):
+        check_all(path)
+        contents = load_file(path, allow)
+        states = list(averager_states(contents))
+        if len(states) != 1:
+            found = f"{len(states)} of them" if states else "none"
+            raise SnapshotError(f"{path} should hold the state_dict() of one averager, and holds {found}")
+        return _extracted(contents, states[0], average)
+
+
+def _extracted(contents: Mapping[str, Any], state: Mapping[str, Any], average: str | None) -> dict[str, Tensor]:
+    result = average_of_state(state, average)
     model: Mapping[str, Any] = next((contents[key] for key in MODEL_KEYS if isinstance(contents.get(key), Mapping)), {})
     tensors = {name: value for name, value in model.items() if isinstance(value, Tensor)}
     for names in (list(tensors), clean_names(list(tensors))):  # `module.` may be a real one

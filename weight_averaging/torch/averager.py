@@ -144,13 +144,14 @@ class Averager(Shown):
         """
         if self._swap.is_in:
             raise RuntimeError(f"update({step}) while the average is in the model: call swap_out() before training on")
-        waits = self._waits_for_initial
+        waits = not self.step and self._waits_for_initial
         step = check_step(step, -1 if waits else self.step)
         if waits and step:
             raise ValueError(
                 f"update({step}) of an average that begins at the initial weights (start=0): call update(0) before "
                 "training"
             )
+        self._initial = self._initial or waits
         self._swap.refuse_another(f"update({step})")
         self._swap.guard.end()
         return self._pass(step)

@@ -108,7 +108,6 @@ class Collector:
     def _pass(self, step: int) -> bool:
         """Go on to update `step`. Whether a snapshot was due and collected."""
         last, self.step = self.step, step
-        self._initial = self._initial or step == 0
         if last and step > last + 1:
             self._say_missed(last, step)
         return self._collect(step) if self._due(step) else False
@@ -116,8 +115,7 @@ class Collector:
     @property
     def _waits_for_initial(self) -> bool:
         """Whether an average begins at the initial weights, and has not been shown them."""
-        waits = not (self.step or self._initial)
-        return waits and any(track.start == 0 and not track.count for track in self._tracks)
+        return not self._initial and any(track.start == 0 and not track.count for track in self._tracks)
 
     def _due(self, step: int) -> list[Track]:
         return [track for track in self._tracks if is_due(step, track.interval, track.start)]

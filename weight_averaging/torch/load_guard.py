@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from weight_averaging.torch.model.batch_norm import named_statistics, restore_statistics
 from weight_averaging.torch.model.tensors import plain_tensors, writing
@@ -32,7 +31,6 @@ class LoadGuard:
     """
 
     def __init__(self) -> None:
-        self._handles: list[RemovableHandle] = []
         self._at_end: list[Callable[[], object]] = []
 
     def begin(
@@ -42,17 +40,13 @@ class LoadGuard:
         hook = _Hook(weights, model, [t.clone() for t in raw], sums, {n: t.clone() for n, t in statistics.items()})
         scripted = [module for module in hook.modules if isinstance(module, torch.jit.ScriptModule)]  # take no hooks
         plain = hook.modules.difference(scripted)
-        self._handles = [module.register_load_state_dict_post_hook(hook) for module in plain]
-        self._at_end = [partial(hook, module, None) for module in scripted]
+        self._at_end = [module.register_load_state_dict_post_hook(hook).remove for module in plain]
+        self._at_end += [partial(hook, module, None) for module in scripted]
 
     def end(self) -> None:
         """What it watched for has happened or does not any more: training goes on, or the average comes in."""
-        for put_right in self._at_end:
-            put_right()
-        self._at_end = []
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        while self._at_end:
+            self._at_end.pop()()
 
 
 class _Hook:

@@ -41,8 +41,10 @@ class Averaging:
     ) -> None:
         if evaluate not in EVALUATE:
             raise ValueError(f"evaluate must be one of {', '.join(EVALUATE)}, not {evaluate!r}")
-        if name and not name.isidentifier():
-            raise ValueError(f"name must be like that of a variable, not {name!r}: it is part of the names of metrics")
+        if name == "raw" or (name and not name.isidentifier()):
+            raise ValueError(
+                f"name must be like that of a variable, and not raw: got {name!r}; it is part of the names of metrics"
+            )
         if evaluate == "apart" and not name:
             raise ValueError('evaluate="apart" needs a name=, with which the names of its metrics begin')
         self._make, self._settings, self._evaluate = make, settings, evaluate

@@ -18,6 +18,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch.distributed.checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -43,6 +44,27 @@ class Code:
             (eval, (f"__import__('os').mkdir('{RAN}')",)), (exec, (f"import os; os.mkdir('{RAN}')",)),
         ][self.how]  # fmt: skip
 
+
+def state_while_swapped() -> tuple[dict, dict]:
+    """A model's state with its average in it, and that of the averager."""
+    model = torch.nn.Linear(2, 1)
+    averager = EMA(model, decay=0.5)
+    averager.update(1)
+    averager.update(2)
+    with averager.averaged():
+        return {name: value.clone() for name, value in model.state_dict().items()}, averager.state_dict()
+
+
+def sharded() -> dict[bytes, bytes]:
+    """The files of a folder of torch.distributed.checkpoint."""
+    with tempfile.TemporaryDirectory() as made, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.distributed.checkpoint.save({"model": {"w": torch.ones(2, 3)}, "step": 1}, checkpoint_id=made)
+        return {os.fsencode(path.name): path.read_bytes() for path in pathlib.Path(made).iterdir()}
+
+
+WEIGHTS, REAL = state_while_swapped()
+SHARDED = sharded()
 
 # What files are made of
 
@@ -79,6 +101,7 @@ pickled = st.recursive(
     lambda one: st.one_of(
         st.lists(one, max_size=3), st.dictionaries(keys, one, max_size=4), st.tuples(one, one),
         st.fixed_dictionaries({"averager": one, "tracks": one, "names": one, "raw": one}),
+        st.builds(lambda key, value: {"model": WEIGHTS, "x": {**REAL, key: value}}, st.sampled_from(sorted(REAL)), one),
         st.fixed_dictionaries({"model": st.just({"w": torch.ones(2)}), "extra": one, "global_step": one}),
     ),
     max_leaves=8,
@@ -160,6 +183,9 @@ in_folders = st.sampled_from(
 json_files = st.builds(lambda value: json.dumps(value).encode(), json_like)
 folders = st.dictionaries(in_folders, st.one_of(files, json_files), min_size=1, max_size=4)
 entries = st.one_of(names, st.sampled_from([b"checkpoint-1", b"step_5"]))
+folders |= st.builds(
+    lambda name, how: {**SHARDED, name: changed(SHARDED[name], *how)}, st.sampled_from(sorted(SHARDED)), damage
+)
 trees = st.dictionaries(entries, st.one_of(files, folders), max_size=3)
 outputs = st.sampled_from([".pt", ".safetensors", "", ".ckpt", ".bin"])
 

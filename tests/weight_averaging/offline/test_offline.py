@@ -76,11 +76,11 @@ def test_lawa_and_ema_are_bit_for_bit_those_of_the_online_averagers(data):
         if data.draw(st.booleans()):
             window = data.draw(st.integers(1, 5))
             average = LAWA(window=window, interval=interval, start=start)
-            averager = OnlineLAWA(model, window=window, interval=interval, start=start)
+            averager = OnlineLAWA(model, window=window, interval=interval, start=start, dtype=torch.float32)
         else:
             decay = data.draw(st.sampled_from([0.0, 0.2, 0.5, 0.9, 0.99]))
             average = EMA(decay=decay, interval=interval, start=start)
-            averager = OnlineEMA(model, decay=decay, interval=interval, start=start)
+            averager = OnlineEMA(model, decay=decay, interval=interval, start=start, dtype=torch.float32)
         held = online(averager, model, snapshots, at)
         if held is None:  # not ready: no average online, and an error offline
             with pytest.raises(SnapshotError, match=f"at step {at} needs"):
@@ -288,7 +288,7 @@ def test_a_stream_that_lacks_a_snapshot_is_refused():
     "make",
     [
         lambda: LAWA(window=0), lambda: EMA(decay=1.0), lambda: Tail(share=0), lambda: Power(gamma=-1),
-        lambda: LAWA(window=2, interval=0), lambda: offline.EMA(decay=0.5, start=0),
+        lambda: LAWA(window=2, interval=0), lambda: offline.EMA(decay=0.5, start=-1),
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(make):

@@ -73,7 +73,8 @@ def test_what_the_options_cannot_be_is_told(lightning):  # noqa: F811
     for options, message in (
         ({"evaluate": "raw"}, "evaluate must be one of average, both, apart, not 'raw'"),
         ({"evaluate": "apart"}, "needs a name="),
-        ({"name": "a b"}, "name must be like that of a variable, not 'a b'"),
+        ({"name": "a b"}, "name must be like that of a variable, and not raw: got 'a b'"),
+        ({"name": "raw"}, "name must be like that of a variable, and not raw: got 'raw'"),
     ):
         with pytest.raises(ValueError, match=message):
             lightning.averaging(**options)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.forms import hugging_face
+from weight_averaging.offline.forms.damage import reading
 from weight_averaging.offline.forms.distributed import ShardedFolder
 from weight_averaging.offline.forms.safetensors_file import SafetensorsSource
 from weight_averaging.offline.forms.source import Source
@@ -39,7 +40,7 @@ def open_checkpoint(path: Path, allow: Collection[str] = ()) -> Source:
         str(path).encode()
     except UnicodeEncodeError:
         raise SnapshotError(f"{shown(path)}: its name is no UTF-8, and torch opens no such file: rename it") from None
-    try:
+    with reading(path):
         if (path / ".metadata").is_file():
             return ShardedFolder(path)
         if hugging_face.is_folder(path):
@@ -47,16 +48,6 @@ def open_checkpoint(path: Path, allow: Collection[str] = ()) -> Source:
         if path.is_dir():
             raise SnapshotError(f"{path} is a folder without weights in it: {WANTED}")
         return SafetensorsSource(path) if path.suffix == ".safetensors" else TorchSource(path, allow)
-    except SnapshotError:
-        raise
-    except OSError as error:
-        raise SnapshotError(f"{path} cannot be read: {error.strerror or error}") from None
-    except RecursionError:
-        raise SnapshotError(f"{path} is damaged: what it holds is nested too deeply") from None
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        # A file may be anything, and what stumbles over it first depends on what it is.
-        line = " ".join(str(error).split())[:120]
-        raise SnapshotError(f"{path} is damaged: {type(error).__name__}: {line}") from None
 
 
 def shown(path: Path) -> str:

@@ -64,6 +64,21 @@ class Records:
         return checksum if checksum and tensor.nbytes == size == storage.nbytes() else None
 
 
+def check_all(path: Path) -> None:
+    """Compare all records of a zip with their checksums. SnapshotError if one differs."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as file:
+            for info in file.infolist():
+                if info.CRC:
+                    with file.open(info) as record:
+                        while record.read(1 << 20):
+                            pass
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
+        raise SnapshotError(f"{path} is damaged: {error}") from None
+
+
 def add_about(file: IO[bytes], about: Mapping[str, str]) -> None:
     """Write strings about an average into a file that torch.save just wrote."""
     with zipfile.ZipFile(file, "a") as records:

@@ -45,6 +45,8 @@ def other_format(path: Path) -> str:
             if all(name.endswith(".npy") for name in inside):
                 return "an .npz file of NumPy"
             return "" if "data.pkl" in inside else "a zip that torch.save did not write"
+    if head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") < path.stat().st_size:
+        return "a safetensors file by another name"
     if _is_msgpack(head):
         return "msgpack, as Flax writes its checkpoints"
     return ""

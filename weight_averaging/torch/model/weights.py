@@ -84,10 +84,8 @@ class LiveWeights:
         found = [_present(entry) for entry in selected.entries]
         look = Look(selected, modules, gathering, bool(handles), found)
         if not (look.is_flat or look.is_sharded or any(tensor.numel() for tensor in found)):
-            raise ValueError(
-                f"{type(self._model).__name__} has no element in the tensors to average ({look.names[0]}, ...): they "
-                "may be placeholders of weights that are elsewhere"
-            )
+            name = type(self._model).__name__
+            raise ValueError(f"{name} has no element in the tensors to average: are its weights held elsewhere?")
         return look
 
     def adopt(self, names: set[str]) -> Change | None:
