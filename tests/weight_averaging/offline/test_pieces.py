@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -79,6 +79,7 @@ def written(folder, layout, form, count=4):
 )
 def test_in_pieces_is_the_same_as_at_once(tmp_path_factory, layout, form, block, size, float32):
     layout = [(shape, torch.float32 if dtype == torch.int64 and len(shape) > 1 else dtype) for shape, dtype in layout]
+    assume(any(shape != (0,) for shape, _ in layout))  # weights without elements are refused
     root = tmp_path_factory.mktemp("run")
     written(root / "run", layout, form)
     wanted = [(LAWA(window=3), 4), (EMA(decay=0.5), 3), (EMA(decay=0.5), 4), (Merge(shape="linear", share=0.5), 4)]
