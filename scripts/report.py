@@ -78,7 +78,7 @@ def _beside(runs: Path) -> Path:
 
 def _text(found: Results) -> str:
     parts = [f"Scores by {results.title(found)}:", markdown(tables.ranking(found))]
-    by_submission = tables.by_submission(found.best, found.baseline)
+    by_submission = tables.by_submission(found.compared, found.baseline)
     parts += ["By workload:", tables.format_by_submission(by_submission, found.baseline)]
     if found.ratios:
         ratios = tables.format_speedups(found.ratios, found.baseline, {"seconds": "time"}.get(found.unit, found.unit))

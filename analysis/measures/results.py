@@ -35,8 +35,8 @@ class Results:
         baseline: the submission that the others are compared with.
         unit: of times, scores and all figures: seconds for official logs, whose evaluations come by wall time,
             steps for miniature ones.
-        ratios: per other submission its `Speedup` over the baseline in `unit`: for official logs of `times`, for
-            miniature ones of interpolated crossings.
+        compared: `best`; for miniature logs with interpolated crossings in the place of evaluations at the target.
+        ratios: per other submission its `Speedup` over the baseline in `unit`, of `compared`.
         gpus: of the machine that `hours` are of.
         hours: of `gpu_hours.gpu_hours`.
         notes: lines on what was left out, kept, missing or strange.
@@ -51,6 +51,7 @@ class Results:
     profile: pd.DataFrame
     baseline: str
     unit: curves.Unit
+    compared: pd.DataFrame
     ratios: dict[str, Speedup]
     gpus: int
     hours: pd.DataFrame
@@ -147,6 +148,7 @@ def of(
         profile=profile,
         baseline=chosen,
         unit=unit,
+        compared=compared,
         ratios=ratios,
         gpus=gpus,
         hours=gpu_hours.gpu_hours(best, targets, gpus),

@@ -122,7 +122,7 @@ def rows(results: dict[str, Speedup]) -> pd.DataFrame:
 
 
 def _side(rows: pd.DataFrame) -> _Side:
-    return _Side(pd.Series(np.log(rows["time"].to_numpy()), index=_key(rows)), int(rows["missed"].sum()))
+    return _Side(pd.Series(np.log(rows["time"].to_numpy()), index=pairing(rows)), int(rows["missed"].sum()))
 
 
 def _speedup(pairs: dict[str, tuple[_Side, _Side]], official: float) -> Speedup:
@@ -161,8 +161,8 @@ def official(times: pd.DataFrame, budget: pd.Series, submission: str, baseline: 
     return float(np.exp(np.log(ours / theirs).mean()))
 
 
-def _key(rows: pd.DataFrame) -> pd.Index:
-    """The seeds if every run says its own, else the numbers of the studies."""
+def pairing(rows: pd.DataFrame) -> pd.Index:
+    """What pairs runs with the baseline's: the seeds if every run says its own, else the numbers of the studies."""
     seeds = [meta.get("rng_seed", workload_property(meta, "rng_seed")) for meta in rows["meta"]]
     return pd.Index(seeds if None not in seeds and len(set(seeds)) == len(seeds) else rows["study"])
 

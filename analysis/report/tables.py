@@ -14,7 +14,7 @@ from analysis.text import markdown, number
 
 def by_submission(trials: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """One row per workload and submission: steps and seconds to target over runs, and the ratio of steps to the
-    baseline's.
+    baseline's, as in `speedup.compare`: the geometric mean over pairs of runs.
 
     Means are over the runs that reached the target; `reached` counts them, and the ratio is left empty unless all runs
     of both did, since a mean over the lucky ones would flatter. `best` is the mean over runs of the best validation
@@ -30,10 +30,21 @@ def by_submission(trials: pd.DataFrame, baseline: str) -> pd.DataFrame:
         best=("best", "mean"),
         final=("final", "mean"),
     )
-    complete = result["steps"].where(result["reached"] == result["runs"])
-    reference = complete.xs(baseline, level="submission").reindex(result.index.get_level_values("workload"))
-    result["ratio"] = complete / reference.to_numpy()
+    logs = {
+        key: pd.Series(np.log(rows["steps"].to_numpy(dtype=float)), index=speedup.pairing(rows))
+        for key, rows in trials.groupby(["workload", "submission"])
+    }
+    result["ratio"] = [_ratio(logs[workload, name], logs.get((workload, baseline))) for workload, name in result.index]
     return result.reset_index()
+
+
+def _ratio(ours: pd.Series, theirs: pd.Series | None) -> float:
+    """Of steps, from their logarithms by what pairs them; NaN where a run missed or there is no baseline."""
+    if theirs is None or np.isinf([*ours, *theirs]).any():
+        return np.nan
+    shared = ours.index.intersection(theirs.index)
+    difference = (ours[shared] - theirs[shared]).mean() if len(shared) else ours.mean() - theirs.mean()
+    return float(np.exp(difference))
 
 
 def format_by_submission(result: pd.DataFrame, baseline: str) -> str:
