@@ -107,7 +107,10 @@ def try_one(path: Path) -> dict[str, Any]:
     for made in (module, around):
         watched = Watched(made, _weights(framework))
         with tempfile.TemporaryDirectory() as folder:
-            runner.train_once(workloads.make(FLAGS.workload, framework), watched, point, settings, Path(folder), {})
+            try:
+                runner.train_once(workloads.make(FLAGS.workload, framework), watched, point, settings, Path(folder), {})
+            except Exception as error:
+                raise RuntimeError(f"{'averaged' if runs else 'alone'}: {type(error).__name__}: {error}") from error
         runs.append(watched)
     alone, averaged = runs
     same = [bool((one == other).all()) for one, other in zip(alone.raw, averaged.raw, strict=True)]
@@ -151,7 +154,7 @@ def _told(path: Path) -> dict[str, Any]:
         return try_one(path)
     except Exception as error:  # whatever somebody's file does, it is a row of the table
         text = " ".join(str(error).split())[:300] or type(error).__name__
-        return {"why": text if isinstance(error, UsageError | ValueError) else f"{type(error).__name__}: {text}"}
+        return {"why": text if isinstance(error, UsageError | RuntimeError) else f"{type(error).__name__}: {text}"}
 
 
 def _in_a_process(path: Path) -> dict[str, Any]:
