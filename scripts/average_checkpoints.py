@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 SUBMISSIONS = (
     "lawa", "ema", "adamw_lawa", "adamw_ema", "ademamix_lawa", "ademamix_ema", "soap_lawa", "soap_ema",
     "shampoo_lawa", "shampoo_ema",
-    "lawa_no_decay", "ema_no_decay", "merge_no_decay", "lawa_wsd", "ema_wsd",
+    "lawa_no_decay", "ema_no_decay", "merge_no_decay", "lawa_wsd", "ema_wsd", "ema_growing", "ema_growing_no_decay",
 )  # fmt: skip
 
 

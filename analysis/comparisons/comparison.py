@@ -68,7 +68,8 @@ _NEEDED = ("title", "question", "submissions", "workloads", "seeds", "search_spa
 _OPTIONAL = ("paper", "grid", "trials", "offline", "median_of")
 # Submissions whose runs are those of another one, here after them, but for the average.
 _AVERAGED = {
-    "lawa": "nadamw", "ema": "nadamw", "adamw_lawa": "adamw", "adamw_ema": "adamw",
+    "lawa": "nadamw", "ema": "nadamw", "ema_growing": "nadamw", "ema_growing_no_decay": "nadamw_no_decay",
+    "adamw_lawa": "adamw", "adamw_ema": "adamw",
     "ademamix_lawa": "ademamix", "ademamix_ema": "ademamix", "soap_lawa": "soap", "soap_ema": "soap",
     "shampoo_lawa": "shampoo", "shampoo_ema": "shampoo",
     "lawa_no_decay": "nadamw_no_decay", "ema_no_decay": "nadamw_no_decay", "merge_no_decay": "nadamw_no_decay",

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weight_averaging.averages import EMA, LAWA, Average, Merge
+from weight_averaging.averages import EMA, LAWA, Average, Growing, Merge
 from weight_averaging.averages.checks import BUFFERS as ALL_BUFFERS
 from weight_averaging.averages.checks import check_count, check_decay, check_horizon
-from weight_averaging.averages.horizon import decay_from_window, interval_and_window
+from weight_averaging.averages.horizon import WINDOW, decay_from_window, interval_and_window
 
 HORIZON = ("averaging_horizon", "averaging_window")
 BUFFERS = "averaging_buffers"  # optional, beside either set: "average", "latest" or "recompute"
@@ -45,6 +45,7 @@ def buffers_of(hyperparameters: Any) -> str:
 
 LAWA_NAMES = ("averaging_interval", "averaging_window")
 EMA_NAMES = ("averaging_interval", "averaging_decay")
+GROWING_NAMES = ("averaging_share", "averaging_interval")
 MERGE_NAMES = ("averaging_shape", "averaging_share", "averaging_interval")
 
 
@@ -62,6 +63,22 @@ def _ema(hyperparameters: Any, step_hint: int) -> Average:
         return EMA(interval=values["averaging_interval"], decay=values["averaging_decay"])
     interval, window = interval_and_window(values["averaging_horizon"], values["averaging_window"], step_hint)
     return EMA(interval=interval, decay=decay_from_window(window))
+
+
+def _growing(hyperparameters: Any, step_hint: int) -> Average:
+    given = {name: getattr(hyperparameters, name) for name in GROWING_NAMES if hasattr(hyperparameters, name)}
+    others = sorted(name for name in NAMES - set(GROWING_NAMES) if hasattr(hyperparameters, name))
+    if "averaging_share" not in given or others:
+        found = ", ".join([*given, *others]) or "none of them"
+        raise ValueError(
+            f"a growing average takes averaging_share and, if at all, averaging_interval; this has {found}"
+        )
+    # As often as an average of the paper's horizon does.
+    interval = given.get("averaging_interval", interval_and_window(0.01, WINDOW, step_hint)[0])
+    try:
+        return Growing(share=given["averaging_share"], interval=interval)
+    except ValueError as error:
+        raise ValueError(f"averaging_{error}") from None
 
 
 def _merge(hyperparameters: Any, step_hint: int) -> Average:
@@ -96,4 +113,5 @@ NAMES = frozenset(_CHECKS)
 
 lawa = Averaging("lawa", _lawa, NAMES)  # averaging_window and one of averaging_horizon, averaging_interval
 ema = Averaging("ema", _ema, NAMES)  # averaging_horizon and _window, or averaging_interval and _decay
+growing = Averaging("growing", _growing, frozenset(GROWING_NAMES))  # averaging_share; averaging_interval if wanted
 merge = Averaging("merge", _merge, frozenset(MERGE_NAMES))  # of saved snapshots alone

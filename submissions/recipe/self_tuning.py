@@ -20,3 +20,6 @@ SOAP = {
 }
 # Ajroldi et al. (arXiv 2502.06761): the average covers about 1 % of training, in twenty snapshots.
 AVERAGING = {"averaging_horizon": 0.01, "averaging_window": 20}
+
+# An average over a seventh of the updates so far.
+GROWING = {"averaging_share": 0.15}

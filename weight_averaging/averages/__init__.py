@@ -5,13 +5,14 @@ and in a submission. `docs/own_average.md` writes a new one.
 """
 
 from weight_averaging.averages.average import Average, SnapshotError
-from weight_averaging.averages.kinds import EMA, LAWA, SHAPES, Merge, Power, Ramp, Tail, Weighted, exponential
+from weight_averaging.averages.kinds import EMA, LAWA, SHAPES, Growing, Merge, Power, Ramp, Tail, Weighted, exponential
 
 __all__ = [
     "EMA",
     "LAWA",
     "SHAPES",
     "Average",
+    "Growing",
     "Merge",
     "Power",
     "Ramp",

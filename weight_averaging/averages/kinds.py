@@ -187,6 +187,48 @@ class Power(Average):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Growing(Average):
+    """An average that covers a constant share of the updates so far, however long the run will be.
+
+    It is `Power` with the exponent 2 / share - 2, whose snapshots are as old on average as those of a window over
+    that share: t share / 2 at update t. `from_sigma_rel` takes the relative width that EDM2's users know.
+
+    Args:
+        share: of the updates so far, in (0, 1]; 1 is the plain mean of all. A seventh was best, or level with the best
+            fixed window, while the learning rate was high (docs/growing.md).
+    """
+
+    share: float = 0.15
+    is_recursive: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_share(self.share)
+
+    def weight(self, number: Any, functions: Any = NUMBERS) -> Any:
+        gamma = exponent_from_horizon(self.share)
+        return -functions.expm1((gamma + 1.0) * functions.log1p(-1.0 / number))
+
+    @classmethod
+    def from_sigma_rel(cls, sigma_rel: float, interval: int | None = None, start: int = 1) -> "Growing":
+        """The one whose weights have this relative standard deviation (Karras et al. 2024, arXiv 2312.02696).
+
+        sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)), and share = 2 / (gamma + 2).
+
+        >>> round(Growing.from_sigma_rel(0.05).share, 4)
+        0.1054
+        """
+        if not 0 < sigma_rel < 12**-0.5:
+            raise ValueError(f"sigma_rel must be in (0, {12**-0.5:.4f}), not {sigma_rel!r}")
+        low, high = 0.0, 1e9
+        for _ in range(200):
+            gamma = (low + high) / 2
+            wide = (gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)) > sigma_rel**2
+            low, high = (gamma, high) if wide else (low, gamma)
+        return cls(share=2 / (low + 2), interval=interval, start=start)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ramp(Average):
     """An EMA whose decay goes from `decay` to `final` over `length` snapshots, and stays there.
 

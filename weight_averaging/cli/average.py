@@ -10,7 +10,8 @@ What to average; flags may be repeated, and values with colons between are multi
   --lawa window=5:20,interval=64:128    four of them; an interval is in steps: checkpoints at its multiples
   --ema decay=.95                ema <- .95 ema + .05 checkpoint, from the first on; warmup=true lets it begin short
   --tail share=.25               the mean over the last quarter of training
-  --power gamma=6.94             the power-function EMA of EDM2, whose length grows with training
+  --growing share=.15            an EMA over the latest 15 % of the updates so far, whose length grows with training
+  --power gamma=6.94             the same by the exponent of EDM2
   --merge shape=1-sqrt,share=.2  as if the learning rate had decayed over the last fifth (linear, cosine, 1-sqrt), or
                                  over the last 20 checkpoints: window=20
   --average mine:Polynomial,eta=3       one of your own: class Polynomial of mine.py, which is run (docs/own_average.md)

@@ -14,9 +14,16 @@ from dataclasses import MISSING, fields
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from weight_averaging.averages import EMA, LAWA, Average, Merge, Power, SnapshotError, Tail
+from weight_averaging.averages import EMA, LAWA, Average, Growing, Merge, Power, SnapshotError, Tail
 
-KINDS: dict[str, type[Average]] = {"lawa": LAWA, "ema": EMA, "tail": Tail, "power": Power, "merge": Merge}
+KINDS: dict[str, type[Average]] = {
+    "lawa": LAWA,
+    "ema": EMA,
+    "tail": Tail,
+    "growing": Growing,
+    "power": Power,
+    "merge": Merge,
+}
 _SIMPLE = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 

@@ -182,3 +182,16 @@ def ema_for_run(
     """The EMA as old on average as `lawa_for_run` of the same arguments."""
     interval, length = for_run(total_updates, horizon, window)
     return ema(decay_from_window(length), interval, **options)
+
+
+def ema_growing(share: float = 0.15, interval: int = 1, start: int = 1, **options: Any) -> Averager[EMAState]:
+    """The EMA that covers a constant share of the updates so far (`averages.Growing`, docs/growing.md).
+
+    Args:
+        share: in (0, 1].
+        options: further arguments of `ema`.
+
+    >>> dict(ema_growing().settings)["horizon"]
+    0.15
+    """
+    return ema(None, interval, start, horizon=share, **options)

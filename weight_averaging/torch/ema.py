@@ -84,3 +84,23 @@ class EMA(Averager):
         interval, length = for_run(total_updates, horizon, window)
         decay = decay_from_window(length)
         return cls(model, interval=interval, decay=decay, warmup=warmup, start=start, **options)
+
+    @classmethod
+    @shows_options
+    def growing(
+        cls, model: nn.Module, share: float = 0.15, *, interval: int = 1, start: int = 1, **options: Unpack[Options]
+    ) -> "EMA":
+        """The EMA that covers a constant share of the updates so far (`averages.Growing`, docs/growing.md).
+
+        It needs no length of the run, and nothing changes when a run is extended.
+
+        Args:
+            share: in (0, 1].
+
+        >>> import torch
+        >>> ema = EMA.growing(torch.nn.Linear(1, 1))
+        >>> ema.horizon
+        0.15
+        """
+        check_names(options, cls.growing)
+        return cls(model, horizon=share, interval=interval, start=start, **options)
