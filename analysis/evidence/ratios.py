@@ -159,7 +159,7 @@ def summary(pairs: Mapping[str, Sequence[Pair]]) -> Ratios:
     seeds = {workload: len(given) for workload, given in pairs.items()}
     single = together.seeds < 2
     low, high = np.where(single, np.nan, low), np.where(single, np.nan, high)
-    of_suite = (np.nan, np.nan) if single.any() else intervals.suite(together)
+    of_suite: tuple[Any, Any] = (np.nan, np.nan) if single.any() else intervals.suite(together)
     each = {
         workload: _ratio(together.mean[i], low[i], high[i], bounds[workload], seeds[workload])
         for i, workload in enumerate(means)
