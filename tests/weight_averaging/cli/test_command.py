@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import weight_averaging
 from weight_averaging import cli, offline
@@ -40,7 +41,11 @@ def test_help_teaches_by_three_examples_that_parse(capsys, name):
     for example in examples:
         words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', example)][1:]
         assert cli.parser().parse_args(words).command == name
-    assert command(capsys, "--help").count("  weight-averaging ") == 3
+    about = cli.COMMANDS[name].__doc__.partition("\n")[0]
+    assert about in " ".join(said.split())
+    everything = command(capsys, "--help")
+    assert everything.count("  weight-averaging ") == 3
+    assert about in " ".join(everything.split())
 
 
 def test_its_version_and_one_of_a_kind(capsys, folder, tmp_path):
@@ -94,6 +99,47 @@ def test_inspect_says_what_is_there_and_possible(capsys, folder):
         assert ("made of 4 snapshots" in done) == (window == 4)
         (folder / "x.safetensors").unlink(missing_ok=True)
     assert said[-1].endswith("--lawa window=4 --out average.safetensors")
+
+
+def test_five_of_the_tensors_that_are_not_averaged_are_named(capsys, tmp_path):
+    for number, more in ((5, ""), (6, ", ...")):
+        run, out = tmp_path / f"run_{number}", tmp_path / f"average_{number}.pt"
+        model = torch.nn.Sequential(*[torch.nn.Linear(1, 1, bias=False) for _ in range(number + 1)])
+        model[:-1].requires_grad_(False)
+        with recording.SnapshotWriter(run, interval=1) as writer:
+            writer.update(1, model)
+        names = ", ".join(f"{index}.weight" for index in range(5)) + more
+        said = command(capsys, "inspect", run).splitlines()
+        assert f"not averaged, taken from the latest: {number} tensors, {names}" in said
+        said = command(capsys, "average", run, "--lawa=window=1", f"--out={out}").splitlines()
+        assert f"not averaged but taken from the latest snapshot ({number} tensors): {names}" in said
+
+
+def test_several_averages_go_into_a_folder(capsys, folder, tmp_path):
+    two = ["--lawa=window=1:2"]
+    said = command(capsys, "average", folder, *two, f"--out={tmp_path / 'x.pt'}")
+    assert said.endswith(f"error: --out={tmp_path / 'x.pt'} is one file for 2 averages: name a folder\n")
+    out = tmp_path / "both"
+    command(capsys, "average", folder, *two, f"--out={out}")
+    assert {path.name for path in out.iterdir()} == {f"lawa_window{n}_step_400.safetensors" for n in (1, 2)}
+    for step in (1, 2):
+        (tmp_path / "output" / f"checkpoint-{step}").mkdir(parents=True)
+        state = {"w": torch.full((2,), float(step))}
+        save_file(state, tmp_path / "output" / f"checkpoint-{step}" / "model.safetensors")
+    out = tmp_path / "both.d"  # an ending that is none of a file's
+    command(capsys, "average", tmp_path / "output", *two, f"--out={out}")
+    assert {path.name for path in out.iterdir()} == {f"lawa_window{n}_step_2" for n in (1, 2)}
+    assert load_file(out / "lawa_window2_step_2" / "model.safetensors")["w"].tolist() == [1.5, 1.5]
+
+
+def test_names_that_wrappers_added_are_told_and_may_be_dropped(capsys, tmp_path):
+    torch.save({"module.w": torch.ones(2)}, tmp_path / "step_1.pt")
+    for flags, name in (([], "module.w"), (["--plain-names"], "w")):
+        out = tmp_path / name
+        said = command(capsys, "average", tmp_path / "step_1.pt", "--lawa=window=1", *flags, f"--out={out}.safetensors")
+        told = "names are as saved (module.w, ...): --plain-names drops what wrappers add" in said
+        assert told is not bool(flags)
+        assert load_file(f"{out}.safetensors").keys() == {name}
 
 
 def test_inspect_finds_an_averager(capsys, tmp_path):
@@ -179,3 +225,12 @@ def test_without_tqdm_a_line_says_how_far_it_is(capsys, monkeypatch):
     assert [line.strip() for line in said.strip().split("\r")] == [
         "25 % of 2 GB", "50 % of 2 GB", "75 % of 2 GB", "100 % of 2 GB"
     ]  # fmt: skip
+    for counts, shown in (([], ""), ([1, 1], "\r  0 % of 2 GB\n")):  # told once; and the line ends
+        with common.progress(2_000_000_000) as add:
+            for count in counts:
+                add(count)
+        assert capsys.readouterr().err == shown
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    with common.progress(1) as add:
+        add(1)
+    assert capsys.readouterr().err == ""
