@@ -175,12 +175,10 @@ def to_jax(held: Held, averager: "Averager", params: Any, translate: Callable[[A
             if value is None or value.shape != leaf.shape:
                 has = "is missing" if value is None else f"is {value.shape} in the state and {leaf.shape} in the model"
                 raise ValueError(f"{_name(path)} {has}: translate has to give a tree like the parameters")
-            return jax.device_put(value, leaf.sharding)
+            return jax.device_put(value, getattr(leaf, "sharding", None))  # none of NumPy's arrays
 
         before = int(state.count)
-        due = _next_due(
-            step, settings["interval"], settings["start"]
-        )  # of an EMA with new settings it may not have been
+        due = _next_due(step, settings["interval"], settings["start"])  # of an EMA with new settings it may not be
         state = averager.update(state, jax.tree_util.tree_map_with_path(found, params), due)
         if int(state.count) == before:
             raise ValueError(

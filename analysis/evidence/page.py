@@ -29,6 +29,8 @@ and figure here is made from the evaluations by seed in [data](data) by one comm
 growing average of share .15 and LAWA of 1 % are evaluated 100 times a run, the others at every second to tenth of
 these evaluations. That departs from section 7 of the rules: evaluating all would have taken four times as long as
 training. Runs at a constant rate have half as many. An average is compared with the raw weights at its own evaluations.
+So columns of unlike grids (EMA and "follows the rate" have half as many as the two before them) are held against 1, not
+against each other.
 """
 
 
@@ -139,7 +141,7 @@ def _along(runs: dict[str, list[Run]]) -> str:
 def _along_each(runs: dict[str, list[Run]], name: str) -> str:
     found = {share: summaries.by_share(runs, name, share) for share in ratios.SHARES}
     rows = [
-        {f"growing, 15 %, n = {len(mine)}": workload}
+        {figures.ALONG[name]: workload, "n": str(len(mine))}
         | {f"{share:.0%}": one.workloads[workload].shown() if one else "-" for share, one in found.items()}
         for workload, mine in runs.items()
     ]

@@ -148,7 +148,8 @@ class Ratios:
 
 
 def summary(pairs: Mapping[str, Sequence[Pair]]) -> Ratios:
-    """Of the pairs of each workload, one a seed."""
+    """Of the pairs of each workload, one a seed. A workload of a single seed gets no interval, and then the suite none:
+    a spread borrowed from few others would look like knowledge."""
     means: dict[str, Means] = {
         workload: intervals.means(np.array([one.log for one in given])) for workload, given in pairs.items()
     }
@@ -156,6 +157,9 @@ def summary(pairs: Mapping[str, Sequence[Pair]]) -> Ratios:
     together = intervals.together(list(means.values()))
     low, high = intervals.each(together)
     seeds = {workload: len(given) for workload, given in pairs.items()}
+    single = together.seeds < 2
+    low, high = np.where(single, np.nan, low), np.where(single, np.nan, high)
+    of_suite = (np.nan, np.nan) if single.any() else intervals.suite(together)
     each = {
         workload: _ratio(together.mean[i], low[i], high[i], bounds[workload], seeds[workload])
         for i, workload in enumerate(means)
@@ -166,7 +170,7 @@ def summary(pairs: Mapping[str, Sequence[Pair]]) -> Ratios:
     missing = len(means) - len(whole)
     return Ratios(
         each,
-        _ratio(mean, *intervals.suite(together), everyone, total),
+        _ratio(mean, *of_suite, everyone, total),
         _ratio(mean, *intervals.student(together.mean), everyone, total),
         _over(whole) if missing and len(whole) >= LEAST_WHOLE else None,
         missing,

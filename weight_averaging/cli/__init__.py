@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse and run; a fault is one line on stderr and the exit status 2, Ctrl-C one line and 130, SIGTERM 143."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files may be no text
+            with contextlib.suppress(OSError, ValueError):  # a pipe that was opened for reading too, say
+                stream.reconfigure(errors="backslashreplace")  # names of files may be no text
     args = parser().parse_args(argv)
     before = None
     try:

@@ -114,6 +114,15 @@ def test_a_miss_counts_with_the_whole_run_and_leaves_an_end_open(tmp_path):
     assert found.says() == "open"
 
 
+def test_a_single_seed_has_no_interval():
+    found = ratios.summary({"a": [Pair(-0.1, False), Pair(-0.1001, False)], "b": [Pair(-0.5, False)]})
+    assert found.workloads["a"].shown().startswith("0.90 (")
+    assert found.workloads["b"].shown() == "0.61"
+    assert found.suite.shown() == "0.74"
+    assert found.any.shown().startswith("0.74 (")
+    assert found.workloads["b"].verdict == found.suite.verdict == "open"
+
+
 @given(st.lists(st.floats(-1, 1), min_size=4, max_size=8), st.booleans())
 def test_a_claim_over_all_workloads_needs_those_without_misses_too(logs, miss):
     pairs = {f"w{i}": [Pair(log, False), Pair(log, False)] for i, log in enumerate(logs)}
@@ -269,6 +278,8 @@ def test_few_seeds_decide_nothing_and_no_gain_is_refuted(tmp_path):
 
 def test_the_command_collects_and_writes_the_page_from_the_numbers_alone(tmp_path):
     everything(tmp_path / "runs", 2, 0.8)
+    for seed in (2, 3):
+        made(tmp_path / "runs", "mini_wmt", seed, 0.9)  # as far as the runs have come
     search = tmp_path / "runs/A/mini_wmt/nadamw_no_decay/search"
     search.mkdir()
     for kind in ("csv", "json"):
@@ -276,7 +287,7 @@ def test_the_command_collects_and_writes_the_page_from_the_numbers_alone(tmp_pat
     page_folder = tmp_path / "page"
     done = commands.run("evidence_page", f"--collect={tmp_path / 'runs'}", f"--folder={page_folder}")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0] == f"{page_folder / 'data'}: 31 runs, 1 of searches"
+    assert done.stdout.splitlines()[0] == f"{page_folder / 'data'}: 33 runs, 1 of searches"
     first = (page_folder / "README.md").read_text()
     assert first.count("**Unfinished.**") == 1
     assert "Not run: B (ten times the schedule, 3 seeds)" in first

@@ -145,12 +145,11 @@ def test_the_command_merges_with_and_without_weights(models, capsys):
     said = merged(capsys, models, *paths)
     assert f"2: {paths[1]}, weight 0.333333" in said
     torch.testing.assert_close(torch.load(models / "out.pt")["w"], torch.tensor([2.0, 20.0]))
-    merged(capsys, models, *paths, "--weights=a=.5,c.pt=.2", f"--weights={paths[1]}=.3")
+    merged(capsys, models, "--overwrite", *paths, "--weights=a=.5,c.pt=.2", f"--weights={paths[1]}=.3")
     torch.testing.assert_close(torch.load(models / "out.pt")["w"], torch.tensor([1.7, 17.0]))
-    merged(capsys, models, f"--weights={paths[2]}=2,{paths[0]}=-1")
+    merged(capsys, models, "--overwrite", f"--weights={paths[2]}=2,{paths[0]}=-1")
     torch.testing.assert_close(torch.load(models / "out.pt")["w"], torch.tensor([5.0, 50.0]))
-    merged(capsys, models, paths[1])
-    assert torch.equal(torch.load(models / "out.pt")["w"], torch.tensor([2.0, 20.0]))
+    assert "is one model, and merging takes two or more" in merged(capsys, models, "--overwrite", paths[1])
 
 
 @pytest.mark.parametrize(
@@ -161,7 +160,8 @@ def test_the_command_merges_with_and_without_weights(models, capsys):
         (["--weights=a.pt=.5,a.pt=.5"], "--weights: a.pt is there twice"),
         (["a.pt", "b.pt", "--weights=a=1"], "--weights: there is none for b.pt"),
         (["a.pt", "b.pt", "--weights=a=.5,d=.5"], "--weights: d is none of the checkpoints named"),
-        (["d.pt"], "d.pt is not there"),
+        (["a.pt", "d.pt"], "d.pt is not there"),
+        (["a.pt"], "a.pt is one model, and merging takes two or more: name others"),
         ([], "say what to merge: a.pt b.pt, or --weights a.pt=.5,b.pt=.5"),
     ],
 )

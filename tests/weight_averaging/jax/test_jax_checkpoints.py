@@ -246,3 +246,12 @@ def test_snapshots_that_the_averager_refuses_are_told(value, make):
     average = make(check_finite=False)
     shown = average.average(convert.to_jax(held, average, params), params)["weight"]
     np.testing.assert_allclose(np.asarray(shown), value, rtol=1e-6)
+
+
+@pytest.mark.parametrize("average", [lawa(1, 2), ema(0.5)], ids=["lawa", "ema"])
+def test_parameters_may_be_arrays_of_numpy(average):
+    params = {"weight": np.ones(2, np.float32)}
+    state = average.update(average.init(params), params, 1)
+    again = convert.to_jax(convert.from_jax(average, state, params), average, params)
+    for one, other in zip(jax.tree.leaves(state), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(one, other)

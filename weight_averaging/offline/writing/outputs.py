@@ -104,10 +104,9 @@ def check_path(path: Path, source: Source | None = None, overwrite: bool = False
             hint = "" if overwrite else ", or add --overwrite" if is_folder(path) else ""
             raise SnapshotError(f"{path} is there already: name a new folder{hint}")
         return
-    if ending(path) == ".ckpt" and (source is None or not _is_like(path, source)):
-        form = "other files" if source is None else f"a {source.form}"
-        raise SnapshotError(f"{path}: a .ckpt is made of .ckpt files, not of {form}: name a .safetensors")
-    if ending(path) not in (".safetensors", *_TORCH):
+    if source is not None and ending(path) == ".ckpt" and not _is_like(path, source):
+        raise SnapshotError(f"{path}: a .ckpt is made of .ckpt files, not of a {source.form}: name a .safetensors")
+    if ending(path) not in (".safetensors", *(_TORCH if source is not None else (".pt", ".pth"))):
         raise SnapshotError(f"{path}: the name must end in .safetensors or .pt")
     if path.is_dir():
         raise SnapshotError(f"{path} is a folder: name a file")
