@@ -126,7 +126,7 @@ def test_several_averages_go_into_a_folder(capsys, folder, tmp_path):
         (tmp_path / "output" / f"checkpoint-{step}").mkdir(parents=True)
         state = {"w": torch.full((2,), float(step))}
         save_file(state, tmp_path / "output" / f"checkpoint-{step}" / "model.safetensors")
-    out = tmp_path / "both.d"  # an ending that is none of a file's
+    out = tmp_path / "new" / "both.d"  # an ending that is none of a file's
     command(capsys, "average", tmp_path / "output", *two, f"--out={out}")
     assert {path.name for path in out.iterdir()} == {f"lawa_window{n}_step_2" for n in (1, 2)}
     assert load_file(out / "lawa_window2_step_2" / "model.safetensors")["w"].tolist() == [1.5, 1.5]
@@ -139,7 +139,16 @@ def test_names_that_wrappers_added_are_told_and_may_be_dropped(capsys, tmp_path)
         said = command(capsys, "average", tmp_path / "step_1.pt", "--lawa=window=1", *flags, f"--out={out}.safetensors")
         told = "names are as saved (module.w, ...): --plain-names drops what wrappers add" in said
         assert told is not bool(flags)
+        assert "extra state" not in said
         assert load_file(f"{out}.safetensors").keys() == {name}
+
+
+def test_extra_state_that_a_file_has_no_place_for_is_told(capsys, tmp_path):
+    torch.save({"w": torch.ones(2), "a._extra_state": {"b": 1}}, tmp_path / "step_1.pt")
+    for out, told in (("x.safetensors", True), ("x.pt", False)):
+        said = command(capsys, "average", tmp_path / "step_1.pt", "--lawa=window=1", f"--out={tmp_path / out}")
+        line = "left out of safetensors files: 1 entry of extra state, as a._extra_state"
+        assert (line in said.splitlines()) is told
 
 
 def test_inspect_finds_an_averager(capsys, tmp_path):
