@@ -1,6 +1,7 @@
 """The command `weight-averaging`: what it teaches, says and refuses, and what it needs."""
 
 import re
+import signal
 import subprocess
 import sys
 
@@ -181,6 +182,23 @@ def test_what_cannot_be_ends_in_one_line(capsys, folder, tmp_path, flags, says):
     assert not (tmp_path / "x.pt").exists()
 
 
+def test_what_is_missing_is_asked_for(capsys, folder, tmp_path):
+    files = [folder / "step_100.pt", folder / "step_200.pt"]
+    for arguments, says in (
+        (["average", folder], "say what to average: --lawa window=20, --ema decay=.95, --tail share=.25, --power "),
+        (["average", folder, "--lawa=window=2"], "say where to write: --out model.safetensors\n"),
+        (["merge", *files], "say where to write: --out model.safetensors\n"),
+        (
+            ["average", folder, "--lawa=window=2", "--at=a,2", f"--out={tmp_path / 'x.pt'}"],
+            "--at=a,2 must be steps with",
+        ),
+        (["inspect", tmp_path / "none"], f"{tmp_path / 'none'} is not there\n"),
+    ):
+        said = command(capsys, *arguments)
+        assert said.startswith(f"error: {says}")
+        assert said.count("\n") == 1
+
+
 def test_ctrl_c_leaves_nothing_and_says_so(capsys, folder, tmp_path, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
@@ -192,6 +210,34 @@ def test_ctrl_c_leaves_nothing_and_says_so(capsys, folder, tmp_path, monkeypatch
         assert end.value.code == 130
         assert capsys.readouterr().err == "\nstopped: nothing was written, and the same command starts anew\n"
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_its_exit_status_says_how_it_ended(capsys, monkeypatch):
+    def ended_by(error) -> tuple[int, str]:
+        def run(args):
+            if isinstance(error, int):
+                signal.raise_signal(error)
+            raise error
+
+        monkeypatch.setattr(cli.plan, "run", run)
+        with pytest.raises(SystemExit) as end:
+            cli.main(["plan", "--params=1", "--step-seconds=1"])
+        return end.value.code, capsys.readouterr().err
+
+    def before(number, frame):
+        pass
+
+    stopped = "\nstopped: nothing was written, and the same command starts anew\n"
+    own = signal.signal(signal.SIGTERM, before)
+    try:
+        assert ended_by(ValueError("two\nlines")) == (2, "error: two\\nlines\n")
+        assert ended_by(OSError("full")) == (2, "error: full\n")
+        assert ended_by(MemoryError("of 3 GB")) == (2, "error: there is not enough memory: of 3 GB\n")
+        assert ended_by(KeyboardInterrupt()) == (130, stopped)
+        assert ended_by(signal.SIGTERM) == (143, stopped)
+        assert signal.getsignal(signal.SIGTERM) is before
+    finally:
+        signal.signal(signal.SIGTERM, own)
 
 
 @pytest.mark.parametrize("text", ["abc", "-1", "0", "nan", "inf"])
