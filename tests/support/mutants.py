@@ -1,10 +1,12 @@
 """Mutation testing: small faults put into the library, and whether the tests of that room notice.
 
     python -m tests.support.mutants --rooms averages,torch --count 60 --seed 1
+    python -m tests.support.mutants --rooms convert.py --tests tests/weight_averaging/jax/test_jax_checkpoints.py
 
-The first run notes which test calls which function. A fault then meets the tests that call the function, the quickest
-first, and those that start processes, whose calls nobody sees. All of it happens in a copy of the tree. The big
-packages are imported once, and every fault has a fork. Notes and results go on where they ended.
+A room is a folder of the library or a module on top of it, and `.` all of those. The first run notes which test calls
+which function. A fault then meets the tests that call the function, the quickest first, and those that start processes,
+whose calls nobody sees. All of it happens in a copy of the tree. The big packages are imported once, and every fault
+has a fork. Notes and results go on where they ended.
 """
 
 import argparse
@@ -102,21 +104,27 @@ def forked(folder: Path, files: list[str], plugin: Watch | Choice) -> tuple[int,
     return status, json.loads((folder / NOTE).read_text()) if (folder / NOTE).exists() else {}
 
 
-def watched(folder: Path, room: str, notes: Path) -> dict[str, dict]:
-    """A room's tests, with their seconds and calls. A file of tests is run for it when it has changed."""
+def files(place: Path) -> list[Path]:
+    """The Python files of a folder, or the one that it is; of the package itself those on top."""
+    if place.is_file():
+        return [place]
+    return sorted(place.glob("*.py") if place.name == "weight_averaging" else place.rglob("*.py"))
+
+
+def watched(folder: Path, places: list[str], notes: Path) -> dict[str, dict]:
+    """The tests in some places, with their seconds and calls. A file of tests is run for it when it has changed."""
     known = json.loads(notes.read_text()) if notes.exists() else {}
     tests: dict[str, dict] = {}
-    for place in (f"tests/weight_averaging/{room}", f"weight_averaging/{room}"):
-        for file in sorted(path for path in Path(folder, place).rglob("*.py") if path.stem != "__init__"):
-            name, digest = str(file.relative_to(folder)), hashlib.sha256(file.read_bytes()).hexdigest()
-            if known.get(name, {}).get("digest") != digest:
-                status, note = forked(folder, [name], Watch())
-                if status not in (0, 5):  # 5: there are none
-                    sys.exit(f"{name} fails without a fault:\n{(folder / 'output').read_text()[-2000:]}")
-                known[name] = {"digest": digest, "tests": note}
-                notes.write_text(json.dumps(known))
-                print(f"watched {name}", flush=True)
-            tests |= known[name]["tests"]
+    for file in (path for place in places for path in files(folder / place) if path.stem != "__init__"):
+        name, digest = str(file.relative_to(folder)), hashlib.sha256(file.read_bytes()).hexdigest()
+        if known.get(name, {}).get("digest") != digest:
+            status, note = forked(folder, [name], Watch())
+            if status not in (0, 5):  # 5: there are none
+                sys.exit(f"{name} fails without a fault:\n{(folder / 'output').read_text()[-2000:]}")
+            known[name] = {"digest": digest, "tests": note}
+            notes.write_text(json.dumps(known))
+            print(f"watched {name}", flush=True)
+        tests |= known[name]["tests"]
     return tests
 
 
@@ -148,7 +156,8 @@ def tried(folder: Path, path: str, number: int, seconds: dict[str, float]) -> st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Put small faults into the library; see which ones no test notices.")
-    parser.add_argument("--rooms", default="averages,torch,jax,offline", help="folders of weight_averaging")
+    parser.add_argument("--rooms", default="averages,torch,jax,offline", help="folders and modules of weight_averaging")
+    parser.add_argument("--tests", default="", help="more tests of these rooms, where they are elsewhere: PATH,...")
     parser.add_argument("--count", type=int, default=60, help="faults, drawn from all that these rooms can have")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", help="instead all faults whose PATH:LINE: TEXT has this, tried anew")
@@ -162,7 +171,7 @@ def main() -> None:
     hypothesis.settings.load_profile("mutants")
     drawn = []
     for room in arguments.rooms.split(","):
-        for file in sorted((ROOT / "weight_averaging" / room).rglob("*.py")):
+        for file in files(ROOT / "weight_averaging" / room):
             path = str(file.relative_to(ROOT))
             drawn += [(room, path, n, *fault) for n, fault in enumerate(faults(file.read_text()))]
     if arguments.only:
@@ -179,7 +188,12 @@ def main() -> None:
         shutil.copy2(ROOT / "pyproject.toml", folder)
         for place, (room, path, number, line, scope, fault) in enumerate(drawn, 1):
             if (path, line, fault) not in by or arguments.only:
-                tests = watched(folder, room, arguments.out / "tests.json")
+                places = [
+                    f"tests/weight_averaging/{room}",
+                    f"weight_averaging/{room}",
+                    *filter(None, arguments.tests.split(",")),
+                ]
+                tests = watched(folder, places, arguments.out / "tests.json")
                 by[path, line, fault] = tried(folder, path, number, chosen(tests, path, scope))
                 with results.open("a") as file:
                     row = {"path": path, "line": line, "fault": fault, "by": by[path, line, fault]}

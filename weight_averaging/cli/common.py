@@ -153,5 +153,5 @@ class _Line:
             print(f"\r{percent:3d} % of {size(self._total)}", end="", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        if self._terminal and self._shown >= 0:
+        if self._shown >= 0:
             print(file=sys.stderr)

@@ -1,11 +1,13 @@
 """The command `weight-averaging`: what it teaches, says and refuses, and what it needs."""
 
 import re
+import signal
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import weight_averaging
 from weight_averaging import cli, offline
@@ -40,7 +42,11 @@ def test_help_teaches_by_three_examples_that_parse(capsys, name):
     for example in examples:
         words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', example)][1:]
         assert cli.parser().parse_args(words).command == name
-    assert command(capsys, "--help").count("  weight-averaging ") == 3
+    about = cli.COMMANDS[name].__doc__.partition("\n")[0]
+    assert about in " ".join(said.split())
+    everything = command(capsys, "--help")
+    assert everything.count("  weight-averaging ") == 3
+    assert about in " ".join(everything.split())
 
 
 def test_its_version_and_one_of_a_kind(capsys, folder, tmp_path):
@@ -96,6 +102,56 @@ def test_inspect_says_what_is_there_and_possible(capsys, folder):
     assert said[-1].endswith("--lawa window=4 --out average.safetensors")
 
 
+def test_five_of_the_tensors_that_are_not_averaged_are_named(capsys, tmp_path):
+    for number, more in ((5, ""), (6, ", ...")):
+        run, out = tmp_path / f"run_{number}", tmp_path / f"average_{number}.pt"
+        model = torch.nn.Sequential(*[torch.nn.Linear(1, 1, bias=False) for _ in range(number + 1)])
+        model[:-1].requires_grad_(False)
+        with recording.SnapshotWriter(run, interval=1) as writer:
+            writer.update(1, model)
+        names = ", ".join(f"{index}.weight" for index in range(5)) + more
+        said = command(capsys, "inspect", run).splitlines()
+        assert f"not averaged, taken from the latest: {number} tensors, {names}" in said
+        said = command(capsys, "average", run, "--lawa=window=1", f"--out={out}").splitlines()
+        assert f"not averaged but taken from the latest snapshot ({number} tensors): {names}" in said
+
+
+def test_several_averages_go_into_a_folder(capsys, folder, tmp_path):
+    two = ["--lawa=window=1:2"]
+    said = command(capsys, "average", folder, *two, f"--out={tmp_path / 'x.pt'}")
+    assert said.endswith(f"error: --out={tmp_path / 'x.pt'} is one file for 2 averages: name a folder\n")
+    out = tmp_path / "both"
+    command(capsys, "average", folder, *two, f"--out={out}")
+    assert {path.name for path in out.iterdir()} == {f"lawa_window{n}_step_400.safetensors" for n in (1, 2)}
+    for step in (1, 2):
+        (tmp_path / "output" / f"checkpoint-{step}").mkdir(parents=True)
+        state = {"w": torch.full((2,), float(step))}
+        save_file(state, tmp_path / "output" / f"checkpoint-{step}" / "model.safetensors")
+    out = tmp_path / "new" / "both.d"  # an ending that is none of a file's
+    command(capsys, "average", tmp_path / "output", *two, f"--out={out}")
+    assert {path.name for path in out.iterdir()} == {f"lawa_window{n}_step_2" for n in (1, 2)}
+    assert load_file(out / "lawa_window2_step_2" / "model.safetensors")["w"].tolist() == [1.5, 1.5]
+
+
+def test_names_that_wrappers_added_are_told_and_may_be_dropped(capsys, tmp_path):
+    torch.save({"module.w": torch.ones(2)}, tmp_path / "step_1.pt")
+    for flags, name in (([], "module.w"), (["--plain-names"], "w")):
+        out = tmp_path / name
+        said = command(capsys, "average", tmp_path / "step_1.pt", "--lawa=window=1", *flags, f"--out={out}.safetensors")
+        told = "names are as saved (module.w, ...): --plain-names drops what wrappers add" in said
+        assert told is not bool(flags)
+        assert "extra state" not in said
+        assert load_file(f"{out}.safetensors").keys() == {name}
+
+
+def test_extra_state_that_a_file_has_no_place_for_is_told(capsys, tmp_path):
+    torch.save({"w": torch.ones(2), "a._extra_state": {"b": 1}}, tmp_path / "step_1.pt")
+    for out, told in (("x.safetensors", True), ("x.pt", False)):
+        said = command(capsys, "average", tmp_path / "step_1.pt", "--lawa=window=1", f"--out={tmp_path / out}")
+        line = "left out of safetensors files: 1 entry of extra state, as a._extra_state"
+        assert (line in said.splitlines()) is told
+
+
 def test_inspect_finds_an_averager(capsys, tmp_path):
     model = torch.nn.Linear(2, 2)
     averager = LAWA(model, interval=1, window=1)
@@ -126,6 +182,23 @@ def test_what_cannot_be_ends_in_one_line(capsys, folder, tmp_path, flags, says):
     assert not (tmp_path / "x.pt").exists()
 
 
+def test_what_is_missing_is_asked_for(capsys, folder, tmp_path):
+    files = [folder / "step_100.pt", folder / "step_200.pt"]
+    for arguments, says in (
+        (["average", folder], "say what to average: --lawa window=20, --ema decay=.95, --tail share=.25, --power "),
+        (["average", folder, "--lawa=window=2"], "say where to write: --out model.safetensors\n"),
+        (["merge", *files], "say where to write: --out model.safetensors\n"),
+        (
+            ["average", folder, "--lawa=window=2", "--at=a,2", f"--out={tmp_path / 'x.pt'}"],
+            "--at=a,2 must be steps with",
+        ),
+        (["inspect", tmp_path / "none"], f"{tmp_path / 'none'} is not there\n"),
+    ):
+        said = command(capsys, *arguments)
+        assert said.startswith(f"error: {says}")
+        assert said.count("\n") == 1
+
+
 def test_ctrl_c_leaves_nothing_and_says_so(capsys, folder, tmp_path, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
@@ -137,6 +210,34 @@ def test_ctrl_c_leaves_nothing_and_says_so(capsys, folder, tmp_path, monkeypatch
         assert end.value.code == 130
         assert capsys.readouterr().err == "\nstopped: nothing was written, and the same command starts anew\n"
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_its_exit_status_says_how_it_ended(capsys, monkeypatch):
+    def ended_by(error) -> tuple[int, str]:
+        def run(args):
+            if isinstance(error, int):
+                signal.raise_signal(error)
+            raise error
+
+        monkeypatch.setattr(cli.plan, "run", run)
+        with pytest.raises(SystemExit) as end:
+            cli.main(["plan", "--params=1", "--step-seconds=1"])
+        return end.value.code, capsys.readouterr().err
+
+    def before(number, frame):
+        pass
+
+    stopped = "\nstopped: nothing was written, and the same command starts anew\n"
+    own = signal.signal(signal.SIGTERM, before)
+    try:
+        assert ended_by(ValueError("two\nlines")) == (2, "error: two\\nlines\n")
+        assert ended_by(OSError("full")) == (2, "error: full\n")
+        assert ended_by(MemoryError("of 3 GB")) == (2, "error: there is not enough memory: of 3 GB\n")
+        assert ended_by(KeyboardInterrupt()) == (130, stopped)
+        assert ended_by(signal.SIGTERM) == (143, stopped)
+        assert signal.getsignal(signal.SIGTERM) is before
+    finally:
+        signal.signal(signal.SIGTERM, own)
 
 
 @pytest.mark.parametrize("text", ["abc", "-1", "0", "nan", "inf"])
@@ -179,3 +280,12 @@ def test_without_tqdm_a_line_says_how_far_it_is(capsys, monkeypatch):
     assert [line.strip() for line in said.strip().split("\r")] == [
         "25 % of 2 GB", "50 % of 2 GB", "75 % of 2 GB", "100 % of 2 GB"
     ]  # fmt: skip
+    for counts, shown in (([], ""), ([1, 1], "\r  0 % of 2 GB\n")):  # told once; and the line ends
+        with common.progress(2_000_000_000) as add:
+            for count in counts:
+                add(count)
+        assert capsys.readouterr().err == shown
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    with common.progress(1) as add:
+        add(1)
+    assert capsys.readouterr().err == ""

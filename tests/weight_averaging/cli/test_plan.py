@@ -165,6 +165,16 @@ def test_a_value_that_cannot_be_is_named(capsys, arguments, said):
     assert command(capsys, "plan", *arguments).strip() == said
 
 
+def test_the_page_shows_what_the_command_says(capsys):
+    """Also by the defaults of what its command does not name."""
+    page = Path("docs/scale.md").read_text().partition("\n## ")[0]
+    given = re.search(r"^    weight-averaging (.*)$", page, re.M)[1]
+    shown = page.partition(given)[2].partition("\nThe command adds up")[0]
+    assert command(capsys, *given.split()).split() == shown.split()
+    defaults = re.findall(r"\(default: ([\d.]+)\)", " ".join(command(capsys, "plan", "--help").split()))
+    assert defaults == ["1", "1", "20", "64", "8", "10", "500", "2900", "48", "25", "1"]
+
+
 def test_the_command_says_where_what_fits_and_what_breaks(capsys):
     said = command(
         capsys, "plan", "--params=7e9", "--dtype=bf16", "--ranks=64", "--shards=8", "--step_seconds=1.2",
@@ -173,5 +183,19 @@ def test_the_command_says_where_what_fits_and_what_breaks(capsys):
     assert re.search(r"LAWA, device .* device memory in training: 73.5 of 6 GB; put it on the host", said)
     assert re.search(r"LAWA, host .* 588 GB .* host memory: 588 of 500 GB a node; take fewer snapshots", said)
     assert re.search(r"EMA, device +3.5 GB +5.25 GB .* fits", said)
+    small = command(capsys, "plan", "--params=1e9", "--dtype=bf16", "--step-seconds=1", "--device-gb=5", "--host-gb=7")
+    assert "1e+09 weights in bf16, 1 rank; LAWA of 20, every 64 updates\n" in small
+    assert re.search(r"LAWA, host .* device memory in an evaluation: 6 of 5 GB; shard the model\n", small)
+    assert re.search(r"EMA, device .* device memory in an evaluation: 6 of 5 GB; put it on the host\n", small)
+    smaller = command(
+        capsys, "plan", "--params=2e9", "--ranks=2", "--shards=2", "--step-seconds=1", "--device-gb=3", "--interval=1"
+    )
+    assert "2 ranks, 2 shards; LAWA of 20, every update\n" in smaller
+    assert re.search(r"EMA, host .* device memory in training: 4 of 3 GB; more shards\n", smaller)
+    little = command(capsys, "plan", "--params=1e9", "--step-seconds=1", "--host-gb=7")
+    assert re.search(r"EMA, host .* host memory: 8 of 7 GB a node; average from disk\n", little)
+    full = command(capsys, "plan", "--params=1e9", "--step-seconds=1", "--device-gb=8", "--host-gb=8")
+    assert re.search(r"EMA, device +4 GB +8 GB .* fits\n", full)
+    assert re.search(r"EMA, host .* 8 GB .* fits\n", full)
     slow = command(capsys, "plan", "--params=539e6", "--interval=1", "--step-seconds=.1", "--pcie-gbs=12", "--ranks=4")
     assert "a copy takes 0.18 s, longer than 1 updates; 2 would hide it" in slow

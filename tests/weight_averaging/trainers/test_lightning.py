@@ -125,6 +125,7 @@ def test_test_and_predict_see_the_average_and_leave_the_raw_weights(tmp_path):
     module, averaging = Module(), WeightAveraging(partial(EMA, decay=0.8))
     trainer = trainer_of(tmp_path, averaging)
     trainer.fit(module)
+    assert not trainer.optimizers[0]._optimizer_step_post_hooks  # as they were
     raw = flat(module)
     with averaging.averaged():
         average = flat(module)

@@ -142,11 +142,21 @@ def test_lightning_a_fit_with_the_weights_put_back_has_a_new_average(lightning, 
         assert module.w.item() == (2 if put_back else 6)
 
 
+def test_lightning_a_fit_of_another_module_has_an_average_of_its_own(lightning, tmp_path):
+    averaging, first, second = lightning.averaging(), lightning.Growing(), lightning.Growing()
+    lightning.trainer(tmp_path, averaging).fit(first, lightning.rows(4))
+    lightning.trainer(tmp_path, averaging).fit(second, lightning.rows(6))
+    assert averaging.averager.snapshot_steps == [5, 6]
+    with averaging.averaged():
+        assert (first.w.item(), second.w.item()) == (4, 5.5)
+
+
 def test_lightning_an_interrupted_fit_leaves_its_own_weights(lightning, tmp_path):
     averaging, module = lightning.averaging(), lightning.Growing(fails_at=6)
     trainer = lightning.trainer(tmp_path, averaging, max_epochs=3)
     with pytest.raises(ArithmeticError):
         trainer.fit(module, lightning.rows(4))
+    assert not trainer.optimizers[0]._optimizer_step_post_hooks
     trainer.test(module, lightning.rows(1), verbose=False)
     assert module.seen[-1] == 5.5
     nn.init.zeros_(module.w)
