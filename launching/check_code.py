@@ -106,7 +106,13 @@ def _raises_value_error(function: ast.FunctionDef) -> bool:
 
 
 def _imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    for_types: set[ast.AST] = set()  # nobody imports these when it runs
     for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            for_types.update(inner for statement in node.body for inner in ast.walk(statement))
+    for node in ast.walk(tree):
+        if node in for_types:
+            continue
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0:

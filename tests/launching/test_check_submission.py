@@ -104,6 +104,14 @@ def test_a_trap_is_found_at_its_line(tmp_path, old, new, marked, words):
     assert any(found == line and words in text for found, text in findings(tmp_path, code)), findings(tmp_path, code)
 
 
+def test_an_import_for_types_alone_is_none(tmp_path):
+    only = "import torch\nfrom typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    import my_library\n"
+    assert findings(tmp_path, GOOD.replace("import torch\n", only, 1)) == []
+    otherwise = only.replace("import my_library\n", "import torch\nelse:\n    import my_library\n")
+    ((_, text),) = findings(tmp_path, GOOD.replace("import torch\n", otherwise, 1))
+    assert "`my_library` is imported by an absolute name" in text
+
+
 def test_modules_beside_the_submission_are_read_too(tmp_path):
     (tmp_path / "helper.py").write_text("import os\nos.putenv('A', 'b')\n")
     assert findings(tmp_path, "from .helper import *\n" + GOOD) == [(2, "environment variables must not be changed")]
