@@ -76,7 +76,7 @@ def _weights(snapshots: "Snapshots") -> list[str]:
 def _averages(snapshots: "Snapshots") -> list[str]:
     steps, unit = snapshots.steps, snapshots.unit
     lines = [f"averages as of {unit} {steps[-1]}: --lawa window=1 to {len(steps)}, --ema, --power of all {len(steps)}"]
-    lines += [f"  interval={interval}: window 1 to {longest}" for interval, longest in _intervals(steps) if longest > 1]
+    lines += [f"  interval={interval}: window 1 to {longest}" for interval, longest in _intervals(steps)]
     share = 1 - (steps[-2] / steps[-1] if len(steps) > 1 else 0)
     lines.append(f"  --tail, --merge: share above {share:.2g} for two {unit}s or more" if len(steps) > 1 else "")
     return [line for line in lines if line]

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import weight_averaging
 from weight_averaging import cli, offline
 from weight_averaging.cli import common
+from weight_averaging.cli.inspect import _intervals
 from weight_averaging.offline import recording
 from weight_averaging.torch import LAWA
 
@@ -92,6 +93,10 @@ def test_inspect_says_what_is_there_and_possible(capsys, folder):
     ]
     assert "  interval=100: window 1 to 4" in said
     assert "  interval=200: window 1 to 2" in said
+    assert "  --tail, --merge: share above 0.25 for two steps or more" in said
+    assert not any("interval=300" in line for line in said)  # one
+    assert _intervals([*range(10, 200, 10)]) == [(10, 19), (20, 9), (30, 6), (40, 4), (50, 3), (60, 3)]
+    assert not any("share" in line for line in command(capsys, "inspect", folder / "step_100.pt").splitlines())
     # What it says is possible is, and no more.
     for window in (4, 5):
         done = command(
@@ -142,6 +147,14 @@ def test_names_that_wrappers_added_are_told_and_may_be_dropped(capsys, tmp_path)
         assert told is not bool(flags)
         assert "extra state" not in said
         assert load_file(f"{out}.safetensors").keys() == {name}
+
+
+def test_what_the_checkpoints_are_taken_for_is_told(capsys, tmp_path):
+    """As of Lightning's own averaging, which has its average where others have the weights."""
+    states = {key: {"w": torch.full((2,), value)} for key, value in (("state_dict", 1.0), ("current_model_state", 2.0))}
+    torch.save({**states, "averaging_state": {}, "global_step": 1}, tmp_path / "a.ckpt")
+    said = command(capsys, "inspect", tmp_path / "a.ckpt")
+    assert "averaged are the raw weights (current_model_state), not Lightning's averages of them (state_dict)" in said
 
 
 def test_extra_state_that_a_file_has_no_place_for_is_told(capsys, tmp_path):

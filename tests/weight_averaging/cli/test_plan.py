@@ -1,5 +1,6 @@
 """What averaging costs on paper: sums that can be done by hand, and what was measured."""
 
+import argparse
 import csv
 import re
 from dataclasses import replace
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from launching.official_workloads import WORKLOADS
 from tests.weight_averaging.cli.test_command import command
-from weight_averaging.cli.costs import Machine, Run, cost, places
+from weight_averaging.cli.costs import BYTES, Machine, Run, cost, places
+from weight_averaging.cli.plan import _count
 from weight_averaging.torch import EMA, LAWA
 
 H100 = Machine(device_gb=78, host_gb=120, device_gbs=2980, host_gbs=48, pcie_gbs=55)
@@ -38,6 +40,7 @@ def test_by_hand():
     assert found["lawa", "device"].swap == 2400 + 24000
     assert found["lawa", "host"].swap == 2400 + 8000 + 400
     assert found["lawa", "host"].exposed == 400 - 20
+    assert found["ema", "device"].limit == ""
     assert found["lawa", "host"].share == (1400 + 380) / 20
     sharded = cost("lawa", "host", replace(run, shards=16), replace(machine, ranks_per_node=8))
     assert sharded.host == 8 * 8400 / 16  # eight ranks of a node hold their shards
@@ -117,6 +120,16 @@ def test_within_a_quarter_of_what_a_cpu_took():
         ema, lawa = (cost(kind, "device", run, machine) for kind in ("ema", "lawa"))
         paper = {"EMA update": ema.update, "snapshot": lawa.update, "mean, swap": lawa.swap}[row["action"]]
         assert 0.75 < paper / float(row["value"]) < 1.25, row
+
+
+def test_sizes_of_weights_and_their_types():
+    short = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+    assert {name: getattr(torch, short.get(name, name)).itemsize for name in BYTES} == BYTES
+    for text, number in (("7", 7), ("7e2", 7e2), ("7k", 7e3), ("1.5M", 1.5e6), ("7B", 7e9), ("7g", 7e9), ("7T", 7e12)):
+        assert _count(text) == number
+    for text in ("", "B", "7X", "nan", "seven"):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"must be a number of weights, .* not {text}$"):
+            _count(text)
 
 
 def table(names, seconds, machine, ranks) -> list[str]:
