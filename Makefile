@@ -13,7 +13,7 @@ FRAMEWORK ?= pytorch
 DEMO := runs/demo$(if $(filter-out pytorch,$(FRAMEWORK)),_$(FRAMEWORK))
 SUITE := runs/suite
 
-.PHONY: help demo suite test test-oldest test-newest lint docs lock benchmarks gpu clean
+.PHONY: help demo suite test test-oldest test-newest test-trainers lint docs lock benchmarks gpu clean
 
 help:
 	@echo "make demo        train an MRI and a language model by NadamW, +LAWA and +EMA, three seeds, print who was first (five minutes)"
@@ -21,6 +21,7 @@ help:
 	@echo "make suite       NadamW, +LAWA and +EMA on all eight miniature workloads (some ten minutes on two cores)"
 	@echo "make test        run the tests"
 	@echo "make test-oldest, make test-newest  the library's tests with the oldest releases it claims; with the newest, on Python 3.13"
+	@echo "make test-trainers  the tests with files of other training libraries, in an environment that has those"
 	@echo "make lint        ruff, mypy, hadolint, shellcheck"
 	@echo "make docs        build the pages and the reference as a site, in site/index.html"
 	@echo "make lock        pin in requirements/constraints.txt what setup.cfg resolves to today"
@@ -91,6 +92,14 @@ test-oldest test-newest: test-%: .venv-%/ready
 	$(NEWEST_PYTHON) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --upgrade pip
 	.venv-newest/bin/python -m pip install --quiet --upgrade $(OF_LIBRARY)
+	touch $@
+
+# Those that do not install are left out, and their tests skipped: see docs/offline.md.
+test-trainers: $(VENV)/ready-test-trainers
+	$(PY) -m pytest -n 2 -m trainers -rs tests/weight_averaging
+
+$(VENV)/ready-test-trainers: $(VENV)/ready
+	$(INSTALL) --quiet $(PINNED) --no-build-isolation -e .[test-trainers]
 	touch $@
 
 lint: $(VENV)/ready

@@ -2,7 +2,7 @@
 
 PATH is a folder of checkpoints, or the checkpoints: state dicts and checkpoints of torch.save (.pt, .pth, .ckpt of
 Lightning, .pth.tar of timm, fairseq, ESPnet), .safetensors, Hugging Face checkpoint-STEP folders, folders of
-torch.distributed.checkpoint, checkpoint_STEP of AlgoPerf.
+torch.distributed.checkpoint, checkpoint_STEP of AlgoPerf and Flax (.msgpack).
 
 What to average; flags may be repeated, and values with colons between are multiplied out:
 

@@ -26,6 +26,7 @@ from tests.support.forms import command
 from weight_averaging import cli
 from weight_averaging.offline import LAWA, Plan, Tail
 from weight_averaging.offline.extract import extract
+from weight_averaging.offline.forms import flax_format
 from weight_averaging.offline.forms.torch_file import TorchSource
 from weight_averaging.torch import EMA
 
@@ -141,7 +142,32 @@ def plain_pickle(contents: object) -> bytes:
     return b""
 
 
+def flaxs(contents: object) -> bytes:
+    with contextlib.suppress(Exception):  # numbers beyond 64 bits, tensors that Flax does not have, no msgpack
+        import msgpack
+
+        return msgpack.packb(contents, default=flax_format.packed)
+    return b"\x81\xa6params\x81\xa1w\xc7\x03\x01\x93\x91"
+
+
+of_flax = st.recursive(
+    st.one_of(numbers, words, tensors),
+    lambda one: st.dictionaries(
+        st.one_of(words, st.sampled_from(["model_params", "params", "model_state", "optimizer_state", "raw"])),
+        one,
+        max_size=4,
+    ),
+    max_leaves=6,
+)
+aside = st.fixed_dictionaries({"averaging": st.just(1), "raw": st.fixed_dictionaries(
+    {"params": of_flax, "statistics": of_flax})})  # fmt: skip
 whole_files = st.one_of(
+    st.builds(flaxs, of_flax),
+    st.builds(lambda raw: flaxs({"model_params": {"w": torch.ones(2)}, "optimizer_state": raw}), aside),
+    st.builds(
+        lambda rest: flaxs({"params": {"w": {"__msgpack_chunked_array__": True, **rest}}}),
+        st.fixed_dictionaries({"shape": of_flax, "chunks": of_flax}),
+    ),
     st.builds(
         safetensors, headers, st.one_of(st.none(), st.none(), st.integers(0, 2**64 - 1)), st.sampled_from([8, 0, 9])
     ),
@@ -171,7 +197,7 @@ stems = st.one_of(
     st.sampled_from(["step_1", "step_2", "a_3", "last", "checkpoint_4", "epoch=1-x=2", "0", "model"]),
     st.binary(min_size=1, max_size=6).filter(lambda name: not set(name) & {0, 47} and name not in (b".", b"..")),
 )
-suffixes = st.sampled_from([".pt", ".safetensors", ".ckpt", ".bin", "", ".pth.tar"])
+suffixes = st.sampled_from([".pt", ".safetensors", ".ckpt", ".bin", "", ".pth.tar", ".msgpack"])
 names = st.builds(lambda stem, suffix: os.fsencode(stem) + os.fsencode(suffix), stems, suffixes)
 in_folders = st.sampled_from(
     [
@@ -187,7 +213,7 @@ folders |= st.builds(
     lambda name, how: {**SHARDED, name: changed(SHARDED[name], *how)}, st.sampled_from(sorted(SHARDED)), damage
 )
 trees = st.dictionaries(entries, st.one_of(files, folders), max_size=3)
-outputs = st.sampled_from([".pt", ".safetensors", "", ".ckpt", ".bin"])
+outputs = st.sampled_from([".pt", ".safetensors", "", ".ckpt", ".bin", ".msgpack"])
 
 
 def put(folder: bytes, tree: dict) -> None:
@@ -292,7 +318,6 @@ def test_nested_and_circular_contents(tmp_path, capsys):
     ("name", "data", "says"),
     [
         ("a_1.pt", b"\x89HDF\r\n\x1a\n" + bytes(99), "an HDF5 file, as Keras and TensorFlow write them"),
-        ("checkpoint_1", b"\x82\xacmodel_params\x81\xa1w\xc0\xabglobal_step\x01", "msgpack, as Flax writes"),
         ("a_1.pt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a pointer of Git LFS"),
         ("a_1.pt", {"policy.pth": b"", "data": b"{}"}, "a model of stable-baselines3"),
         ("a_1.pt", {"config.json": b"", "metadata.json": b"", "model.weights.h5": b""}, "a model of Keras"),

@@ -8,15 +8,17 @@ from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.forms import hugging_face
 from weight_averaging.offline.forms.damage import reading
 from weight_averaging.offline.forms.distributed import ShardedFolder
+from weight_averaging.offline.forms.flax_file import FlaxSource
 from weight_averaging.offline.forms.safetensors_file import SafetensorsSource
 from weight_averaging.offline.forms.source import Source
+from weight_averaging.offline.forms.strangers import is_msgpack
 from weight_averaging.offline.forms.torch_file import TorchSource
 
 WANTED = (
-    "*.pt, *.pth, *.pth.tar, *.ckpt, *.safetensors, checkpoint_STEP, folders of Hugging Face (checkpoint-STEP) or of "
-    "torch.distributed.checkpoint"
+    "*.pt, *.pth, *.pth.tar, *.ckpt, *.safetensors, *.msgpack, checkpoint_STEP, folders of Hugging Face "
+    "(checkpoint-STEP) or of torch.distributed.checkpoint"
 )
-_NAMES = re.compile(r"checkpoint_\d+|.+\.(pt|pth|pth\.tar|ckpt|safetensors)", re.DOTALL)
+_NAMES = re.compile(r"checkpoint_\d+|.+\.(pt|pth|pth\.tar|ckpt|safetensors|msgpack)", re.DOTALL)
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -47,7 +49,11 @@ def open_checkpoint(path: Path, allow: Collection[str] = ()) -> Source:
             return hugging_face.HuggingFaceSource(path, allow)
         if path.is_dir():
             raise SnapshotError(f"{path} is a folder without weights in it: {WANTED}")
-        return SafetensorsSource(path) if path.suffix == ".safetensors" else TorchSource(path, allow)
+        if path.suffix == ".safetensors":
+            return SafetensorsSource(path)
+        if path.is_file() and is_msgpack(path):
+            return FlaxSource(path)
+        return TorchSource(path, allow)
 
 
 def shown(path: Path) -> str:

@@ -10,7 +10,7 @@ EXTRA_STATE = "_extra_state"  # what torch.nn.Module.get_extra_state gave, of an
 # For the training that goes on from a checkpoint: an average is evaluated, or trained on afresh.
 TRAINING = {
     "amp", "amp_scaler", "averager", "averaging_state", "callbacks", "cuda_rng_state", "dataloader",
-    "last_optimizer_state", "lr_scheduler", "lr_schedulers", "optim", "optimizer", "optimizer_state",
+    "last_optimizer_state", "lr_scheduler", "lr_schedulers", "opt_state", "optim", "optimizer", "optimizer_state",
     "optimizer_state_dict", "optimizer_states", "optimizers", "random_state", "rng", "rng_state", "rng_states",
     "scaler", "scheduler", "scheduler_state_dict", "schedulers", "train_dataloader", "train_state",
 }  # fmt: skip

@@ -47,12 +47,14 @@ def other_format(path: Path) -> str:
             return "" if "data.pkl" in inside else "a zip that torch.save did not write"
     if head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") < path.stat().st_size:
         return "a safetensors file by another name"
-    if _is_msgpack(head):
+    if is_msgpack(path):
         return "msgpack, as Flax writes its checkpoints"
     return ""
 
 
-def _is_msgpack(head: bytes) -> bool:
-    """Whether it begins as a map with a text as its first key, which no pickle does."""
+def is_msgpack(path: Path) -> bool:
+    """Whether a file begins as a map with a text as its first key, which no pickle does."""
+    with open(path, "rb") as file:
+        head = file.read(8)
     start = {0xDE: 3, 0xDF: 5}.get(head[0], 1 if 0x81 <= head[0] <= 0x8F else 0) if head else 0
     return bool(start) and len(head) > start + 1 and (0xA1 <= head[start] <= 0xBF or head[start] in (0xD9, 0xDA, 0xDB))

@@ -3,11 +3,12 @@
 import contextlib
 import importlib.util
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,14 +16,17 @@ from torch import Tensor
 from weight_averaging.atomic_file import partial_beside, replacing
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.forms import shown
+from weight_averaging.offline.forms.flax_file import FlaxSource
 from weight_averaging.offline.forms.hugging_face import HuggingFaceSource, is_folder
 from weight_averaging.offline.forms.records import add_about
 from weight_averaging.offline.forms.source import Source
 from weight_averaging.offline.forms.torch_file import TorchSource
 from weight_averaging.offline.layouts import Layout
+from weight_averaging.offline.reading.order import is_aside
 from weight_averaging.offline.safetensors_files import SafetensorsWriter
 
 _TORCH = (".pt", ".pth", ".pth.tar", ".bin", ".ckpt")
+_STEP_OF_FLAX = re.compile(r"checkpoint_\d+")
 
 
 class Writer(contextlib.AbstractContextManager[Any], Protocol):
@@ -43,7 +47,9 @@ def is_folder_for(path: Path, source: Source) -> bool:
 
 
 def _is_like(path: Path, source: Source) -> bool:
-    """Whether both are files of torch.save with the same suffix."""
+    """Whether both are files of torch.save with the same suffix, or of Flax."""
+    if isinstance(source, FlaxSource):
+        return path.suffix == ".msgpack" or bool(_STEP_OF_FLAX.fullmatch(path.name))
     return isinstance(source, TorchSource) and ending(path) == ending(source.path)
 
 
@@ -60,6 +66,7 @@ def writer_for(
     - `.safetensors`: tensor by tensor.
     - `.pt`, `.pth`, `.pth.tar`, `.bin`, `.ckpt`: held in memory until the end. Where snapshots have the same suffix, a
       checkpoint like theirs without what is for training alone; else a state dict.
+    - `.msgpack`, `checkpoint_STEP`: the same, where snapshots are Flax's.
     - A folder like theirs, where snapshots are Hugging Face folders.
 
     Args:
@@ -74,7 +81,9 @@ def writer_for(
         assert isinstance(source, HuggingFaceSource)
         return _FolderWriter(path, source, layout, about, float32, overwrite)
     if isinstance(source, TorchSource) and _is_like(path, source):
-        return _TorchWriter(path, source.filled, layout, about, overwrite)
+        return _WholeWriter(path, _torch_save(path, source.filled, about), layout, overwrite)
+    if isinstance(source, FlaxSource) and _is_like(path, source):
+        return _WholeWriter(path, source.write, layout, overwrite)
     return state_dict_writer(path, layout, about, overwrite)
 
 
@@ -82,7 +91,7 @@ def state_dict_writer(path: Path, layout: Layout, about: Mapping[str, str], over
     """What writes a state dict alone, as `.safetensors` or in a file of torch.save."""
     if path.suffix == ".safetensors":
         return SafetensorsWriter(path, layout, about, overwrite)
-    return _TorchWriter(path, dict, layout, about, overwrite)
+    return _WholeWriter(path, _torch_save(path, dict, about), layout, overwrite)
 
 
 def check_path(path: Path, source: Source | None = None, overwrite: bool = False) -> None:
@@ -106,7 +115,14 @@ def check_path(path: Path, source: Source | None = None, overwrite: bool = False
         return
     if source is not None and ending(path) == ".ckpt" and not _is_like(path, source):
         raise SnapshotError(f"{path}: a .ckpt is made of .ckpt files, not of a {source.form}: name a .safetensors")
-    if ending(path) not in (".safetensors", *(_TORCH if source is not None else (".pt", ".pth"))):
+    is_flaxs = source is not None and isinstance(source, FlaxSource) and _is_like(path, source)
+    beside = source is not None and path.absolute().parent == source.path.absolute().parent
+    if is_flaxs and beside and not is_aside(path, [path]):
+        raise SnapshotError(
+            f"{path}: a file of msgpack cannot say that it is an average, and would be a snapshot there: name another "
+            "folder, or average.msgpack"
+        )
+    if not is_flaxs and ending(path) not in (".safetensors", *(_TORCH if source is not None else (".pt", ".pth"))):
         raise SnapshotError(f"{path}: the name must end in .safetensors or .pt")
     if path.is_dir():
         raise SnapshotError(f"{path} is a folder: name a file")
@@ -117,9 +133,11 @@ def check_path(path: Path, source: Source | None = None, overwrite: bool = False
 def loading(path: Path, source: Source) -> str:
     """What loads an average at `path`."""
     if (isinstance(source, HuggingFaceSource) and is_folder_for(path, source)) or (
-        isinstance(source, TorchSource) and _is_like(path, source)
+        isinstance(source, TorchSource | FlaxSource) and _is_like(path, source)
     ):
         return source.loading.replace("{path}", str(path))
+    if isinstance(source, FlaxSource) and path.suffix == ".safetensors":
+        return f'flax.traverse_util.unflatten_dict(safetensors.flax.load_file("{path}"), sep=".")'
     return state_dict_loading(path)
 
 
@@ -131,25 +149,18 @@ def state_dict_loading(path: Path) -> str:
     return f'model.load_state_dict(safetensors.torch.load_file("{path}")){first}'
 
 
-class _TorchWriter(Writer):
-    """A file of torch.save, written when all tensors are there.
+class _WholeWriter(Writer):
+    """A file that is written when all tensors are there.
 
     Args:
-        contents: makes the file's contents of the state dict.
+        save: writes a state dict to a file.
         layout: of the state dict.
-        about: for the file's own records.
     """
 
     def __init__(
-        self,
-        path: Path,
-        contents: Callable[[dict[str, Tensor]], Any],
-        layout: Layout,
-        about: Mapping[str, str],
-        overwrite: bool,
+        self, path: Path, save: Callable[[dict[str, Tensor], IO[bytes]], None], layout: Layout, overwrite: bool
     ) -> None:
-        self._path, self._contents, self._layout, self._about = path, contents, layout, about
-        self._overwrite = overwrite
+        self._path, self._save, self._layout, self._overwrite = path, save, layout, overwrite
         self._state: dict[str, Tensor] = {}
 
     def write_part(self, name: str, start: int, part: Tensor) -> None:
@@ -164,11 +175,22 @@ class _TorchWriter(Writer):
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None:
             with replacing(self._path, overwrite=self._overwrite) as file:
-                try:
-                    torch.save(self._contents(self._state), file)
-                except RecursionError:
-                    raise SnapshotError(f"{self._path}: what the checkpoints hold is nested too deeply") from None
-                add_about(file, self._about)
+                self._save(self._state, file)
+
+
+def _torch_save(
+    path: Path, contents: Callable[[dict[str, Tensor]], Any], about: Mapping[str, str]
+) -> Callable[[dict[str, Tensor], IO[bytes]], None]:
+    """What writes contents made of a state dict by torch.save, and `about` into the file's own records."""
+
+    def save(state: dict[str, Tensor], file: IO[bytes]) -> None:
+        try:
+            torch.save(contents(state), file)
+        except RecursionError:
+            raise SnapshotError(f"{path}: what the checkpoints hold is nested too deeply") from None
+        add_about(file, about)
+
+    return save
 
 
 class _FolderWriter(Writer):
