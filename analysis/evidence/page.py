@@ -21,7 +21,7 @@ CARD = {"nadamw": RAW, "lawa": PAPERS, "ema": "ema_1", "growing": PRIMARY}
 HEAD = """# Evidence, by the rules written before it
 
 The [rules](../rules.md), second part, say what is run, how it is measured and what counts as confirmed. Every number
-and figure here is made from the evaluations by seed in [data](data) by one command:
+and figure here is made from the evaluations by seed in [data](data/runs.csv) by one command:
 
     python -m scripts.evidence_page
 
