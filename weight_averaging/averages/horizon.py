@@ -8,10 +8,13 @@ Terms, after Ajroldi, Orvieto and Geiping, "When, Where and Why to Average Weigh
   (their Fig. 3).
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 from weight_averaging.averages.checks import check_count, check_decay, check_horizon
+
+logger = logging.getLogger("weight_averaging")
 
 
 def interval_and_window(horizon: float, window: int, step_hint: int) -> tuple[int, int]:
@@ -64,7 +67,12 @@ def suggest(total_updates: int) -> Suggestion:
 def for_run(total_updates: int, horizon: float | None, window: int) -> tuple[int, int]:
     """Interval and window that cover a share of a run, by default the suggested one; see `interval_and_window`."""
     check_count("total_updates", total_updates)
-    return interval_and_window(suggested_horizon(total_updates) if horizon is None else horizon, window, total_updates)
+    share = suggested_horizon(total_updates) if horizon is None else horizon
+    interval, length = interval_and_window(share, window, total_updates)
+    if length == 1 < window:
+        text = "%d updates: %g %% of them is one snapshot, so the average is the latest weights. total_updates counts "
+        logger.warning(text + "optimizer updates, not epochs", total_updates, 100 * share)
+    return interval, length
 
 
 WINDOW = 20  # snapshots: of the same horizon, more or fewer hardly matter (docs/results/horizon)

@@ -63,6 +63,10 @@ class EMA(Averager):
         start: int = 1,
         **options: Unpack[Options],
     ) -> None:
+        if decay is None and horizon is None:
+            raise TypeError(
+                "EMA needs a decay=: EMA.for_run(model, total_updates=...) chooses one, EMA.growing(model) needs none"
+            )
         self.decay, self.horizon, self.warmup = decay, horizon, warmup
         super().__init__(model, exponential(decay, horizon, warmup, interval, start), **options)
 

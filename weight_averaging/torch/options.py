@@ -1,6 +1,7 @@
 """What LAWA, EMA, Averages and Averager all take, written once: for type checkers, for `help()`, for one clear line."""
 
 import difflib
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, TypedDict, TypeVar
@@ -71,7 +72,10 @@ def check_names(options: Options, function: Callable[..., Any]) -> None:
 
 
 def shows_options(function: F) -> F:
-    """Let a signature name the options in the place of `**options`: for `help()` and completion at a prompt."""
+    """Let a signature name the options in the place of `**options`: for `help()` and completion at a prompt.
+
+    What does not fit the signature is a TypeError that says what it takes, and which function chooses it.
+    """
     signature = inspect.signature(function)
     own = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
     options = [
@@ -80,5 +84,20 @@ def shows_options(function: F) -> F:
         )
         for name, default in DEFAULTS.items()
     ]
-    function.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
-    return function
+    name = function.__qualname__.removesuffix(".__init__")
+
+    @functools.wraps(function)
+    def checked(*args: Any, **given: Any) -> Any:
+        try:
+            signature.bind(*args, **given)
+        except TypeError as error:
+            first, *keywords = (parameter for parameter in signature.parameters if parameter not in ("self", "cls"))
+            takes = ", ".join(f"{keyword}=" for keyword in keywords if keyword != "options")
+            door = (
+                f"; {name}.for_run({first}, total_updates=...) chooses them for you" if name in ("LAWA", "EMA") else ""
+            )
+            raise TypeError(f"{name}: {error}; it takes {first}, then by name {takes}{door}") from None
+        return function(*args, **given)
+
+    checked.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+    return checked  # type: ignore[return-value]

@@ -39,6 +39,11 @@ class Averaging:
         forward: Callable[[Any, Any], object] | None,
         batches: int,
     ) -> None:
+        if not callable(make):
+            raise TypeError(
+                "WeightAveraging takes a function that makes the averager, as lambda model: "
+                f"{type(make).__name__}(model, ...), not {'an averager' if isinstance(make, Averager) else repr(make)}"
+            )
         if evaluate not in EVALUATE:
             raise ValueError(f"evaluate must be one of {', '.join(EVALUATE)}, not {evaluate!r}")
         if name == "raw" or (name and not name.isidentifier()):

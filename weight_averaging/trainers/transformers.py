@@ -81,8 +81,11 @@ class WeightAveraging(Averaging, TrainerCallback):
         """Let a Trainer, or one of a class derived from it, average; before `train`. Returns this callback.
 
         Raises:
+            TypeError: it is no Trainer.
             RuntimeError: it is attached to a Trainer already, or the Trainer has another one of this name.
         """
+        if not isinstance(trainer, Trainer):
+            raise TypeError(f"attach takes the Trainer, not a {type(trainer).__name__}")
         others = [c for c in trainer.callback_handler.callbacks if isinstance(c, WeightAveraging) and c is not self]
         if self.name in [other.name for other in others]:
             raise RuntimeError("the Trainer has a WeightAveraging already: give this one a name= of its own")

@@ -71,7 +71,7 @@ def test_growing_averages_are_those_offline_and_resume(settings, interval, tmp_p
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({}, TypeError, "either a decay or a horizon, not decay=None and horizon=None"),
+        ({}, TypeError, "EMA needs a decay=: EMA.for_run"),
         ({"decay": 0.5, "horizon": 0.1}, TypeError, "either a decay or a horizon"),
         ({"horizon": 0.1, "warmup": True}, TypeError, "warmup goes with a decay"),
         ({"horizon": 1.5}, ValueError, r"horizon must be a share of training in \(0, 1\], not 1.5"),

@@ -97,3 +97,26 @@ def test_a_type_checker_finds_wrong_names_and_types(tmp_path):
 def test_what_is_no_description_is_one_line(given):
     with pytest.raises(TypeError, match=r"an average is described by one of weight_averaging\.averages, not by "):
         Averager(torch.nn.Linear(1, 1), given)
+
+
+@pytest.mark.parametrize(
+    ("call", "line"),
+    [
+        (lambda model: LAWA(model), r"LAWA: missing .*'interval'; it takes model, then by name interval=, .*LAWA.for_run"),
+        (lambda model: EMA(model), r"EMA needs a decay=: EMA.for_run\(model, total_updates=...\) chooses one"),
+        (lambda model: EMA(model, 0.99), r"EMA: too many positional arguments; it takes model, then by name decay="),
+        (lambda model: EMA.for_run(model), r"EMA.for_run: missing a required argument: 'total_updates'"),
+    ],
+)
+def test_what_is_missing_is_named_with_the_way_out(call, line):
+    with pytest.raises(TypeError, match=line):
+        call(torch.nn.Linear(1, 1))
+
+
+def test_epochs_in_the_place_of_updates_are_told(caplog):
+    LAWA.for_run(torch.nn.Linear(1, 1), total_updates=10)
+    assert "10 updates: 4 % of them is one snapshot" in caplog.text
+    caplog.clear()
+    LAWA.for_run(torch.nn.Linear(1, 1), total_updates=1000)
+    LAWA.for_run(torch.nn.Linear(1, 1), total_updates=10, window=1)
+    assert "one snapshot" not in caplog.text
