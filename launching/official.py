@@ -69,6 +69,9 @@ def _harness_files(path: Path | None) -> tuple[str, Path, Path]:
             raise UsageError(
                 f"--harness_path={path}: no sources of the harness, which have {runner.name} and algoperf/"
             )
+        version = path / "algoperf" / "_version.py"  # an installation writes it, a checkout has none
+        if "_version" in (path / "algoperf" / "__init__.py").read_text() and not version.exists():
+            raise UsageError(f"--harness_path={path} cannot be imported: echo \"version = 'checkout'\" > {version}")
         return f"--harness_path={path}", runner, registry
     spec, package = importlib.util.find_spec("submission_runner"), importlib.util.find_spec("algoperf")
     if package is None or spec is None or not package.submodule_search_locations or spec.origin is None:

@@ -171,6 +171,11 @@ def test_a_harness_of_before_2026_runs_where_its_path_is_given(tmp_path, monkeyp
         official.check_harness("finewebedu_lm", tmp_path)
     with pytest.raises(UsageError, match="no sources of the harness"):
         official.check_harness("ogbg", tmp_path / "algoperf")
+    (tmp_path / "algoperf" / "__init__.py").write_text("from ._version import version as __version__")
+    with pytest.raises(UsageError, match=r"cannot be imported: echo .* > .*/algoperf/_version.py"):
+        official.check_harness("ogbg", tmp_path)
+    (tmp_path / "algoperf" / "_version.py").write_text("version = 'checkout'")
+    official.check_harness("ogbg", tmp_path)
     result = run("--workload=ogbg", "--gpus=2", "--dry_run", f"--harness_path={tmp_path}")
     assert shlex.split(result.stdout)[0] == f"PYTHONPATH={os.getcwd()}:{tmp_path}"
     result = run("--workload=ogbg", "--engine=docker", "--dry_run", f"--harness_path={tmp_path}")
