@@ -1,13 +1,14 @@
 """The average out of a saved checkpoint, as a state dict of its own: `weight-averaging extract`."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from weight_averaging.averages import SnapshotError
+from weight_averaging import averages
+from weight_averaging.averages import Average, SnapshotError
 from weight_averaging.offline.forms.averager_state import memory_of
 from weight_averaging.offline.forms.contents import averager_states
 from weight_averaging.offline.forms.damage import reading
@@ -15,17 +16,18 @@ from weight_averaging.offline.forms.pickles import load_file
 from weight_averaging.offline.forms.records import check_all
 from weight_averaging.offline.forms.trainers import MODEL_KEYS
 from weight_averaging.tensor_names import clean_names
-from weight_averaging.torch.tracks.mean import accumulators, pairwise_mean
+from weight_averaging.torch.tracks.mean import accumulators, pairwise_mean, weighted_sum
 
 
 def average_of_state(state: Mapping[str, Any], average: str | None = None) -> dict[str, Tensor]:
     """The average that a saved state of an averager holds, in the model's types.
 
     Args:
-        state: from `state_dict()` of a LAWA, an EMA or an Averages.
-        average: which one of an Averages, as its description prints.
+        state: from `state_dict()` of an averager.
+        average: which one of several, as its description prints.
     Raises:
-        SnapshotError: it holds none yet, or there are several and `average` is none of them.
+        SnapshotError: it holds none yet, there are several and `average` is none of them, or it is a window of your
+            own, of which the state has the snapshots but not their weights.
     """
     if state["buffers"] == "recompute":
         raise SnapshotError(
@@ -33,14 +35,15 @@ def average_of_state(state: Mapping[str, Any], average: str | None = None) -> di
             "model.state_dict() within averaged(recompute) instead"
         )
     vectors, window = _vectors(state, average)
-    if not vectors or (window and len(vectors) < window):
-        needs = f"{len(vectors)} of {window} snapshots" if window else "no snapshot"
+    needed = window.needed if window else 1
+    if len(vectors) < needed:
+        needs = f"{len(vectors)} of {needed} snapshots" if needed > 1 else "no snapshot"
         raise SnapshotError(f"the saved {state['averager']} is not ready at step {state['step']}: it holds {needs}")
     names, shapes = state["names"], [torch.Size(shape) for shape in state["shapes"]]
     if isinstance(vectors[0], Mapping):  # of DTensors, by name
-        tensors = {name: _mean([vector[name].reshape(-1) for vector in vectors]) for name in names}
+        tensors = {name: _combined([vector[name].reshape(-1) for vector in vectors], window) for name in names}
     else:
-        pieces = _mean(vectors).split([shape.numel() for shape in shapes])
+        pieces = _combined(vectors, window).split([shape.numel() for shape in shapes])
         tensors = dict(zip(names, pieces))
     result = {}
     for name, shape, kind in zip(names, shapes, state["dtypes"]):
@@ -50,41 +53,67 @@ def average_of_state(state: Mapping[str, Any], average: str | None = None) -> di
     return result
 
 
-def _vectors(state: Mapping[str, Any], average: str | None) -> tuple[list[Any], int]:
-    """The vectors of an average, oldest first, and how many it needs (0: any)."""
-    tracks = state["tracks"]
-    if state["averager"] != "Averages":
+def _vectors(state: Mapping[str, Any], average: str | None) -> tuple[list[Any], Average | None]:
+    """The vectors of an average, oldest first, and of how many with which weights it is made; None: of the only one."""
+    tracks, known = state["tracks"], state.get("averages")
+    if known is None:
         if average is not None:
             raise SnapshotError(f"--average={average}: this is the state of one {state['averager']}")
-        vectors = list(tracks[0]["vectors"][: len(tracks[0]["snapshot_steps"])])
-        return vectors, 0 if state.get("allow_partial") else tracks[0]["window"] or 0
-    if average is None or average not in state["averages"]:
+        length, partial = tracks[0]["window"], bool(state.get("allow_partial"))
+        return _held(tracks[0]), length and averages.LAWA(window=length, allow_partial=partial)
+    if average is None and len(known) == 1 and state["averager"] != "Averages":
+        average = known[0]
+    if average is None or average not in known:
         given = "say which by --average" if average is None else f"{average!r} is not among them"
-        raise SnapshotError(f"the state holds several averages, {given}: {'; '.join(state['averages'])}")
+        raise SnapshotError(f"the state holds several averages, {given}: {'; '.join(known)}")
+    if recursive := [track for track in tracks if track["average"] == average]:
+        return _held(recursive[0]), None
+    window = _window(average)
     for track in tracks:
-        vectors = list(track["vectors"][: len(track["snapshot_steps"])])
-        if track["average"] == average:
-            return vectors, 0
-        if track["window"] is not None:
-            window, settings = _window(average)
-            if settings == (track["interval"], track["start"]) and window:
-                return (vectors[-window:] if len(vectors) >= window else vectors), window
+        if track["window"] and (track["interval"], track["start"]) == (window.interval, window.start):
+            return _held(track)[-(window.held or 0) :], window
     raise SnapshotError(f"the state has no track for {average}")
 
 
-def _window(average: str) -> tuple[int, tuple[int, int]]:
-    """Window, and (interval, start), of the description of a LAWA; (0, ...) of another average."""
-    kind, *settings = average.split()
-    if kind != "lawa":
-        return 0, (0, 1)
-    values = {name: int(value) for name, _, value in (setting.partition("=") for setting in settings)}
-    return values["window"], (values["interval"], values.get("start", 1))
+def _held(track: Mapping[str, Any]) -> list[Any]:
+    return list(track["vectors"][: len(track["snapshot_steps"])])
 
 
-def _mean(vectors: list[Tensor]) -> Tensor:
-    if len(vectors) == 1:
+_WINDOWS: dict[str, Callable[..., Average]] = {
+    "lawa": averages.LAWA,
+    "merge": averages.Merge,
+    "weighted": averages.Weighted,
+}
+_VALUES: dict[str, Callable[[str], Any]] = {
+    "window": int,
+    "interval": int,
+    "start": int,
+    "allow_partial": "True".__eq__,
+    "shape": str,
+    "weights": lambda text: tuple(map(float, text.split(","))),
+}
+
+
+def _window(described: str) -> Average:
+    """The window of this description. SnapshotError if its weights are not known here."""
+    kind, *settings = described.split()
+    if kind not in _WINDOWS:
+        raise SnapshotError(
+            f"the state does not say how {described} is made of its snapshots: load it into the averager, and save "
+            "average_state_dict()"
+        )
+    pairs = (setting.split("=", 1) for setting in settings)
+    return _WINDOWS[kind](**{name: _VALUES[name](value) for name, value in pairs})
+
+
+def _combined(vectors: list[Tensor], window: Average | None) -> Tensor:
+    """The average of snapshots, in the order in which averagers of live models add them."""
+    if window is None or (window.is_mean and len(vectors) == 1):
         return vectors[0]
-    return pairwise_mean(vectors, [torch.empty_like(vectors[0]) for _ in range(accumulators(len(vectors)))])
+    sums = [torch.empty_like(vectors[0]) for _ in range(accumulators(len(vectors)) + 1)]
+    if window.is_mean:
+        return pairwise_mean(vectors, sums)
+    return weighted_sum(vectors, sums, window.coefficients(len(vectors)))
 
 
 def extract(path: Path, average: str | None = None, allow: Collection[str] = ()) -> dict[str, Tensor]:
@@ -92,7 +121,7 @@ def extract(path: Path, average: str | None = None, allow: Collection[str] = ())
 
     Args:
         path: a file of torch.save with the `state_dict()` of an averager anywhere in it.
-        average: which one of an Averages, as its description prints.
+        average: which one of several, as its description prints.
         allow: classes that the file may be made of, by their full names.
     Raises:
         SnapshotError: the file is damaged, would run code, or holds no state of an averager, or several.

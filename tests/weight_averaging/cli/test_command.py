@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import weight_averaging
@@ -177,6 +178,10 @@ def test_inspect_finds_an_averager(capsys, tmp_path):
     said = command(capsys, "extract", path, f"--out={out}")
     assert said.endswith(f'load: model.load_state_dict(torch.load("{out}"))\n')
     model.load_state_dict(torch.load(out))
+    out = out.with_suffix(".safetensors")
+    command(capsys, "extract", path, f"--out={out}")
+    with safe_open(out, "pt") as file:
+        assert file.metadata() == {"format": "pt", "average": "of an averager's state"}
 
 
 @pytest.mark.parametrize(
@@ -293,8 +298,8 @@ def test_without_tqdm_a_line_says_how_far_it_is(capsys, monkeypatch):
     assert [line.strip() for line in said.strip().split("\r")] == [
         "25 % of 2 GB", "50 % of 2 GB", "75 % of 2 GB", "100 % of 2 GB"
     ]  # fmt: skip
-    for counts, shown in (([], ""), ([1, 1], "\r  0 % of 2 GB\n")):  # told once; and the line ends
-        with common.progress(2_000_000_000) as add:
+    for counts, shown in (([], ""), ([1, 1], "\r  5 % of 20 B\r 10 % of 20 B\n"), ([0, 0], "\r  0 % of 20 B\n")):
+        with common.progress(20) as add:
             for count in counts:
                 add(count)
         assert capsys.readouterr().err == shown
