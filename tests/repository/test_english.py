@@ -9,7 +9,6 @@ from tests.support.english import WORN, median_words, pages, sentences
 
 MOST = 18  # words, the median over a page's sentences
 REWRITTEN_NEXT = {  # page: why it does not keep the rule yet
-    "README.md": "two worn-out turns; its text is rewritten as a whole",
     "offline.md": "a worn-out turn; changes with the commands it describes",
     "official.md": "long sentences; changes with the harness it describes",
     "trainers.md": "a worn-out turn; changes with the trainers it describes",
