@@ -32,8 +32,8 @@ class WeightAveraging(Averaging, TrainerCallback):
         trainer.train()
         averaging.save_pretrained("averaged")
 
-    A callback alone does not do, since the Trainer has no event before an evaluation and tells callbacks neither the
-    folder that it resumes from nor the one that it saves to: `attach` adds this one, puts `averaged()` around the
+    A callback alone does not do: the Trainer has no event before an evaluation, and tells callbacks neither the folder
+    that it resumes from nor the one that it saves to. `attach` adds this one, puts `averaged()` around the
     Trainer's `evaluation_loop`, and lets its `_save_checkpoint` and `_load_best_model` take the averager's state along.
 
     An update is an optimizer step: one in `gradient_accumulation_steps` batches, none where GradScaler skipped it (the
@@ -56,7 +56,6 @@ class WeightAveraging(Averaging, TrainerCallback):
         name: of this average among several, each of which has its own file in checkpoints, `weight_averaging_NAME.pt`.
         forward: for `buffers="recompute"`: runs the model on a batch of training, by default as `model(**inputs)`.
         batches: how many of them, at most; on each rank.
-
     Attributes:
         averager: the averager; None before training.
     """
@@ -81,8 +80,7 @@ class WeightAveraging(Averaging, TrainerCallback):
         """Let a Trainer, or one of a class derived from it, average; before `train`. Returns this callback.
 
         Raises:
-            TypeError: it is no Trainer.
-            RuntimeError: it is attached to a Trainer already, or the Trainer has another one of this name.
+            TypeError: it is no Trainer. RuntimeError: it has another one of this name, or this one has a Trainer.
         """
         if not isinstance(trainer, Trainer):
             raise TypeError(f"attach takes the Trainer, not a {type(trainer).__name__}")

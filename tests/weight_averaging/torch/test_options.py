@@ -102,7 +102,7 @@ def test_what_is_no_description_is_one_line(given):
 @pytest.mark.parametrize(
     ("call", "line"),
     [
-        (lambda model: LAWA(model), r"LAWA: missing .*'interval'; it takes model, then by name interval=.*LAWA.for_run"),
+        (lambda model: LAWA(model), r"LAWA: missing .*'interval'; it takes model, then by name interval=.*for_run"),
         (lambda model: EMA(model), r"EMA needs a decay=: EMA.for_run\(model, total_updates=...\) chooses one"),
         (lambda model: EMA(model, 0.99), r"EMA: too many positional arguments; it takes model, then by name decay="),
         (lambda model: EMA.for_run(model), r"EMA.for_run: missing a required argument: 'total_updates'"),
