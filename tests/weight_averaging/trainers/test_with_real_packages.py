@@ -1,0 +1,142 @@
+"""What other packages do around an average, with those packages themselves: `make test-trainers` installs them."""
+
+import pytest
+import torch
+from torch import nn
+
+from weight_averaging import EMA, LAWA
+
+pytestmark = pytest.mark.trainers
+
+
+def set_to(model: nn.Module, value: float) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.fill_(value)
+
+
+def test_lora_that_loralib_merges_in_eval():
+    lora = pytest.importorskip("loralib")
+    layer = lora.Linear(2, 2, r=1, lora_alpha=1, bias=False)
+    layer.weight.requires_grad_(True)
+    lawa = LAWA(layer, interval=1, window=2)
+    for step in (1, 2):
+        set_to(layer, float(step))
+        lawa.update(step)
+    layer.eval()
+    with pytest.raises(RuntimeError, match=r"train\(\)|merged"), lawa.averaged():
+        layer(torch.ones(1, 2))
+    layer.train()
+    with lawa.averaged():  # in training mode nothing is merged: 1.5 x + 1.5 (1.5 x)
+        assert layer(torch.ones(1, 2))[0, 0].item() == pytest.approx(2 * 1.5 + 2 * 1.5 * 1.5)
+    assert layer.weight[0, 0].item() == 2.0
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_base_that_torchao_has_quantised(frozen):
+    quantization = pytest.importorskip("torchao.quantization")
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 1, bias=False))
+    quantization.quantize_(model[0], quantization.Int8WeightOnlyConfig())
+    model[0].requires_grad_(False)
+    if not frozen:
+        model[0].weight = nn.Parameter(model[0].weight.detach(), requires_grad=True)
+        with pytest.raises((ValueError, TypeError), match="0.weight"):
+            LAWA(model, interval=1, window=2).update(1)
+        return
+    lawa = LAWA(model, interval=1, window=2)
+    for step in (1, 2):
+        set_to(model, float(step))
+        lawa.update(step)
+    with lawa.averaged():
+        assert model[1].weight[0, 0].item() == 1.5
+
+
+def test_a_schedule_free_optimizer_of_its_authors():
+    schedulefree = pytest.importorskip("schedulefree")
+    results = []
+    for averaged in (False, True):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 1)
+        optimizer = schedulefree.AdamWScheduleFree(model.parameters(), lr=0.1)
+        ema = EMA(model, decay=0.5)
+        optimizer.train()
+        for step in range(1, 7):
+            optimizer.zero_grad()
+            model(torch.randn(8, 4)).square().mean().backward()
+            optimizer.step()
+            ema.update(step)
+            if averaged and step % 2 == 0:
+                optimizer.eval()  # before the average comes in, as docs/trainers.md has it
+                with ema.averaged():
+                    model(torch.ones(1, 4))
+                optimizer.train()
+            elif step % 2 == 0:
+                optimizer.eval()
+                optimizer.train()
+        results.append(model.weight.detach().clone())
+    assert torch.equal(*results)
+
+
+def test_an_adapter_of_peft_is_averaged_and_its_base_left():
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(nn.Sequential(nn.Linear(4, 4)), peft.LoraConfig(r=2, target_modules=["0"]))
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items() if "lora" not in name}
+    lawa = LAWA(model, interval=1, window=2)
+    for step in (1, 2):
+        set_to(model, float(step))
+        lawa.update(step)
+    average = lawa.average_state_dict()
+    adapters = [name for name in average if "lora" in name]
+    assert len(adapters) == 2
+    assert all(average[name].eq(1.5).all() for name in adapters)
+    assert all(torch.equal(average[name], tensor) for name, tensor in base.items())
+    model.merge_adapter()
+    with pytest.raises(RuntimeError, match="merge"), lawa.averaged():
+        pass
+    model.unmerge_adapter()
+
+
+def test_a_hyperparameter_search_leaves_an_earlier_runs_state_alone(tmp_path):
+    pytest.importorskip("optuna")
+    from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainingArguments
+
+    from weight_averaging.trainers.transformers import WeightAveraging
+
+    class Counting(PreTrainedModel):
+        config_class = PretrainedConfig
+
+        def __init__(self, config=None):
+            super().__init__(config or PretrainedConfig())
+            self.w = nn.Parameter(torch.zeros(1))
+            self.post_init()
+
+        def _init_weights(self, module):
+            pass
+
+        def forward(self, x, labels=None):
+            return {"loss": -self.w.sum() + 0 * x.sum(), "logits": x}
+
+    def trainer(rate, **model):
+        rows = [{"x": torch.zeros(1), "labels": torch.zeros(1)}] * 8
+        given = TrainingArguments(
+            output_dir=str(tmp_path), max_steps=4, save_steps=4, per_device_train_batch_size=1, use_cpu=True,
+            report_to=[], learning_rate=rate, lr_scheduler_type="constant", optim="sgd", max_grad_norm=0.0, disable_tqdm=True,
+            save_strategy="steps", logging_strategy="no",
+        )  # fmt: skip
+        made = Trainer(args=given, train_dataset=rows, eval_dataset=rows[:1], **model)
+        WeightAveraging(lambda model: LAWA(model, interval=1, window=2)).attach(made)
+        return made
+
+    def held(folder):
+        state = torch.load(folder / "checkpoint-4" / "weight_averaging.pt")
+        return [vector.item() for vector in state["tracks"][0]["vectors"]]
+
+    trainer(100.0, model=Counting()).train()
+    assert held(tmp_path) == [300.0, 400.0]
+    searching = trainer(1.0, model_init=lambda: Counting())
+    searching.hyperparameter_search(
+        lambda trial: {"seed": trial.suggest_int("seed", 1, 2)}, n_trials=1, backend="optuna"
+    )
+    assert held(tmp_path) == [300.0, 400.0]
+    assert held(tmp_path / "run-0") == [3.0, 4.0]
