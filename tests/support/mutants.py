@@ -89,6 +89,7 @@ def forked(folder: Path, files: list[str], plugin: Watch | Choice) -> tuple[int,
         os.setpgrp()
         os.chdir(folder)
         sys.path.insert(0, str(folder))
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])  # of processes
         if isinstance(plugin, Choice):  # what is compiled of one fault must not be met by the next
             sys.dont_write_bytecode, os.environ["PYTHONDONTWRITEBYTECODE"] = True, "1"
         for name in [name for name in sys.modules if name.split(".")[0] == "tests"]:
