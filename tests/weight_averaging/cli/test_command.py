@@ -137,6 +137,10 @@ def test_several_averages_go_into_a_folder(capsys, folder, tmp_path):
     command(capsys, "average", tmp_path / "output", *two, f"--out={out}")
     assert {path.name for path in out.iterdir()} == {f"lawa_window{n}_step_2" for n in (1, 2)}
     assert load_file(out / "lawa_window2_step_2" / "model.safetensors")["w"].tolist() == [1.5, 1.5]
+    torch.save(state, tmp_path / "step_1.pt")
+    mixed = [tmp_path / "step_1.pt", tmp_path / "output" / "checkpoint-2", "--step-from=name"]
+    command(capsys, "average", *mixed, *two, f"--out={tmp_path / 'mixed'}")  # the latest one's form
+    assert {path.name for path in (tmp_path / "mixed").iterdir()} == {f"lawa_window{n}_step_2" for n in (1, 2)}
 
 
 def test_names_that_wrappers_added_are_told_and_may_be_dropped(capsys, tmp_path):
