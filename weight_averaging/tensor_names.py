@@ -51,6 +51,10 @@ def not_to_average(tensors: Mapping[str, bool]) -> dict[str, str]:
 
     >>> not_to_average({"fc.weight_orig": False, "fc.weight_mask": False, "fc.weight": True, "fc.scale": False})
     {'fc.weight_mask': 'pruning mask', 'fc.scale': 'quantisation'}
+    >>> not_to_average({"a.weight_orig": False, "a.weight_u": False, "b.parametrizations.weight.0._u": False})
+    {'a.weight_u': 'spectral norm', 'b.parametrizations.weight.0._u': 'spectral norm'}
+    >>> not_to_average({"attention.bias": True, "attention.scale": False, "c.weight_u": False, "c.scale": False})
+    {}
     """
     siblings: dict[str, set[str]] = {}
     quantised = set()

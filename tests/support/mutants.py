@@ -89,6 +89,7 @@ def forked(folder: Path, files: list[str], plugin: Watch | Choice) -> tuple[int,
         os.setpgrp()
         os.chdir(folder)
         sys.path.insert(0, str(folder))
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])  # of processes
         if isinstance(plugin, Choice):  # what is compiled of one fault must not be met by the next
             sys.dont_write_bytecode, os.environ["PYTHONDONTWRITEBYTECODE"] = True, "1"
         for name in [name for name in sys.modules if name.split(".")[0] == "tests"]:
@@ -129,13 +130,17 @@ def watched(folder: Path, places: list[str], notes: Path) -> dict[str, dict]:
 
 
 def chosen(tests: dict[str, dict], path: str, scope: str) -> dict[str, float]:
-    """The tests for a fault in a function, the quickest first, with their seconds; for a line outside, the module's."""
+    """The tests for a fault in a function, the quickest first, with their seconds; those that start processes last.
+
+    What a line outside of functions makes may be read by any test: those that call something of its module come first.
+    """
     if scope.endswith("()"):
         calling = {test for test, note in tests.items() if f"{path}::{scope[:-2]}" in note["calls"]}
     else:
         calling = {test for test, note in tests.items() if any(call.startswith(f"{path}::") for call in note["calls"])}
     starting = {test for test, note in tests.items() if "processes" in note["calls"]}
-    order = sorted(calling | starting or tests, key=lambda test: (test in starting, tests[test]["seconds"]))
+    reached = calling | starting if scope.endswith("()") else set(tests)
+    order = sorted(reached or tests, key=lambda test: (test in starting, test not in calling, tests[test]["seconds"]))
     return {test: tests[test]["seconds"] for test in order}
 
 

@@ -54,7 +54,7 @@ def test_help_teaches_by_three_examples_that_parse(capsys, name):
 def test_its_version_and_one_of_a_kind(capsys, folder, tmp_path):
     assert command(capsys, "--version") == f"weight-averaging {weight_averaging.__version__}\n"
     said = command(capsys, "average", folder / "step_400.pt", "--lawa=window=1", f"--out={tmp_path / 'x.pt'}")
-    assert "1 snapshot, step 400, 40 B each" in said
+    assert said.startswith(f"{folder / 'step_400.pt'}: 1 snapshot, step 400, 40 B each")
     assert "1 average from 1 snapshot, " in said
     assert "made of 1 snapshot, step 400" in said
     said = command(capsys, "average", folder, "--lawa=window=1,interval=500", f"--out={tmp_path / 'y.pt'}")
@@ -137,6 +137,10 @@ def test_several_averages_go_into_a_folder(capsys, folder, tmp_path):
     command(capsys, "average", tmp_path / "output", *two, f"--out={out}")
     assert {path.name for path in out.iterdir()} == {f"lawa_window{n}_step_2" for n in (1, 2)}
     assert load_file(out / "lawa_window2_step_2" / "model.safetensors")["w"].tolist() == [1.5, 1.5]
+    torch.save(state, tmp_path / "step_1.pt")
+    mixed = [tmp_path / "step_1.pt", tmp_path / "output" / "checkpoint-2", "--step-from=name"]
+    command(capsys, "average", *mixed, *two, f"--out={tmp_path / 'mixed'}")  # the latest one's form
+    assert {path.name for path in (tmp_path / "mixed").iterdir()} == {f"lawa_window{n}_step_2" for n in (1, 2)}
 
 
 def test_names_that_wrappers_added_are_told_and_may_be_dropped(capsys, tmp_path):
@@ -156,6 +160,22 @@ def test_what_the_checkpoints_are_taken_for_is_told(capsys, tmp_path):
     torch.save({**states, "averaging_state": {}, "global_step": 1}, tmp_path / "a.ckpt")
     said = command(capsys, "inspect", tmp_path / "a.ckpt")
     assert "averaged are the raw weights (current_model_state), not Lightning's averages of them (state_dict)" in said
+
+
+def test_what_is_beside_the_model_is_told(capsys, tmp_path):
+    files = [tmp_path / f"step_{step}.pt" for step in (1, 2)]
+    for file, more in zip(files, ({}, {"other": {"c": torch.ones(1)}}), strict=True):
+        models = {"model": {"w": torch.ones(2)}, "ema": {"w": torch.ones(2)}, **more}
+        torch.save({**models, "optimizer": {"state": {}, "param_groups": []}}, file)
+    for out, told in (
+        ("x.pt", ["averaged too, each on its own: ema (1 tensor)", "not in the average: other, optimizer"]),
+        ("x.safetensors", ["left out, since a state dict is of one model: ema (1 tensor)"]),
+    ):
+        lines = command(capsys, "average", *files, "--lawa=window=2", f"--out={tmp_path / out}").splitlines()
+        assert lines[0].startswith(f"{files[0]}, ...: 2 snapshots, steps 1 to 2, 8 B each; the latest is a ")
+        for line in told:
+            assert line in lines
+        assert "left out, since not all checkpoints have them alike: other" in lines
 
 
 def test_extra_state_that_a_file_has_no_place_for_is_told(capsys, tmp_path):

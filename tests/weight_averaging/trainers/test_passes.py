@@ -146,6 +146,8 @@ def test_lightning_two_averages_of_the_same_weights(lightning, tmp_path):  # noq
     saving = lightning.ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1)
     of_slow = lightning.AveragedCheckpoint(dirpath=tmp_path, of="slow", filename="slow")
     shown = lightning.AveragedCheckpoint(dirpath=tmp_path, filename="shown")
+    of_fast = lightning.AveragedCheckpoint(dirpath=tmp_path, of="fast")  # each has a state of its own in checkpoints
+    assert len({callback.state_key for callback in (*callbacks(), of_slow, shown, of_fast)}) == 5
     module = lightning.Growing()
     trainer = lightning.trainer(tmp_path, *callbacks(), saving, of_slow, shown)
     trainer.fit(module, lightning.rows(4), lightning.rows(1))
