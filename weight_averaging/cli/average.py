@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from weight_averaging.averages import Average, SnapshotError
 from weight_averaging.cli.common import (
+    add_key,
     add_reading,
     add_step_from,
     add_writing,
@@ -63,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--at", help="steps as of which to average, with commas between (default: the last)")
     add_writing(parser)
     add_reading(parser)
+    add_key(parser)
     add_step_from(parser)
     parser.add_argument("--verify", action="store_true", help="compare files with the checksums in manifest.json first")
 
@@ -88,7 +90,7 @@ def told(args: argparse.Namespace) -> "Snapshots":
     """The snapshots that are asked for, verified if wanted; tells how many there are, and where steps are from."""
     from weight_averaging.offline.recording import verify
 
-    snapshots = opened(args.paths, args.allow_class, args.step_from)
+    snapshots = opened(args.paths, args.allow_class, args.step_from, args.key)
     if args.verify:
         verify(snapshots.folder)
     steps = snapshots.steps

@@ -27,6 +27,17 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_key(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--key",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="the model to take, where checkpoints have several, as state_dict_ema or state.model; may be repeated,\n"
+        "the first is the main one (default: all, each on its own)",
+    )
+
+
 def add_step_from(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--step-from",
@@ -69,17 +80,22 @@ def _positive(text: str) -> float:
     return value
 
 
-def opened(paths: Sequence[Path], allow: Sequence[str], step_from: str | None = None) -> "Snapshots":
+def opened(
+    paths: Sequence[Path], allow: Sequence[str], step_from: str | None = None, keys: Sequence[str] = ()
+) -> "Snapshots":
     """The snapshots of a folder, or of the checkpoints that are named; tells what is left out."""
     from weight_averaging.offline import Snapshots
     from weight_averaging.offline.forms import is_checkpoint
+    from weight_averaging.offline.forms.hugging_face import is_folder, is_run_in
 
     if missing := [path for path in paths if not path.exists()]:
         raise SnapshotError(f"{missing[0]} is not there")
     folder = len(paths) == 1 and paths[0].is_dir()
     if folder and is_checkpoint(paths[0]):  # one, or the output of a Trainer with several in it
-        folder = any(path.is_dir() and is_checkpoint(path) for path in paths[0].iterdir())
-    snapshots = Snapshots(paths[0] if folder else paths, allow, step_from=step_from)
+        several = not is_folder(paths[0])
+        inner = (path for path in paths[0].iterdir() if path.is_dir() and (several or is_run_in(path)))
+        folder = any(map(is_checkpoint, inner))
+    snapshots = Snapshots(paths[0] if folder else paths, allow, step_from=step_from, keys=keys)
     if snapshots.left_out:
         shown = [f"{path.name} ({reason})" for path, reason in snapshots.left_out.items()]
         print(f"left out: {', '.join(shown)}")

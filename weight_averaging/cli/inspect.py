@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weight_averaging.cli.common import add_reading, add_step_from, counted, keys_of, listed, opened
+from weight_averaging.cli.common import add_key, add_reading, add_step_from, counted, keys_of, listed, opened
 from weight_averaging.placement import size
 
 if TYPE_CHECKING:
@@ -30,11 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "paths", metavar="PATH", type=Path, nargs="+", help="a folder of checkpoints, or the checkpoints"
     )
     add_reading(parser)
+    add_key(parser)
     add_step_from(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    snapshots = opened(args.paths, args.allow_class, args.step_from)
+    snapshots = opened(args.paths, args.allow_class, args.step_from, args.key)
     unit, steps = snapshots.unit, snapshots.steps
     spacing = {later - earlier for earlier, later in pairwise(steps)}
     apart = f", {spacing.pop()} apart" if len(spacing) == 1 else ", not equally far apart" if spacing else ""

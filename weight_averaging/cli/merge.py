@@ -11,7 +11,7 @@ from pathlib import Path
 
 from weight_averaging.averages import LAWA, Average, SnapshotError, Weighted
 from weight_averaging.cli.average import write
-from weight_averaging.cli.common import add_reading, add_writing, opened
+from weight_averaging.cli.common import add_key, add_reading, add_writing, opened
 
 EXAMPLES = """\
 for example:
@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_writing(parser)
     add_reading(parser)
+    add_key(parser)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
             average = Weighted(weights=tuple(weights.values()))
         except ValueError as error:
             raise SnapshotError(f"--weights: {error}") from None
-    snapshots = opened(paths, args.allow_class, step_from="order")
+    snapshots = opened(paths, args.allow_class, step_from="order", keys=args.key)
     for number, path in snapshots.paths.items():
         print(f"{number}: {path}, weight {average.coefficients(len(paths))[number - 1]:.6g}")
     kind = f"weighted mean of {len(paths)} models" if weights else str(average)

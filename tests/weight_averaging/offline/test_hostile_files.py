@@ -338,6 +338,50 @@ def test_what_is_known_and_not_read_is_called_by_its_name(tmp_path, capsys, name
     assert said.count("\n") == 1
 
 
+class Plain:
+    """A class that a user allows, with a method that a file may name and not have called."""
+
+    def ran(self) -> None:
+        os.mkdir(RAN)
+
+    def __reduce__(self):
+        return getattr, (Plain, self.wanted)
+
+
+@pytest.mark.parametrize("wanted", ["ran", "__init__", "__subclasses__", "missing"])
+def test_methods_of_an_allowed_class_are_kept_and_nothing_else(tmp_path, capsys, wanted):
+    inner = Plain()
+    inner.wanted = wanted
+    torch.save({"model": {"w": torch.ones(2)}, "x": inner}, tmp_path / "step_1.pt")
+    allow = ["--allow-class", f"{Plain.__module__}.Plain"]
+    assert "is refused" in command(capsys, "inspect", tmp_path)
+    said = command(capsys, "inspect", tmp_path, *allow)
+    assert ("checkpoints: 1" in said) == (wanted == "ran")
+    assert said.count("\n") == 1 or wanted == "ran"
+
+
+def test_arrays_and_numbers_of_numpy_are_no_code(tmp_path, capsys):
+    """Under the names of numpy 1 and 2; of no more elements than the file brings along."""
+    numpy = pytest.importorskip("numpy")
+    values = [numpy.arange(6.0).reshape(2, 3), numpy.float32(3), numpy.random.get_state(), numpy.array(["a", None])]
+    for step in (1, 2):
+        contents = {"model": {"w": torch.ones(2) * step}, "values": values}
+        for name, module in (("new", b"numpy._core.multiarray"), ("old", b"numpy.core.multiarray")):
+            (tmp_path / name).mkdir(exist_ok=True)
+            file = io.BytesIO()
+            torch.save(contents, file, _use_new_zipfile_serialization=False)
+            data = file.getvalue().replace(b"numpy._core.multiarray", module)
+            (tmp_path / name / f"step_{step}.pt").write_bytes(data)
+    for name in ("new", "old"):
+        command(capsys, "average", tmp_path / name, "--lawa=window=2", f"--out={tmp_path / name / 'average.pt'}")
+        found = torch.load(tmp_path / name / "average.pt", weights_only=False)
+        assert found["model"]["w"].tolist() == [1.5, 1.5]
+        numpy.testing.assert_array_equal(found["values"][0], values[0])
+        numpy.testing.assert_array_equal(found["values"][2][1], values[2][1])
+        assert found["values"][1] == 3
+        assert found["values"][3].tolist() == ["a", None]
+
+
 def test_a_script_of_torch_is_called_by_its_name(tmp_path, capsys):
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "a_1.pt"))
     assert "a_1.pt is TorchScript, which is not read" in command(capsys, "inspect", tmp_path)

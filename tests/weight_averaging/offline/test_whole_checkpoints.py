@@ -7,6 +7,7 @@ import pathlib
 import struct
 import tempfile
 import time
+import warnings
 import zipfile
 
 import pytest
@@ -472,3 +473,58 @@ def test_the_command_speaks_of_what_it_did(tmp_path, capsys):
     said = command(capsys, "plan", "--params=7B", "--step-seconds=1")
     assert said.startswith("7e+09 weights in float32, 1 rank;")
     assert torch_file.TorchSource(out).average == "mean of 2 models"
+
+
+def several(folder) -> None:
+    """Three models in each checkpoint, one of them further in; and a folder of torch.distributed.checkpoint of them."""
+    dcp = pytest.importorskip("torch.distributed.checkpoint")
+    for step in (1, 2):
+        contents = {
+            "state": {"model": state_of(step), "ema": state_of(step + 10)},
+            "other": {"w": torch.ones(2) * step},
+        }
+        contents["state"]["optimizers"] = {"state": {}, "param_groups": []}
+        torch.save(contents, folder / f"step_{step}.pt")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there is no process group
+            del contents["state"]["optimizers"]
+            dcp.save(contents, checkpoint_id=folder / f"dcp_{step}")
+
+
+def test_the_model_may_be_one_level_down(tmp_path, capsys):
+    """As `state.model` of Composer's Trainer is."""
+    several(tmp_path)
+    files = sorted(tmp_path.glob("*.pt"))
+    out = tmp_path / "out.pt"
+    said = command(capsys, "average", *files, "--lawa=window=2", f"--out={out}")
+    assert f'load: model.load_state_dict(torch.load("{out}")["state"]["model"])' in said
+    found = torch.load(out)
+    is_mean(found["state"]["model"], [state_of(1), state_of(2)])
+    is_mean(found["state"]["ema"], [state_of(11), state_of(12)])
+    assert found["other"]["w"].tolist() == [1.5, 1.5]
+    assert "optimizers" not in found["state"]
+
+
+@pytest.mark.parametrize("form", ["step_*.pt", "dcp_*"])
+def test_models_by_their_keys(tmp_path, capsys, form):
+    several(tmp_path)
+    files = sorted(tmp_path.glob(form))
+    one, two = tmp_path / "one.safetensors", tmp_path / "two.pt"
+    command(capsys, "average", *files, "--lawa=window=2", f"--out={one}", "--key=state.ema")
+    is_mean(load_file(one), [state_of(11), state_of(12)])
+    apart = ["--exclude=other:w"] if form == "step_*.pt" else []
+    said = command(capsys, "merge", *files, f"--out={two}", "--key=state.ema", "--key=other", *apart)
+    found = torch.load(two)
+    if form == "dcp_*":
+        assert "left out, since a state dict is of one model: other (1 tensor)" in said
+        is_mean(found, [state_of(11), state_of(12)])
+    else:
+        assert "not in the average: state.model, state.optimizers" in said
+        is_mean(found["state"]["ema"], [state_of(11), state_of(12)])
+        assert found["other"]["w"].tolist() == [2, 2]
+        assert "model" not in found["state"]
+    said = command(capsys, "average", *files, "--lawa=window=2", f"--out={one}.pt", "--key=stat.ema")
+    assert "--key=stat.ema" in said
+    assert said.count("\n") == 1
+    said = command(capsys, "average", one, "--lawa=window=1", f"--out={one}.pt", "--key=ema", "--step-from=order")
+    assert said == f"error: {one} is one state dict, and has none at --key=ema\n"

@@ -1,7 +1,7 @@
 """Forms of checkpoints as trainers write them: which files and folders are some, and what opens each."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from weight_averaging.averages import SnapshotError
@@ -30,11 +30,12 @@ def is_checkpoint(path: Path) -> bool:
     return bool(_NAMES.fullmatch(path.name))
 
 
-def open_checkpoint(path: Path, allow: Collection[str] = ()) -> Source:
+def open_checkpoint(path: Path, allow: Collection[str] = (), keys: Sequence[str] = ()) -> Source:
     """The checkpoint at `path`.
 
     Args:
         allow: see `pickles.load_file`.
+        keys: of the models in it that are wanted, the main one first; none: all.
     Raises:
         SnapshotError: it cannot be read, is damaged, would run code, or holds no model; the message names the file.
     """
@@ -44,16 +45,16 @@ def open_checkpoint(path: Path, allow: Collection[str] = ()) -> Source:
         raise SnapshotError(f"{shown(path)}: its name is no UTF-8, and torch opens no such file: rename it") from None
     with reading(path):
         if (path / ".metadata").is_file():
-            return ShardedFolder(path)
+            return ShardedFolder(path, keys)
         if hugging_face.is_folder(path):
-            return hugging_face.HuggingFaceSource(path, allow)
+            return hugging_face.HuggingFaceSource(path, allow, keys)
         if path.is_dir():
             raise SnapshotError(f"{path} is a folder without weights in it: {WANTED}")
         if path.suffix == ".safetensors":
+            if keys:
+                raise SnapshotError(f"{path} is one state dict, and has none at --key={keys[0]}")
             return SafetensorsSource(path)
-        if path.is_file() and is_msgpack(path):
-            return FlaxSource(path)
-        return TorchSource(path, allow)
+        return FlaxSource(path, keys) if path.is_file() and is_msgpack(path) else TorchSource(path, allow, keys)
 
 
 def shown(path: Path) -> str:

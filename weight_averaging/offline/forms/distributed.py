@@ -2,7 +2,7 @@
 
 import pickle
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ class ShardedFolder(Source):
 
     form = "folder of torch.distributed.checkpoint"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keys: Sequence[str] = ()) -> None:
         super().__init__(path)
         try:
             with open(path / ".metadata", "rb") as file:
@@ -76,6 +76,8 @@ class ShardedFolder(Source):
             raise SnapshotError(f"{path} was written while an averager had its average in the model: swap it out first")
         tensors = {place: key for key, place in places.items() if hasattr(entries[key], "size")}
         models = _models(tensors)
+        if keys:
+            models = {key: _below(path, tensors, key) for key in keys}
         if not models:
             tops = sorted({str(place[0]) for place in places.values()})
             raise SnapshotError(f"{path} holds no model; its keys are {', '.join(tops[:8])}")
@@ -118,6 +120,19 @@ def _kind(path: Path, key: str, entry: Any) -> tuple[tuple[int, ...], torch.dtyp
         return tuple(entry.size), entry.properties.dtype
     except AttributeError:
         raise SnapshotError(f"{path / '.metadata'} is damaged: it has no type for {key}") from None
+
+
+def _below(path: Path, tensors: Collection[tuple[Any, ...]], key: str) -> dict[str, tuple[Any, ...]]:
+    """The places by name of the tensors at a key, dots leading further in."""
+    found = {}
+    for place in tensors:
+        name = ".".join(map(str, place))
+        if name.startswith(key + "."):
+            found[name.removeprefix(key + ".")] = place
+    if not found:
+        tops = sorted({str(place[0]) for place in tensors})
+        raise SnapshotError(f"{path} has no tensors at --key={key}; its keys are {', '.join(tops[:8])}")
+    return found
 
 
 def _models(tensors: Collection[tuple[Any, ...]]) -> dict[str, dict[str, tuple[Any, ...]]]:

@@ -1,6 +1,6 @@
 """Flax's checkpoints in one file: `checkpoint_STEP` of flax.training and of the AlgoPerf harness in JAX, `.msgpack`."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,7 +35,7 @@ class FlaxSource(Source):
     form = "Flax checkpoint"
     loading = 'flax.training.checkpoints.restore_checkpoint("{path}", target=None)'
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keys: Sequence[str] = ()) -> None:
         super().__init__(path)
         self._tree = unpacked(path, {})
         if not isinstance(self._tree, Mapping):
@@ -43,6 +43,14 @@ class FlaxSource(Source):
         numbers = {key: self.counter(key) for key in (*STEP_KEYS, *EPOCH_KEYS)}
         self.counters = {key: number for key, number in numbers.items() if number is not None}
         self._models = _models(self._tree)
+        self._unchosen: list[Any] = []
+        if keys:
+            for wanted in keys:
+                if wanted not in self._models or not wanted:
+                    there = ", ".join(filter(None, self._models))
+                    raise SnapshotError(f"{path} has no weights at --key={wanted}; it has some at {there}")
+            self._unchosen = [model for key, model in self._models.items() if key not in keys]
+            self._models = {key: self._models[key] for key in keys}
         if not self._models:
             shown = ", ".join(map(str, list(self._tree)[:8]))
             raise NoModelError(f"{path} holds no weights; its keys are {shown}", for_training=False)
@@ -69,7 +77,11 @@ class FlaxSource(Source):
         raw = next(_raw(self._tree), None)
         if raw is None:
             return
-        main = next(iter(self._models))
+        main = next(key for key in (*_MODEL_KEYS, "") if key in self._models or not key)
+        if main not in self._models:
+            raise SnapshotError(
+                f"{self.path}: an average is in its model, and the raw weights aside: --key cannot tell"
+            )
         of_state = sorted(place for place, _ in leaves(self._models.get("model_state")))
         statistics = [self._names["model_state", place] for place in of_state]
         aside = {self._names.get((main, place), "?"): array for place, array in leaves(raw["params"])}
@@ -132,7 +144,7 @@ class FlaxSource(Source):
                 return {inner: filled(key, one, (*place, str(inner))) for inner, one in value.items()}
             return state[self._names[key, place]] if isinstance(value, Array) else value
 
-        models: dict[int, Any] = {}
+        models: dict[int, Any] = dict.fromkeys(map(id, self._unchosen))
         for key, model in self._models.items():
             own = [name for (of, _), name in self._names.items() if of == key]
             models[id(model)] = filled(key, model) if all(name in state for name in own) else None

@@ -49,9 +49,7 @@ def unpacked(path: Path, wanted: dict[int, Any]) -> Any:
     try:
         import msgpack
     except ImportError:
-        raise SnapshotError(
-            f"{path} is msgpack, as Flax writes it, and read with the package msgpack: install it"
-        ) from None
+        raise SnapshotError(f"{path} is msgpack, as Flax writes it: install the package msgpack to read it") from None
     seen = 0
 
     def extension(code: int, data: bytes) -> Any:

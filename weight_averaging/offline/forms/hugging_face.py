@@ -3,7 +3,8 @@
 `checkpoint-STEP/` of a Trainer has the step in `trainer_state.json`. Weights are `model.safetensors`, or parts of it
 that `model.safetensors.index.json` names tensor by tensor; `pytorch_model.bin` likewise; `adapter_model` of PEFT,
 `diffusion_pytorch_model` of diffusers. Other files of weights in it are models beside: `model_1.safetensors` of
-accelerate, `2_Dense/model.safetensors` of sentence-transformers.
+accelerate, `2_Dense/model.safetensors` of sentence-transformers. Diffusers has its models in folders of their own
+below (`unet`, `unet_ema`), and a variant of one in the name: `diffusion_pytorch_model.fp16.safetensors`.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import functools
 import json
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from weight_averaging.offline.layouts import Layout, nbytes
 from weight_averaging.tensor_names import clean_names
 
 _STEMS = ("model", "pytorch_model", "adapter_model", "diffusion_pytorch_model")
+_VARIANT = re.compile(rf"({'|'.join(_STEMS)})\.(?:(\w+)\.(?:safetensors|bin)|safetensors\.index\.(\w+)\.json)")
 _INDEX = ".index.json"
+_MAIN = ("unet", "transformer", "prior", "controlnet")  # of several models of diffusers
 # For the training that goes on from there, and not part of the model.
 _TRAINING = re.compile(
     r"(optimizer|scheduler|scaler|rng_state|random_states|sampler|dl_state_dict|custom_checkpoint)(_.*|\d*)\."
@@ -41,14 +44,45 @@ def is_folder(path: Path) -> bool:
     return _weights(path) is not None
 
 
+def is_run_in(path: Path) -> bool:
+    """Whether a folder below one of Hugging Face is a checkpoint of its own, and not a part of that."""
+    return bool(_FOLDER_OF_OTHERS.fullmatch(path.name))
+
+
 def _weights(path: Path) -> str | None:
-    """The file that has the weights, or the index of those that have."""
+    """The file that has the weights, or the index of those that have; it may be in a folder below."""
+    if found := _weights_in(path):
+        return found
+    parts = [
+        part
+        for part in sorted(path.iterdir() if path.is_dir() else ())
+        if part.is_dir() and not is_run_in(part) and (part / "config.json").is_file() and _weights_in(part)
+    ]
+    if not any('"_class_name"' in (part / "config.json").read_text(errors="replace") for part in parts):
+        return None
+    parts.sort(key=lambda part: _MAIN.index(part.name) if part.name in _MAIN else len(_MAIN))
+    return f"{parts[0].name}/{_weights_in(parts[0])}"
+
+
+def _weights_in(path: Path) -> str | None:
     for suffix in (".safetensors", ".bin"):
         for stem in _STEMS:
             for name in (f"{stem}{suffix}", f"{stem}{suffix}{_INDEX}"):
                 if (path / name).is_file():
                     return name
-    return None
+    names = [one.name for one in path.iterdir() if _VARIANT.fullmatch(one.name)] if path.is_dir() else []
+    return min(names, default=None)
+
+
+def _chosen(path: Path, key: str) -> str:
+    """The same of the model at a key: the name of a file, or of a folder below."""
+    inner = path / key
+    if inner.is_file() and Path(key).suffix in (".safetensors", ".bin"):
+        return key
+    found = _weights_in(inner) if inner.resolve().is_relative_to(path.resolve()) else None
+    if found is None:
+        raise SnapshotError(f"{path} has no weights at --key={key}, the name of a folder or file in it")
+    return f"{key.rstrip('/')}/{found}"
 
 
 class HuggingFaceSource(Source):
@@ -62,25 +96,31 @@ class HuggingFaceSource(Source):
         SnapshotError: a part is missing or damaged, or a tensor is not where the index says.
     """
 
-    def __init__(self, path: Path, allow: Collection[str] = ()) -> None:
+    def __init__(self, path: Path, allow: Collection[str] = (), keys: Sequence[str] = ()) -> None:
         super().__init__(path)
-        name = _weights(path)
+        name = _chosen(path, keys[0]) if keys else _weights(path)
         assert name is not None
+        for key in keys[1:]:
+            _chosen(path, key)
+        self._keys = [key.rstrip("/") for key in keys]
+        folder = name.rpartition("/")[0]
+        self._in = f"{folder}/" if folder else ""
         self.index: dict[str, Any] | None = None
-        if name.endswith(_INDEX):
+        if name.endswith(".json"):
             self.index = read_json(path / name)
             try:
-                self.files: dict[str, str] = dict(self.index["weight_map"])
+                in_folder = dict(self.index["weight_map"])
             except (KeyError, TypeError, ValueError):
                 raise SnapshotError(f"{path / name} is damaged: it has no weight_map") from None
-            if bad := [part for part in self.files.values() if not isinstance(part, str)]:
+            if bad := [part for part in in_folder.values() if not isinstance(part, str) or Path(part).name != part]:
                 raise SnapshotError(f"{path / name} is damaged: {bad[0]!r} in it is no file")
-        self._index_name = name
+            self.files = {tensor: self._in + part for tensor, part in in_folder.items()}
+        self._main = name
         parts = [name] if self.index is None else sorted(set(self.files.values()))
         self.form = f"Hugging Face folder ({len(parts)} {Path(parts[0]).suffix} of weights)"
         self._parts: dict[str, Source] = {}
         for part in parts:
-            if Path(part).name != part or not (path / part).is_file():
+            if not (path / part).is_file():
                 raise SnapshotError(f"{path}: {part}, which {name} names, is not there")
             self._parts[part] = _open(path / part, allow)
         if self.index is None:
@@ -101,15 +141,20 @@ class HuggingFaceSource(Source):
 
     def _look_beside(self, allow: Collection[str]) -> None:
         """Find what lies beside the weights: other weights, what is copied, and what is left out."""
+        unchosen: set[str] = set()
         for file in _files(self.path, self.not_copied):
             name = file.relative_to(self.path).as_posix()
-            if name in self._parts or name == self._index_name:
+            if name in self._parts or name == self._main:
                 continue
             if _TRAINING.fullmatch(file.name):
                 self.not_copied[name] = "for training"
             elif file.suffix in _FOREIGN:
                 self.not_copied[name] = "not averaged"
             elif file.suffix in (".safetensors", ".bin", ".pt", ".pth"):
+                if self._keys and not any(f"{name}/".startswith(f"{key}/") for key in self._keys):
+                    self.not_copied[name] = "not asked for"
+                    unchosen |= {f"{folder}/"} if (folder := name.rpartition("/")[0]) else set()
+                    continue
                 try:
                     source = _open(file, allow)
                 except SnapshotError as error:
@@ -123,6 +168,7 @@ class HuggingFaceSource(Source):
                     self.others[tensor], self.files[tensor], self._own_name[tensor] = kind, name, own
             else:
                 self._copied.append(name)
+        self._copied = [name for name in self._copied if not name.startswith(tuple(unchosen))]
 
     def counter(self, key: str) -> int | None:
         state = self.path / "trainer_state.json"
@@ -160,19 +206,22 @@ class HuggingFaceSource(Source):
     @property
     def loading(self) -> str:
         """What loads such a folder."""
-        path = '"{path}"'
+        path, folder = '"{path}"', self.path / self._in
         if (self.path / "modules.json").is_file():
             return f"sentence_transformers.SentenceTransformer({path})"
         if (self.path / "adapter_config.json").is_file():
             return f"peft.PeftModel.from_pretrained(base_model, {path})"
-        if not (self.path / "config.json").is_file():
+        if not (folder / "config.json").is_file():
             return f"accelerate.load_checkpoint_in_model(model, {path})"
-        config = read_json(self.path / "config.json")
+        config = read_json(folder / "config.json")
+        more = f', subfolder="{self._in[:-1]}"' if self._in else ""
+        if variant := _VARIANT.fullmatch(Path(self._main).name):
+            more += f', variant="{variant[2] or variant[3]}"'
         if isinstance(config.get("_class_name"), str):
-            return f"diffusers.{config['_class_name']}.from_pretrained({path})"
+            return f"diffusers.{config['_class_name']}.from_pretrained({path}{more})"
         architectures = config.get("architectures")
         name = architectures[0] if isinstance(architectures, list) and architectures else "AutoModel"
-        return f"transformers.{name}.from_pretrained({path})"
+        return f"transformers.{name}.from_pretrained({path}{more})"
 
     def write_rest(self, folder: Path, layout: Layout, float32: bool) -> None:
         """Write all but the weights into `folder`: config, tokenizer, code, and the index for weights of `layout`."""
@@ -187,8 +236,12 @@ class HuggingFaceSource(Source):
             model = {name: kind for name, kind in layout.items() if name not in self.others}
             metadata = self.index.get("metadata")
             about = {**(metadata if isinstance(metadata, dict) else {}), "total_size": nbytes(model)}
-            index = {**self.index, "metadata": about, "weight_map": {name: self.part_of(name)[0] for name in model}}
-            (folder / self._index_name).write_text(json.dumps(index, indent=2) + "\n")
+            index = {
+                **self.index,
+                "metadata": about,
+                "weight_map": {name: Path(self.part_of(name)[0]).name for name in model},
+            }
+            (folder / self._main).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _open(path: Path, allow: Collection[str]) -> Source:

@@ -1,13 +1,15 @@
 """Files of torch.save, read so that no code runs: tensors, plain values, and classes allowed by name."""
 
+import datetime
 import importlib
 import re
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.torch_version import TorchVersion
 
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.forms.records import Records
@@ -35,7 +37,8 @@ def load_file(path: Path, allow: Collection[str] = (), records: Records | None =
         storages.append(storage)
         return storage  # it is on the CPU, wherever it was
 
-    allowed = [*_numpy_scalars(), *map(_class_of, allow)]
+    classes = list(map(_class_of, allow))
+    allowed = [datetime.timedelta, TorchVersion, *_of_numpy(), *classes, *_methods_of(classes)]
     try:
         with torch.serialization.safe_globals(allowed):
             try:
@@ -75,11 +78,50 @@ def _consent(name: str) -> str:
     return f", or if you trust that class: --allow-class={name}" if isinstance(known, type) else ""
 
 
-def _numpy_scalars() -> list[Any]:
-    """What a numpy number in a checkpoint (a metric, say) is made by; harmless."""
+def _of_numpy() -> list[Any]:
+    """What numbers and arrays of numpy (a metric, the state of a random generator) are made by; harmless."""
     try:
         import numpy
         from numpy._core.multiarray import scalar
     except ImportError:
         return []
-    return [scalar, numpy.dtype, type(numpy.dtype("float64")), type(numpy.dtype("float32")), type(numpy.dtype("int64"))]
+    made: list[Any] = [
+        scalar,
+        numpy.ndarray,
+        numpy.dtype,
+        *{type(numpy.dtype(code)) for code in numpy.typecodes["All"]},
+    ]
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # of numpy 1 and 2
+        made += [_called(f"{module}._reconstruct", _empty_array), _called(f"{module}.scalar", scalar)]
+    return made
+
+
+def _methods_of(classes: Collection[type]) -> list[Any]:
+    """What finds a class's own methods, which are kept and not called: mmengine's HistoryBuffer has some."""
+
+    def method_of(owner: type, name: str) -> Any:
+        if owner not in classes or not isinstance(name, str) or name.startswith("_"):
+            raise TypeError(f"{name} of {owner} is not allowed")
+        return vars(owner)[name]
+
+    return [_called(f"{module}.getattr", method_of) for module in ("builtins", "__builtin__")] if classes else []
+
+
+def _called(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, found by torch under this name."""
+
+    def found(*args: Any) -> Any:
+        return function(*args)
+
+    found.__module__, _, found.__name__ = name.rpartition(".")
+    found.__qualname__ = found.__name__  # by which newer releases of torch look
+    return found
+
+
+def _empty_array(kind: type, shape: tuple[int, ...], code: object) -> Any:
+    """An array that its state is put into; of no elements whatever a file says, for the state brings its own."""
+    import numpy
+
+    if kind is not numpy.ndarray:
+        raise TypeError(f"{kind} is no numpy.ndarray")
+    return numpy.empty(0, numpy.int8)

@@ -1,6 +1,6 @@
 """One file of torch.save: a state dict, or a checkpoint that holds one or several."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,22 @@ from weight_averaging.offline.forms.contents import (
     averager_states,
     is_extra,
     is_for_training,
+    is_state_dict,
     models_beside,
     with_models,
 )
 from weight_averaging.offline.forms.pickles import load_file
 from weight_averaging.offline.forms.records import Records
 from weight_averaging.offline.forms.source import NoModelError, Source, joined
-from weight_averaging.offline.forms.trainers import MODEL_KEYS, about, count, counters_of, lightnings_average
+from weight_averaging.offline.forms.trainers import (
+    MODEL_KEYS,
+    about,
+    count,
+    counters_of,
+    is_fastais,
+    is_mmengines_ema,
+    lightnings_average,
+)
 from weight_averaging.offline.layouts import layout_of
 
 # Where Lightning's WeightAveraging has the raw weights while it has its average under `state_dict`.
@@ -27,24 +36,34 @@ _RAW, _AVERAGING = "current_model_state", "averaging_state"
 
 
 class TorchSource(Source):
-    """Attributes:
+    """Args:
+        keys: of the models to average, the main one first, dots leading further in; none: all that are there.
+
+    Attributes:
         extra: entries of the state dict that are extra state, and not averaged.
         averagers: kinds of the averagers whose states are in the file.
     Raises:
         SnapshotError: it is damaged, would run code, or holds no state dict, or one that cannot be averaged.
     """
 
-    def __init__(self, path: Path, allow: Collection[str] = ()) -> None:
+    def __init__(self, path: Path, allow: Collection[str] = (), keys: Sequence[str] = ()) -> None:
         super().__init__(path)
         self._records = Records(path)
         self._contents = load_file(path, allow, self._records)
-        self._key, self._saved = _find_model(path, self._contents)
+        self._key, self._shown, self._saved = _find_model(path, self._contents, keys)
+        self._chosen = keys
+        self._unchosen: list[Mapping[str, Any]] = []
         about_it = about(path, self._contents, self._key)
         self.form, self.loading = about_it.form, about_it.loading
         self.counters = counters_of(self._contents) if self._key is not None else {}
         self.average = str(self._records.about.get("average", "")) or lightnings_average(self._contents, self._saved)
-        if self._key is not None and self._saved is not self._contents[self._key]:
+        if self._saved is not self._shown:
             self.note = f"averaged are the raw weights ({_RAW}), not Lightning's averages of them ({self._key})"
+        elif self._key == "state_dict" and is_mmengines_ema(self._contents):
+            self.note = (
+                "averaged are the EMAs of mmengine's EMAHook (state_dict), and apart from them the raw weights "
+                "(ema_state_dict): --key ema_state_dict takes those alone"
+            )
         self.extra = {name: value for name, value in self._saved.items() if is_extra(name)}
         self._state = {name: value for name, value in self._saved.items() if not is_extra(name)}
         _check(path, self._state)
@@ -53,7 +72,8 @@ class TorchSource(Source):
         beside = {key: {n: v for n, v in model.items() if not is_extra(n)} for key, model in self._beside.items()}
         for tensors in beside.values():
             _check(path, tensors)
-        put_raw(path, [self._state, *beside.values()], self._contents)
+        rest = [{name: one for name, one in model.items() if not is_extra(name)} for model in self._unchosen]
+        put_raw(path, [self._state, *beside.values(), *rest], self._contents)
         self.layout = layout_of(self._state)
         self._tensors = dict(self._state)
         for key, tensors in beside.items():
@@ -66,20 +86,19 @@ class TorchSource(Source):
         """The models beside, by keys with which no name is there twice."""
         if self._key is None:
             return {}
-        shown = self._contents[self._key]  # an average, where the raw weights are elsewhere
         found: dict[str, Mapping[str, Any]] = {}
         for key, model in models_beside(self._contents, self._saved):
+            if self._chosen and key not in self._chosen:
+                self._unchosen.append(model)
+                continue
             while key in found or any(name.startswith(joined(key, "")) for name in self._saved):
                 key += "_"
-            if model is not shown:
+            if model is not self._shown:  # an average, where the raw weights are elsewhere
                 found[key] = model
         return found
 
     def counter(self, key: str) -> int | None:
-        value = self._contents
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        return count(value)
+        return count(_at(self._contents, key))
 
     def read(self, names: list[str]) -> dict[str, Tensor]:
         return {name: self._tensors[name] for name in names}
@@ -104,8 +123,11 @@ class TorchSource(Source):
         weights = {name: value for name, value in state.items() if name not in self.others} | self.extra
         if self._key is None:
             return weights, []
-        models: dict[int, Any] = {id(self._contents[self._key]): weights}
-        if self._saved is not self._contents[self._key]:
+        if is_fastais(self._contents):
+            return weights, ["opt"]
+        models: dict[int, Any] = dict.fromkeys(map(id, self._unchosen))
+        models[id(self._shown)] = weights
+        if self._saved is not self._shown:
             models[id(self._saved)] = None
         for key, model in self._beside.items():
             names = {name: joined(key, name) for name in model}
@@ -117,18 +139,45 @@ class TorchSource(Source):
         return with_models(self._contents, models)
 
 
-def _find_model(path: Path, contents: Any) -> tuple[str | None, Mapping[str, Any]]:
-    """The key under which the model's state dict is (None: at the top), and that with its raw weights."""
+def _find_model(
+    path: Path, contents: Any, keys: Sequence[str]
+) -> tuple[str | None, Mapping[str, Any], Mapping[str, Any]]:
+    """The key of the model's state dict (dots lead further in; None: the top), that, and that with its raw weights."""
     if not isinstance(contents, Mapping):
         raise SnapshotError(f"{path} holds no state dict but a {type(contents).__name__}")
-    key = next((key for key in MODEL_KEYS if isinstance(contents.get(key), Mapping)), None)
-    state = contents if key is None else contents[key]
+    for wanted in keys:
+        if not is_state_dict(_at(contents, wanted)):
+            there = [key for key, _ in models_beside(contents, {})]
+            raise SnapshotError(f"{path} has no state dict at --key={wanted}; it has some at {', '.join(there[:8])}")
+    key = keys[0] if keys else _key_of_model(contents)
+    state = contents if key is None else _at(contents, key)
     if not any(isinstance(value, Tensor) for value in state.values()):
         shown = ", ".join(map(str, list(contents)[:8]))
         raise NoModelError(f"{path} holds no state dict; its keys are {shown}", is_for_training(None, contents))
-    if key is not None and all(isinstance(contents.get(name), Mapping) for name in (_RAW, _AVERAGING)):
-        state = contents[_RAW]
-    return key, state
+    if key in MODEL_KEYS and not keys and all(isinstance(contents.get(name), Mapping) for name in (_RAW, _AVERAGING)):
+        return key, state, contents[_RAW]
+    return key, state, state
+
+
+def _key_of_model(contents: Mapping[Any, Any]) -> str | None:
+    """One of MODEL_KEYS, at the top or one level below: `state.model` of Composer."""
+    if key := next((key for key in MODEL_KEYS if isinstance(contents.get(key), Mapping)), None):
+        return key
+    if not any(isinstance(value, Tensor) for value in contents.values()):
+        for top, inner in contents.items():
+            if isinstance(inner, Mapping) and isinstance(top, str) and not is_for_training(top, inner):
+                for key in MODEL_KEYS:
+                    if is_state_dict(inner.get(key)):
+                        return f"{top}.{key}"
+    return None
+
+
+def _at(contents: Any, key: str) -> Any:
+    """What is at a key, dots leading further in, unless a key has dots itself; None if there is nothing."""
+    if not isinstance(contents, Mapping) or key in contents:
+        return contents.get(key) if isinstance(contents, Mapping) else None
+    first, dot, rest = key.partition(".")
+    return _at(contents.get(first), rest) if dot else None
 
 
 def _check(path: Path, state: Mapping[Any, Any]) -> None:

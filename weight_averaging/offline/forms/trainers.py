@@ -4,6 +4,7 @@
 - timm, `checkpoint-E.pth.tar`: `state_dict`, `epoch`, `arch`, `optimizer`; `args` is an argparse.Namespace.
 - fairseq, `checkpointE.pt` and `checkpoint_E_S.pt`: `model`, and `num_updates` in the last entry of
   `optimizer_history`; `cfg` or `args`.
+- fastai, `model_E.pth`: `model` and `opt`, or the state dict alone.
 - ESPnet, `Eepoch.pth`: the state dict alone.
 """
 
@@ -40,13 +41,16 @@ def about(path: Path, contents: Any, model_key: str | None) -> About:
     if not isinstance(contents, Mapping) or model_key is None:
         form = "ESPnet epoch" if re.fullmatch(r"\d+epoch", path.stem) else "state dict"
         return About(form, 'model.load_state_dict(torch.load("{path}"))')
+    if is_fastais(contents):
+        return About("fastai checkpoint", 'model.load_state_dict(torch.load("{path}")), or learn.load')
     if "pytorch-lightning_version" in contents:
         return About("Lightning checkpoint", 'YourModule.load_from_checkpoint("{path}")')
     if _fairseqs(contents):
         return About("fairseq checkpoint", "fairseq-generate DATA --path {path}")
     if model_key == "state_dict" and isinstance(contents.get("arch"), str):
         return About("timm checkpoint", f'timm.create_model("{contents["arch"]}", checkpoint_path="{{path}}")')
-    loading = f'model.load_state_dict(torch.load("{{path}}")["{model_key}"])'
+    place = model_key if model_key in contents else '"]["'.join(model_key.split("."))
+    loading = f'model.load_state_dict(torch.load("{{path}}")["{place}"])'
     return About(f"checkpoint with its model under {model_key}", loading)
 
 
@@ -73,6 +77,20 @@ def lightnings_average(contents: Any, state: Mapping[str, Any]) -> str:
         ):  # fmt: skip
             return "Lightning's StochasticWeightAveraging"
     return ""
+
+
+def is_fastais(contents: Mapping[Any, Any]) -> bool:
+    """Whether fastai's Learner.save wrote it with its optimizer: `load` takes both, or a state dict alone."""
+    optimizer = contents.get("opt")
+    return contents.keys() == {"model", "opt"} and isinstance(optimizer, Mapping) and "hypers" in optimizer
+
+
+def is_mmengines_ema(contents: Mapping[Any, Any]) -> bool:
+    """Whether mmengine's EMAHook has changed the places of the EMA and the raw weights, as it does when it saves."""
+    meta = contents.get("meta")
+    return (
+        isinstance(meta, Mapping) and "mmengine_version" in meta and isinstance(contents.get("ema_state_dict"), Mapping)
+    )
 
 
 def count(value: Any) -> int | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.forms import WANTED, is_checkpoint, open_checkpoint
-from weight_averaging.offline.forms.hugging_face import is_folder
+from weight_averaging.offline.forms.hugging_face import is_folder, is_run_in
 from weight_averaging.offline.forms.source import NoModelError, Source, key_of
 from weight_averaging.offline.layouts import Layout, check_alike, nbytes
 from weight_averaging.offline.reading.checksums import Checksums
@@ -34,6 +34,8 @@ class Snapshots:
     Args:
         where: a folder of checkpoints, or the checkpoints.
         allow: classes that pickles may be made of, by their full names (`argparse.Namespace`).
+        keys: of the models in the checkpoints that are wanted, the main one first (`state_dict_ema`, `state.model`; a
+            folder of Hugging Face has them by the name of the folder or file in it); default: all.
         step_from: where the number of each checkpoint is, for `order.from_place`; default: the rule of `order`.
     Raises:
         SnapshotError: there is none, a file is damaged or would run code, a step is unknown or there twice, or the
@@ -57,9 +59,14 @@ class Snapshots:
     """
 
     def __init__(
-        self, where: Path | str | Sequence[Path | str], allow: Collection[str] = (), *, step_from: str | None = None
+        self,
+        where: Path | str | Sequence[Path | str],
+        allow: Collection[str] = (),
+        *,
+        step_from: str | None = None,
+        keys: Sequence[str] = (),
     ) -> None:
-        self._allow = tuple(allow)
+        self._allow, self._keys = tuple(allow), tuple(dict.fromkeys(keys))
         self.left_out: dict[Path, str] = {}
         if isinstance(where, Path | str):
             self.folder = Path(where)
@@ -100,7 +107,7 @@ class Snapshots:
             raise SnapshotError(f"{self.folder} is not a folder")
         entries = sorted(path for path in self.folder.iterdir() if is_checkpoint(path))
         if is_folder(self.folder):
-            if not (folders := [path for path in entries if path.is_dir()]):
+            if not (folders := [path for path in entries if path.is_dir() and is_run_in(path)]):
                 raise SnapshotError(f"{self.folder} is one Hugging Face checkpoint: name the folder that has several")
             self.left_out |= {path: "not a checkpoint-STEP" for path in entries if path not in folders}
             entries = folders
@@ -132,7 +139,7 @@ class Snapshots:
         sources: dict[Path, Source] = {}
         for path in entries:
             try:
-                source = open_checkpoint(path, self._allow)
+                source = open_checkpoint(path, self._allow, self._keys)
             except NoModelError as error:
                 if not in_folder or not error.for_training:
                     raise
@@ -160,7 +167,7 @@ class Snapshots:
 
     def open(self, step: int) -> Source:
         """The checkpoint of a step."""
-        return open_checkpoint(self.paths[step], self._allow)
+        return open_checkpoint(self.paths[step], self._allow, self._keys)
 
     def latest_up_to(self, step: int) -> int:
         """The step of the latest snapshot up to `step`."""
