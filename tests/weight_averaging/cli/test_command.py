@@ -220,6 +220,11 @@ def test_what_cannot_be_ends_in_one_line(capsys, folder, tmp_path, flags, says):
     assert not (tmp_path / "x.pt").exists()
 
 
+def test_a_dozen_steps_are_named_and_of_more_some():
+    assert common.listed(range(1, 13)) == ", ".join(map(str, range(1, 13)))
+    assert common.listed(range(1, 14)) == "1, 2, ..., 13"
+
+
 def test_what_is_missing_is_asked_for(capsys, folder, tmp_path):
     files = [folder / "step_100.pt", folder / "step_200.pt"]
     for arguments, says in (
