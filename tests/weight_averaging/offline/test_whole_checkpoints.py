@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import pickle
 import struct
 import tempfile
 import time
@@ -489,6 +490,29 @@ def several(folder) -> None:
             warnings.simplefilter("ignore")  # that there is no process group
             del contents["state"]["optimizers"]
             dcp.save(contents, checkpoint_id=folder / f"dcp_{step}")
+
+
+def test_plans_in_the_metadata_of_megatron(tmp_path, capsys):
+    """Its folders are those of torch.distributed.checkpoint, with the plans of all ranks in `.metadata`."""
+    dcp = pytest.importorskip("torch.distributed.checkpoint")
+    planner = pytest.importorskip("torch.distributed.checkpoint.planner")
+    default = pytest.importorskip("torch.distributed.checkpoint.default_planner")
+    for step in (100, 200):
+        state = {"decoder.w": torch.full((2,), float(step)), "extra": b"bytes"}
+        folder = tmp_path / f"iter_{step:07d}"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there is no process group
+            dcp.save(state, checkpoint_id=folder)
+        metadata = pickle.loads((folder / ".metadata").read_bytes())
+        plan = default.create_default_local_save_plan(state, is_coordinator=True)
+        assert isinstance(plan.items[0], planner.WriteItem)
+        metadata.all_local_plans = [plan]
+        (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    out = tmp_path / "average.pt"
+    assert "made of 2 snapshots, steps 100, 200" in command(
+        capsys, "average", tmp_path, "--lawa=window=2", f"--out={out}"
+    )
+    assert torch.load(out)["decoder.w"].tolist() == [150, 150]
 
 
 def test_the_model_may_be_one_level_down(tmp_path, capsys):
