@@ -552,3 +552,40 @@ def test_models_by_their_keys(tmp_path, capsys, form):
     assert said.count("\n") == 1
     said = command(capsys, "average", one, "--lawa=window=1", f"--out={one}.pt", "--key=ema", "--step-from=order")
     assert said == f"error: {one} is one state dict, and has none at --key=ema\n"
+
+
+@pytest.mark.parametrize("places", [("model", "ema"), ("app.model", "app.ema"), ("", "")], ids=["model", "app", "flat"])
+def test_sharded_folders_come_out_as_such(tmp_path, capsys, places):
+    """For torch.distributed.checkpoint.load, in the places that the model had; torchtitan has it at the top."""
+    dcp = pytest.importorskip("torch.distributed.checkpoint")
+
+    def tree(*states):
+        found: dict = {}
+        for place, state in zip(places, states):
+            inner = found
+            for part in place.split(".") if place else ():
+                inner = inner.setdefault(part, {})
+            inner.update(state)
+        return found
+
+    one = len(set(places)) == 1
+    numbers = [(1,), (2,)] if one else [(1, 11), (2, 12)]
+    quiet = warnings.catch_warnings()
+    with quiet:
+        warnings.simplefilter("ignore")  # that there is no process group
+        for step, of in enumerate(numbers, start=1):
+            optimizer = {"optimizer": {"state": {"w": {"exp_avg": torch.ones(2)}}}, "step": torch.tensor(step)}
+            dcp.save(tree(*map(state_of, of)) | optimizer, checkpoint_id=tmp_path / "run" / f"step-{step}")
+        out = tmp_path / "run" / "step-3"
+        for flags in ([], ["--overwrite"]):
+            said = command(capsys, "average", tmp_path / "run", "--lawa=window=2", f"--out={out}", *flags)
+            assert f'load: torch.distributed.checkpoint.load(STATE, checkpoint_id="{out}")' in said
+        assert "step-3 is there already" in command(
+            capsys, "average", tmp_path / "run", "--lawa=window=2", f"--out={out}"
+        )
+        states = [{name: torch.zeros_like(value) for name, value in state_of(0).items()} for _ in numbers[0]]
+        dcp.load(tree(*states), checkpoint_id=out)
+    for number, state in enumerate(states):
+        is_mean(state, [state_of(of[number]) for of in numbers])
+    assert "left out: step-3 (an average already, lawa window=2" in command(capsys, "inspect", tmp_path / "run")
+    assert not list(tmp_path.rglob(".partial*"))
