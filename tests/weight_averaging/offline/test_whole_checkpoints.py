@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import pickle
 import struct
 import tempfile
 import time
@@ -491,6 +492,29 @@ def several(folder) -> None:
             dcp.save(contents, checkpoint_id=folder / f"dcp_{step}")
 
 
+def test_plans_in_the_metadata_of_megatron(tmp_path, capsys):
+    """Its folders are those of torch.distributed.checkpoint, with the plans of all ranks in `.metadata`."""
+    dcp = pytest.importorskip("torch.distributed.checkpoint")
+    planner = pytest.importorskip("torch.distributed.checkpoint.planner")
+    default = pytest.importorskip("torch.distributed.checkpoint.default_planner")
+    for step in (100, 200):
+        state = {"decoder.w": torch.full((2,), float(step)), "extra": b"bytes"}
+        folder = tmp_path / f"iter_{step:07d}"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there is no process group
+            dcp.save(state, checkpoint_id=folder)
+        metadata = pickle.loads((folder / ".metadata").read_bytes())
+        plan = default.create_default_local_save_plan(state, is_coordinator=True)
+        assert isinstance(plan.items[0], planner.WriteItem)
+        metadata.all_local_plans = [plan]
+        (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    out = tmp_path / "average.pt"
+    assert "made of 2 snapshots, steps 100, 200" in command(
+        capsys, "average", tmp_path, "--lawa=window=2", f"--out={out}"
+    )
+    assert torch.load(out)["decoder.w"].tolist() == [150, 150]
+
+
 def test_the_model_may_be_one_level_down(tmp_path, capsys):
     """As `state.model` of Composer's Trainer is."""
     several(tmp_path)
@@ -528,3 +552,40 @@ def test_models_by_their_keys(tmp_path, capsys, form):
     assert said.count("\n") == 1
     said = command(capsys, "average", one, "--lawa=window=1", f"--out={one}.pt", "--key=ema", "--step-from=order")
     assert said == f"error: {one} is one state dict, and has none at --key=ema\n"
+
+
+@pytest.mark.parametrize("places", [("model", "ema"), ("app.model", "app.ema"), ("", "")], ids=["model", "app", "flat"])
+def test_sharded_folders_come_out_as_such(tmp_path, capsys, places):
+    """For torch.distributed.checkpoint.load, in the places that the model had; torchtitan has it at the top."""
+    dcp = pytest.importorskip("torch.distributed.checkpoint")
+
+    def tree(*states):
+        found: dict = {}
+        for place, state in zip(places, states):
+            inner = found
+            for part in place.split(".") if place else ():
+                inner = inner.setdefault(part, {})
+            inner.update(state)
+        return found
+
+    one = len(set(places)) == 1
+    numbers = [(1,), (2,)] if one else [(1, 11), (2, 12)]
+    quiet = warnings.catch_warnings()
+    with quiet:
+        warnings.simplefilter("ignore")  # that there is no process group
+        for step, of in enumerate(numbers, start=1):
+            optimizer = {"optimizer": {"state": {"w": {"exp_avg": torch.ones(2)}}}, "step": torch.tensor(step)}
+            dcp.save(tree(*map(state_of, of)) | optimizer, checkpoint_id=tmp_path / "run" / f"step-{step}")
+        out = tmp_path / "run" / "step-3"
+        for flags in ([], ["--overwrite"]):
+            said = command(capsys, "average", tmp_path / "run", "--lawa=window=2", f"--out={out}", *flags)
+            assert f'load: torch.distributed.checkpoint.load(STATE, checkpoint_id="{out}")' in said
+        assert "step-3 is there already" in command(
+            capsys, "average", tmp_path / "run", "--lawa=window=2", f"--out={out}"
+        )
+        states = [{name: torch.zeros_like(value) for name, value in state_of(0).items()} for _ in numbers[0]]
+        dcp.load(tree(*states), checkpoint_id=out)
+    for number, state in enumerate(states):
+        is_mean(state, [state_of(of[number]) for of in numbers])
+    assert "left out: step-3 (an average already, lawa window=2" in command(capsys, "inspect", tmp_path / "run")
+    assert not list(tmp_path.rglob(".partial*"))

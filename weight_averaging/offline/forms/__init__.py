@@ -11,13 +11,14 @@ from weight_averaging.offline.forms.distributed import ShardedFolder
 from weight_averaging.offline.forms.flax_file import FlaxSource
 from weight_averaging.offline.forms.safetensors_file import SafetensorsSource
 from weight_averaging.offline.forms.source import Source
-from weight_averaging.offline.forms.strangers import is_msgpack
+from weight_averaging.offline.forms.strangers import is_msgpack, other_folder
 from weight_averaging.offline.forms.torch_file import TorchSource
 
 WANTED = (
     "*.pt, *.pth, *.pth.tar, *.ckpt, *.safetensors, *.msgpack, checkpoint_STEP, folders of Hugging Face "
     "(checkpoint-STEP) or of torch.distributed.checkpoint"
 )
+INSTEAD_OF_FOLDERS = "restore it, and save the tree by flax.serialization.to_bytes, or as .safetensors"
 _NAMES = re.compile(r"checkpoint_\d+|.+\.(pt|pth|pth\.tar|ckpt|safetensors|msgpack)", re.DOTALL)
 
 
@@ -48,6 +49,8 @@ def open_checkpoint(path: Path, allow: Collection[str] = (), keys: Sequence[str]
             return ShardedFolder(path, keys)
         if hugging_face.is_folder(path):
             return hugging_face.HuggingFaceSource(path, allow, keys)
+        if path.is_dir() and (other := other_folder(path)):
+            raise SnapshotError(f"{path} is {other}, which is not read: {INSTEAD_OF_FOLDERS}")
         if path.is_dir():
             raise SnapshotError(f"{path} is a folder without weights in it: {WANTED}")
         if path.suffix == ".safetensors":

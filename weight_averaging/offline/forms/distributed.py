@@ -2,7 +2,7 @@
 
 import pickle
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.forms.contents import TRAINING
+from weight_averaging.offline.forms.hugging_face import read_json
 from weight_averaging.offline.forms.source import Source, joined
 from weight_averaging.offline.forms.trainers import MODEL_KEYS
 
@@ -20,8 +21,14 @@ _ALLOWED = {
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"), ("torch", "Size"), ("torch", "device"),
     ("torch.serialization", "_get_layout"), ("collections", "OrderedDict"), ("builtins", "set"),
     ("pathlib", "Path"), ("pathlib", "PosixPath"), ("pathlib", "PurePosixPath"),
+    # The plans that Megatron-core, and NeMo with it, leave there: plain data.
+    *(("torch.distributed.checkpoint.planner", name) for name in (
+        "SavePlan", "WriteItem", "WriteItemType", "TensorWriteData", "BytesIOWriteData", "SerializationFormat",
+    )),
 }  # fmt: skip
 
+
+ABOUT = "weight_averaging.json"  # in a folder that holds an average, about that
 
 # What the states of optimizers are made of, also where they are flattened into names.
 _OF_OPTIMIZERS = {
@@ -55,6 +62,7 @@ class ShardedFolder(Source):
     """
 
     form = "folder of torch.distributed.checkpoint"
+    loading = 'torch.distributed.checkpoint.load(STATE, checkpoint_id="{path}")'
 
     def __init__(self, path: Path, keys: Sequence[str] = ()) -> None:
         super().__init__(path)
@@ -71,6 +79,9 @@ class ShardedFolder(Source):
             raise SnapshotError(f"{path / '.metadata'} is damaged: {error}") from None
         except Exception as error:  # what pickle raises depends on where the damage is
             raise SnapshotError(f"{path / '.metadata'} is damaged: {error}") from None
+        self._places: dict[str, tuple[Any, ...]] = dict(places)
+        if (path / ABOUT).is_file():
+            self.average = str(read_json(path / ABOUT).get("average", ""))
         known = set(places.values())  # raw weights aside are a list, in the state of an averager
         if any(place[-2:] == ("raw", 0) and (*place[:-2], "averager") in known for place in known):
             raise SnapshotError(f"{path} was written while an averager had its average in the model: swap it out first")
@@ -91,6 +102,23 @@ class ShardedFolder(Source):
             else:
                 self.layout = layout
             self._keys |= found
+
+    def nested(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Tensors by their names here as the checkpoint had them: dicts in dicts, lists as dicts too."""
+        result: dict[str, Any] = {}
+        for name, value in state.items():
+            *outer, last = map(str, self._places[self._keys[name]])
+            inner = result
+            for part in outer:
+                inner = inner.setdefault(part, {})
+            inner[last] = value
+        return result
+
+    def left_out(self, names: Collection[str]) -> list[str]:
+        there = {self._keys[name] for name in names if name in self._keys}
+        return sorted({str(place[0]) for key, place in self._places.items() if key not in there} - {
+            str(self._places[key][0]) for key in there
+        })  # fmt: skip
 
     def read(self, names: list[str]) -> dict[str, Tensor]:
         """The tensors of these names, put together from their parts."""

@@ -52,6 +52,16 @@ def other_format(path: Path) -> str:
     return ""
 
 
+def other_folder(path: Path) -> str:
+    """The same of a folder: what it is, if it is known and not read; else nothing."""
+    for folder in (path, path / "default"):
+        if any((folder / name).exists() for name in ("_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt")):
+            return "a checkpoint of Orbax"
+    if (path / "saved_model.pb").exists():
+        return "a model of TensorFlow"
+    return ""
+
+
 def is_msgpack(path: Path) -> bool:
     """Whether a file begins as a map with a text as its first key, which no pickle does."""
     with open(path, "rb") as file:

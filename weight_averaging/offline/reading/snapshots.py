@@ -15,9 +15,10 @@ from typing import NoReturn
 from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
-from weight_averaging.offline.forms import WANTED, is_checkpoint, open_checkpoint
+from weight_averaging.offline.forms import INSTEAD_OF_FOLDERS, WANTED, is_checkpoint, open_checkpoint
 from weight_averaging.offline.forms.hugging_face import is_folder, is_run_in
 from weight_averaging.offline.forms.source import NoModelError, Source, key_of
+from weight_averaging.offline.forms.strangers import other_folder
 from weight_averaging.offline.layouts import Layout, check_alike, nbytes
 from weight_averaging.offline.reading.checksums import Checksums
 from weight_averaging.offline.reading.fetching import fetching
@@ -132,6 +133,9 @@ class Snapshots:
             raise SnapshotError(
                 f"{self.folder} holds no snapshot but what is left out, as {path.name} is ({reason}): name the files"
             )
+        for path in (self.folder, *sorted(path for path in self.folder.iterdir() if path.is_dir())):
+            if other := other_folder(path):
+                raise SnapshotError(f"{path} is {other}, which is not read: {INSTEAD_OF_FOLDERS}")
         raise SnapshotError(f"{self.folder} holds no snapshot: {WANTED}")
 
     def _look(self, entries: list[Path], in_folder: bool) -> dict[Path, Source]:

@@ -16,14 +16,16 @@ from torch import Tensor
 from weight_averaging.atomic_file import partial_beside, replacing
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.forms import shown
+from weight_averaging.offline.forms.distributed import ShardedFolder
 from weight_averaging.offline.forms.flax_file import FlaxSource
-from weight_averaging.offline.forms.hugging_face import HuggingFaceSource, is_folder
+from weight_averaging.offline.forms.hugging_face import HuggingFaceSource
 from weight_averaging.offline.forms.records import add_about
 from weight_averaging.offline.forms.source import Source
 from weight_averaging.offline.forms.torch_file import TorchSource
 from weight_averaging.offline.layouts import Layout
 from weight_averaging.offline.reading.order import is_aside
 from weight_averaging.offline.safetensors_files import SafetensorsWriter
+from weight_averaging.offline.writing.folders import ShardedWriter, is_checkpoint_folder, put_folder
 
 _TORCH = (".pt", ".pth", ".pth.tar", ".bin", ".ckpt")
 _STEP_OF_FLAX = re.compile(r"checkpoint_\d+")
@@ -42,8 +44,8 @@ def ending(path: Path) -> str:
 
 
 def is_folder_for(path: Path, source: Source) -> bool:
-    """Whether an average at `path` would be a Hugging Face folder, as its snapshots are."""
-    return isinstance(source, HuggingFaceSource) and ending(path) not in (".safetensors", *_TORCH)
+    """Whether an average at `path` would be a folder, as its snapshots are."""
+    return isinstance(source, HuggingFaceSource | ShardedFolder) and ending(path) not in (".safetensors", *_TORCH)
 
 
 def _is_like(path: Path, source: Source) -> bool:
@@ -67,7 +69,7 @@ def writer_for(
     - `.pt`, `.pth`, `.pth.tar`, `.bin`, `.ckpt`: held in memory until the end. Where snapshots have the same suffix, a
       checkpoint like theirs without what is for training alone; else a state dict.
     - `.msgpack`, `checkpoint_STEP`: the same, where snapshots are Flax's.
-    - A folder like theirs, where snapshots are Hugging Face folders.
+    - A folder like theirs, where snapshots are folders of Hugging Face or of torch.distributed.checkpoint.
 
     Args:
         source: the latest of the snapshots.
@@ -77,6 +79,8 @@ def writer_for(
         overwrite: whether it takes the place of what is there.
     """
     about = {"format": "pt", **about}  # without which transformers would not read it
+    if isinstance(source, ShardedFolder) and is_folder_for(path, source):
+        return ShardedWriter(path, source, layout, about, overwrite)
     if is_folder_for(path, source):
         assert isinstance(source, HuggingFaceSource)
         return _FolderWriter(path, source, layout, about, float32, overwrite)
@@ -109,8 +113,8 @@ def check_path(path: Path, source: Source | None = None, overwrite: bool = False
         raise SnapshotError(f"--out={shown(path)}: torch writes names in UTF-8 alone: give another") from None
     if source is not None and is_folder_for(path, source):
         empty = path.is_dir() and not path.is_symlink() and not any(path.iterdir())
-        if os.path.lexists(path) and not empty and not (overwrite and is_folder(path)):
-            hint = "" if overwrite else ", or add --overwrite" if is_folder(path) else ""
+        if os.path.lexists(path) and not empty and not (overwrite and is_checkpoint_folder(path)):
+            hint = "" if overwrite else ", or add --overwrite" if is_checkpoint_folder(path) else ""
             raise SnapshotError(f"{path} is there already: name a new folder{hint}")
         return
     if source is not None and ending(path) == ".ckpt" and not _is_like(path, source):
@@ -132,7 +136,7 @@ def check_path(path: Path, source: Source | None = None, overwrite: bool = False
 
 def loading(path: Path, source: Source) -> str:
     """What loads an average at `path`."""
-    if (isinstance(source, HuggingFaceSource) and is_folder_for(path, source)) or (
+    if (isinstance(source, HuggingFaceSource | ShardedFolder) and is_folder_for(path, source)) or (
         isinstance(source, TorchSource | FlaxSource) and _is_like(path, source)
     ):
         return source.loading.replace("{path}", str(path))
@@ -239,18 +243,6 @@ class _FolderWriter(Writer):
             self._stack.__exit__(kind, error, traceback)
             if kind is None:
                 self._source.write_rest(self._partial, self._layout, self._float32)
-                self._put_in_place()
+                put_folder(self._partial, self._path, self._overwrite)
         finally:
             shutil.rmtree(self._partial, ignore_errors=True)
-
-    def _put_in_place(self) -> None:
-        if self._overwrite and is_folder(self._path):
-            old = partial_beside(self._path)
-            os.replace(self._path, old)
-            os.replace(self._partial, self._path)
-            old.unlink() if old.is_symlink() else shutil.rmtree(old)
-            return
-        try:
-            os.replace(self._partial, self._path)  # over an empty folder too
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self._path)) from None

@@ -1,0 +1,74 @@
+"""Averages that are folders: put in place whole; those of torch.distributed.checkpoint."""
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from weight_averaging.atomic_file import partial_beside
+from weight_averaging.offline.forms.distributed import ABOUT, ShardedFolder
+from weight_averaging.offline.forms.hugging_face import is_folder
+from weight_averaging.offline.layouts import Layout
+
+
+def is_checkpoint_folder(path: Path) -> bool:
+    """Whether a folder is a checkpoint, which may be written over if that is asked for."""
+    return is_folder(path) or (path / ".metadata").is_file()
+
+
+def put_folder(partial: Path, path: Path, overwrite: bool) -> None:
+    """Move a folder to its place. OSError if that is taken, and not by a checkpoint to write over."""
+    if overwrite and is_checkpoint_folder(path):
+        old = partial_beside(path)
+        os.replace(path, old)
+        os.replace(partial, path)
+        old.unlink() if old.is_symlink() else shutil.rmtree(old)
+        return
+    try:
+        os.replace(partial, path)  # over an empty folder too
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+class ShardedWriter:
+    """A folder of torch.distributed.checkpoint by this one process, written when all tensors are there."""
+
+    def __init__(
+        self, path: Path, source: ShardedFolder, layout: Layout, about: Mapping[str, str], overwrite: bool
+    ) -> None:
+        self._path, self._source, self._layout, self._about = path, source, layout, about
+        self._overwrite = overwrite
+        self._state: dict[str, Tensor] = {}
+
+    def write_part(self, name: str, start: int, part: Tensor) -> None:
+        shape, dtype = self._layout[name]
+        if name not in self._state:
+            self._state[name] = torch.empty(shape, dtype=dtype)
+        self._state[name].view(-1)[start : start + part.numel()].copy_(part.reshape(-1))
+
+    def __enter__(self) -> "ShardedWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            return
+        import torch.distributed.checkpoint as dcp  # slow to import, and not in every build of torch
+
+        partial = partial_beside(self._path)
+        partial.mkdir()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that there is no process group
+                dcp.save(self._source.nested(self._state), checkpoint_id=partial)
+            (partial / ABOUT).write_text(json.dumps(dict(self._about)) + "\n")
+            put_folder(partial, self._path, self._overwrite)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
