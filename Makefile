@@ -55,7 +55,7 @@ lock:
 	$(PYTHON) -m venv --clear $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)-lock/bin/python -m pip install --quiet --dry-run --ignore-installed --report=$(VENV)-lock/report.json \
-	  -e .[$(EXTRAS),benchmarks,docs] $(TORCH) pip setuptools
+	  -e .[$(EXTRAS),benchmarks,docs,test-trainers] $(TORCH) pip setuptools
 	$(PYTHON) requirements/lock.py < $(VENV)-lock/report.json > requirements/constraints.txt
 	rm -r $(VENV)-lock
 
