@@ -139,7 +139,8 @@ def _prepare(
         advice = "give more of them or another --held_out, and another --out"
         raise UsageError(f"none of the {index['documents']} documents went to {lacking[0]}: {advice}")
     _write_json(folder / INDEX, index)
-    (folder / PROGRESS).unlink()
+    for left in (folder / PROGRESS, *folder.glob(".partial_*")):  # the latter by a kill
+        left.unlink(missing_ok=True)
     return index
 
 
