@@ -99,42 +99,20 @@ def test_an_adapter_of_peft_is_averaged_and_its_base_left():
 
 def test_a_hyperparameter_search_leaves_an_earlier_runs_state_alone(tmp_path):
     pytest.importorskip("optuna")
-    from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainingArguments
+    from tests.weight_averaging.trainers.growing_transformers import averaging, trainer
 
-    from weight_averaging.trainers.transformers import WeightAveraging
-
-    class Counting(PreTrainedModel):
-        config_class = PretrainedConfig
-
-        def __init__(self, config=None):
-            super().__init__(config or PretrainedConfig())
-            self.w = nn.Parameter(torch.zeros(1))
-            self.post_init()
-
-        def _init_weights(self, module):
-            pass
-
-        def forward(self, x, labels=None):
-            return {"loss": -self.w.sum() + 0 * x.sum(), "logits": x}
-
-    def trainer(rate, **model):
-        rows = [{"x": torch.zeros(1), "labels": torch.zeros(1)}] * 8
-        given = TrainingArguments(
-            output_dir=str(tmp_path), max_steps=4, save_steps=4, per_device_train_batch_size=1, use_cpu=True,
-            report_to=[], learning_rate=rate, lr_scheduler_type="constant", optim="sgd", max_grad_norm=0.0,
-            disable_tqdm=True, save_strategy="steps", logging_strategy="no",
-        )  # fmt: skip
-        made = Trainer(args=given, train_dataset=rows, eval_dataset=rows[:1], **model)
-        WeightAveraging(lambda model: LAWA(model, interval=1, window=2)).attach(made)
-        return made
+    saving = {"save_strategy": "steps", "save_steps": 4}
 
     def held(folder):
         state = torch.load(folder / "checkpoint-4" / "weight_averaging.pt")
         return [vector.item() for vector in state["tracks"][0]["vectors"]]
 
-    trainer(100.0, model=Counting()).train()
+    first = trainer(tmp_path, learning_rate=100.0, **saving)
+    averaging().attach(first)
+    first.train()
     assert held(tmp_path) == [300.0, 400.0]
-    searching = trainer(1.0, model_init=lambda: Counting())
+    searching = trainer(tmp_path, search=True, **saving)
+    averaging().attach(searching)
     searching.hyperparameter_search(
         lambda trial: {"seed": trial.suggest_int("seed", 1, 2)}, n_trials=1, backend="optuna"
     )
