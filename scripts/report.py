@@ -51,7 +51,7 @@ def run() -> None:
     (out / "table.md").write_text(text + "\n")
     ranked = list(found.scores.index)
     curves = learning_curves.learning_curves(
-        found.measured.curves, found.targets, found.best, found.baseline, found.unit, ranked
+        found.measured.curves, found.targets, found.compared, found.baseline, found.unit, ranked
     )
     style.save(curves, out / "learning_curves")
     style.save(
