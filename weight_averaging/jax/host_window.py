@@ -84,7 +84,7 @@ class HostWindowAverager(Averager[HostLAWAState]):
         if self.check_finite and not _all_finite(params, state.snapshots[0]):
             return state._replace(refused=_number(state.refused + 1))
         count, steps = int(state.count), np.array(state.steps)
-        if of_other_settings(steps, step, self.interval, self.described.start, np):
+        if of_other_settings(steps, step, self.interval, self.described.start, int(state.refused), np):
             count, steps = 0, np.zeros_like(steps)
         slot = count % self.window
         taken = each(

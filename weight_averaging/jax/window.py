@@ -56,7 +56,7 @@ class WindowAverager(DeviceAverager[LAWAState]):
         return LAWAState(with_axis(snapshots), steps, counter(), counter(), counter())
 
     def take(self, state: LAWAState, params: Tree, step: Array) -> LAWAState:
-        anew = of_other_settings(state.steps, step, self.interval, self.described.start, jnp)
+        anew = of_other_settings(state.steps, step, self.interval, self.described.start, state.refused, jnp)
         count = jnp.where(anew, 0, state.count)
         steps = jnp.where(anew, 0, state.steps)
         slot = count % self.window
@@ -102,11 +102,11 @@ class WindowAverager(DeviceAverager[LAWAState]):
         return held_steps(state.steps)
 
 
-def of_other_settings(steps: Any, step: Any, interval: int, start: int, functions: Any) -> Any:
+def of_other_settings(steps: Any, step: Any, interval: int, start: int, refused: Any, functions: Any) -> Any:
     """Whether a window was filled under another interval or start than it goes on with at `step`: it begins anew then.
 
     Told by its snapshots: one was not due under these, or three and more are all as far apart, farther than the
-    interval at which the next one comes. Gaps of refused snapshots are not alike, or not followed by the interval.
+    interval at which the next one comes, and more are lacking between them than snapshots were refused.
 
     Args:
         steps: int32[L], of the snapshots, in any order; 0 for none.
@@ -118,7 +118,8 @@ def of_other_settings(steps: Any, step: Any, interval: int, start: int, function
         return other
     gaps, between = functions.diff(ascending), ascending[:-1] > 0
     alike = functions.all((gaps == gaps[-1]) | ~between) & (functions.sum(between) >= 2)
-    return other | (alike & (gaps[-1] > interval) & (step - ascending[-1] == interval))
+    lacking = functions.sum(functions.where(between, gaps // interval - 1, 0))
+    return other | (alike & (gaps[-1] > interval) & (step - ascending[-1] == interval) & (lacking > refused))
 
 
 def held_steps(steps: Any) -> list[int]:

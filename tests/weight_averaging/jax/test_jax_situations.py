@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.support import reference
@@ -118,6 +118,8 @@ def test_a_window_that_goes_on_with_other_settings_is_never_a_mixture(make, befo
 
 
 @settings(max_examples=20, deadline=None)
+@example("lawa", 1, {16, 18, 20})  # what is left is as far apart as of interval 2
+@example("host_lawa", 1, {17, 19, 21, 24})
 @given(st.sampled_from(list(MAKERS)), st.integers(1, 4), st.sets(st.integers(13, 24), max_size=4))
 def test_refused_snapshots_do_not_let_a_window_begin_anew(make, interval, refused):
     held = continued(MAKERS[make], interval, interval, 4, 1, 12, refused)
