@@ -38,23 +38,8 @@ class Around(Protocol):
 
 @dataclass(frozen=True)
 class Averaged:
-    """A base submission and the average of its weights; the attributes are what the harness asks of a submission.
+    """What the harness asks of a submission."""
 
-    Attributes:
-        base: its module, which is left as it is.
-        averaging: `lawa`, `ema`, or any description (`weight_averaging.averages`).
-        point: hyperparameters of the average by name; None: they stand in the search space beside the base's.
-        on_top: average on, although the base brings other weights to evaluations too. Averaged are the weights that it
-            leaves after its updates.
-        calls_per_update: calls of `update_params` after which the base has trained once, for one that accumulates
-            gradients. Intervals count updates.
-    """
-
-    base: ModuleType
-    averaging: Averaging
-    point: Mapping[str, Any] | None
-    on_top: bool
-    calls_per_update: int
     init_optimizer_state: Callable[..., Any]
     update_params: Callable[..., Any]
     prepare_for_eval: Callable[..., Any]
@@ -75,7 +60,13 @@ def averaged(
     Args:
         around_of: makes what is done in one framework, of the average, its hyperparameters and the `step_hint`; given
             already by `averaged` of pytorch.py and jax.py here.
-        base: a module that exports what AlgoPerf asks of a submission; see `Averaged` for the others.
+        base: a module that exports what AlgoPerf asks of a submission. It is left as it is.
+        averaging: `lawa`, `ema`, or any description (`weight_averaging.averages`).
+        point: hyperparameters of the average by name; None: they stand in the search space beside the base's.
+        on_top: average on, although the base brings other weights to evaluations too. Averaged are the weights that it
+            leaves after its updates.
+        calls_per_update: calls of `update_params` after which the base has trained once, for one that accumulates
+            gradients. Intervals count updates.
     Raises:
         ValueError: `base` lacks a function.
     """
@@ -84,10 +75,12 @@ def averaged(
         raise ValueError(f"{base.__name__} is no submission: it lacks {', '.join(missing)}")
     kind = always(averaging) if isinstance(averaging, Average) else averaging
     around: list[Around] = []  # of the trial that runs
+    hyperparameters_of_base: list[Any] = []  # likewise, made once: to JAX a new type would be a new structure
     prepare = getattr(base, "prepare_for_eval", None)
 
     def init_optimizer_state(workload: Any, model_params: Any, model_state: Any, hyperparameters: Any, rng: Any) -> Any:
         ours, theirs = _divided(kind, point, hyperparameters)
+        hyperparameters_of_base[:] = [theirs]
         if buffers_of(ours) == "recompute":
             raise ValueError("averaging_buffers='recompute' needs batches, which a base keeps to itself: use 'average'")
         state = base.init_optimizer_state(workload, model_params, model_state, theirs, rng)
@@ -125,8 +118,7 @@ def averaged(
             given["optimizer_state"], given["current_param_container"], given["model_state"]
         )
         own = {"optimizer_state": around[0].theirs(state), "current_param_container": params}
-        theirs = _divided(kind, point, given["hyperparameters"])[1]
-        return state, {**given, **own, "model_state": model_state, "hyperparameters": theirs}
+        return state, {**given, **own, "model_state": model_state, "hyperparameters": hyperparameters_of_base[0]}
 
     def data_selection(
         workload: Any,
@@ -138,15 +130,15 @@ def averaged(
         global_step: int,
         rng: Any,
     ) -> Any:
-        theirs, hyperparameters = around[0].theirs(optimizer_state), _divided(kind, point, hyperparameters)[1]
+        del hyperparameters
+        theirs, own = around[0].theirs(optimizer_state), hyperparameters_of_base[0]
         return base.data_selection(
-            workload, input_queue, theirs, current_param_container, model_state, hyperparameters, global_step, rng
+            workload, input_queue, theirs, current_param_container, model_state, own, global_step, rng
         )
 
     # The harness looks at the signature: it hands `train_state` to those who name it.
     update_params.__signature__ = inspect.signature(base.update_params)  # type: ignore[attr-defined]
-    functions = init_optimizer_state, update_params, prepare_for_eval, data_selection, base.get_batch_size
-    return Averaged(base, kind, point, on_top, calls_per_update, *functions)
+    return Averaged(init_optimizer_state, update_params, prepare_for_eval, data_selection, base.get_batch_size)
 
 
 def _divided(kind: Averaging, point: Mapping[str, Any] | None, hyperparameters: Any) -> tuple[Any, Any]:

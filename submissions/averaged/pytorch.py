@@ -25,8 +25,8 @@ class Around:
 
     def __init__(self, averaging: Averaging, hyperparameters: Any, step_hint: int) -> None:
         self._settings = averaging, hyperparameters, step_hint
-        self._last: list[float] | None = None
-        self._told = False
+        self._first: list[float] | None = None  # of the first snapshot
+        self._looks = 2  # that are left
 
     def init(self, state: Any, model_params: nn.Module, model_state: Any) -> dict[str, Any]:
         del model_state
@@ -63,14 +63,19 @@ class Around:
         return state[KEY]  # type: ignore[no-any-return]
 
     def _look(self, params: nn.Module) -> None:
-        """Warn once of a base that has not trained since the last snapshot: then calls are no updates."""
-        now = self.fingerprint(params) if not self._told else None
-        if now is not None and now == self._last:
+        """Warn of a base that has not trained between the first two snapshots: then calls are no updates.
+
+        Only there: to look waits for the device.
+        """
+        if not self._looks:
+            return
+        self._looks -= 1
+        now = self.fingerprint(params)
+        if now == self._first:
             logging.warning(
                 "the weights have not changed between two snapshots: of a base that accumulates say calls_per_update="
             )
-            self._told = True
-        self._last = now
+        self._first = now
 
 
 averaged = functools.partial(base.averaged, Around)

@@ -134,6 +134,26 @@ def test_a_base_that_accumulates_is_averaged_by_its_updates(caplog):
     assert caplog.text.count("of a base that accumulates say calls_per_update=") == 1
 
 
+def test_a_base_has_hyperparameters_of_one_type_throughout_and_the_device_is_waited_for_twice(monkeypatch):
+    """A new type at every update would be compiled anew by a base in JAX that hands them on."""
+    seen, looks = [], []
+    base = module()
+    update = base.update_params
+
+    def update_params(**given):
+        seen.append(type(given["hyperparameters"]))
+        return update(**given)
+
+    base.update_params = update_params
+    around = importlib.import_module("submissions.averaged.pytorch").Around
+    fingerprint = around.fingerprint
+    monkeypatch.setattr(around, "fingerprint", lambda self, params: looks.append(1) or fingerprint(self, params))
+    point = {"learning_rate": 0.01, "averaging_interval": 1, "averaging_window": 2}
+    Run(averaged(base, lawa), "pytorch", point).update(6)
+    assert len(set(seen)) == 1
+    assert len(looks) == 2
+
+
 def test_what_cannot_be_averaged_is_refused():
     with pytest.raises(ValueError, match="made is no submission: it lacks update_params, data_selection, get_batch"):
         averaged(SimpleNamespace(__name__="made", init_optimizer_state=print), lawa)

@@ -183,7 +183,11 @@ class Power(Average):
             raise ValueError(f"gamma must be a number >= 0, not {self.gamma!r}")
 
     def weight(self, number: Any, functions: Any = NUMBERS) -> Any:
-        return -functions.expm1((self.gamma + 1.0) * functions.log1p(-1.0 / number))  # 1 - (1 - 1/k)^(gamma + 1)
+        return _power_weight(self.gamma, number, functions)
+
+
+def _power_weight(gamma: float, number: Any, functions: Any) -> Any:
+    return -functions.expm1((gamma + 1.0) * functions.log1p(-1.0 / number))  # 1 - (1 - 1/k)^(gamma + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,8 +210,7 @@ class Growing(Average):
         _check_share(self.share)
 
     def weight(self, number: Any, functions: Any = NUMBERS) -> Any:
-        gamma = exponent_from_horizon(self.share)
-        return -functions.expm1((gamma + 1.0) * functions.log1p(-1.0 / number))
+        return _power_weight(exponent_from_horizon(self.share), number, functions)
 
     @classmethod
     def from_sigma_rel(cls, sigma_rel: float, interval: int | None = None, start: int = 1) -> "Growing":
