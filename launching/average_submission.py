@@ -68,6 +68,8 @@ def read(path: Path) -> Base:
     Raises:
         UsageError: it is no submission, or cannot be taken out of its place.
     """
+    if not path.is_file():
+        raise UsageError(f"--submission_path={path}: there is no such file")
     try:
         tree = ast.parse(path.read_text())
     except (OSError, SyntaxError, UnicodeDecodeError) as error:

@@ -35,7 +35,7 @@ from pathlib import Path
 from absl import flags
 
 from launching import official
-from launching.official_workloads import WORKLOADS
+from launching.official_workloads import WORKLOADS, base_name
 from launching.rehearsal import drive, table
 from launching.rehearsal.drive import Cell, Place
 from miniperf import frameworks, search, submission
@@ -72,6 +72,7 @@ def cells() -> list[Cell]:
         raise UsageError("--ranks is for --gpus=0 in PyTorch; on GPUs there is a rank for each")
     found = []
     for workload in WORKLOADS if FLAGS.all else FLAGS.workload:
+        base_name(workload)  # one that is unknown is no fault of the search space
         for framework in FLAGS.framework:
             frameworks.check(framework)
             for name, path, space in _submissions(framework, workload):

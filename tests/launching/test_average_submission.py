@@ -124,6 +124,11 @@ def test_a_file_that_cannot_be_averaged_is_one_line(theirs, message):
         average_submission.read(path)
 
 
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(UsageError, match=r"none\.py: there is no such file"):
+        average_submission.read(tmp_path / "none.py")
+
+
 def test_a_module_beside_it_imported_by_its_name_alone(theirs):
     (theirs / "rates.py").write_text("RATE = 0.1\n")
     path = theirs / "submission.py"
