@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from weight_averaging.averages import SnapshotError
 from weight_averaging.placement import size
+from weight_averaging.words import counted
 
 if TYPE_CHECKING:
     from weight_averaging.offline import Snapshots
@@ -113,15 +114,6 @@ def not_averaged(args: argparse.Namespace, snapshots: "Snapshots", layout: "Layo
         shown = ", ".join(sorted(latest)[:5]) + (", ..." if len(latest) > 5 else "")
         print(f"not averaged but taken from the latest snapshot ({counted(len(latest), 'tensor')}): {shown}")
     return latest
-
-
-def counted(number: int, one: str, several: str = "") -> str:
-    """How many of what.
-
-    >>> counted(1, "copy", "copies"), counted(20, "snapshot")
-    ('1 copy', '20 snapshots')
-    """
-    return f"{number} {one if number == 1 else several or one + 's'}"
 
 
 def keys_of(names: Iterable[str]) -> str:

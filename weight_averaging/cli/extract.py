@@ -9,8 +9,9 @@ lines that are printed without it.
 import argparse
 from pathlib import Path
 
-from weight_averaging.cli.common import add_reading, counted
+from weight_averaging.cli.common import add_reading
 from weight_averaging.placement import size
+from weight_averaging.words import counted
 
 EXAMPLES = """\
 for example:

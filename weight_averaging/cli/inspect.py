@@ -11,8 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weight_averaging.cli.common import add_key, add_reading, add_step_from, counted, keys_of, listed, opened
+from weight_averaging.cli.common import add_key, add_reading, add_step_from, keys_of, listed, opened
 from weight_averaging.placement import size
+from weight_averaging.words import counted
 
 if TYPE_CHECKING:
     from weight_averaging.offline import Snapshots

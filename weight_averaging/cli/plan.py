@@ -9,9 +9,9 @@ import argparse
 import math
 from collections.abc import Callable
 
-from weight_averaging.cli.common import counted
 from weight_averaging.cli.costs import BYTES, Machine, Run, places
 from weight_averaging.placement import size
+from weight_averaging.words import counted
 
 EXAMPLES = """\
 for example:
