@@ -1,6 +1,7 @@
 """Trials x studies x workloads of one submission as independent jobs, and what they may cost."""
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -52,7 +53,11 @@ class Trial(Job):
         return self.experiment_dir / FOLDER / f"{self.name}.done"
 
     def finished(self) -> bool:
-        return self.marker.exists()
+        """Whether it has ended with these flags. With others, say more updates, the runner decides what is left."""
+        return self.marker.exists() and self.marker.read_text() in ("", shlex.join(self.flags))
+
+    def mark_finished(self) -> None:
+        self.marker.write_text(shlex.join(self.flags))
 
     def command(self) -> list[str]:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.ranks}"]
@@ -75,7 +80,7 @@ class Trial(Job):
         code = slurm.run(self.command())
         if code:
             raise subprocess.CalledProcessError(code, self.command())
-        self.marker.touch()
+        self.mark_finished()
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """What submitit puts back into the queue when Slurm preempts the job or its time is over."""
@@ -228,7 +233,7 @@ def start_here(waiting: Sequence[Trial], at_a_time: int, gpus: int) -> int:
                 print(f"{job.name}: what it says goes to {job.log}", flush=True)
             for job, well in pool.ended():
                 if well:
-                    job.marker.touch()
+                    job.mark_finished()
                     # What the official harness looks for, its report knows.
                     result = "" if job.harness == "official" else f": {job.result()}"
                     print(f"done: {job.name}{result}", flush=True)

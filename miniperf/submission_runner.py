@@ -18,7 +18,7 @@ from absl import logging as absl_logging
 
 from miniperf import command_line, frameworks, search, submission, workloads
 from miniperf.errors import storage_errors
-from miniperf.logs import experiment_folder, hyperparameters_of
+from miniperf.logs import check_hyperparameters, experiment_folder, write_hyperparameters
 from miniperf.progress import summary
 from miniperf.runner import train_once
 from miniperf.settings import Settings
@@ -132,6 +132,9 @@ def _run(framework: frameworks.Framework, trials: list[Any]) -> None:
     chosen = list(enumerate(trials, start=1))[FLAGS.hparam_start_index : FLAGS.hparam_end_index]
     if not chosen:
         raise UsageError(f"--hparam_start_index and --hparam_end_index leave none of the {len(trials)} trials")
+    for number, hyperparameters in chosen:
+        if hyperparameters is not None:
+            check_hyperparameters(experiment / f"trial_{number}", hyperparameters)
     told = []
     for number, hyperparameters in chosen:
         folder = experiment / f"trial_{number}"
@@ -139,7 +142,7 @@ def _run(framework: frameworks.Framework, trials: list[Any]) -> None:
             with framework.first():
                 folder.mkdir(exist_ok=True)
                 if hyperparameters is not None:
-                    hyperparameters = hyperparameters_of(folder, hyperparameters)
+                    write_hyperparameters(folder, hyperparameters)
             if framework.rank == 0:
                 print(f"{folder}: {FLAGS.submission_path}, seed {settings.rng_seed}", flush=True)
             evaluations = train_once(workload, module, hyperparameters, settings, folder, FLAGS.flag_values_dict())

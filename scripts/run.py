@@ -17,6 +17,7 @@ and of miniperf.submission_runner. Under the official
 harness --data_dir is the root with one folder a data set (docs/docker.md), and everything is checked before the start.
 """
 
+import json
 import os
 import shlex
 import shutil
@@ -24,6 +25,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 
@@ -169,6 +171,7 @@ def _check_experiment() -> None:
         return
     first, last = FLAGS.hparam_start_index or 0, FLAGS.hparam_end_index or FLAGS.num_tuning_trials or 1
     trials = [folder / f"trial_{number + 1}" for number in range(first, last)]
+    official.check_resumed(_points(trials, first), FLAGS.max_global_steps)
     if FLAGS.framework == "jax":
         official.check_jax_checkpoints(trials)
         if Path(FLAGS.submission_path).parts[:2] != (SUBMISSIONS.name, "jax"):
@@ -176,6 +179,15 @@ def _check_experiment() -> None:
         return
     for path in official.remove_torn_checkpoints(trials):
         print(f"removed {path}: only in part written", file=sys.stderr)
+
+
+def _points(trials: list[Path], first: int) -> dict[Path, Any]:
+    """The hyperparameters of trials by folder; None where the harness draws them anew each time."""
+    space = FLAGS.tuning_search_space
+    if space is None or isinstance(json.loads(Path(space).read_text()), dict):
+        return dict.fromkeys(trials)
+    points = search.trials(FLAGS.tuning_ruleset, space, FLAGS.num_tuning_trials)
+    return dict(zip(trials, points[first:], strict=False))
 
 
 def _same_flags(left_out: Sequence[str]) -> list[str]:
