@@ -49,14 +49,16 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_arguments(made)
     made.add_argument("--workload", help="evaluate on this miniature workload instead of writing weights")
-    made.add_argument("--experiment_dir", type=Path, default=Path("runs"), help="root of the logs (default: runs)")
+    made.add_argument(
+        "--experiment_dir", type=Path, default=Path("runs"), help="root folder of the logs (default: runs)"
+    )
     made.add_argument(
         "--experiment_name", default="offline", help="submissions are named <experiment_name>_<kind> (default: offline)"
     )
     made.add_argument("--validation_only", action="store_true", help="evaluate on the validation set alone")
-    made.add_argument("--submission", choices=SUBMISSIONS, help="average as this submission does")
-    made.add_argument("--tuning_search_space", help="its search space: a list of points")
-    made.add_argument("--trials", default="1", help="points of it, from 1, with commas between (default: 1)")
+    made.add_argument("--submission", choices=SUBMISSIONS, help="submission whose way of averaging is used")
+    made.add_argument("--tuning_search_space", help="file of its search space, a list of points (JSON)")
+    made.add_argument("--trials", default="1", help="numbers of its points, from 1, with commas between (default: 1)")
     return made
 
 

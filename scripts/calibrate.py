@@ -39,16 +39,16 @@ from weight_averaging.offline import Snapshots
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_list("workloads", sorted(workloads.WORKLOADS), "Workloads to calibrate.")
-flags.DEFINE_integer("seeds", 5, "Runs at the tuned learning rate.", lower_bound=2)
+flags.DEFINE_list("workloads", sorted(workloads.WORKLOADS), "Names of miniature workloads, with commas between.")
+flags.DEFINE_integer("seeds", 5, "Number of runs at the tuned learning rate.", lower_bound=2)
 flags.DEFINE_string("experiment_dir", "runs/calibration", "Root folder of the runs.")
 flags.DEFINE_string(
     "search_spaces",
     "tuning_search_spaces/miniperf",
     "Folder with <submission>.json, learning rates, and the tuned trials.",
 )
-flags.DEFINE_integer("evaluations", 50, "Evaluations in a run, evenly spaced.", lower_bound=1)
-flags.DEFINE_integer("jobs", os.cpu_count(), "Runs at a time.", lower_bound=1)
+flags.DEFINE_integer("evaluations", 50, "Number of evaluations in a run, evenly spaced.", lower_bound=1)
+flags.DEFINE_integer("jobs", os.cpu_count(), "Number of runs at a time; default: one for each core.", lower_bound=1)
 
 NOISE_BATCHES = 64
 

@@ -38,7 +38,7 @@ flags.DEFINE_string("workload", "mini_finewebedu_lm", "Miniature on which each i
 flags.DEFINE_integer("updates", 30, "Updates of each run; a third and two thirds of the way there is an evaluation.")
 flags.DEFINE_string("out", "runs/published_submissions.jsonl", "File of results, a line each.")
 flags.DEFINE_integer("seconds", 600, "Seconds after which a submission is given up.")
-flags.DEFINE_string("one", None, "Only this submission, in this process; prints its line.")
+flags.DEFINE_string("one", None, "Path of the one submission that is tried, in this process. Its line is printed.")
 
 
 class Watched(ModuleType):

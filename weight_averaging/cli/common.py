@@ -61,10 +61,16 @@ def add_writing(parser: argparse.ArgumentParser) -> None:
         "--plain-names", action="store_true", help="drop from names what DDP, torch.compile and FSDP add (module., ...)"
     )
     parser.add_argument(
-        "--exclude", action="append", metavar="NAME", help="tensor, module or pattern to take from the latest as it is"
+        "--exclude",
+        action="append",
+        metavar="NAME",
+        help="tensor, module or pattern that is taken from the latest as it is",
     )
     parser.add_argument(
-        "--include", action="append", metavar="NAME", help="to average though frozen, a mask, of spectral norm, ..."
+        "--include",
+        action="append",
+        metavar="NAME",
+        help="tensor, module or pattern that is averaged though frozen, a mask, ...",
     )
     parser.add_argument(
         "--memory-gb", "--memory_gb", type=_positive, default=4.0, help="memory to stay within (default: 4)"
