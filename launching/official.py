@@ -149,7 +149,7 @@ def remove_torn_checkpoints(trials: Iterable[Path]) -> list[Path]:
 def check_jax_checkpoints(trials: Iterable[Path]) -> None:
     """UsageError if one of the folders of trials in JAX holds a checkpoint that the harness cannot restore.
 
-    Left to itself flax saves through Orbax, which gives nothing back for the evaluations so far: the harness fails
+    Left to itself flax saves through Orbax, which gives nothing back for the evaluations so far. The harness then fails
     ("'NoneType' object has no attribute 'items'") before the submission is asked. A run started by this repository has
     FLAX_FORMAT in its environment. What the harness does then to a restored state, recipe/jax/resuming.py takes back.
     """
@@ -164,10 +164,10 @@ def check_jax_checkpoints(trials: Iterable[Path]) -> None:
 
 
 def check_resumed(trials: Mapping[Path, Any], max_global_steps: int | None) -> None:
-    """UsageError if a run cannot be resumed as asked; the harness itself would say nothing.
+    """UsageError if a run cannot be resumed as asked. The harness itself would say nothing.
 
-    It goes on with the hyperparameters that a trial began with, never ends a run that is beyond `max_global_steps`, and
-    leaves one that ended at an earlier `max_global_steps` as it is.
+    It continues with the hyperparameters that a trial began with. It never ends a run that is beyond
+    `max_global_steps`, and leaves one that ended at an earlier `max_global_steps` as it is.
 
     Args:
         trials: the hyperparameters by folder; None of a trial is not looked at.

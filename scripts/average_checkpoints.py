@@ -4,16 +4,16 @@ r"""Average the checkpoints of a run, and evaluate the averages on its workload.
     python -m scripts.average_checkpoints runs/nadamw/study_0/mini_criteo1tb_pytorch/trial_1/snapshots \
       --workload=mini_criteo1tb --lawa window=5:10:20,interval=16 --experiment_dir=runs
 
-trains with snapshots, averages them and writes log folders that scripts.report reads, with the averages evaluated by
-default at the steps at which the run itself was, where they are ready. Called again, it goes on where it was stopped.
-Instead of --lawa and --ema, a submission's search space may say what to average:
+The first trains with snapshots. The second averages them and writes log folders that scripts.report reads. By default
+averages are evaluated at the steps at which the run itself was, where they are ready. Called again, it continues where
+it was stopped. Instead of --lawa and --ema, a submission's search space may say what to average:
 
     python -m scripts.average_checkpoints runs/nadamw/study_0/mini_criteo1tb_pytorch/trial_1/snapshots \
       --workload=mini_criteo1tb --submission=lawa \
       --tuning_search_space=tuning_search_spaces/miniperf/lawa.json --trials=1 --experiment_dir=runs
 
-writes what runs/lawa/study_0/mini_criteo1tb_pytorch/trial_1 would have held, had lawa been trained. scripts.suite does
-so for studies that say `offline: true`.
+This writes what runs/lawa/study_0/mini_criteo1tb_pytorch/trial_1 would have held, had lawa been trained. scripts.suite
+does so for studies that say `offline: true`.
 
 Without --workload this is the command `weight-averaging average`, whose flags mean the same here:
 

@@ -6,7 +6,7 @@
 
 The plan (comparisons/evidence/plan.yaml) says which runs there are. They come seed by seed, workload by workload, so
 that whatever is done is balanced. Where a learning rate is to be found first, the search comes in the place of the
-first run that needs it: seed 0, the rates of the plan and on from there, until the best final metric is inside.
+first run that needs it. It has seed 0, the rates of the plan and on from there, until the best final metric is inside.
 
 A run trains once. At its evaluations the averages have their turn after the raw weights. They are in memory and in the
 checkpoints; no snapshots are written. Afterwards <out>/<part>/<workload>/<variant>/seed_K.csv has all evaluations, and

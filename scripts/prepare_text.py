@@ -4,9 +4,9 @@
     python -m scripts.prepare_text --files='texts/*.txt' --held_out=.1 --out=data/mine
     python -m scripts.prepare_text --files='dump/*.jsonl.gz,more/*.jsonl.gz' --field=body --out=data/mine
 
-Documents of the Hugging Face hub are streamed, none is kept but as tokens of GPT-2's byte-pair encoding; local files
-are text (a document each), JSON lines or parquet. A share of the documents, chosen by a hash of their text, is held out
-for validation. Stopped or killed, the same command goes on where it was and ends with the same bytes. See
+Documents of the Hugging Face hub are streamed, and kept as tokens of GPT-2's byte-pair encoding alone. Local files are
+text (a document each), JSON lines or parquet. A share of the documents, chosen by a hash of their text, is held out for
+validation. If the command is stopped or killed, the same command continues and ends with the same bytes. See
 docs/language_model.md.
 """
 

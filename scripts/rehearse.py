@@ -5,8 +5,8 @@
     python -m scripts.rehearse --submission=lawa,ema --framework=pytorch,jax --all
     python -m scripts.rehearse --submission_path=mine/submission.py --tuning_search_space=mine/space.json --workload=wmt
 
-A rehearsal writes a small data set in the official layout (once, into --data_dir), starts the harness's own runner
-with the command of a real run, kills it after a checkpoint, resumes it, and looks at what happened:
+A rehearsal writes a small data set in the official layout (once, into --data_dir). It starts the harness's own runner
+with the command of a real run, kills it after a checkpoint, and resumes it. Then it looks at what happened:
 
     data read            the harness's input pipeline gave batches
     updates              every update changed the weights, and left them finite
@@ -17,13 +17,13 @@ with the command of a real run, kills it after a checkpoint, resumes it, and loo
     end                  killed, resumed, ended
     logs                 are read as those of a real run
 
-and how long the parts took and how much memory. A submission of others does not say what it averages: then it is said
-at how many evaluations the weights were other than the raw ones.
+It says how long the parts took and how much memory. Another author's submission does not say what it averages. Then the
+result says at how many evaluations the weights were other than the raw ones.
 
 Sizes are cut (launching/rehearsal/sizes.py), among them the step hint, so that an average over 1 % of training is full
 after three updates. On GPUs nothing else is changed; --full_batch takes the official batches, which shows whether they
 fit, and estimates the hours of a real entry. On a CPU the harness's own assumptions are replaced too: the number of
-GPUs, ImageNet's prefetching; criteo1tb is its small variant, and the language model is cut to two layers.
+GPUs and ImageNet's prefetching. There criteo1tb is its small variant, and the language model is cut to two layers.
 
 Results are in --out, a folder a rehearsal, with rehearsals.html and rehearsals.md. Those that are there are not made
 again: after a kill the same command goes on. --again makes them anew.

@@ -3,10 +3,11 @@
     python -m scripts.report --runs=runs/demo
     python -m scripts.report --runs=algoperf_a100_self_tuning.tar.xz
 
-Reads every run below --runs (folders or .tar.xz archives), prints ranks, and steps and time to target per workload and
-submission with the ratio to the baseline, and writes into --out: table.md, learning_curves, speedup and
-performance_profiles as PNG and PDF, and report.html, which opens in any browser without a network. With --comparison, a
-file of comparisons/, it draws that experiment's figures too, each point of a grid as a submission of its own.
+Reads every run below --runs (folders or .tar.xz archives). Prints ranks, and the steps and time to target of each
+workload and submission with the ratio to the baseline. Writes table.md into --out, and learning_curves, speedup and
+performance_profiles as PNG and PDF. The page report.html there opens in any browser without a network. With
+--comparison, a file of comparisons/, it draws that experiment's figures too. Each point of a grid is then a submission
+of its own.
 """
 
 import shlex

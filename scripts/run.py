@@ -7,14 +7,14 @@ r"""Run one submission on one workload, all trials of its search space.
     python -m scripts.run --harness=official --submission=lawa --workload=ogbg --data_dir=~/data
     python -m scripts.run --harness=official --engine=docker --submission=lawa --workload=ogbg --dry_run
 
-A submission of this repository is named by --submission, which sets its path and search space, or
---tuning_ruleset=self where it has none; any other by the official --submission_path and --tuning_search_space. All
-flags of the official runner work. All points of a list are run unless --num_tuning_trials says fewer.
+A submission of this repository is named by --submission, which sets its path and search space, or --tuning_ruleset=self
+where it has none. Any other is named by the official --submission_path and --tuning_search_space. All flags of the
+official runner work. All points of a list are run unless --num_tuning_trials says fewer.
 
-Under miniperf training stops at the workload's step_hint unless --max_global_steps says otherwise, and of a run's
-checkpoints the last two are kept; all with --save_intermediate_checkpoints, which is the default of the official runner
-and of miniperf.submission_runner. Under the official
-harness --data_dir is the root with one folder a data set (docs/docker.md), and everything is checked before the start.
+Under miniperf training stops at the workload's step_hint unless --max_global_steps says otherwise. The last two
+checkpoints of a run are kept. With --save_intermediate_checkpoints all are, as by the official runner and by
+miniperf.submission_runner. Under the official harness --data_dir is the root with one folder a data set
+(docs/docker.md), and everything is checked before the start.
 """
 
 import json

@@ -3,9 +3,10 @@
     python -m scripts.score --logs=algoperf_v05_external.tar.xz --out=scores
     python -m scripts.score --logs=algoperf_a100_self_tuning.tar.xz --what_if='nadamw_baselinev05:steps*0.82'
 
-Reads folders or tar archives of logs in the official form, and prints rank and score, the median times to target, and
-the speed-up over the baseline. --out gets them as scores.md, as one CSV file each, and the performance profiles as a
-picture. Without --version the benchmark version is guessed from the workloads and their meta data.
+Reads folders or tar archives of logs in the official form. Prints rank and score, the median times to target, and the
+speed-up over the baseline. The folder --out gets them as scores.md and as one CSV file each. It also gets the
+performance profiles as a picture. Without --version the benchmark version is guessed from the workloads and their meta
+data.
 """
 
 from pathlib import Path

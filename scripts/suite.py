@@ -7,13 +7,15 @@
 Every run is a process of its own with one thread, in <experiment_dir>/<submission>/study_<seed>. Calling the command
 again skips the finished runs and continues the others, so that it can be stopped at any moment.
 
-Of a submission's search space each workload takes one trial: the one whose learning rate is best for the baseline,
-as recorded in <search_spaces>/tuned_trials.json (docs/results/calibration.md tells how it was found); another base
+Of a submission's search space each workload takes one trial: the one whose learning rate is best for the baseline. It
+is recorded in <search_spaces>/tuned_trials.json (docs/results/calibration.md tells how it was found). Another base
 optimizer may have trials of its own there. A submission without a search space tunes itself: it has one point for all
-workloads. A comparison, one of the paper's experiments in comparisons/, brings its own submissions and grid of
-hyperparameters, and the workloads and seeds unless --workloads and --seeds say otherwise.
-Where it says `offline: true`, runs without an
-average keep snapshots, and the submissions that average are made of these, evaluated on the validation set alone.
+workloads.
+
+A comparison is one of the paper's experiments in comparisons/. It brings its own submissions and grid of
+hyperparameters. It brings the workloads and seeds too, unless --workloads and --seeds say otherwise. Where it says
+`offline: true`, runs without an average keep snapshots. The submissions that average are made of these, and evaluated
+on the validation set alone.
 """
 
 import os

@@ -2,10 +2,10 @@
 
     python -m scripts.sweep --submission=lawa --workloads=ogbg,wmt --studies=3 --gpus=8 --engine=slurm --dry_run
 
-On this machine --jobs run at a time; on Slurm every workload is an array, whose jobs are requeued when preempted or
-out of time. The same command again continues a sweep that was cancelled: jobs that are finished or still in Slurm's
-queue are left out, the others resume from their checkpoints. A submission without a search space tunes itself: it has
-one trial.
+On this machine --jobs run at a time; on Slurm every workload is an array, whose jobs are requeued when preempted or out
+of time. The same command again continues a sweep that was cancelled. Jobs that are finished or still in Slurm's queue
+are left out, the others resume from their checkpoints. A submission without a search space tunes itself: it has one
+trial.
 """
 
 import shlex

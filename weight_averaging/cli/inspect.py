@@ -1,7 +1,7 @@
 """what is in a folder of checkpoints, and which averages of it are possible
 
-Prints the form of the checkpoints, their steps, the sizes and types of the weights, what is left out and why, what
-would not be averaged, and how long windows can be at which intervals. The weights themselves are not read.
+Prints the form of the checkpoints, their steps, and the sizes and types of the weights. It names what is left out and
+why, what would not be averaged, and how long windows can be at which intervals. The weights themselves are not read.
 """
 
 import argparse

@@ -1,8 +1,9 @@
 """where the averages of a training run could live, and what they would cost, on paper
 
-For a LAWA and an EMA on the device, on the host, or made after training from snapshots on disk: memory of a rank and of
-a node, bytes to the host or the disk at each snapshot, the share of a step that goes into averaging, seconds of a swap
-in and out, and the first limit that breaks. The model behind it, and how near it comes: docs/scale.md.
+Its rows are a LAWA and an EMA on the device, on the host, or made after training from snapshots on disk. Its columns
+are the memory of a rank and of a node, and the bytes moved to the host or the disk at each snapshot. They go on with
+the share of a step's time, the seconds of a swap in and out, and the first limit that breaks. The model behind it, and
+how near it comes: docs/scale.md.
 """
 
 import argparse
