@@ -4,9 +4,9 @@
 
 Each is trained twice from the same seed: alone, and by `submissions.averaged` with LAWA of the latest 5 updates. It
 reports whether the raw weights are bit for bit the same after every update, evaluations in between included. It also
-reports how far the evaluated weights are from the float64 mean of the raw ones, as a share of the largest weight. A submission for
-external tuning gets the first point of the search space beside it. Results go on where they ended: --out has a line
-each.
+reports how far the evaluated weights are from the float64 mean of the raw ones, as a share of the largest weight. A
+submission for external tuning gets the first point of the search space beside it. Results are added where they ended:
+--out has a line each.
 """
 
 import importlib
