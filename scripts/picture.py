@@ -4,6 +4,7 @@ Nothing in it is sketched. SGD at a constant learning rate goes down a valley of
 the library's LAWA averages what it visits.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -72,4 +73,7 @@ def draw(target: Path = TARGET) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        sys.exit(f"error: unexpected arguments: {' '.join(sys.argv[1:])}")
     draw()
+    print(f"drawn: {TARGET}")

@@ -153,7 +153,9 @@ def _find_model(
     state = contents if key is None else _at(contents, key)
     if not any(isinstance(value, Tensor) for value in state.values()):
         shown = ", ".join(map(str, list(contents)[:8]))
-        raise NoModelError(f"{path} holds no state dict; its keys are {shown}", is_for_training(None, contents))
+        there = [key for key, _ in models_beside(contents, {})] if key is None else []
+        hint = f"; name the model by --key={' or --key='.join(there[:8])}" if there else ""
+        raise NoModelError(f"{path} holds no state dict; its keys are {shown}{hint}", is_for_training(None, contents))
     if key in MODEL_KEYS and not keys and all(isinstance(contents.get(name), Mapping) for name in (_RAW, _AVERAGING)):
         return key, state, contents[_RAW]
     return key, state, state
