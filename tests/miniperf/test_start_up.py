@@ -25,7 +25,7 @@ RUN = ["scripts.run", "--submission=lawa"]
         (["scripts.suite", "--workloads=nope"], "--workload=nope is unknown; choose from mini_criteo1tb,", set()),
         (["scripts.suite", "some"], "unexpected arguments: some", set()),
         (["miniperf.submission_runner", "some"], "unexpected arguments: some", set()),
-        (["scripts.run"], "--submission must be given (a folder of", set()),
+        (["scripts.run"], "--submission must be given (name of a submission,", set()),
         (["scripts.sweep"], "for example: python -m scripts.sweep --submission=lawa --workloads=ogbg,wmt", set()),
         (["scripts.prepare_text"], "--out must be given (", set()),
         (["scripts.score"], "--logs must be given (folders or .tar.xz archives of run logs,", SLOW - {"torch", "jax"}),
