@@ -11,6 +11,13 @@ A submission of this repository is named by --submission, which sets its path an
 --tuning_ruleset=self where it has none; any other by the official --submission_path and --tuning_search_space. All
 flags of the official runner work. All points of a list are run unless --num_tuning_trials says fewer.
 
+Somebody else's submission is evaluated at an average of its weights, with the usual settings, by one flag more:
+
+    python -m scripts.run --submission_path=theirs/submission.py --tuning_search_space=theirs/space.json \
+      --averaging=lawa --workload=mini_criteo1tb --experiment_name=theirs_lawa
+
+What runs then is written below dist/averaged. Other settings, and a folder to hand in: scripts.average_submission.
+
 Under miniperf training stops at the workload's step_hint unless --max_global_steps says otherwise, and of a run's
 checkpoints the last two are kept; all with --save_intermediate_checkpoints, which is the default of the official runner
 and of miniperf.submission_runner. Under the official
@@ -27,7 +34,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from launching import official
+from launching import average_submission, official, submission_info
 from launching.official_workloads import base_name
 from miniperf import command_line, frameworks, search, submission_runner, workloads
 from weight_averaging.errors import UsageError
@@ -39,12 +46,17 @@ flags.DEFINE_enum("harness", "miniperf", ["miniperf", "official"], "Which runner
 flags.DEFINE_enum("engine", "local", ["local", "docker", "slurm"], "Where the official harness runs.")
 flags.DEFINE_string("harness_path", None, "Sources of the official harness, in place of the installed one.")
 flags.DEFINE_integer("gpus", None, "GPUs of the official harness; default: all there are.", lower_bound=0)
+flags.DEFINE_enum(
+    "averaging", None, sorted(average_submission.AVERAGES), "Average that evaluations of --submission_path see."
+)
 flags.DEFINE_string("sbatch_args", "", "Further arguments of sbatch: '--partition=gpu --time=24:00:00'.")
 flags.DEFINE_boolean("dry_run", False, "Print the command of the official harness, look at nothing, start nothing.")
 # Of the runner, in --help here too.
 for _name in ("data_dir", "experiment_dir", "framework", "resume_last_run", "rng_seed", "workload"):
     flags.declare_key_flag(_name)
+ROOT = Path(__file__).resolve().parent.parent
 SUBMISSIONS = Path("submissions")
+AVERAGED = Path("dist/averaged")
 
 
 def set_defaults() -> None:
@@ -62,6 +74,8 @@ def set_defaults() -> None:
                 FLAGS.tuning_search_space = space
             elif not FLAGS["tuning_ruleset"].present:
                 FLAGS.tuning_ruleset = "self"
+    if FLAGS.averaging is not None:
+        _average()
     # The official harness takes 0 for "draw one", another one on each rank.
     _default("rng_seed", 1 if official_run else 0)
     if FLAGS.submission is not None:
@@ -80,6 +94,26 @@ def set_defaults() -> None:
     submission_runner.check_flags()
     if FLAGS.max_global_steps is None:  # a framework is imported for it
         _default("max_global_steps", workloads.make(FLAGS.workload, FLAGS.framework).step_hint)
+
+
+def _average() -> None:
+    """Put the averaged submission in the place of the one that was given."""
+    if FLAGS.submission is not None:
+        raise UsageError(
+            f"--averaging is for --submission_path; of --submission={FLAGS.submission} see the variants in "
+            "docs/submissions.md"
+        )
+    external = FLAGS.tuning_ruleset == "external"
+    if FLAGS.submission_path is None or (external and FLAGS.tuning_search_space is None):
+        return  # an error of its own, below
+    base = average_submission.read(Path(FLAGS.submission_path))
+    if base.framework != FLAGS.framework:
+        raise UsageError(f"--submission_path={FLAGS.submission_path} needs --framework={base.framework}")
+    space = Path(FLAGS.tuning_search_space) if external else None
+    folder = average_submission.write_to_run(ROOT, base, FLAGS.averaging, space, AVERAGED)
+    FLAGS.submission_path = str(folder / "submission.py")
+    if space is not None:
+        FLAGS.tuning_search_space = str(folder / submission_info.SPACE)
 
 
 def _is_official(workload: str | None) -> bool:
@@ -182,7 +216,9 @@ def _same_flags(left_out: Sequence[str]) -> list[str]:
     """The flags of this command, but for some; --gpus among them only if given."""
     known = [FLAGS.get_key_flags_for_module(module) for module in (__name__, submission_runner)]
     given = {flag.name: flag for flags_of_one in known for flag in flags_of_one if flag.present}
-    return [flag.serialize() for flag in given.values() if flag.name not in {"engine", "dry_run", *left_out}]
+    return [
+        flag.serialize() for flag in given.values() if flag.name not in {"engine", "dry_run", "averaging", *left_out}
+    ]
 
 
 def _in_docker() -> list[str]:
