@@ -14,6 +14,7 @@ What to average; flags may be repeated, and values with colons between are multi
   --power gamma=6.94             the same by the exponent of EDM2
   --merge shape=1-sqrt,share=.2  as if the learning rate had decayed over the last fifth (linear, cosine, 1-sqrt), or
                                  over the last 20 checkpoints: window=20
+  --best 5 --metric val_loss     the plain mean of the five best by a metric that the checkpoints, or their names, have
   --average mine:Polynomial,eta=3       one of your own: class Polynomial of mine.py, which is run (docs/own_average.md)
 
 Each checkpoint is read once, and all of them in turn for a piece of the model at a time, where files can be mapped
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weight_averaging.averages import Average, SnapshotError
+from weight_averaging.cli.best import add_best, check_best, chosen
 from weight_averaging.cli.common import (
     add_key,
     add_reading,
@@ -61,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "paths", metavar="PATH", type=Path, nargs="+", help="a folder of checkpoints, or the checkpoints"
     )
     add_averages(parser)
+    add_best(parser)
     parser.add_argument("--at", help="steps as of which to average, with commas between (default: the last)")
     add_writing(parser)
     add_reading(parser)
@@ -109,14 +112,18 @@ def _steps(unit: str, steps: Sequence[int]) -> str:
 
 def run(args: argparse.Namespace) -> None:
     averages = averages_of(args)
-    if not averages:
+    check_best(args, others=bool(averages))
+    if not averages and args.best is None:
         raise SnapshotError(
             "say what to average: --lawa window=20, --ema decay=.95, --tail share=.25, --power gamma=6.94, "
-            "--merge shape=1-sqrt,share=.2 or --average mine:Polynomial,eta=3"
+            "--merge shape=1-sqrt,share=.2, --best 5 --metric val_loss or --average mine:Polynomial,eta=3"
         )
     if args.out is None:
         raise SnapshotError("say where to write: --out model.safetensors")
     snapshots = told(args)
+    if args.best is not None:
+        write(args, *chosen(args, snapshots))
+        return
     steps = steps_of(args, snapshots) or [snapshots.steps[-1]]
     write(args, snapshots, [(average, step) for average in averages for step in steps])
 

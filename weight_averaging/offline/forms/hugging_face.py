@@ -12,7 +12,7 @@ import functools
 import json
 import re
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.forms.safetensors_file import SafetensorsSource
+from weight_averaging.offline.forms.scores import Score, scores_of_log
 from weight_averaging.offline.forms.source import Source, joined
 from weight_averaging.offline.forms.torch_file import TorchSource
 from weight_averaging.offline.forms.trainers import count
@@ -169,6 +170,12 @@ class HuggingFaceSource(Source):
             else:
                 self._copied.append(name)
         self._copied = [name for name in self._copied if not name.startswith(tuple(unchosen))]
+
+    def scores(self) -> Mapping[str, Score]:
+        state = self.path / "trainer_state.json"
+        if not state.is_file():
+            return next(iter(self._parts.values())).scores()
+        return scores_of_log(read_json(state).get("log_history"), self.counter("global_step"))
 
     def counter(self, key: str) -> int | None:
         state = self.path / "trainer_state.json"

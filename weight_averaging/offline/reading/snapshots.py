@@ -8,6 +8,8 @@ saves right after an evaluation) holds the average as its weights; the raw ones 
 wherever in the checkpoint that is, and those are what comes out here.
 """
 
+import copy
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -22,7 +24,7 @@ from weight_averaging.offline.forms.strangers import other_folder
 from weight_averaging.offline.layouts import Layout, check_alike, nbytes
 from weight_averaging.offline.reading.checksums import Checksums
 from weight_averaging.offline.reading.fetching import fetching
-from weight_averaging.offline.reading.order import copies, from_place, is_aside, numbered
+from weight_averaging.offline.reading.order import BEST, copies, from_place, is_aside, numbered
 from weight_averaging.tensor_names import clean_names
 
 
@@ -123,6 +125,9 @@ class Snapshots:
             if reason := is_aside(path, entries) or (f"the same file as {same.name}" if same != path else ""):
                 self.left_out[path] = reason
         kept = [path for path in entries if path not in self.left_out]
+        numbered_ones = len(entries) > 1 and all(re.search(r"\d", path.name) for path in entries)
+        if not kept and numbered_ones and set(self.left_out.values()) == {BEST}:  # copies of what is not there
+            kept, self.left_out = entries, {}
         if not kept:
             self._nothing()
         return kept
@@ -172,6 +177,13 @@ class Snapshots:
     def open(self, step: int) -> Source:
         """The checkpoint of a step."""
         return open_checkpoint(self.paths[step], self._allow, self._keys)
+
+    def only(self, steps: Collection[int]) -> "Snapshots":
+        """Those of these steps alone."""
+        some = copy.copy(self)
+        some.paths = {step: path for step, path in self.paths.items() if step in steps}
+        some.form = some.open(some.steps[-1]).form
+        return some
 
     def latest_up_to(self, step: int) -> int:
         """The step of the latest snapshot up to `step`."""
