@@ -66,6 +66,11 @@ def add_writing(parser: argparse.ArgumentParser) -> None:
         "--include", action="append", metavar="NAME", help="to average though frozen, a mask, of spectral norm, ..."
     )
     parser.add_argument(
+        "--recompute-batch-norm",
+        metavar="MODULE:FUNCTION",
+        help="recompute batch-norm statistics of the average: your function gives (model, training batches)",
+    )
+    parser.add_argument(
         "--memory-gb", "--memory_gb", type=_positive, default=4.0, help="memory to stay within (default: 4)"
     )
 

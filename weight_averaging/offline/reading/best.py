@@ -123,7 +123,7 @@ def metrics(snapshots: Snapshots) -> dict[str, tuple[float, float]]:
 
 def _own_and_named(source: Source) -> dict[str, Score]:
     named = {key: Score(float(text), "") for key, text in _IN_NAME.findall(source.path.name)}
-    return {key: score for key, score in named.items() if key not in (*STEP_KEYS, *EPOCH_KEYS)} | source.scores()
+    return {key: score for key, score in named.items() if key not in (*STEP_KEYS, *EPOCH_KEYS)} | dict(source.scores())
 
 
 def _scores(snapshots: Snapshots, metric: str) -> dict[int, Score]:
