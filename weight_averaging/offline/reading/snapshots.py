@@ -71,6 +71,9 @@ class Snapshots:
     ) -> None:
         self._allow, self._keys = tuple(allow), tuple(dict.fromkeys(keys))
         self.left_out: dict[Path, str] = {}
+        for one in [where] if isinstance(where, Path | str) else where:
+            if isinstance(one, str) and "://" in one:
+                raise SnapshotError(f"{one}: give what weight_averaging.offline.remote.Remote().path makes of it")
         if isinstance(where, Path | str):
             self.folder = Path(where)
             entries = self._of_folder()
@@ -165,9 +168,13 @@ class Snapshots:
             sources = {path: source for path, source in sources.items() if path not in self.left_out}
         if not sources:
             self._nothing()
-        check_alike({path: dict(zip(_names(source), source.layout.values())) for path, source in sources.items()})
+        return self._agree(sources)
+
+    def _agree(self, sources: dict[Path, Source]) -> dict[Path, Source]:
+        """Set `layout`, if they are alike. The checkpoints in the order in which they count where no step is known."""
+        check_alike({path: dict(zip(names_of(source), source.layout.values())) for path, source in sources.items()})
         first = next(iter(sources.values()))
-        self.layout: Layout = dict(zip(_names(first), first.layout.values()))
+        self.layout: Layout = dict(zip(names_of(first), first.layout.values()))
         return sources
 
     @property
@@ -177,6 +184,10 @@ class Snapshots:
     def open(self, step: int) -> Source:
         """The checkpoint of a step."""
         return open_checkpoint(self.paths[step], self._allow, self._keys)
+
+    def reader(self, step: int) -> Source:
+        """The checkpoint of a step, to read tensors as `layout` has them."""
+        return self.open(step)
 
     def only(self, steps: Collection[int]) -> "Snapshots":
         """Those of these steps alone."""
@@ -191,11 +202,13 @@ class Snapshots:
 
     def saved_names(self, source: Source) -> dict[str, str]:
         """What the tensors are called in a checkpoint, by their names in `layout` and `others`."""
-        return dict(zip(_names(source), source.layout)) | {name: name for name in self.others if name in source.others}
+        return dict(zip(names_of(source), source.layout)) | {
+            name: name for name in self.others if name in source.others
+        }
 
     def state(self, step: int, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """The weights of one snapshot, or those of these names; read when they are used, where that is possible."""
-        source = self.open(step)
+        source = self.reader(step)
         originals = self.originals(source, names)
         tensors = source.read(list(originals.values()))
         return {name: tensors[original] for name, original in originals.items()}
@@ -217,7 +230,7 @@ class Snapshots:
         whole = names is None or len(names) == len(self.layout)  # of a few tensors the system would fetch too much
         for step, after in zip(steps, [*steps[1:], None]):
             with fetching([self.paths[after]] if whole and after is not None else []):
-                source = self.open(step)
+                source = self.reader(step)
                 originals = self.originals(source, names)
                 tensors = source.read(list(originals.values()))
                 yield step, {name: tensors[original] for name, original in originals.items()}
@@ -226,6 +239,6 @@ class Snapshots:
                     checksums.see(original, tensor)
 
 
-def _names(source: Source) -> list[str]:
+def names_of(source: Source) -> list[str]:
     """The names of a checkpoint's tensors without what wrappers add."""
     return list(source.layout) if source.own_names else clean_names(list(source.layout))
