@@ -13,6 +13,7 @@ from weight_averaging.offline.forms.safetensors_file import SafetensorsSource
 from weight_averaging.offline.forms.source import Source
 from weight_averaging.offline.forms.strangers import is_msgpack, other_folder
 from weight_averaging.offline.forms.torch_file import TorchSource
+from weight_averaging.offline.remote import present
 
 WANTED = (
     "*.pt, *.pth, *.pth.tar, *.ckpt, *.safetensors, *.msgpack, checkpoint_STEP, folders of Hugging Face "
@@ -45,8 +46,10 @@ def open_checkpoint(path: Path, allow: Collection[str] = (), keys: Sequence[str]
     except UnicodeEncodeError:
         raise SnapshotError(f"{shown(path)}: its name is no UTF-8, and torch opens no such file: rename it") from None
     with reading(path):
+        if path.is_file():
+            present(path)
         if (path / ".metadata").is_file():
-            return ShardedFolder(path, keys)
+            return ShardedFolder(present(path), keys)
         if hugging_face.is_folder(path):
             return hugging_face.HuggingFaceSource(path, allow, keys)
         if path.is_dir() and (other := other_folder(path)):
