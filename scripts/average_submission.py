@@ -1,4 +1,4 @@
-"""Average a submission that somebody else wrote: evaluations see LAWA, an EMA or a growing average, training stays.
+r"""Average a submission that somebody else wrote: evaluations see LAWA, an EMA or a growing average, training stays.
 
     python -m scripts.average_submission --submission_path=theirs/submission.py --averaging=lawa \
       --tuning_search_space=theirs/tuning_search_space.json --out=dist/theirs_lawa
@@ -26,16 +26,26 @@ from weight_averaging.errors import UsageError
 FLAGS = flags.FLAGS
 ROOT = Path(__file__).resolve().parent.parent
 
-flags.DEFINE_string("submission_path", None, "File of the submission to average.", required=True)
-flags.DEFINE_enum("averaging", "lawa", sorted(average_submission.AVERAGES), "Average that evaluations see.")
-flags.DEFINE_string("out", None, "New folder to write.", required=True)
-flags.DEFINE_string("tuning_search_space", None, "Its search space; without one it is taken for self-tuning.")
-flags.DEFINE_float("averaging_horizon", None, "Share of step_hint that LAWA or an EMA covers; default: .01.")
-flags.DEFINE_integer("averaging_window", None, "Snapshots in it; default: 20.")
+flags.DEFINE_string("submission_path", None, "File of the submission that is to be averaged (.py).", required=True)
+flags.DEFINE_enum(
+    "averaging", "lawa", sorted(average_submission.AVERAGES), "Average that evaluations see: lawa, ema or growing."
+)
+flags.DEFINE_string("out", None, "Folder to write, which must not be there yet.", required=True)
+flags.DEFINE_string(
+    "tuning_search_space", None, "File of its search space (JSON); default: none, it is taken for self-tuning."
+)
+flags.DEFINE_float("averaging_horizon", None, "Share of step_hint that LAWA or an EMA covers, in (0, 1]; default: .01.")
+flags.DEFINE_integer("averaging_window", None, "Number of snapshots in LAWA or an EMA; default: 20.")
 flags.DEFINE_float("averaging_share", None, "Share of the updates so far that a growing average covers; default: .15.")
-flags.DEFINE_integer("calls_per_update", 1, "Calls of update_params for one update, of a submission that accumulates.")
-flags.DEFINE_boolean("on_top", False, "Average, although it brings other weights to evaluations itself.")
-flags.DEFINE_string("authors", None, "Authors of the averaged submission; default: those of the base.")
+flags.DEFINE_integer(
+    "calls_per_update",
+    1,
+    "Number of calls of update_params that train once, for a submission that accumulates gradients.",
+)
+flags.DEFINE_boolean(
+    "on_top", False, "Average a submission that brings other weights to evaluations itself, on top of those."
+)
+flags.DEFINE_string("authors", None, "Names of the authors of the averaged submission; default: those of the base.")
 FRAMEWORKS = {"pytorch": "PyTorch", "jax": "JAX"}
 
 

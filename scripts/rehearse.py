@@ -5,8 +5,8 @@
     python -m scripts.rehearse --submission=lawa,ema --framework=pytorch,jax --all
     python -m scripts.rehearse --submission_path=mine/submission.py --tuning_search_space=mine/space.json --workload=wmt
 
-A rehearsal writes a small data set in the official layout (once, into --data_dir), starts the harness's own runner
-with the command of a real run, kills it after a checkpoint, resumes it, and looks at what happened:
+A rehearsal writes a small data set in the official layout (once, into --data_dir). It starts the harness's own runner
+with the command of a real run, kills it after a checkpoint, and resumes it. Then it looks at what happened:
 
     data read            the harness's input pipeline gave batches
     updates              every update changed the weights, and left them finite
@@ -17,13 +17,13 @@ with the command of a real run, kills it after a checkpoint, resumes it, and loo
     end                  killed, resumed, ended
     logs                 are read as those of a real run
 
-and how long the parts took and how much memory. A submission of others does not say what it averages: then it is said
-at how many evaluations the weights were other than the raw ones.
+It says how long the parts took and how much memory. Another author's submission does not say what it averages. Then the
+result says at how many evaluations the weights were other than the raw ones.
 
 Sizes are cut (launching/rehearsal/sizes.py), among them the step hint, so that an average over 1 % of training is full
 after three updates. On GPUs nothing else is changed; --full_batch takes the official batches, which shows whether they
 fit, and estimates the hours of a real entry. On a CPU the harness's own assumptions are replaced too: the number of
-GPUs, ImageNet's prefetching; criteo1tb is its small variant, and the language model is cut to two layers.
+GPUs and ImageNet's prefetching. There criteo1tb is its small variant, and the language model is cut to two layers.
 
 Results are in --out, a folder a rehearsal, with rehearsals.html and rehearsals.md. Those that are there are not made
 again: after a kill the same command goes on. --again makes them anew.
@@ -34,7 +34,7 @@ from pathlib import Path
 
 from absl import flags
 
-from launching import official
+from launching import official, own_submissions
 from launching.official_workloads import WORKLOADS, base_name
 from launching.rehearsal import drive, table
 from launching.rehearsal.drive import Cell, Place
@@ -44,21 +44,29 @@ from weight_averaging.errors import UsageError
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_list("submission", [], "Folders of submissions/<framework>.")
-flags.DEFINE_string("submission_path", None, "Instead, the file of any other submission.")
+flags.DEFINE_list("submission", [], "Names of submissions, folders of submissions/<framework>, with commas between.")
+flags.DEFINE_string("submission_path", None, "File of any other submission, in place of --submission.")
 flags.DEFINE_string(
-    "tuning_search_space", None, "Its search space, of which the first point is taken; none: self-tuning."
+    "tuning_search_space",
+    None,
+    "File of its search space (JSON), whose first point is used; default: none, it tunes itself.",
 )
-flags.DEFINE_list("workload", [], "Official workloads, or variants.")
-flags.DEFINE_boolean("all", False, "All workloads.")
-flags.DEFINE_list("framework", ["pytorch"], "pytorch, jax, or both.")
-flags.DEFINE_integer("gpus", None, "GPUs; default: all there are. 0: on the CPU.", lower_bound=0)
-flags.DEFINE_integer("ranks", 1, "With --gpus=0 in PyTorch: processes that stand for GPUs.", lower_bound=1)
-flags.DEFINE_boolean("full_batch", False, "Take the official batches.")
-flags.DEFINE_string("data_dir", "~/.cache/weight_averaging_rehearsal", "Root of the small data sets.")
-flags.DEFINE_string("out", "runs/rehearsal", "Folder of the results.")
-flags.DEFINE_string("harness_path", None, "Sources of the official harness, in place of the installed one.")
-flags.DEFINE_boolean("again", False, "Also make rehearsals whose results are there.")
+flags.DEFINE_list("workload", [], "Names of official workloads or of variants, with commas between.")
+flags.DEFINE_boolean("all", False, "Rehearse on all workloads.")
+flags.DEFINE_list("framework", ["pytorch"], "Framework: pytorch, jax, or both with a comma between.")
+flags.DEFINE_integer("gpus", None, "Number of GPUs; default: all there are. 0 rehearses on the CPU.", lower_bound=0)
+flags.DEFINE_integer("ranks", 1, "Number of processes that stand for GPUs, with --gpus=0 in PyTorch.", lower_bound=1)
+flags.DEFINE_boolean("full_batch", False, "Use the official batch sizes.")
+flags.DEFINE_string(
+    "data_dir",
+    "~/.cache/weight_averaging_rehearsal",
+    "Root folder of the small data sets, which are written there once.",
+)
+flags.DEFINE_string("out", "runs/rehearsal", "Folder of the results, with one folder a rehearsal.")
+flags.DEFINE_string(
+    "harness_path", None, "Folder with the sources of the official harness, to be used in place of the installed one."
+)
+flags.DEFINE_boolean("again", False, "Rehearse anew where results are there already.")
 
 
 def cells() -> list[Cell]:
@@ -100,11 +108,8 @@ def _submissions(framework: str, workload: str) -> list[tuple[str, str, str | No
         return [(Path(path).parent.name or "submission", path, FLAGS.tuning_search_space)]
     found = []
     for name in FLAGS.submission:
-        path = f"submissions/{framework}/{name}/submission.py"
-        if not Path(path).is_file():
-            known = sorted(folder.parent.name for folder in Path("submissions", framework).glob("*/submission.py"))
-            raise UsageError(f"--submission={name} is unknown; choose from {', '.join(known)}")
-        found.append((name, path, search.default_path(name, workload, True)))
+        path = own_submissions.path_of(name, framework)
+        found.append((name, str(path), search.default_path(name, workload, True)))
     return found
 
 
