@@ -3,6 +3,7 @@
     python -m scripts.rehearse --submission=lawa --workload=ogbg                 on all GPUs
     python -m scripts.rehearse --submission=lawa --workload=ogbg --gpus=0        on the CPU
     python -m scripts.rehearse --submission=lawa,ema --framework=pytorch,jax --all
+    python -m scripts.rehearse --submission=lawa --workload=ogbg --engine=docker     in the image; slurm: as one job
     python -m scripts.rehearse --submission_path=mine/submission.py --tuning_search_space=mine/space.json --workload=wmt
 
 A rehearsal writes a small data set in the official layout (once, into --data_dir), starts the harness's own runner
@@ -25,16 +26,19 @@ after three updates. On GPUs nothing else is changed; --full_batch takes the off
 fit, and estimates the hours of a real entry. On a CPU the harness's own assumptions are replaced too: the number of
 GPUs, ImageNet's prefetching; criteo1tb is its small variant, and the language model is cut to two layers.
 
-Results are in --out, a folder a rehearsal, with rehearsals.html and rehearsals.md. Those that are there are not made
-again: after a kill the same command goes on. --again makes them anew.
+Results are in --out, a folder a rehearsal, with rehearsals.html and rehearsals.md of all that are there. A rehearsal
+that is there is not made again: after a kill the same command goes on, as does a Slurm job that is requeued. --again
+makes them anew.
 """
 
+import os
+import shlex
 import sys
 from pathlib import Path
 
 from absl import flags
 
-from launching import official
+from launching import engines, official
 from launching.official_workloads import WORKLOADS, base_name
 from launching.rehearsal import drive, table
 from launching.rehearsal.drive import Cell, Place
@@ -43,6 +47,10 @@ from scripts.start import start
 from weight_averaging.errors import UsageError
 
 FLAGS = flags.FLAGS
+NOTES = [
+    "Without device GiB it was on a CPU, where the number of GPUs by which queues divide, ImageNet's prefetching, the "
+    "language model's size are replaced, and criteo1tb is its small variant. Seconds and memory say little of a GPU."
+]
 
 flags.DEFINE_list("submission", [], "Folders of submissions/<framework>.")
 flags.DEFINE_string("submission_path", None, "Instead, the file of any other submission.")
@@ -58,6 +66,9 @@ flags.DEFINE_boolean("full_batch", False, "Take the official batches.")
 flags.DEFINE_string("data_dir", "~/.cache/weight_averaging_rehearsal", "Root of the small data sets.")
 flags.DEFINE_string("out", "runs/rehearsal", "Folder of the results.")
 flags.DEFINE_string("harness_path", None, "Sources of the official harness, in place of the installed one.")
+flags.DEFINE_enum("engine", "local", ["local", "docker", "slurm"], "Where it runs.")
+flags.DEFINE_string("sbatch_args", "", "Further arguments of sbatch: '--partition=gpu --time=4:00:00'.")
+flags.DEFINE_boolean("dry_run", False, "With --engine: print the command of Docker or Slurm, start nothing.")
 flags.DEFINE_boolean("again", False, "Also make rehearsals whose results are there.")
 
 
@@ -67,7 +78,8 @@ def cells() -> list[Cell]:
         raise UsageError(f"give --workload or --all; the workloads are {', '.join(WORKLOADS)}")
     if bool(FLAGS.submission) == bool(FLAGS.submission_path):
         raise UsageError("give either --submission or --submission_path")
-    gpus = official.gpus_found(FLAGS.gpus)
+    here = FLAGS.engine == "local"
+    gpus = official.gpus_found(FLAGS.gpus) if here else FLAGS.gpus or 0
     if FLAGS.ranks > 1 and (gpus or FLAGS.framework != ["pytorch"]):
         raise UsageError("--ranks is for --gpus=0 in PyTorch; on GPUs there is a rank for each")
     found = []
@@ -110,6 +122,11 @@ def _submissions(framework: str, workload: str) -> list[tuple[str, str, str | No
 
 def run() -> None:
     asked = cells()
+    if FLAGS.engine != "local":
+        hand_over()
+        return
+    if FLAGS.dry_run:
+        raise UsageError("--dry_run is for --engine=docker and --engine=slurm")
     harness = Path(FLAGS.harness_path).expanduser().absolute() if FLAGS.harness_path else None
     out = Path(FLAGS.out).expanduser().absolute()
     place = Place(data=Path(FLAGS.data_dir).expanduser().absolute(), out=out, harness_path=harness)
@@ -121,21 +138,40 @@ def run() -> None:
             result = drive.rehearse(place, cell)
         results.append(result)
         print(table.text([result]), flush=True)
-        notes = [note] if (note := replaced(cell)) else []
-        (out / "rehearsals.html").write_text(table.page(results, notes))
-        (out / "rehearsals.md").write_text(table.markdown(results) + "\n")
+        every = drive.results_in(place)
+        (out / "rehearsals.html").write_text(table.page(every, NOTES))
+        (out / "rehearsals.md").write_text(table.markdown(every) + "\n")
     good = sum(map(table.passed, results))
     print(f"{good} of {len(results)} passed; {out / 'rehearsals.html'}")
     sys.exit(good < len(results))
 
 
-def replaced(cell: Cell) -> str:
-    if cell.gpus:
-        return ""
-    return (
-        "On the CPU, where the number of GPUs by which queues divide, ImageNet's prefetching, the language "
-        "model's size are replaced, and criteo1tb is its small variant. Seconds and memory say little of a GPU."
+def hand_over() -> None:
+    """To a container or a Slurm job, in which this command runs again, here."""
+    if FLAGS.engine == "docker":
+        command = _in_docker()
+    else:
+        rest = engines.same_flags(FLAGS, [__name__], ["sbatch_args"])
+        command = engines.on_slurm("scripts.rehearse", rest, "rehearsal", FLAGS.gpus, FLAGS.sbatch_args, FLAGS.dry_run)
+    if FLAGS.dry_run:
+        print(shlex.join(command))
+        return
+    sys.stdout.flush()
+    os.execvp(command[0], command)
+
+
+def _in_docker() -> list[str]:
+    if FLAGS.harness_path is not None:
+        raise UsageError("--harness_path: an image has its own harness, chosen by the build argument HARNESS_COMMIT")
+    if FLAGS.submission_path:
+        raise UsageError("--engine=docker rehearses submissions of the image: name them by --submission")
+    gpus = "all" if FLAGS.gpus is None else FLAGS.gpus
+    settings = {"REHEARSE": 1, "GPUS": gpus, "DATA_DIR": FLAGS.data_dir, "EXPERIMENT_DIR": FLAGS.out}
+    rest = engines.same_flags(
+        FLAGS, [__name__], ["workload", "all", "submission", "data_dir", "out", "gpus", "sbatch_args"]
     )
+    workloads = ",".join(WORKLOADS if FLAGS.all else FLAGS.workload)
+    return engines.in_docker(workloads, ",".join(FLAGS.submission), rest, settings, FLAGS.dry_run)
 
 
 if __name__ == "__main__":

@@ -80,6 +80,14 @@ def result_of(place: Place, cell: Cell) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
+def results_in(place: Place) -> list[dict[str, Any]]:
+    """Of all rehearsals that are over, in the order of frameworks and workloads."""
+    found = [json.loads(path.read_text()) for path in place.out.glob("*/result.json")]
+    cells = [result["cell"] for result in found]
+    keys = [(c["framework"] == "jax", c["workload"], c["submission"], c["ranks"], c["full_batch"]) for c in cells]
+    return [found[number] for number in sorted(range(len(found)), key=keys.__getitem__)]
+
+
 def rehearse(place: Place, cell: Cell) -> dict[str, Any]:
     """Make the small data where it is missing, then run, kill, resume and check.
 

@@ -1,0 +1,204 @@
+"""The command: what it refuses, runs that it kills, and whole rehearsals of a stand-in for the harness; those of the
+harness itself are in tests/official/test_rehearsals.py."""
+
+import importlib.util
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from launching.official_workloads import WORKLOADS
+from launching.rehearsal import drive
+from launching.rehearsal.record import Record
+from tests.launching.rehearsal.records import STAND_IN, prepare, result
+from tests.support.warm_python import python
+
+
+def test_a_kill_takes_ranks_and_loaders_along(tmp_path):
+    code = (
+        "import subprocess, sys, time\n"
+        "leaf = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)\n"
+        "print(leaf.pid, flush=True)\n"
+        "time.sleep(600)"
+    )
+    top = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert top.stdout is not None
+    leaf = int(top.stdout.readline())
+    drive.kill(top.pid)
+    assert top.wait(10) == -9
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(leaf) and psutil.Process(leaf).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "left running"
+        time.sleep(0.05)
+    drive.kill(top.pid)  # of one that is over: nothing
+
+
+def test_a_run_is_killed_after_a_checkpoint_or_when_its_time_is_over(tmp_path):
+    (tmp_path / "record").mkdir()
+    record = Record(tmp_path / "record", 1)
+    write = (
+        "import json, time; open('record/events.jsonl', 'w').write(json.dumps({'event': 'saved', 'step': 4}) + chr(10))"
+    )
+    command = [sys.executable, "-c", f"{write}; time.sleep(600)"]
+    assert drive._run(command, dict(os.environ), tmp_path, record, 4, 60) == -9
+    assert drive._run(command, dict(os.environ), tmp_path, record, None, 1) == 124
+    assert drive._run([sys.executable, "-c", "1/0"], dict(os.environ), tmp_path, record, 5, 60) == 1
+    assert drive._last_error(tmp_path / "log.txt") == "ZeroDivisionError: division by zero"
+
+
+# The command.
+
+
+def command(*flags, cwd=None):
+    words = [python(), "-m", "scripts.rehearse", *flags]
+    return subprocess.run(words, capture_output=True, text=True, check=False, cwd=cwd)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([], "give --workload or --all"),
+        (["--workload=ogbg"], "give either --submission or --submission_path"),
+        (["--workload=nope", "--submission=lawa", "--gpus=0"], "unknown to the official harness"),
+        (["--workload=ogbg", "--submission=nope", "--gpus=0"], "--submission=nope is unknown; choose from"),
+        (["--workload=ogbg", "--submission=lawa", "--gpus=99"], "--gpus=99: only"),
+        (["--workload=ogbg", "--submission=lawa", "--gpus=0", "--framework=numpy"], "numpy"),
+        (["--workload=ogbg", "--submission=lawa", "--gpus=0", "--ranks=2", "--framework=jax"], "--ranks is for"),
+        (["--workload=ogbg", "--submission_path=/a/b.py", "--gpus=0"], "is absolute"),
+        (["--workload=ogbg", "--submission=lawa", "--gpus=0", "--harness_path=/none"], "no sources of the harness"),
+        (["--workload=ogbg", "--submission=lawa", "--gpus=0", "--dry_run"], "--dry_run is for"),
+        (["--workload=ogbg", "--submission=lawa", "--engine=slurm"], "say how many --gpus"),
+        (["--workload=ogbg", "--submission=lawa", "--engine=docker", "--harness_path=/h"], "HARNESS_COMMIT"),
+        (["--workload=ogbg", "--submission=nope", "--engine=docker"], "--submission=nope is unknown"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(flags, words, tmp_path):
+    result = command(*flags, f"--out={tmp_path / 'out'}", f"--data_dir={tmp_path / 'data'}")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert words in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("algoperf") is not None, reason="algoperf is installed")
+def test_without_the_harness_it_says_how_to_install_it(tmp_path):
+    result = command("--workload=ogbg", "--submission=lawa", "--gpus=0", f"--out={tmp_path}", f"--data_dir={tmp_path}")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "algoperf is not installed: see docs/official.md" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_is_not_made_again(tmp_path):
+    cell = drive.Cell(
+        workload="mnist",
+        framework="pytorch",
+        submission="lawa",
+        submission_path="submissions/pytorch/lawa/submission.py",
+        search_space="tuning_search_spaces/lawa.json",
+        gpus=0,
+    )
+    folder = tmp_path / cell.name
+    folder.mkdir()
+    (folder / "result.json").write_text(json.dumps(result(cell=vars(cell))))
+    (tmp_path / "of_another_command").mkdir()
+    (tmp_path / "of_another_command" / "result.json").write_text(json.dumps(result()))
+    done = command("--workload=mnist", "--submission=lawa", "--gpus=0", f"--out={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 passed" in done.stdout
+    assert (tmp_path / "rehearsals.html").read_text().count("<tr>") == 3, "a head and all that is there"
+    assert Path("submissions/pytorch/lawa/submission.py").exists()
+
+
+def test_in_the_image_it_runs_again_over_mounted_folders(tmp_path):
+    flags = ["--submission=lawa,ema", "--framework=pytorch,jax", "--engine=docker", "--dry_run", "--full_batch"]
+    folders = [f"--data_dir={tmp_path / 'data'}", f"--out={tmp_path / 'out'}"]
+    done = command("--all", *flags, *folders)
+    assert done.returncode == 0, done.stderr
+    words = shlex.split(done.stdout)
+    assert {f"{tmp_path / 'data'}:/data", f"{tmp_path / 'out'}:/experiment_runs"} <= set(words)
+    inside = words[words.index("scripts.rehearse") + 1 :]
+    assert sorted(inside) == sorted([
+        "--out=/experiment_runs", "--data_dir=/data", f"--workload={','.join(WORKLOADS)}", "--submission=lawa,ema",
+        "--framework=pytorch,jax", "--full_batch",
+    ])  # fmt: skip
+    assert words[words.index("--gpus") + 1] == "all"
+    on_cpu = command("--workload=ogbg", *flags, *folders, "--gpus=0").stdout
+    assert ("--gpus all" in on_cpu, "--gpus=0" in on_cpu) == (False, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_on_slurm_it_is_one_job_that_is_requeued(tmp_path):
+    flags = ["--workload=ogbg", "--submission=lawa", "--gpus=4", "--engine=slurm", "--sbatch_args=--partition=gpu"]
+    done = command(*flags, f"--out={tmp_path}", "--dry_run")
+    words = shlex.split(done.stdout)
+    assert {"--requeue", "--gpus-per-node=4", "--partition=gpu"} <= set(words)
+    inside = shlex.split(words[words.index("--wrap") + 1])
+    assert inside[1:3] == ["-m", "scripts.rehearse"]
+    assert sorted(inside[3:]) == sorted([*flags[:3], f"--out={tmp_path}"])
+
+
+# Whole rehearsals, of a stand-in for the harness.
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    prepare(root)
+    return root
+
+
+@pytest.mark.parametrize("name", ["lawa", "ema_self"])
+def test_a_run_is_killed_resumed_and_passes(name, root, tmp_path):
+    flags = ["--workload=criteo1tb", f"--submission={name}", "--gpus=0", f"--data_dir={root}", f"--out={tmp_path}"]
+    done = command(*flags, STAND_IN)
+    assert done.returncode == 0, done.stdout + done.stderr + (next(tmp_path.glob("*/log.txt"))).read_text()[-2000:]
+    (path,) = tmp_path.glob("*/result.json")
+    found = json.loads(path.read_text())
+    assert [check["passed"] for check in found["checks"]] == [True] * 8
+    assert not (path.parent / "runs").exists()
+    assert found["checks"][-1]["says"] == "6 evaluations, criteo1tb_test"
+    again = command(*flags, STAND_IN)
+    assert again.returncode == 0
+    assert "..." not in again.stdout
+
+
+OWN = '''"""A submission of somebody else."""
+import torch
+
+from submissions.pytorch.nadamw.submission import data_selection, get_batch_size
+
+
+def init_optimizer_state(workload, model_params, model_state, hyperparameters, rng):
+    return {"optimizer": torch.optim.SGD(model_params.parameters(), lr=1e-4)}
+
+
+def update_params(workload, current_param_container, batch, optimizer_state, **_):
+    model = current_param_container
+    if WORKS:
+        loss = workload.loss_fn(batch["targets"], model(batch["inputs"])[:, 0])["summed"]
+        model.zero_grad()
+        loss.backward()
+        optimizer_state["optimizer"].step()
+    return optimizer_state, model, None
+'''
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_submission_of_others_and_one_that_never_updates(works, root, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "submission.py").write_text(f"WORKS = {works}\n{OWN}")
+    (tmp_path / "space.json").write_text('[{"learning_rate": 1e-3}]')
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    words = [
+        sys.executable, "-m", "scripts.rehearse", "--workload=criteo1tb", "--gpus=0", STAND_IN, f"--data_dir={root}",
+        "--submission_path=mine/submission.py", "--tuning_search_space=space.json", f"--out={tmp_path / 'out'}",
+    ]  # fmt: skip
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert done.returncode == (not works), done.stdout + done.stderr
+    says = "raw weights, as promised" if works else "NO updates: never changed the weights"
+    assert says in done.stdout
