@@ -139,8 +139,11 @@ def run() -> None:
         results.append(result)
         print(table.text([result]), flush=True)
         every = drive.results_in(place)
-        (out / "rehearsals.html").write_text(table.page(every, NOTES))
-        (out / "rehearsals.md").write_text(table.markdown(every) + "\n")
+        try:
+            (out / "rehearsals.html").write_text(table.page(every, NOTES))
+            (out / "rehearsals.md").write_text(table.markdown(every) + "\n")
+        except OSError as error:
+            raise UsageError(f"--out={out}: {error.strerror or error}") from None
     good = sum(map(table.passed, results))
     print(f"{good} of {len(results)} passed; {out / 'rehearsals.html'}")
     sys.exit(good < len(results))

@@ -1,5 +1,6 @@
 """One rehearsal: begin the run, kill it after a checkpoint, resume it, look at what it left."""
 
+import errno
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from weight_averaging.errors import UsageError
 ROOT = Path(__file__).parents[2]  # of this repository
 POLL_SECONDS = 0.1
 SEED = 1
+FULL = 2**20  # bytes that are free on a disk without space for a checkpoint, at most
 STAGE = "launching.rehearsal.stage"
 
 
@@ -95,7 +97,7 @@ def rehearse(place: Place, cell: Cell) -> dict[str, Any]:
         What is also in `<out>/<name>/result.json`: the cell, its checks, what was measured, what the run said last.
 
     Raises:
-        UsageError: the run cannot be begun at all.
+        UsageError: the run cannot be begun at all, or its results cannot be written.
     """
     workload = sizes.rehearsed_name(cell.workload, on_cpu=cell.gpus == 0)
     official.check_harness(workload, place.harness_path)
@@ -107,7 +109,19 @@ def rehearse(place: Place, cell: Cell) -> dict[str, Any]:
     official.check_data(workload, str(place.data), cell.framework)
 
     folder = place.out / cell.name
+    new = not place.out.exists()
     shutil.rmtree(folder, ignore_errors=True)
+    try:
+        return _rehearse(place, cell, workload, folder, environment)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if new:
+            shutil.rmtree(place.out, ignore_errors=True)
+        raise UsageError(f"--out={place.out}: {error.strerror or error}") from None
+
+
+def _rehearse(place: Place, cell: Cell, workload: str, folder: Path, environment: dict[str, str]) -> dict[str, Any]:
+    """As `rehearse`, into a folder that is to be made. OSError where it cannot be written to."""
     (folder / "record").mkdir(parents=True)
     size = sizes.settings(workload, cell.devices, cell.gpus == 0, cell.full_batch)
     begun = time.monotonic()
@@ -122,6 +136,9 @@ def rehearse(place: Place, cell: Cell) -> dict[str, Any]:
         codes.append(_run(command, variables, folder, Record(folder / "record"), stop, size["seconds"]))
         if part == 1 and codes[0] >= 0:  # not ended by the kill
             break
+    said = _last_error(folder / "log.txt")
+    if codes != [-9, 0] and (shutil.disk_usage(folder).free < FULL or os.strerror(errno.ENOSPC) in said):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # which the log may have had no space to say
     record = Record(folder / "record")
     result = {
         "cell": asdict(cell) | {"search_space": None if cell.search_space is None else Path(cell.search_space).name},
@@ -130,7 +147,7 @@ def rehearse(place: Place, cell: Cell) -> dict[str, Any]:
         "seconds": time.monotonic() - begun,
         "checks": [asdict(c) for c in checks.checks(record, size["updates"], size["killed_after"], codes)],
         "measured": asdict(checks.measured(record)),
-        "said": _last_error(folder / "log.txt"),
+        "said": said,
     }
     _scored(folder, result["checks"])
     unfinished = folder / "result.unfinished"

@@ -51,8 +51,11 @@ class Record:
         return [json.loads(line) for line in lines]
 
     def weights(self, moment: str) -> dict[int, np.ndarray]:
-        """By step."""
+        """By step; what was not written to its end is left out."""
         found = {}
         for path in self.folder.glob(f"{moment}_*.npy"):
-            found[int(path.stem.rpartition("_")[2])] = np.load(path)
+            try:
+                found[int(path.stem.rpartition("_")[2])] = np.load(path)
+            except (EOFError, ValueError):
+                continue
         return dict(sorted(found.items()))

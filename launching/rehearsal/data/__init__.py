@@ -46,10 +46,11 @@ def prepare(root: Path, name: str, python: str, environment: dict[str, str]) -> 
     unfinished = root / f".{name.replace('/', '_')}.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder.parent).free / 1e9
+        there = next(path for path in (root, *root.absolute().parents) if path.exists())
+        free = shutil.disk_usage(there).free / 1e9
         if free < GIGABYTES:
             raise UsageError(f"--data_dir={root}: {free:.1f} GB free, the small data sets want {GIGABYTES:.0f} GB")
+        folder.parent.mkdir(parents=True, exist_ok=True)
         command = [python, "-m", "launching.rehearsal.data", str(unfinished), name]
         made = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if made.returncode:

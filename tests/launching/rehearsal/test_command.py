@@ -8,16 +8,24 @@ import shlex
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from launching.official_workloads import WORKLOADS
 from launching.rehearsal import drive
-from launching.rehearsal.record import Record
+from launching.rehearsal.record import UPDATED, Record
 from tests.launching.rehearsal.records import STAND_IN, prepare, result
 from tests.support.warm_python import python
+from weight_averaging.errors import UsageError
+
+CRITEO = drive.Cell(
+    workload="criteo1tb", framework="pytorch", submission="lawa", gpus=0,
+    submission_path="submissions/pytorch/lawa/submission.py", search_space="tuning_search_spaces/lawa.json",
+)  # fmt: skip
 
 
 def test_a_kill_takes_ranks_and_loaders_along(tmp_path):
@@ -94,14 +102,7 @@ def test_without_the_harness_it_says_how_to_install_it(tmp_path):
 
 
 def test_what_is_there_is_not_made_again(tmp_path):
-    cell = drive.Cell(
-        workload="mnist",
-        framework="pytorch",
-        submission="lawa",
-        submission_path="submissions/pytorch/lawa/submission.py",
-        search_space="tuning_search_spaces/lawa.json",
-        gpus=0,
-    )
+    cell = replace(CRITEO, workload="mnist")
     folder = tmp_path / cell.name
     folder.mkdir()
     (folder / "result.json").write_text(json.dumps(result(cell=vars(cell))))
@@ -165,6 +166,32 @@ def test_a_run_is_killed_resumed_and_passes(name, root, tmp_path):
     again = command(*flags, STAND_IN)
     assert again.returncode == 0
     assert "..." not in again.stdout
+
+
+@pytest.mark.parametrize("said", ["", "OSError: [Errno 28] No space left on device"])
+def test_a_run_that_a_full_disk_ended_is_one_line_and_leaves_nothing(said, root, tmp_path, monkeypatch):
+    def run_out_of_space(command, environment, folder, record, *_):
+        (folder / "log.txt").write_text(said)
+        (record.folder / f"{UPDATED}_0.npy").touch()  # cut at once
+        if not said:
+            monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0))
+        return 1
+
+    monkeypatch.setattr(drive, "_run", run_out_of_space)
+    harness = Path(STAND_IN.partition("=")[2])
+    (tmp_path / "of_before").mkdir()
+    for out in (tmp_path / "of_before", tmp_path / "new"):
+        with pytest.raises(UsageError, match=r"^--out=.*: No space left on device$"):
+            drive.rehearse(drive.Place(root, out, harness), CRITEO)
+        assert list(tmp_path.rglob("*")) == [tmp_path / "of_before"]
+
+
+def test_results_that_cannot_be_written_are_one_line(root, tmp_path):
+    (tmp_path / "file").touch()
+    flags = ["--workload=criteo1tb", "--submission=lawa", "--gpus=0", f"--data_dir={root}", STAND_IN]
+    done = command(*flags, f"--out={tmp_path / 'file' / 'out'}")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "Not a directory" in done.stderr
 
 
 OWN = '''"""A submission of somebody else."""

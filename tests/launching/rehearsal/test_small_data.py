@@ -67,7 +67,8 @@ def test_a_set_that_cannot_be_made_is_one_line_and_leaves_nothing(tmp_path, monk
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2e8))
     with pytest.raises(UsageError, match=r"0.2 GB free, the small data sets want 1 GB"):
-        prepare(tmp_path)
+        prepare(tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(UsageError, match=r"--data_dir=.*file"):
