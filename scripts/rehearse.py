@@ -22,9 +22,9 @@ and how long the parts took and how much memory. A submission of others does not
 at how many evaluations the weights were other than the raw ones.
 
 Sizes are cut (launching/rehearsal/sizes.py), among them the step hint, so that an average over 1 % of training is full
-after three updates. On GPUs nothing else is changed; --full_batch takes the official batches, which shows whether they
-fit, and estimates the hours of a real entry. On a CPU the harness's own assumptions are replaced too: the number of
-GPUs, ImageNet's prefetching; criteo1tb is its small variant, and the language model is cut to two layers.
+after three updates. On GPUs nothing else is changed; --full_batch takes the official batches, halved until they fit,
+and estimates the hours of a real entry where they fit as they are. On a CPU the harness's own assumptions are replaced
+too: the number of GPUs, ImageNet's prefetching; criteo1tb is its small variant, the language model has two layers.
 
 Results are in --out, a folder a rehearsal, with rehearsals.html and rehearsals.md of all that are there. A rehearsal
 that is there is not made again: after a kill the same command goes on, as does a Slurm job that is requeued. --again
@@ -62,7 +62,7 @@ flags.DEFINE_boolean("all", False, "All workloads.")
 flags.DEFINE_list("framework", ["pytorch"], "pytorch, jax, or both.")
 flags.DEFINE_integer("gpus", None, "GPUs; default: all there are. 0: on the CPU.", lower_bound=0)
 flags.DEFINE_integer("ranks", 1, "With --gpus=0 in PyTorch: processes that stand for GPUs.", lower_bound=1)
-flags.DEFINE_boolean("full_batch", False, "Take the official batches.")
+flags.DEFINE_boolean("full_batch", False, "Take the official batches, or the halves of them that fit.")
 flags.DEFINE_string("data_dir", "~/.cache/weight_averaging_rehearsal", "Root of the small data sets.")
 flags.DEFINE_string("out", "runs/rehearsal", "Folder of the results.")
 flags.DEFINE_string("harness_path", None, "Sources of the official harness, in place of the installed one.")

@@ -1,6 +1,7 @@
 """One rehearsal: begin the run, kill it after a checkpoint, resume it, look at what it left."""
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ ROOT = Path(__file__).parents[2]  # of this repository
 POLL_SECONDS = 0.1
 SEED = 1
 FULL = 2**20  # bytes that are free on a disk without space for a checkpoint, at most
+OUT_OF_MEMORY = ("OutOfMemoryError", "RESOURCE_EXHAUSTED")  # of PyTorch and of JAX
 STAGE = "launching.rehearsal.stage"
 
 
@@ -93,6 +95,8 @@ def results_in(place: Place) -> list[dict[str, Any]]:
 def rehearse(place: Place, cell: Cell) -> dict[str, Any]:
     """Make the small data where it is missing, then run, kill, resume and check.
 
+    A full batch for which the devices have no memory is halved until they have.
+
     Returns:
         What is also in `<out>/<name>/result.json`: the cell, its checks, what was measured, what the run said last.
 
@@ -112,7 +116,15 @@ def rehearse(place: Place, cell: Cell) -> dict[str, Any]:
     new = not place.out.exists()
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        return _rehearse(place, cell, workload, folder, environment)
+        for halvings in itertools.count():
+            result = _rehearse(place, cell, workload, folder, environment, halvings)
+            if not _to_halve(result, folder):
+                break
+            shutil.rmtree(folder)
+        unfinished = folder / "result.unfinished"
+        unfinished.write_text(json.dumps(result, indent=1))
+        os.replace(unfinished, folder / "result.json")
+        return result
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
         if new:
@@ -120,10 +132,23 @@ def rehearse(place: Place, cell: Cell) -> dict[str, Any]:
         raise UsageError(f"--out={place.out}: {error.strerror or error}") from None
 
 
-def _rehearse(place: Place, cell: Cell, workload: str, folder: Path, environment: dict[str, str]) -> dict[str, Any]:
+def _to_halve(result: dict[str, Any], folder: Path) -> bool:
+    """Whether the official batch, or a half of it, took more memory than the devices have, and can be halved."""
+    # An evaluation of the official size that wants more is no matter of this batch: the runner goes on after it.
+    made = next(check["passed"] for check in result["checks"] if check["name"] == "updates")
+    batch, devices = result["batch"], max(result["cell"]["gpus"], result["cell"]["ranks"])
+    if made or not result["cell"]["full_batch"] or not batch or batch % (2 * devices):
+        return False
+    said = (folder / "log.txt").read_text(errors="replace")
+    return any(words in said for words in OUT_OF_MEMORY)
+
+
+def _rehearse(
+    place: Place, cell: Cell, workload: str, folder: Path, environment: dict[str, str], halvings: int
+) -> dict[str, Any]:
     """As `rehearse`, into a folder that is to be made. OSError where it cannot be written to."""
     (folder / "record").mkdir(parents=True)
-    size = sizes.settings(workload, cell.devices, cell.gpus == 0, cell.full_batch)
+    size = sizes.settings(workload, cell.devices, cell.gpus == 0, cell.full_batch, halvings)
     begun = time.monotonic()
     codes = []
     for part in (1, 2):
@@ -143,16 +168,13 @@ def _rehearse(place: Place, cell: Cell, workload: str, folder: Path, environment
     result = {
         "cell": asdict(cell) | {"search_space": None if cell.search_space is None else Path(cell.search_space).name},
         "workload": workload,
-        "batch": size["batch"],
+        **record.batch(),
         "seconds": time.monotonic() - begun,
         "checks": [asdict(c) for c in checks.checks(record, size["updates"], size["killed_after"], codes)],
         "measured": asdict(checks.measured(record)),
         "said": said,
     }
     _scored(folder, result["checks"])
-    unfinished = folder / "result.unfinished"
-    unfinished.write_text(json.dumps(result, indent=1))
-    os.replace(unfinished, folder / "result.json")
     shutil.rmtree(folder / "runs", ignore_errors=True)  # checkpoints take gigabytes
     return result
 

@@ -59,3 +59,9 @@ class Record:
             except (EOFError, ValueError):
                 continue
         return dict(sorted(found.items()))
+
+    def batch(self) -> dict[str, int | None]:
+        """The batch of an update, and what it is in a real run; None if the run did not come so far."""
+        asked = [event for event in self.events() if event["event"] == "batch size"]
+        last = asked[-1] if asked else {}
+        return {"batch": last.get("batch"), "official_batch": last.get("official")}

@@ -64,7 +64,8 @@ def result(**changes):
     times = ("first_batch", "first_update", "update", "evaluation", "checkpoint", "processor", "host_gib")
     measured = dict.fromkeys(times, 1.0)
     return {
-        "cell": vars(cell) | changes.pop("cell", {}), "workload": "ogbg", "batch": 16, "seconds": 9.0, "said": "",
+        "cell": vars(cell) | changes.pop("cell", {}), "workload": "ogbg", "batch": 512, "official_batch": 512,
+        "seconds": 9.0, "said": "",
         "checks": [{"name": name, "passed": passed, "says": f"<{name}>"} for name, passed in values.items()],
         "measured": measured | {"device_gib": None} | changes,
     }  # fmt: skip

@@ -106,6 +106,7 @@ def test_hours_of_a_real_entry_follow_from_official_batches_alone():
     assert table.hours(result(cell={"gpus": 4})) is None
     assert table.hours(result(cell=on_gpus, update=0.1)) == pytest.approx(15 * 52_000 * 0.1 / 3600)
     assert table.hours(result(cell=on_gpus, update=10.0)) == pytest.approx(15 * 11_303 / 3600)
+    assert table.hours(result(cell=on_gpus, update=0.1) | {"batch": 256}) is None, "half a batch is another run"
     self_tuning = {**on_gpus, "search_space": None}
     assert table.hours(result(cell=self_tuning, update=10.0)) == pytest.approx(3 * 1.5 * 11_303 / 3600)
 

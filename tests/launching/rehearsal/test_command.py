@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from launching.official_workloads import WORKLOADS
-from launching.rehearsal import drive
+from launching.rehearsal import drive, table
 from launching.rehearsal.record import UPDATED, Record
 from tests.launching.rehearsal.records import STAND_IN, prepare, result
 from tests.support.warm_python import python
@@ -184,6 +184,31 @@ def test_a_run_that_a_full_disk_ended_is_one_line_and_leaves_nothing(said, root,
         with pytest.raises(UsageError, match=r"^--out=.*: No space left on device$"):
             drive.rehearse(drive.Place(root, out, harness), CRITEO)
         assert list(tmp_path.rglob("*")) == [tmp_path / "of_before"]
+
+
+@pytest.mark.parametrize("fits", [64, 1])
+def test_a_full_batch_is_halved_until_the_devices_have_the_memory(fits, root, tmp_path, monkeypatch):
+    tried = []
+
+    def run(command, environment, folder, record, *_):
+        """As a run of two ranks that ends without memory, or that fails otherwise where there is enough."""
+        halvings = json.loads((folder / "stage_1.json").read_text())["size"]["halvings"]
+        tried.append(256 >> halvings)
+        record.event("batch size", batch=256 >> halvings, official=256)
+        error = "torch.OutOfMemoryError: CUDA out of memory" if tried[-1] > fits else "ValueError: another"
+        (folder / "log.txt").write_text(f"{error}\n torch.distributed.elastic.ChildFailedError: \n")
+        return 1
+
+    monkeypatch.setattr(drive, "_run", run)
+    place = drive.Place(root, tmp_path, Path(STAND_IN.partition("=")[2]))
+    found = drive.rehearse(place, replace(CRITEO, ranks=2, full_batch=True))
+    smallest = max(fits, 2)  # one example for each rank
+    assert tried == [batch for batch in (256, 128, 64, 32, 16, 8, 4, 2) if batch >= smallest]
+    assert found["batch"] == tried[-1]
+    assert f"batch {tried[-1]} of 256" in table.text([found])
+    tried.clear()
+    drive.rehearse(place, replace(CRITEO, ranks=2))
+    assert tried == [256], "only an official batch is halved"
 
 
 def test_results_that_cannot_be_written_are_one_line(root, tmp_path):

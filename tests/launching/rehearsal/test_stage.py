@@ -90,7 +90,8 @@ def in_pytorch(folder, name, module=None):
 def test_a_submission_in_pytorch_passes_on_stage(name, tmp_path):
     record = in_pytorch(tmp_path / "record", name)
     assert failed(record) == {}
-    assert record.events()[1]["promise"] == promise(AVERAGES[name][1])
+    (begun,) = [event for event in record.events() if event["event"] == "initialised"]
+    assert begun["promise"] == promise(AVERAGES[name][1])
     assert len(record.weights(TRAINED)) == UPDATES
 
 
@@ -110,6 +111,18 @@ def test_a_submission_in_jax_passes_on_stage(name, tmp_path):
     record = on_stage(tmp_path / "record", "jax", OfJax, module, point(name), params, given, model_state)
     assert failed(record) == {}
     assert len(record.weights(TRAINED)) == UPDATES
+
+
+@pytest.mark.parametrize(("full", "halvings", "batch"), [(True, 0, 512), (True, 2, 128), (False, 0, 16)])
+def test_the_batch_is_small_or_a_half_of_the_official_one(full, halvings, batch, tmp_path):
+    from launching.rehearsal.stage import Rehearsal, Stage
+
+    size = sizes.settings("ogbg", 1, True, full, halvings)
+    rehearsal = Rehearsal(Stage(framework="pytorch", record=str(tmp_path), part=1, on_cpu=True, size=size))
+    module = functions_of("pytorch", "lawa")
+    rehearsal.submission(module)
+    assert module.get_batch_size("ogbg") == batch
+    assert rehearsal.record.batch() == {"batch": batch, "official_batch": 512}
 
 
 @pytest.mark.parametrize("part", [1, 2])
