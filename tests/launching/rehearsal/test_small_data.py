@@ -50,6 +50,15 @@ def test_a_small_data_set_is_made_once_and_again_when_it_is_not_whole(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["criteo1tb"]
 
 
+def test_a_set_in_the_place_of_another_is_made_anew(tmp_path):
+    prepare(tmp_path)
+    (tmp_path / "criteo1tb").rename(tmp_path / "other")
+    data.write_manifest(tmp_path / "other", "ogbg")
+    (tmp_path / "other").rename(tmp_path / "criteo1tb")
+    assert prepare(tmp_path)
+    assert not prepare(tmp_path)
+
+
 def test_real_data_is_left_alone(tmp_path):
     real = tmp_path / "criteo1tb" / "day_0_00"
     real.parent.mkdir()
