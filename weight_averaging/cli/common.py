@@ -86,7 +86,7 @@ def opened(
     """The snapshots of a folder, or of the checkpoints that are named; tells what is left out."""
     from weight_averaging.offline import Snapshots
     from weight_averaging.offline.forms import is_checkpoint
-    from weight_averaging.offline.forms.hugging_face import is_folder, is_run_in
+    from weight_averaging.offline.forms.weights_of_folder import is_folder, is_run_in
 
     if missing := [path for path in paths if not path.exists()]:
         raise SnapshotError(f"{missing[0]} is not there")
