@@ -1,7 +1,7 @@
 """Models of stable-baselines3: a zip with a file of torch.save for the policy, for each optimizer, and settings.
 
-`policy.pth` has the state dicts of all networks (actor, critic and its target). `load` asks for the optimizers too. They
-stay those of the latest.
+`policy.pth` has the state dicts of all networks (actor, critic and its target). `load` asks for the optimizers too.
+They stay those of the latest.
 """
 
 import io
