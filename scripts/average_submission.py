@@ -1,4 +1,4 @@
-r"""Average a submission that somebody else wrote: evaluations see LAWA or an EMA, training stays as it is.
+r"""Average a submission that somebody else wrote: evaluations see LAWA, an EMA or a growing average, training stays.
 
     python -m scripts.average_submission --submission_path=theirs/submission.py --averaging=lawa \
       --tuning_search_space=theirs/tuning_search_space.json --out=dist/theirs_lawa
@@ -28,14 +28,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 flags.DEFINE_string("submission_path", None, "File of the submission that is to be averaged (.py).", required=True)
 flags.DEFINE_enum(
-    "averaging", "lawa", sorted(average_submission.AVERAGES), "Average that evaluations see: lawa or ema."
+    "averaging", "lawa", sorted(average_submission.AVERAGES), "Average that evaluations see: lawa, ema or growing."
 )
 flags.DEFINE_string("out", None, "Folder to write, which must not be there yet.", required=True)
 flags.DEFINE_string(
     "tuning_search_space", None, "File of its search space (JSON); default: none, it is taken for self-tuning."
 )
-flags.DEFINE_float("averaging_horizon", 0.01, "Share of step_hint that the average covers, in (0, 1].")
-flags.DEFINE_integer("averaging_window", 20, "Number of snapshots in the average.")
+flags.DEFINE_float("averaging_horizon", None, "Share of step_hint that LAWA or an EMA covers, in (0, 1]; default: .01.")
+flags.DEFINE_integer("averaging_window", None, "Number of snapshots in LAWA or an EMA; default: 20.")
+flags.DEFINE_float("averaging_share", None, "Share of the updates so far that a growing average covers; default: .15.")
 flags.DEFINE_integer(
     "calls_per_update",
     1,
@@ -52,7 +53,7 @@ def run() -> None:
     base = average_submission.read(Path(FLAGS.submission_path))
     folder = Path(FLAGS.out)
     space = Path(FLAGS.tuning_search_space) if FLAGS.tuning_search_space else None
-    values = {"averaging_horizon": FLAGS.averaging_horizon, "averaging_window": FLAGS.averaging_window}
+    values = _hyperparameters()
     options = {"calls_per_update": FLAGS.calls_per_update} if FLAGS.calls_per_update != 1 else {}
     options |= {"on_top": True} if FLAGS.on_top else {}
     files = average_submission.write(ROOT, base, FLAGS.averaging, values, space, folder, options)
@@ -88,6 +89,15 @@ def run() -> None:
         f"next: python -m scripts.run --submission_path={folder / 'submission.py'} {tuning} "
         f"--framework={base.framework} --workload=mini_criteo1tb"
     )
+
+
+def _hyperparameters() -> dict[str, float]:
+    names = {name for values in average_submission.HYPERPARAMETERS.values() for name in values}
+    given = {name: getattr(FLAGS, name) for name in sorted(names) if getattr(FLAGS, name) is not None}
+    usual = average_submission.HYPERPARAMETERS[FLAGS.averaging]
+    if unknown := [name for name in given if name not in usual]:
+        raise UsageError(f"--{unknown[0]}: --averaging={FLAGS.averaging} takes {' and '.join(usual)}")
+    return {**usual, **given}
 
 
 if __name__ == "__main__":

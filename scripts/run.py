@@ -11,6 +11,13 @@ A submission of this repository is named by --submission, which sets its path an
 where it has none. Any other is named by the official --submission_path and --tuning_search_space. All flags of the
 official runner work. All points of a list are run unless --num_tuning_trials says fewer.
 
+Somebody else's submission is evaluated at an average of its weights, with the usual settings, by one flag more:
+
+    python -m scripts.run --submission_path=theirs/submission.py --tuning_search_space=theirs/space.json \
+      --averaging=lawa --workload=mini_criteo1tb --experiment_name=theirs_lawa
+
+What runs then is written below dist/averaged. Other settings, and a folder to hand in: scripts.average_submission.
+
 Under miniperf training stops at the workload's step_hint unless --max_global_steps says otherwise. The last two
 checkpoints of a run are kept. With --save_intermediate_checkpoints all are, as by the official runner and by
 miniperf.submission_runner. Under the official harness --data_dir is the root with one folder a data set
@@ -20,8 +27,6 @@ miniperf.submission_runner. Under the official harness --data_dir is the root wi
 import json
 import os
 import shlex
-import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +34,7 @@ from typing import Any
 
 from absl import app, flags
 
-from launching import official, own_submissions
+from launching import average_submission, engines, official, own_submissions, submission_info
 from launching.official_workloads import base_name
 from miniperf import command_line, frameworks, search, submission_runner, workloads
 from weight_averaging.errors import UsageError
@@ -57,6 +62,9 @@ flags.DEFINE_string(
 flags.DEFINE_integer(
     "gpus", None, "Number of GPUs for the official harness; default: all there are. 0 trains on the CPU.", lower_bound=0
 )
+flags.DEFINE_enum(
+    "averaging", None, sorted(average_submission.AVERAGES), "Average that evaluations of --submission_path see."
+)
 flags.DEFINE_string(
     "sbatch_args", "", "Further arguments for sbatch, with --engine=slurm: '--partition=gpu --time=24:00:00'."
 )
@@ -70,6 +78,9 @@ for _name in (
     "tuning_search_space", "workload",
 ):  # fmt: skip
     flags.declare_key_flag(_name)
+ROOT = Path(__file__).resolve().parent.parent
+AVERAGED = Path("dist/averaged")
+MODULES = (__name__, submission_runner)  # whose flags a command has
 
 
 def set_defaults() -> None:
@@ -87,6 +98,8 @@ def set_defaults() -> None:
                 FLAGS.tuning_search_space = space
             elif not FLAGS["tuning_ruleset"].present:
                 FLAGS.tuning_ruleset = "self"
+    if FLAGS.averaging is not None:
+        _average()
     # The official harness takes 0 for "draw one", another one on each rank.
     _default("rng_seed", 1 if official_run else 0)
     if FLAGS.submission is not None:
@@ -105,6 +118,27 @@ def set_defaults() -> None:
     submission_runner.check_flags()
     if FLAGS.max_global_steps is None:  # a framework is imported for it
         _default("max_global_steps", workloads.make(FLAGS.workload, FLAGS.framework).step_hint)
+
+
+def _average() -> None:
+    """Put the averaged submission in the place of the one that was given."""
+    if FLAGS.submission is not None:
+        raise UsageError(
+            f"--averaging is for --submission_path; of --submission={FLAGS.submission} see the variants in "
+            "docs/submissions.md"
+        )
+    external = FLAGS.tuning_ruleset == "external"
+    if FLAGS.submission_path is None or (external and FLAGS.tuning_search_space is None):
+        return  # an error of its own, below
+    base = average_submission.read(Path(FLAGS.submission_path))
+    if base.framework != FLAGS.framework:
+        raise UsageError(f"--submission_path={FLAGS.submission_path} needs --framework={base.framework}")
+    space = Path(FLAGS.tuning_search_space) if external else None
+    folder = average_submission.write_to_run(ROOT, base, FLAGS.averaging, space, AVERAGED)
+    FLAGS["averaging"].unparse()  # done: a Slurm job is handed what was written
+    FLAGS.submission_path = str(folder / "submission.py")
+    if space is not None:
+        FLAGS.tuning_search_space = str(folder / submission_info.SPACE)
 
 
 def _is_official(workload: str | None) -> bool:
@@ -212,48 +246,22 @@ def _points(trials: list[Path], first: int) -> dict[Path, Any]:
     return dict(zip(trials, points[first:], strict=False))
 
 
-def _same_flags(left_out: Sequence[str]) -> list[str]:
-    """The flags of this command, but for some; --gpus among them only if given."""
-    known = [FLAGS.get_key_flags_for_module(module) for module in (__name__, submission_runner)]
-    given = {flag.name: flag for flags_of_one in known for flag in flags_of_one if flag.present}
-    return [flag.serialize() for flag in given.values() if flag.name not in {"engine", "dry_run", *left_out}]
-
-
 def _in_docker() -> list[str]:
-    """docker/run_workload.sh makes the mounts; inside, the checks are made by this script again."""
     if FLAGS.harness_path is not None:
         raise UsageError("--harness_path: an image has its own harness, chosen by the build argument HARNESS_COMMIT")
     if FLAGS.submission is None:
         raise UsageError("--engine=docker runs a submission of the image: name it by --submission")
-    if not FLAGS.dry_run and not _answers(["docker", "info"]):
-        raise UsageError("--engine=docker: there is no docker here, or its daemon does not answer")
-    gpus = "all" if FLAGS.gpus is None else str(FLAGS.gpus)
+    gpus = "all" if FLAGS.gpus is None else FLAGS.gpus
     settings = {"GPUS": gpus, "DATA_DIR": FLAGS.data_dir, "EXPERIMENT_DIR": FLAGS.experiment_dir}
-    rest = _same_flags(["harness", "submission", "workload", "data_dir", "experiment_dir", "gpus", "sbatch_args"])
-    command = ["docker/run_workload.sh", FLAGS.workload, FLAGS.submission, *rest]
-    environment = [f"{name}={value}" for name, value in settings.items() if value]
-    if FLAGS.dry_run:
-        shown = ["env", *environment, "DRY_RUN=1", *command]
-        return shlex.split(subprocess.run(shown, capture_output=True, text=True, check=True).stdout)
-    return ["env", *environment, *command]
-
-
-def _answers(command: list[str]) -> bool:
-    return shutil.which(command[0]) is not None and subprocess.run(command, capture_output=True).returncode == 0
+    left_out = ("harness", "submission", "workload", "data_dir", "experiment_dir", "gpus", "sbatch_args")
+    rest = engines.same_flags(FLAGS, MODULES, left_out)
+    return engines.in_docker(FLAGS.workload, FLAGS.submission, rest, settings, FLAGS.dry_run)
 
 
 def _on_slurm() -> list[str]:
-    if FLAGS.gpus is None:
-        raise UsageError("--engine=slurm: say how many --gpus a job gets")
-    if not FLAGS.dry_run and not _answers(["sinfo"]):
-        raise UsageError("--engine=slurm: there is no Slurm here, or it does not answer")
-    inner = [sys.executable, "-m", "scripts.run", *_same_flags(["resume_last_run", "sbatch_args"]), "--resume_last_run"]
+    rest = [*engines.same_flags(FLAGS, MODULES, ("resume_last_run", "sbatch_args")), "--resume_last_run"]
     name = f"{FLAGS.workload}-{Path(FLAGS.submission_path).parent.name}-{FLAGS.rng_seed}"
-    gpus = [f"--gpus-per-node={FLAGS.gpus}"] if FLAGS.gpus else []
-    return [
-        "sbatch", f"--job-name={name}", "--nodes=1", *gpus, "--requeue", "--open-mode=append",
-        *shlex.split(FLAGS.sbatch_args), "--wrap", shlex.join(inner),
-    ]  # fmt: skip
+    return engines.on_slurm("scripts.run", rest, name, FLAGS.gpus, FLAGS.sbatch_args, FLAGS.dry_run)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -65,14 +65,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(OSError, ValueError):  # a pipe that was opened for reading too, say
                 stream.reconfigure(errors="backslashreplace")  # names of files may be no text
-    args = parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     before = None
     try:
         with contextlib.suppress(ValueError):  # not in the main thread, which alone is told
             before = signal.signal(signal.SIGTERM, _terminated)
-        if args.command != "plan":
+        if any("://" in word for word in words):
             _check_torch()
-        args.run(args)
+            from weight_averaging.cli.remote import run_with_urls
+
+            run_with_urls(words, parser())
+        else:
+            args = parser().parse_args(words)
+            if args.command != "plan":
+                _check_torch()
+            args.run(args)
     except BrokenPipeError:  # whoever read the output has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)

@@ -73,6 +73,11 @@ def add_writing(parser: argparse.ArgumentParser) -> None:
         help="tensor, module or pattern that is averaged though frozen, a mask, ...",
     )
     parser.add_argument(
+        "--recompute-batch-norm",
+        metavar="MODULE:FUNCTION",
+        help="recompute batch-norm statistics of the average: your function gives (model, training batches)",
+    )
+    parser.add_argument(
         "--memory-gb", "--memory_gb", type=_positive, default=4.0, help="memory to stay within (default: 4)"
     )
 
@@ -87,16 +92,21 @@ def _positive(text: str) -> float:
     return value
 
 
+def check_there(paths: Sequence[Path]) -> None:
+    """SnapshotError if one is not."""
+    if missing := [path for path in paths if not path.exists()]:
+        raise SnapshotError(f"{missing[0]} is not there")
+
+
 def opened(
     paths: Sequence[Path], allow: Sequence[str], step_from: str | None = None, keys: Sequence[str] = ()
 ) -> "Snapshots":
     """The snapshots of a folder, or of the checkpoints that are named; tells what is left out."""
+    check_there(paths)
     from weight_averaging.offline import Snapshots
     from weight_averaging.offline.forms import is_checkpoint
-    from weight_averaging.offline.forms.hugging_face import is_folder, is_run_in
+    from weight_averaging.offline.forms.weights_of_folder import is_folder, is_run_in
 
-    if missing := [path for path in paths if not path.exists()]:
-        raise SnapshotError(f"{missing[0]} is not there")
     folder = len(paths) == 1 and paths[0].is_dir()
     if folder and is_checkpoint(paths[0]):  # one, or the output of a Trainer with several in it
         several = not is_folder(paths[0])
