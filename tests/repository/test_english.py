@@ -9,12 +9,6 @@ from tests.support import ROOT
 from tests.support.english import WORN, docstring_sentences, docstrings, median_words, pages, sentences
 
 MOST = 18  # words, the median over a page's sentences
-REWRITTEN_NEXT = {  # page: why it does not keep the rule yet
-    "offline.md": "a worn-out turn; changes with the commands it describes",
-    "official.md": "long sentences; changes with the harness it describes",
-    "trainers.md": "a worn-out turn; changes with the trainers it describes",
-}
-
 LONGEST = 25  # words of a sentence in a public docstring
 DOCSTRINGS_NEXT = {  # files that still have longer ones
     "weight_averaging/averages/__init__.py",
@@ -56,16 +50,10 @@ def worn_out(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
-def test_a_page_is_short_sentences_without_worn_out_turns(page: Path, request):
-    if reason := REWRITTEN_NEXT.get(page.name):
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
+def test_a_page_is_short_sentences_without_worn_out_turns(page: Path):
     text = " ".join(page.read_text().split())
     assert not worn_out(text)
     assert median_words(page.read_text()) <= MOST
-
-
-def test_the_pages_to_be_rewritten_are_pages():
-    assert set(REWRITTEN_NEXT) <= {page.name for page in pages()}
 
 
 def test_sentences_are_those_of_running_text():
