@@ -9,7 +9,8 @@ from tests.support import ROOT
 from tests.support.english import WORN, docstring_sentences, docstrings, median_words, pages, sentences
 
 MOST = 18  # words, the median over a page's sentences
-LONGEST = 25  # words of a sentence in a public docstring
+LONGEST = 25  # words of a sentence
+PAGES_NEXT = {"growing.md", "jax.md", "models.md"}  # pages that still have longer ones
 DOCSTRINGS_NEXT = {  # files that still have longer ones
     "weight_averaging/averages/__init__.py",
     "weight_averaging/averages/horizon.py",
@@ -54,6 +55,8 @@ def test_a_page_is_short_sentences_without_worn_out_turns(page: Path):
     text = " ".join(page.read_text().split())
     assert not worn_out(text)
     assert median_words(page.read_text()) <= MOST
+    if page.name not in PAGES_NEXT:
+        assert [sentence for sentence in sentences(page.read_text()) if len(sentence.split()) > LONGEST] == []
 
 
 def test_sentences_are_those_of_running_text():
