@@ -107,8 +107,8 @@ def exponent_from_horizon(horizon: float) -> float:
     """The exponent gamma of the power-function average whose snapshots are as old on average as those of a window that
     covers the share `horizon` of all updates so far: 2 / h - 2.
 
-    A snapshot of update s <= t has weight proportional to s^gamma, and so the mean age t / (gamma + 2); the window's is
-    h t / 2. A horizon of 1 is the plain mean of all.
+    A snapshot of update s <= t has a weight proportional to s^gamma. So the mean age is t / (gamma + 2), and the
+    window's is h t / 2. A horizon of 1 is the plain mean of all.
 
     >>> exponent_from_horizon(0.1), exponent_from_horizon(1)
     (18.0, 0.0)
@@ -120,7 +120,7 @@ def warmup_weight(decay: float, count: Any, maximum: Any = max) -> Any:
     """The weight with which a snapshot enters that comes after `count` others, where the decay begins small.
 
     That decay is min(decay, (1 + count) / (10 + count)), the schedule of TensorFlow's ExponentialMovingAverage, which
-    others took over; one minus it is max(1 - decay, 9 / (10 + count)), which loses nothing to cancellation.
+    others took over. One minus it is max(1 - decay, 9 / (10 + count)), which loses nothing to cancellation.
 
     Args:
         count: also an array of another framework, with that framework's `maximum`.
