@@ -28,7 +28,7 @@ the number of GPUs and ImageNet's prefetching. There criteo1tb is its small vari
 two layers.
 
 Results are in --out, a folder a rehearsal, with rehearsals.html and rehearsals.md of all that are there. A rehearsal
-that is there is not made again: after a kill the same command goes on, as does a Slurm job that is requeued. --again
+that is there is not made again. After a kill the same command goes on, as does a Slurm job that is requeued. --again
 makes them anew.
 """
 

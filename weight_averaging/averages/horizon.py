@@ -104,9 +104,9 @@ def window_from_decay(decay: float) -> float:
 
 
 def exponent_from_horizon(horizon: float) -> float:
-    """The exponent gamma of the power-function average whose snapshots are as old on average as those of a window that
-    covers the share `horizon` of all updates so far: 2 / h - 2.
+    """The exponent of the power-function average that is as old on average as a window over a share of all updates.
 
+    It is gamma = 2 / h - 2 for the share h, `horizon`.
     A snapshot of update s <= t has a weight proportional to s^gamma. So the mean age is t / (gamma + 2), and the
     window's is h t / 2. A horizon of 1 is the plain mean of all.
 

@@ -68,7 +68,7 @@ class Averager(ABC, Generic[State]):
 
         Args:
             step: int or int32[], the number of completed updates, 1, 2, ... One that is not larger than the last one is
-                passed over; if it is smaller, and not 0, `refused` counts it where it is due. Outside jit an int spares
+                passed over. If it is smaller, and not 0, `refused` counts it where it is due. Outside jit an int spares
                 a copy of the state where nothing is due, and so does an array that the device has computed already.
             donate: outside jit, whether the new state may take the memory of the one given, which is gone then.
         """

@@ -28,8 +28,8 @@ class WeightAveraging(Averaging, Callback):
 
     An update is a batch after which an optimizer has stepped. With gradient accumulation it is one in so many batches,
     with several optimizers one for all that stepped in the batch. With GradScaler it is none where the step was
-    skipped. A fused optimizer skips on the device, where nobody sees it. (Lightning's `global_step` counts skipped
-    steps, and those of every optimizer.)
+    skipped. A step that a fused optimizer skips on the device counts, since nobody sees it there. (Lightning's
+    `global_step` counts skipped steps, and those of every optimizer.)
 
     The averager's state is part of every full checkpoint, whose `state_dict` has the raw weights. `fit(ckpt_path=...)`
     resumes bit for bit, `test(ckpt_path=...)` tests the average of that checkpoint. One without a state (of weights
