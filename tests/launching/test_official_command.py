@@ -68,6 +68,27 @@ def test_in_jax_one_process_has_all_gpus_and_checkpoints_are_in_flaxs_own_form()
     assert official.environment("pytorch", 2, "4,6") == {}
 
 
+@pytest.mark.parametrize(
+    ("words", "gpus", "says"),
+    [
+        (["fastmr", "lawa"], "all", "the workload fastmr is unknown; choose from criteo1tb fastmri finewebedu_lm"),
+        (["ogbg", "lawaa"], "all", "the submission lawaa is unknown; it is the name of a folder"),
+        (["ogbg", "lawa"], "x", "GPUS=x: give all, a number of GPUs, or 0 for the CPU"),
+        (["criteo1tb_embed_init,mnist", "lawa,ema"], "2", None),
+    ],
+)
+def test_the_script_of_the_image_checks_its_words(words, gpus, says):
+    environment = {**os.environ, "DRY_RUN": "1", "GPUS": gpus}
+    command = ["docker/run_workload.sh", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if says is None:
+        assert done.stdout.startswith("docker run "), done.stderr
+        return
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {says}")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_variants_belong_to_the_longest_base_name():
     assert base_name("criteo1tb_embed_init") == "criteo1tb"
     assert base_name("librispeech_conformer_layernorm") == "librispeech_conformer"
