@@ -25,6 +25,12 @@ RUN = ["scripts.run", "--submission=lawa"]
         (["scripts.suite", "--workloads=nope"], "--workload=nope is unknown; choose from mini_criteo1tb,", set()),
         (["scripts.suite", "some"], "unexpected arguments: some", set()),
         (["miniperf.submission_runner", "some"], "unexpected arguments: some", set()),
+        ([*RUN, "--workload=mini_wmt", "--hparam_start_index=9"], "leave none of the 6 trials", set()),
+        (
+            [*RUN, "--workload=mini_wmt", "--max_global_steps=9", "--gpus=2"],
+            "--gpus: for --harness=official alone",
+            set(),
+        ),
         (["scripts.run"], "--submission must be given (name of a submission,", set()),
         (["scripts.sweep"], "for example: python -m scripts.sweep --submission=lawa --workloads=ogbg,wmt", set()),
         (["scripts.prepare_text"], "--out must be given (", set()),
