@@ -149,6 +149,23 @@ def listed(numbers: Sequence[int]) -> str:
 
 
 @contextlib.contextmanager
+def parents_made(paths: Iterable[Path]) -> Iterator[None]:
+    """The folders that files are written into, made where they are not there; an error in the block removes those."""
+    made: list[Path] = []
+    for path in paths:
+        new = [folder for folder in path.parents if not folder.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made += reversed(new)
+    try:
+        yield
+    except BaseException:
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):  # others have written into it
+                folder.rmdir()
+        raise
+
+
+@contextlib.contextmanager
 def progress(total: int) -> Iterator[Callable[[int], object]]:
     """A bar of bytes on stderr where that is a terminal: tqdm's if it is installed (the extra `cli`), else a line."""
     try:

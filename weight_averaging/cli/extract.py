@@ -9,7 +9,7 @@ lines that are printed without it.
 import argparse
 from pathlib import Path
 
-from weight_averaging.cli.common import add_reading, counted
+from weight_averaging.cli.common import add_reading, counted, parents_made
 from weight_averaging.placement import size
 
 EXAMPLES = """\
@@ -37,10 +37,12 @@ def run(args: argparse.Namespace) -> None:
 
     check_path(args.out, overwrite=args.overwrite)
     result = extract(args.checkpoint, args.average, args.allow_class)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     kind = args.average or "of an averager's state"
     layout = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in result.items()}
-    with state_dict_writer(args.out, layout, {"format": "pt", "average": kind}, args.overwrite) as file:
+    with (
+        parents_made([args.out]),
+        state_dict_writer(args.out, layout, {"format": "pt", "average": kind}, args.overwrite) as file,
+    ):
         for name, tensor in result.items():
             file.write_part(name, 0, tensor)
     elements = sum(tensor.numel() for tensor in result.values())

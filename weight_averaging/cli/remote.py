@@ -30,7 +30,7 @@ def run_with_urls(words: Sequence[str], parser: argparse.ArgumentParser) -> None
             if out is not None:
                 remote.upload(out)
         except (ValueError, OSError) as error:
-            raise SnapshotError(remote.shown(str(error))) from None
+            raise SnapshotError(remote.said(error)) from None
 
 
 def _read_from(args: argparse.Namespace) -> list[Path]:
