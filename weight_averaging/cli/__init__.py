@@ -3,9 +3,12 @@
 import argparse
 import contextlib
 import io
+import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from weight_averaging import __version__
 from weight_averaging.averages import SnapshotError
@@ -22,8 +25,19 @@ for example:
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """Ends with one line after a wrong argument: what is wrong, and an example that runs."""
+
+    def error(self, message: str) -> NoReturn:
+        message = re.sub(r"/--\w*_\w*", "", message)  # other spellings of one argument
+        example = (self.epilog or "").splitlines()[1:2]
+        hint = f"; for example: {example[0].strip().partition('  ')[0]}" if example else ""
+        print(f"error: {message}{hint}; `{self.prog} --help` has the rest", file=sys.stderr)
+        sys.exit(2)
+
+
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="weight-averaging",
         description="Averages of the checkpoints of a training run, and what averaging costs during one.",
         epilog=EXAMPLES,
@@ -66,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             if args.command != "plan":
                 _check_torch()
             args.run(args)
+    except BrokenPipeError:  # whoever read the output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except (SnapshotError, ValueError, OSError) as error:
         print(f"error: {error}".replace("\n", "\\n"), file=sys.stderr)
         sys.exit(2)

@@ -34,7 +34,6 @@ from weight_averaging.cli.common import (
     add_reading,
     add_step_from,
     add_writing,
-    counted,
     keys_of,
     listed,
     not_averaged,
@@ -44,6 +43,7 @@ from weight_averaging.cli.common import (
 )
 from weight_averaging.cli.descriptions import add_averages, averages_of
 from weight_averaging.placement import size
+from weight_averaging.words import counted
 
 if TYPE_CHECKING:
     from weight_averaging.offline import Snapshots

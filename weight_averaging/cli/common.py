@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from weight_averaging.averages import SnapshotError
 from weight_averaging.placement import size
+from weight_averaging.words import counted
 
 if TYPE_CHECKING:
     from weight_averaging.offline import Snapshots
@@ -60,10 +61,16 @@ def add_writing(parser: argparse.ArgumentParser) -> None:
         "--plain-names", action="store_true", help="drop from names what DDP, torch.compile and FSDP add (module., ...)"
     )
     parser.add_argument(
-        "--exclude", action="append", metavar="NAME", help="tensor, module or pattern to take from the latest as it is"
+        "--exclude",
+        action="append",
+        metavar="NAME",
+        help="tensor, module or pattern that is taken from the latest as it is",
     )
     parser.add_argument(
-        "--include", action="append", metavar="NAME", help="to average though frozen, a mask, of spectral norm, ..."
+        "--include",
+        action="append",
+        metavar="NAME",
+        help="tensor, module or pattern that is averaged though frozen, a mask, ...",
     )
     parser.add_argument(
         "--recompute-batch-norm",
@@ -123,15 +130,6 @@ def not_averaged(args: argparse.Namespace, snapshots: "Snapshots", layout: "Layo
         shown = ", ".join(sorted(latest)[:5]) + (", ..." if len(latest) > 5 else "")
         print(f"not averaged but taken from the latest snapshot ({counted(len(latest), 'tensor')}): {shown}")
     return latest
-
-
-def counted(number: int, one: str, several: str = "") -> str:
-    """How many of what.
-
-    >>> counted(1, "copy", "copies"), counted(20, "snapshot")
-    ('1 copy', '20 snapshots')
-    """
-    return f"{number} {one if number == 1 else several or one + 's'}"
 
 
 def keys_of(names: Iterable[str]) -> str:

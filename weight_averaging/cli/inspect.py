@@ -1,7 +1,7 @@
 """what is in a folder of checkpoints, and which averages of it are possible
 
-Prints the form of the checkpoints, their steps, the sizes and types of the weights, what is left out and why, what
-would not be averaged, and how long windows can be at which intervals. The weights themselves are not read.
+Prints the form of the checkpoints, their steps, and the sizes and types of the weights. It names what is left out and
+why, what would not be averaged, and how long windows can be at which intervals. The weights themselves are not read.
 """
 
 import argparse
@@ -11,8 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weight_averaging.cli.common import add_key, add_reading, add_step_from, counted, keys_of, listed, opened
+from weight_averaging.cli.common import add_key, add_reading, add_step_from, keys_of, listed, opened
 from weight_averaging.placement import size
+from weight_averaging.words import counted
 
 if TYPE_CHECKING:
     from weight_averaging.offline import Snapshots

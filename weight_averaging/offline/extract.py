@@ -27,8 +27,8 @@ def average_of_state(state: Mapping[str, Any], average: str | None = None) -> di
         state: from `state_dict()` of an averager.
         average: which one of several, as its description prints.
     Raises:
-        SnapshotError: it holds none yet, there are several and `average` is none of them, or it is a window of your
-            own, of which the state has the snapshots but not their weights.
+        SnapshotError: it holds none yet, or there are several and `average` is none of them. A window of your own is
+            refused too: the state has its snapshots but not their weights.
     """
     if state["buffers"] == "recompute":
         raise SnapshotError(

@@ -2,8 +2,8 @@
 
 The format's own library maps files at the same cost (docs/results/cost.md) and writes them only as a whole.
 
-The format: eight bytes with the length of a JSON header, the header (type, shape and byte range of each tensor), then
-the tensors' bytes. https://github.com/huggingface/safetensors
+The format has eight bytes with the length of a JSON header, then the header, then the tensors' bytes. The header gives
+type, shape and byte range of each tensor. https://github.com/huggingface/safetensors
 """
 
 import contextlib

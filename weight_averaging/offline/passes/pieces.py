@@ -1,8 +1,8 @@
 """Models that go through piece by piece, each piece of all snapshots before the next one.
 
-The sums of a piece stay in the processor's cache from one snapshot to the next, and their memory serves the next piece:
-sums of whole models would go through memory once for every snapshot, and their fresh pages cost the system more than
-the arithmetic (docs/results/offline_cost.md).
+The sums of a piece stay in the processor's cache from one snapshot to the next, and their memory serves the next piece.
+Sums of whole models would go through memory once for every snapshot. Their fresh pages cost the system more than the
+arithmetic (docs/results/offline_cost.md).
 """
 
 import collections
