@@ -178,6 +178,7 @@ def write(
         average_to_files(
             snapshots, plan, outputs, budget, on_read, args.plain_names, args.overwrite, recompute, said.append
         )
+        args.written()
     for line in said:
         print(line)
     for (average, step), path in outputs.items():

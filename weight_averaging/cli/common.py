@@ -56,6 +56,7 @@ def add_writing(parser: argparse.ArgumentParser) -> None:
         "a folder for Hugging Face checkpoints, or for several averages",
     )
     parser.add_argument("--overwrite", action="store_true", help="write over what is there already")
+    parser.set_defaults(written=lambda: None)  # called when files are in place: URLs are uploaded then
     parser.add_argument("--float32", action="store_true", help="write float32 also where checkpoints have fewer bits")
     parser.add_argument(
         "--plain-names", action="store_true", help="drop from names what DDP, torch.compile and FSDP add (module., ...)"

@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="file of torch.save")
     parser.add_argument("--out", type=Path, required=True, help="file to write: .safetensors or .pt")
     parser.add_argument("--overwrite", action="store_true", help="write over what is there already")
+    parser.set_defaults(written=lambda: None)
     parser.add_argument("--average", help="which average of an Averages state")
     add_reading(parser)
 
@@ -46,6 +47,7 @@ def run(args: argparse.Namespace) -> None:
     ):
         for name, tensor in result.items():
             file.write_part(name, 0, tensor)
+    args.written()
     elements = sum(tensor.numel() for tensor in result.values())
     print(f"{args.out}: {counted(len(result), 'tensor')}, {elements:,} elements, {size(args.out.stat().st_size)}")
     print(f"load: {state_dict_loading(args.out)}")

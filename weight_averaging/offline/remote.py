@@ -113,9 +113,9 @@ class Remote:
 
     def said(self, error: Exception) -> str:
         """What an error says, with URLs: a temporary folder that is full is none of theirs."""
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is not None
-        if full and self._top is not None and self._top in Path(str(error.filename)).parents:
-            return f"{self.shown(str(error.filename))} does not fit into {_full()}"
+        place = Path(str(error.filename)) if isinstance(error, OSError) and error.errno == errno.ENOSPC else None
+        if place is not None and self._top in place.parents:
+            return f"{self.shown(str(place))} does not fit into {_full()}"
         return self.shown(str(error))
 
     def path(self, url: str) -> Path:
@@ -242,6 +242,7 @@ def _full() -> str:
 
 def _listed(system: Any, name: str) -> list[dict[str, Any]]:
     """The files at or below a name; none if nothing is there."""
+    system.invalidate_cache()  # others may have written meanwhile
     if system.isfile(name):
         return [{**system.info(name), "name": name}]
     if not system.exists(name):

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load, load_file, save_file
 
 from tests.support.forms import command, is_mean, state_of
-from weight_averaging import offline
+from weight_averaging import cli, offline
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline import remote
 from weight_averaging.offline.remote import Remote
@@ -78,6 +78,7 @@ def test_safetensors_are_read_by_ranges_and_written_back(bucket, tmp_path, capsy
     assert " in 4 files, of them " in said
     assert f"{url}: 3 snapshots, steps 10 to 30" in said
     assert f"{out}: ema decay=0.5 as of step 30" in said
+    assert said.splitlines()[-1].endswith(f'.get("{out}", "here", recursive=True)')
     assert "temporary" not in said.replace(f"copied into {tmp_path / 'temporary'} when", "")
     assert all("optimizer" not in path for path, _, _ in read)
     tensors = sum(end - start for path, start, end in read if start)
@@ -264,8 +265,11 @@ def test_what_was_there_stays_where_an_upload_fails(tmp_path, capsys, monkeypatc
 
     monkeypatch.setattr(type(memory), "put_file", failing)
     out = "--out=memory://bucket/average.pt"
-    said = command(capsys, "average", tmp_path / "step_1.pt", "--lawa=window=1", out, "--overwrite")
-    assert "the line is down" in said
+    with pytest.raises(SystemExit):
+        cli.main(["average", str(tmp_path / "step_1.pt"), "--lawa=window=1", out, "--overwrite"])
+    said = capsys.readouterr()
+    assert "the line is down" in said.err
+    assert "load:" not in said.out
     assert memory.cat_file("/bucket/average.pt") == b"of before"
 
 
