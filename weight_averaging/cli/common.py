@@ -106,7 +106,7 @@ def opened(
     check_there(paths)
     from weight_averaging.offline import Snapshots
     from weight_averaging.offline.forms import is_checkpoint
-    from weight_averaging.offline.forms.hugging_face import is_folder, is_run_in
+    from weight_averaging.offline.forms.weights_of_folder import is_folder, is_run_in
 
     folder = len(paths) == 1 and paths[0].is_dir()
     if folder and is_checkpoint(paths[0]):  # one, or the output of a Trainer with several in it

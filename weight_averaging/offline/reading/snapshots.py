@@ -18,9 +18,9 @@ from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.forms import INSTEAD_OF_FOLDERS, WANTED, is_checkpoint, open_checkpoint
-from weight_averaging.offline.forms.hugging_face import is_folder, is_run_in
 from weight_averaging.offline.forms.source import NoModelError, Source, key_of
 from weight_averaging.offline.forms.strangers import other_folder
+from weight_averaging.offline.forms.weights_of_folder import is_folder, is_run_in
 from weight_averaging.offline.layouts import Layout, check_alike, nbytes
 from weight_averaging.offline.reading.checksums import Checksums
 from weight_averaging.offline.reading.fetching import fetching
