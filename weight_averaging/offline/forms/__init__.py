@@ -36,7 +36,7 @@ def is_checkpoint(path: Path) -> bool:
         return (path / ".metadata").is_file() or is_folder(path)
     if path.suffix == ".zip":
         with contextlib.suppress(OSError, zipfile.BadZipFile):
-            return is_stable_baselines(path)
+            return is_stable_baselines(present(path))
     return bool(_NAMES.fullmatch(path.name))
 
 
