@@ -8,6 +8,7 @@ from pathlib import Path
 
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.forms.damage import reading
+from weight_averaging.offline.forms.deepspeed import ZeroFolder, is_zero_folder
 from weight_averaging.offline.forms.distributed import ShardedFolder
 from weight_averaging.offline.forms.flax_file import FlaxSource
 from weight_averaging.offline.forms.hugging_face import HuggingFaceSource
@@ -32,7 +33,7 @@ def is_checkpoint(path: Path) -> bool:
     if path.name.startswith("."):
         return False
     if path.is_dir():
-        return (path / ".metadata").is_file() or is_folder(path)
+        return (path / ".metadata").is_file() or is_folder(path) or is_zero_folder(path)
     if path.suffix == ".zip":
         with contextlib.suppress(OSError, zipfile.BadZipFile):
             return is_stable_baselines(path)
@@ -57,6 +58,8 @@ def open_checkpoint(path: Path, allow: Collection[str] = (), keys: Sequence[str]
             return ShardedFolder(path, keys)
         if is_folder(path):
             return HuggingFaceSource(path, allow, keys)
+        if is_zero_folder(path):
+            return ZeroFolder(path, keys)
         if path.is_dir() and (other := other_folder(path)):
             raise SnapshotError(f"{path} is {other}, which is not read: {INSTEAD_OF_FOLDERS}")
         if path.is_dir():

@@ -66,6 +66,12 @@ class InertFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.storages: dict[str, torch.UntypedStorage] = {}
+        try:
+            self._open(path)
+        except (zipfile.BadZipFile, pickle.UnpicklingError, NotImplementedError, EOFError) as error:
+            raise SnapshotError(f"{path} is damaged: {' '.join(str(error).split())[:120]}") from None
+
+    def _open(self, path: Path) -> None:
         with zipfile.ZipFile(path) as file, open(path, "rb") as raw:
             infos = {info.filename.partition("/")[2]: info for info in file.infolist()}
             if any(infos[key].compress_type != zipfile.ZIP_STORED for key in infos) or "data.pkl" not in infos:
