@@ -1,5 +1,6 @@
 """Folders of DeepSpeed's ZeRO as its ranks save them: cut here as DeepSpeed cuts, and put together by the command."""
 
+import enum
 import math
 
 import pytest
@@ -11,14 +12,14 @@ from tests.support.forms import command, is_mean, state_of
 from weight_averaging.offline.forms.deepspeed import ZeroFolder
 
 
-class Stage:
-    """Stands for an enum of DeepSpeed, and for the scaler beside it: classes that the reader must not need."""
+class Stage(enum.IntEnum):
+    """Stands for DeepSpeed's enum: a class that the reader must not need."""
 
-    def __init__(self, value):
-        self.value = value
+    ONE, TWO, THREE = 1, 2, 3
 
-    def __reduce__(self):
-        return Stage, (self.value,)
+
+class Scaler:
+    """The same of the loss scaler beside it."""
 
 
 def write(folder, state, ranks, stage, groups=1, buffers=(), frozen=(), shared=None, padding=0, step=1):
@@ -27,7 +28,7 @@ def write(folder, state, ranks, stage, groups=1, buffers=(), frozen=(), shared=N
     names = [name for name in state if name not in (*buffers, *frozen) and name not in (shared or {})]
     sizes = [{name: state[name].shape for name in names[number::groups]} for number in range(groups)]
     optimizers = [{"zero_stage": Stage(stage), "partition_count": [ranks] * groups if stage < 3 else ranks,
-                   "loss_scaler": Stage(1.0)} for _ in range(ranks)]  # fmt: skip
+                   "loss_scaler": Scaler()} for _ in range(ranks)]  # fmt: skip
     models = [{"module": {n: v.bfloat16() if v.is_floating_point() else v for n, v in state.items()},
                "buffer_names": list(buffers), "param_shapes": sizes, "shared_params": shared or {},
                "frozen_param_shapes": {name: state[name].shape for name in frozen} or None,
