@@ -1,4 +1,4 @@
-"""What litgpt, SpeechBrain, open_clip and stable-baselines3 write, imitated where they are not installed.
+"""What libraries write in folders of their own and in zips, imitated where they are not installed.
 
 The layouts are those that `libraries/` checks with the libraries themselves.
 """
@@ -8,6 +8,7 @@ import zipfile
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.support.forms import command, is_mean, state_of
 
@@ -121,3 +122,38 @@ def test_open_clip(tmp_path, capsys):
     found = torch.load(out)
     assert found.keys() == {"epoch", "name", "state_dict"}
     is_mean({name.removeprefix("module."): value for name, value in found["state_dict"].items()}, states[1:])
+
+
+def test_diffusers(tmp_path, capsys):
+    """A UNet and its EMA in folders below a checkpoint, beside an optimizer."""
+    states = [(state_of(seed), state_of(seed + 9)) for seed in (1, 2, 3)]
+    for number, pair in enumerate(states, start=1):
+        for name, state in zip(("unet", "unet_ema"), pair):
+            folder = tmp_path / "run" / f"checkpoint-{100 * number}" / name
+            folder.mkdir(parents=True)
+            save_file(state, folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+            (folder / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+        torch.save(ADAM, folder.parent / "optimizer.bin")
+    out = tmp_path / "average"
+    said = command(capsys, "average", tmp_path / "run", "--lawa=window=2", f"--out={out}")
+    assert "made of 2 snapshots, steps 200, 300" in said
+    assert f'load: diffusers.UNet2DConditionModel.from_pretrained("{out}", subfolder="unet")' in said
+    for number, name in enumerate(("unet", "unet_ema")):
+        is_mean(load_file(out / name / "diffusion_pytorch_model.safetensors"), [pair[number] for pair in states[1:]])
+    assert not (out / "optimizer.bin").exists()
+
+
+def test_peft(tmp_path, capsys):
+    a, b = torch.randn(2, 4), torch.randn(4, 2)
+    of = "base_model.model.q.lora"
+    states = [{f"{of}_A.weight": a + 1e-3 * number, f"{of}_B.weight": b} for number in range(3)]
+    for number, state in enumerate(states, start=1):
+        folder = tmp_path / "run" / f"checkpoint-{number}"
+        folder.mkdir(parents=True)
+        save_file(state, folder / "adapter_model.safetensors", {"format": "pt"})
+        (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 4}')
+    out = tmp_path / "average"
+    said = command(capsys, "average", tmp_path / "run", "--lawa=window=2", f"--out={out}")
+    assert f'load: peft.PeftModel.from_pretrained(base_model, "{out}")' in said
+    is_mean(load_file(out / "adapter_model.safetensors"), states[1:])
+    assert (out / "adapter_config.json").exists()
