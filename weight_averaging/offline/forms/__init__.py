@@ -20,6 +20,7 @@ from weight_averaging.offline.forms.strangers import is_msgpack, is_orbax, other
 from weight_averaging.offline.forms.torch_file import TorchSource
 from weight_averaging.offline.forms.weights_of_folder import is_folder
 from weight_averaging.offline.forms.whole_modules import ModulesSource, with_modules
+from weight_averaging.offline.remote import present
 
 WANTED = (
     "*.pt, *.pth, *.pth.tar, *.ckpt, *.safetensors, *.msgpack, checkpoint_STEP, folders of Hugging Face "
@@ -57,8 +58,10 @@ def open_checkpoint(path: Path, allow: Collection[str] = (), keys: Sequence[str]
     except UnicodeEncodeError:
         raise SnapshotError(f"{shown(path)}: its name is no UTF-8, and torch opens no such file: rename it") from None
     with reading(path):
+        if path.is_file():
+            present(path)
         if (path / ".metadata").is_file():
-            return ShardedFolder(path, keys)
+            return ShardedFolder(present(path), keys)
         if is_folder(path):
             return HuggingFaceSource(path, allow, keys)
         if is_zero_folder(path):

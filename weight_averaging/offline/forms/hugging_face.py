@@ -14,20 +14,23 @@ import json
 import re
 import shutil
 import zipfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.forms import folders_by_name
 from weight_averaging.offline.forms.safetensors_file import SafetensorsSource
+from weight_averaging.offline.forms.scores import Score, scores_of_log
 from weight_averaging.offline.forms.source import Source, joined
 from weight_averaging.offline.forms.torch_file import TorchSource
 from weight_averaging.offline.forms.trainers import count
 from weight_averaging.offline.forms.weights_of_folder import VARIANT, chosen, is_run_in, weights
 from weight_averaging.offline.layouts import Layout, nbytes
+from weight_averaging.offline.remote import present
 from weight_averaging.tensor_names import clean_names
 
 # For the training that goes on from there, and not part of the model.
@@ -136,6 +139,12 @@ class HuggingFaceSource(Source):
         if kept:
             self.note = f"an average keeps {', '.join(kept)} of the latest: SpeechBrain's recovery asks for all parts"
 
+    def scores(self) -> Mapping[str, Score]:
+        state = self.path / "trainer_state.json"
+        if not state.is_file():
+            return next(iter(self._parts.values())).scores()
+        return scores_of_log(read_json(state).get("log_history"), self.counter("global_step"))
+
     def counter(self, key: str) -> int | None:
         state = self.path / "trainer_state.json"
         if self._library:
@@ -201,11 +210,15 @@ class HuggingFaceSource(Source):
         """Write all but the weights into `folder`: config, tokenizer, code, and the index for weights of `layout`."""
         for name in self._copied:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self.path / name, folder / name)
-        if float32 and (folder / "config.json").is_file():  # or from_pretrained would round them again
+            shutil.copyfile(present(self.path / name), folder / name)
+        if (folder / "config.json").is_file():
             config = read_json(folder / "config.json")
-            config |= {key: "float32" for key in ("dtype", "torch_dtype") if key in config}
-            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            wide = {
+                key: "float32" for key in ("dtype", "torch_dtype") if float32 or _too_narrow(config.get(key), layout)
+            }
+            if config.keys() & wide:  # or from_pretrained would round them again
+                config |= {key: wide[key] for key in config if key in wide}
+                (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         if self.index is not None:
             model = {name: kind for name, kind in layout.items() if name not in self.others}
             metadata = self.index.get("metadata")
@@ -218,8 +231,14 @@ class HuggingFaceSource(Source):
             (folder / self._main).write_text(json.dumps(index, indent=2) + "\n")
 
 
+def _too_narrow(dtype: Any, layout: Layout) -> bool:
+    """Whether it is a type of 16 bits, and all weights are float32: of models of unlike types."""
+    kinds = {kind for _, kind in layout.values() if kind.is_floating_point}
+    return dtype in ("bfloat16", "float16") and kinds == {torch.float32}
+
+
 def _open(path: Path, allow: Collection[str]) -> Source:
-    return _Part(path) if path.suffix == ".safetensors" else TorchSource(path, allow)
+    return _Part(path) if path.suffix == ".safetensors" else TorchSource(present(path), allow)
 
 
 def _files(folder: Path, left_out: dict[str, str]) -> Iterator[Path]:

@@ -8,6 +8,7 @@ from typing import IO
 from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
+from weight_averaging.offline.forms.scores import Score
 from weight_averaging.offline.layouts import Layout
 
 
@@ -52,6 +53,10 @@ class Source(abc.ABC):
     def left_out(self, names: Collection[str]) -> list[str]:
         """What of the checkpoint is not in one of the same form that has tensors of these names, in words."""
         return []
+
+    def scores(self) -> Mapping[str, Score]:
+        """The metrics that the checkpoint has of itself, by name."""
+        return {}
 
     def counter(self, key: str) -> int | None:
         """The whole number at a key of the checkpoint, dots leading further in; None if there is none."""

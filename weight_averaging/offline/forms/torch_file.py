@@ -19,6 +19,7 @@ from weight_averaging.offline.forms.contents import (
 )
 from weight_averaging.offline.forms.pickles import load_file
 from weight_averaging.offline.forms.records import Records, add_about
+from weight_averaging.offline.forms.scores import Score, scores_of
 from weight_averaging.offline.forms.source import NoModelError, WholeFile, ending, joined
 from weight_averaging.offline.forms.trainers import (
     MODEL_KEYS,
@@ -96,6 +97,9 @@ class TorchSource(WholeFile):
             if model is not self._shown:  # an average, where the raw weights are elsewhere
                 found[key] = model
         return found
+
+    def scores(self) -> Mapping[str, Score]:
+        return scores_of(self._contents, self.path) if self._key is not None else {}
 
     def counter(self, key: str) -> int | None:
         return count(_at(self._contents, key))

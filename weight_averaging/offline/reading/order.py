@@ -34,6 +34,7 @@ _NO_PLACE = re.compile(
 )
 # Words in the names of what is a copy of a snapshot, or an average already.
 _ASIDE = {"best", "last", "latest", "recovery", "tmp", "ave", "avg", "average", "averaged"}
+BEST = "'best' in its name"
 # First words in the names of what lies beside a model, for the training that goes on.
 _SIDECAR = {"optimizer", "optim", "scheduler", "scaler", "rng"}
 
