@@ -99,11 +99,7 @@ def test_ultralytics(tmp_path, capsys, monkeypatch):
         folder = tmp_path / "weights"
         trainer = SimpleNamespace(
             epoch=epoch, best_fitness=0.5, fitness=0.4, ema=ema, optimizer=optimizer,
-<<<<<<< HEAD
             scaler=torch.amp.GradScaler("cpu"), stopper=SimpleNamespace(best_fitness=0.5, best_epoch=0),
-=======
-            scaler=torch.amp.GradScaler("cpu"),
->>>>>>> main
             args=SimpleNamespace(model="yolo11n.yaml", task="detect"), metrics={"fitness": 0.4}, save_period=1,
             wdir=folder, last=folder / "last.pt", best=folder / "best.pt", read_results_csv=dict, model=model,
         )  # fmt: skip
