@@ -4,15 +4,15 @@
 
 The rules, with their reasons: docs/results/rules.md. They look at the baseline alone.
 
-1. With seed 0 the baseline trains at the learning rate that tuned_trials.json has and at its neighbours in the search
-   space, and on from there until the rate with the best validation metric at the end has a worse one on both sides.
-   That is the tuned one. AlgoPerf's rule: one search space for all workloads, the best of its trials for each.
-2. At that rate it trains with --seeds seeds. The target is the median over seeds of the best metric that a run reaches
-   within the workload's `target_share` of its updates, for validation and for test.
+1. With seed 0 the baseline trains at the learning rate of tuned_trials.json and at its neighbours in the search space.
+   It goes on from there until the rate with the best validation metric at the end has a worse one on both sides. That
+   is the tuned one. AlgoPerf's rule: one search space for all workloads, the best of its trials for each.
+2. At that rate it trains with --seeds seeds. Of each run the best metric within the workload's `target_share` of its
+   updates counts. The target is the median of these over seeds, for validation and for test.
 3. At that rate it trains with three of them with a constant learning rate.
 
-Prints the targets and four checks: is the best rate inside the grid, does annealing help by more than the seeds differ,
-do all seeds reach the target, do the updates to it differ by less than a tenth? Beside the batch size it states the
+Prints the targets and four checks. Is the best rate inside the grid? Does annealing help by more than the seeds differ?
+Do all seeds reach the target? Do the updates to it differ by less than a tenth? Beside the batch size it states the
 noise scale of the gradients where the target lies. All is written into <experiment_dir>/calibration.md. Finished runs
 are not repeated, and those of scripts.suite with as many evaluations are the same. What it finds goes by hand into the
 workload (targets) and into tuned_trials.json beside the search space.
@@ -39,16 +39,16 @@ from weight_averaging.offline import Snapshots
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_list("workloads", sorted(workloads.WORKLOADS), "Workloads to calibrate.")
-flags.DEFINE_integer("seeds", 5, "Runs at the tuned learning rate.", lower_bound=2)
+flags.DEFINE_list("workloads", sorted(workloads.WORKLOADS), "Names of miniature workloads, with commas between.")
+flags.DEFINE_integer("seeds", 5, "Number of runs at the tuned learning rate.", lower_bound=2)
 flags.DEFINE_string("experiment_dir", "runs/calibration", "Root folder of the runs.")
 flags.DEFINE_string(
     "search_spaces",
     "tuning_search_spaces/miniperf",
     "Folder with <submission>.json, learning rates, and the tuned trials.",
 )
-flags.DEFINE_integer("evaluations", 50, "Evaluations in a run, evenly spaced.", lower_bound=1)
-flags.DEFINE_integer("jobs", os.cpu_count(), "Runs at a time.", lower_bound=1)
+flags.DEFINE_integer("evaluations", 50, "Number of evaluations in a run, evenly spaced.", lower_bound=1)
+flags.DEFINE_integer("jobs", os.cpu_count(), "Number of runs at a time; default: one for each core.", lower_bound=1)
 
 NOISE_BATCHES = 64
 

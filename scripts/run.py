@@ -1,4 +1,4 @@
-"""Run one submission on one workload, all trials of its search space.
+r"""Run one submission on one workload, all trials of its search space.
 
     python -m scripts.run --submission=lawa --workload=mini_criteo1tb
     python -m scripts.run --submission=lawa --workload=mini_criteo1tb --framework=jax
@@ -7,42 +7,79 @@
     python -m scripts.run --harness=official --submission=lawa --workload=ogbg --data_dir=~/data
     python -m scripts.run --harness=official --engine=docker --submission=lawa --workload=ogbg --dry_run
 
-A submission of this repository is named by --submission, which sets its path and search space, or
---tuning_ruleset=self where it has none; any other by the official --submission_path and --tuning_search_space. All
-flags of the official runner work. All points of a list are run unless --num_tuning_trials says fewer.
+A submission of this repository is named by --submission, which sets its path and search space, or --tuning_ruleset=self
+where it has none. Any other is named by the official --submission_path and --tuning_search_space. All flags of the
+official runner work. All points of a list are run unless --num_tuning_trials says fewer.
 
-Under miniperf training stops at the workload's step_hint unless --max_global_steps says otherwise, and of a run's
-checkpoints the last two are kept; all with --save_intermediate_checkpoints, which is the default of the official runner
-and of miniperf.submission_runner. Under the official
-harness --data_dir is the root with one folder a data set (docs/docker.md), and everything is checked before the start.
+Somebody else's submission is evaluated at an average of its weights, with the usual settings, by one flag more:
+
+    python -m scripts.run --submission_path=theirs/submission.py --tuning_search_space=theirs/space.json \
+      --averaging=lawa --workload=mini_criteo1tb --experiment_name=theirs_lawa
+
+What runs then is written below dist/averaged. Other settings, and a folder to hand in: scripts.average_submission.
+
+Under miniperf training stops at the workload's step_hint unless --max_global_steps says otherwise. The last two
+checkpoints of a run are kept. With --save_intermediate_checkpoints all are, as by the official runner and by
+miniperf.submission_runner. Under the official harness --data_dir is the root with one folder a data set
+(docs/docker.md), and everything is checked before the start.
 """
 
+import json
 import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 
-from launching import engines, official
+from launching import average_submission, engines, official, own_submissions, submission_info
 from launching.official_workloads import base_name
 from miniperf import command_line, frameworks, search, submission_runner, workloads
 from weight_averaging.errors import UsageError
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("submission", None, "A folder of submissions/<framework>: nadamw, lawa, ema, ...")
-flags.DEFINE_enum("harness", "miniperf", ["miniperf", "official"], "Which runner.")
-flags.DEFINE_enum("engine", "local", ["local", "docker", "slurm"], "Where the official harness runs.")
-flags.DEFINE_string("harness_path", None, "Sources of the official harness, in place of the installed one.")
-flags.DEFINE_integer("gpus", None, "GPUs of the official harness; default: all there are.", lower_bound=0)
-flags.DEFINE_string("sbatch_args", "", "Further arguments of sbatch: '--partition=gpu --time=24:00:00'.")
-flags.DEFINE_boolean("dry_run", False, "Print the command of the official harness, look at nothing, start nothing.")
+flags.DEFINE_string(
+    "submission", None, "Name of a submission, a folder of submissions/<framework>: nadamw, lawa, ema, ..."
+)
+flags.DEFINE_enum(
+    "harness",
+    "miniperf",
+    ["miniperf", "official"],
+    "Runner that trains: miniperf, on one CPU, or the official harness, installed beside.",
+)
+flags.DEFINE_enum(
+    "engine",
+    "local",
+    ["local", "docker", "slurm"],
+    "Place where the official harness runs: this machine, its Docker image, or a job of Slurm.",
+)
+flags.DEFINE_string(
+    "harness_path", None, "Folder with the sources of the official harness, to be used in place of the installed one."
+)
+flags.DEFINE_integer(
+    "gpus", None, "Number of GPUs for the official harness; default: all there are. 0 trains on the CPU.", lower_bound=0
+)
+flags.DEFINE_enum(
+    "averaging", None, sorted(average_submission.AVERAGES), "Average that evaluations of --submission_path see."
+)
+flags.DEFINE_string(
+    "sbatch_args", "", "Further arguments for sbatch, with --engine=slurm: '--partition=gpu --time=24:00:00'."
+)
+flags.DEFINE_boolean(
+    "dry_run", False, "Print the command of the official harness. Nothing is checked and nothing is started."
+)
 # Of the runner, in --help here too.
-for _name in ("data_dir", "experiment_dir", "framework", "resume_last_run", "rng_seed", "workload"):
+for _name in (
+    "data_dir", "eval_every_n_steps", "experiment_dir", "experiment_name", "framework", "max_global_steps",
+    "num_tuning_trials", "overwrite", "resume_last_run", "rng_seed", "submission_path", "tuning_ruleset",
+    "tuning_search_space", "workload",
+):  # fmt: skip
     flags.declare_key_flag(_name)
-SUBMISSIONS = Path("submissions")
+ROOT = Path(__file__).resolve().parent.parent
+AVERAGED = Path("dist/averaged")
 MODULES = (__name__, submission_runner)  # whose flags a command has
 
 
@@ -50,17 +87,19 @@ def set_defaults() -> None:
     """Fill in the flags that were not given."""
     official_run = FLAGS.harness == "official"
     frameworks.check(FLAGS.framework)
-    known = sorted(path.parent.name for path in (SUBMISSIONS / FLAGS.framework).glob("*/submission.py"))
+    needed = ("submission", "workload") if FLAGS.submission_path is None else ("workload",)
+    if lacking := [name for name in needed if getattr(FLAGS, name) is None]:
+        raise command_line.missing(lacking)
     if FLAGS.submission is not None:
-        if FLAGS.submission not in known:
-            raise UsageError(f"--submission={FLAGS.submission} is unknown; choose from {', '.join(known)}")
-        _default("submission_path", f"{SUBMISSIONS}/{FLAGS.framework}/{FLAGS.submission}/submission.py")
+        _default("submission_path", str(own_submissions.path_of(FLAGS.submission, FLAGS.framework)))
         if FLAGS.tuning_ruleset == "external" and FLAGS.tuning_search_space is None:
             space = search.default_path(FLAGS.submission, str(FLAGS.workload), official_run)
             if space is not None:
                 FLAGS.tuning_search_space = space
             elif not FLAGS["tuning_ruleset"].present:
                 FLAGS.tuning_ruleset = "self"
+    if FLAGS.averaging is not None:
+        _average()
     # The official harness takes 0 for "draw one", another one on each rank.
     _default("rng_seed", 1 if official_run else 0)
     if FLAGS.submission is not None:
@@ -81,6 +120,27 @@ def set_defaults() -> None:
         _default("max_global_steps", workloads.make(FLAGS.workload, FLAGS.framework).step_hint)
 
 
+def _average() -> None:
+    """Put the averaged submission in the place of the one that was given."""
+    if FLAGS.submission is not None:
+        raise UsageError(
+            f"--averaging is for --submission_path; of --submission={FLAGS.submission} see the variants in "
+            "docs/submissions.md"
+        )
+    external = FLAGS.tuning_ruleset == "external"
+    if FLAGS.submission_path is None or (external and FLAGS.tuning_search_space is None):
+        return  # an error of its own, below
+    base = average_submission.read(Path(FLAGS.submission_path))
+    if base.framework != FLAGS.framework:
+        raise UsageError(f"--submission_path={FLAGS.submission_path} needs --framework={base.framework}")
+    space = Path(FLAGS.tuning_search_space) if external else None
+    folder = average_submission.write_to_run(ROOT, base, FLAGS.averaging, space, AVERAGED)
+    FLAGS["averaging"].unparse()  # done: a Slurm job is handed what was written
+    FLAGS.submission_path = str(folder / "submission.py")
+    if space is not None:
+        FLAGS.tuning_search_space = str(folder / submission_info.SPACE)
+
+
 def _is_official(workload: str | None) -> bool:
     if workload is None or workload in {**workloads.WORKLOADS, **workloads.FULL_SIZE}:
         return False
@@ -97,9 +157,8 @@ def _default(name: str, value: object) -> None:
 
 def run_official() -> None:
     """Check, then hand over to the official runner, a container or Slurm. UsageError if that cannot work."""
-    for name in ("workload", "submission_path", "experiment_name"):
-        if getattr(FLAGS, name) is None:
-            raise UsageError(f"--{name} must be given" + (", or --submission" if name != "workload" else ""))
+    if FLAGS.experiment_name is None:
+        raise command_line.missing(["experiment_name"])
     base_name(FLAGS.workload)
     official.check_seed(FLAGS.rng_seed)
     space = FLAGS.tuning_search_space
@@ -168,13 +227,23 @@ def _check_experiment() -> None:
         return
     first, last = FLAGS.hparam_start_index or 0, FLAGS.hparam_end_index or FLAGS.num_tuning_trials or 1
     trials = [folder / f"trial_{number + 1}" for number in range(first, last)]
+    official.check_resumed(_points(trials, first), FLAGS.max_global_steps)
     if FLAGS.framework == "jax":
         official.check_jax_checkpoints(trials)
-        if Path(FLAGS.submission_path).parts[:2] != (SUBMISSIONS.name, "jax"):
+        if Path(FLAGS.submission_path).parts[:2] != (own_submissions.ROOM.name, "jax"):
             print(official.RESTORED_IN_JAX, file=sys.stderr)
         return
     for path in official.remove_torn_checkpoints(trials):
         print(f"removed {path}: only in part written", file=sys.stderr)
+
+
+def _points(trials: list[Path], first: int) -> dict[Path, Any]:
+    """The hyperparameters of trials by folder; None where the harness draws them anew each time."""
+    space = FLAGS.tuning_search_space
+    if space is None or isinstance(json.loads(Path(space).read_text()), dict):
+        return dict.fromkeys(trials)
+    points = search.trials(FLAGS.tuning_ruleset, space, FLAGS.num_tuning_trials)
+    return dict(zip(trials, points[first:], strict=False))
 
 
 def _in_docker() -> list[str]:

@@ -23,9 +23,8 @@ def check_step(step: object, last: int) -> int:
         raise TypeError(f"update takes the number of completed updates, a whole number, not {step!r}{hint}") from None
     if number <= last:
         hint = "; an average that begins at the initial weights is made with start=0" if number == last == 0 else ""
-        raise ValueError(
-            f"update({number}) after update({max(last, 0)}): pass the number of completed updates, 1, 2, ...{hint}"
-        )
+        before = f"update({number}) after update({last})" if last > 0 else f"update({number}) as the first call"
+        raise ValueError(f"{before}: pass the number of completed updates, 1, 2, ...{hint}")
     return int(number)
 
 
@@ -33,7 +32,9 @@ def check_count(name: str, value: int, least: int = 1) -> int:
     """`value` as an int if it is a whole number >= `least`, else a one-line ValueError that names it."""
     if isinstance(value, Integral) and not isinstance(value, bool) and value >= least:
         return int(value)
-    raise ValueError(f"{name} must be a whole number >= {least}, not {value!r}")
+    whole = isinstance(value, Real) and math.isfinite(value) and value == int(value) >= least
+    hint = f": {int(value)}?" if whole and not isinstance(value, bool) else ""
+    raise ValueError(f"{name} must be a whole number >= {least}, not {value!r}{hint}")
 
 
 def check_flag(name: str, value: bool) -> bool:

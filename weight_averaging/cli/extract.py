@@ -1,7 +1,7 @@
 """the average that an averager holds in a checkpoint, as a state dict of its own
 
-CHECKPOINT is a file of torch.save with the `state_dict()` of an averager anywhere in it. What is written are the
-averaged tensors under the model's names and in its types, with the rest of the model (frozen parameters, other buffers)
+CHECKPOINT is a file of torch.save with the `state_dict()` of an averager anywhere in it. The averaged tensors are
+written under the model's names and in its types. The rest of the model (frozen parameters, other buffers) is added
 where the checkpoint has the model's state dict beside. Of an `Averages` state, --average says which one: one of the
 lines that are printed without it.
 """
@@ -9,8 +9,9 @@ lines that are printed without it.
 import argparse
 from pathlib import Path
 
-from weight_averaging.cli.common import add_reading, counted
+from weight_averaging.cli.common import add_reading
 from weight_averaging.placement import size
+from weight_averaging.words import counted
 
 EXAMPLES = """\
 for example:

@@ -21,10 +21,11 @@ snapshots while a model trains: `weight_averaging.offline.recording`. What each 
 
 from weight_averaging.averages import EMA, LAWA, Average, Growing, Merge, Power, Ramp, SnapshotError, Tail, Weighted
 from weight_averaging.offline.passes.plan import Plan, Result
+from weight_averaging.offline.reading.best import Best, best
 from weight_averaging.offline.reading.snapshots import Snapshots
 from weight_averaging.offline.reading.unaveraged import latest_of
 
 __all__ = [
-    "EMA", "LAWA", "Average", "Growing", "Merge", "Plan", "Power", "Ramp", "Result", "SnapshotError", "Snapshots",
-    "Tail", "Weighted", "latest_of",
+    "EMA", "LAWA", "Average", "Best", "Growing", "Merge", "Plan", "Power", "Ramp", "Result", "SnapshotError",
+    "Snapshots", "Tail", "Weighted", "best", "latest_of",
 ]  # fmt: skip

@@ -35,6 +35,8 @@ class Collector:
         As `Averager`.
     """
 
+    _total: int | None = None  # updates of the run that the average was made for
+
     @plain_tensors
     def __init__(self, model: nn.Module, averages: Iterable[Average], options: Options) -> None:
         self.averages = list(averages)
@@ -108,6 +110,13 @@ class Collector:
     def _pass(self, step: int) -> bool:
         """Go on to update `step`. Whether a snapshot was due and collected."""
         last, self.step = self.step, step
+        if self._total is not None and step > 2 * self._total:
+            self._say(
+                logging.WARNING,
+                f"update({step}): the run is more than twice as long as the total_updates={self._total} of for_run, so "
+                "the average covers a smaller share of it: pass the number of optimizer updates of the whole run",
+                "longer",
+            )
         if last and step > last + 1:
             self._say_missed(last, step)
         return self._collect(step) if self._due(step) else False

@@ -17,6 +17,7 @@ AVERAGERS = {
     "ema": ema(0.9),
     "warmup": ema(0.99, 2, warmup=True),
     "horizon": ema(horizon=0.5),
+    "compensated": ema(0.9, 2, compensated=True),
 }
 
 

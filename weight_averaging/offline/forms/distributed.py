@@ -57,8 +57,8 @@ class ShardedFolder(Source):
     """The model in a checkpoint folder.
 
     Raises:
-        SnapshotError: the folder is damaged, its metadata would run code, there is no model in it, or an averager had
-            its average in the model when it was written.
+        SnapshotError: the folder is damaged, its metadata would run code, or there is no model in it. So it is where
+            an averager had its average in the model when the folder was written.
     """
 
     form = "folder of torch.distributed.checkpoint"

@@ -17,7 +17,6 @@ _MAGIC = (
 # What a zip holds that is none of torch.save's.
 _IN_ZIP = (
     ("model.weights.h5", "a model of Keras"), ("metadata.json", "a model of Keras"), ("constants.pkl", "TorchScript"),
-    ("policy.pth", "a model of stable-baselines3, which has its policy's state dict in it as policy.pth"),
     ("saved_model.pb", "a model of TensorFlow"),
 )  # fmt: skip
 

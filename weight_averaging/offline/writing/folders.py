@@ -13,7 +13,7 @@ from torch import Tensor
 
 from weight_averaging.atomic_file import partial_beside
 from weight_averaging.offline.forms.distributed import ABOUT, ShardedFolder
-from weight_averaging.offline.forms.hugging_face import is_folder
+from weight_averaging.offline.forms.weights_of_folder import is_folder
 from weight_averaging.offline.layouts import Layout
 
 
