@@ -171,6 +171,7 @@ def write(
     print(
         f"{counted(len(wanted), 'average')} from {read}, {size(total)} to read; memory "
         f"{size(memory(layout, plan.peak, parts))}: {copies} and a snapshot"
+        + (", beside whole averages and models for batch norm" if recompute is not None else "")
         + (f", of {len(parts)} pieces of the model in turn" if len(parts) > 1 else "")
     )
     said: list[str] = []
@@ -216,7 +217,8 @@ def _outputs(
     args: argparse.Namespace, snapshots: "Snapshots", wanted: Sequence[tuple[Average, int]]
 ) -> dict[tuple[Average, int], Path]:
     """Where each goes: one to `args.out`, several into it. SnapshotError if that cannot be written, or is there."""
-    from weight_averaging.offline.writing.outputs import check_path, ending, is_folder_for
+    from weight_averaging.offline.forms.source import ending
+    from weight_averaging.offline.writing.outputs import check_path, is_folder_for
 
     out: Path = args.out
     latest = snapshots.open(snapshots.steps[-1])

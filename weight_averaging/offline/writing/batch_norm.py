@@ -18,6 +18,7 @@ from weight_averaging.offline.layouts import Layout
 from weight_averaging.offline.writing.outputs import Writer
 from weight_averaging.tensor_names import clean_names
 from weight_averaging.torch.model.batch_norm import named_statistics, recompute_batch_norm
+from weight_averaging.words import counted
 
 # What gives the model and its training batches, anew for each average.
 Recompute = Callable[[], tuple[nn.Module, Iterable[Any]]]
@@ -110,8 +111,8 @@ class RecomputingWriter(Writer):
         layers = {name.rpartition(".")[0] for name in after}
         kept = sorted(layers - {n.rpartition(".")[0] for n, tensor in after.items() if not tensor.equal(before[n])})
         but = f"; the averaged ones stay in {len(kept)} that these do not reach, as {kept[0]}" if kept else ""
-        batches = f"{count} batch{'es' * (count > 1)}"
-        self._said(f"statistics of {len(layers)} batch norms recomputed from {batches}{but}")
+        what = f"statistics of {counted(len(layers), 'batch norm')}"
+        self._said(f"{what} recomputed from {counted(count, 'batch', 'batches')}{but}")
 
     def _statistics(self) -> dict[str, Tensor]:
         """Those of the model, by names of the layout."""
