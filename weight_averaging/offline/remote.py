@@ -4,8 +4,8 @@
         snapshots = Snapshots(remote.path("s3://bucket/run"))
 
 A temporary folder stands for the bucket. Small files are copied into it when a path is asked for. Of safetensors it has
-the header; their tensors are read by ranges, a group of whole tensors at a time, which takes memory and no disk. All
-other files are copied whole when they are opened, since torch maps them: they take their size on the disk until the
+the header. Their tensors are read by ranges, a group of whole tensors at a time, which takes memory and no disk. All
+other files are copied whole when they are opened, since torch maps them. They take their size on the disk until the
 end. What is written goes to the temporary folder first, and is uploaded when it is whole.
 """
 

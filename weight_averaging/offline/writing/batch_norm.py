@@ -33,9 +33,9 @@ class RecomputingWriter(Writer):
 
     Args:
         inner: takes everything in the end.
-        recompute: gives the model that the checkpoints are of, and batches. A batch is the model's input, its inputs
-            by name (a dict), a tuple or list that begins with the input, or a function that runs the model itself.
-            It is called before anything is read.
+        recompute: gives the model that the checkpoints are of, and batches, before anything is read. A batch is the
+            model's input, its inputs by name (a dict), or a tuple or list that begins with the input. It may also be a
+            function that runs the model itself.
         layout: of the model, by names without what wrappers add.
         names: those that `inner` knows, by the names of `layout`; tensors of others go through.
         said: told in a line what was done.
