@@ -83,8 +83,8 @@ def best(snapshots: Snapshots, count: int, metric: str, mode: Mode | None = None
         metric: its name in the checkpoints, or in their names.
         mode: "min" if lower values are better, "max" if higher ones are; None: see above.
     Raises:
-        SnapshotError: there are not as many with a finite value, one has no value at all, all have the same, or it is
-            not known which values are better.
+        SnapshotError: there are not as many with a finite value, one has no value at all, or all have the same. Or it
+            is not known which values are better.
     """
     if count < 1:
         raise SnapshotError(f"the best {count}: name a number of checkpoints > 0")
