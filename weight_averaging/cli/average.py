@@ -173,6 +173,7 @@ def write(
     print(
         f"{counted(len(wanted), 'average')} from {read}, {size(total)} to read; memory "
         f"{size(memory(layout, plan.peak, parts))}: {copies} and a snapshot"
+        + (", beside whole averages and models for batch norm" if recompute is not None else "")
         + (f", of {len(parts)} pieces of the model in turn" if len(parts) > 1 else "")
     )
     said: list[str] = []

@@ -65,9 +65,9 @@ def open_checkpoint(path: Path, allow: Collection[str] = (), keys: Sequence[str]
         if is_folder(path):
             return HuggingFaceSource(path, allow, keys)
         if is_zero_folder(path):
-            return ZeroFolder(path, keys)
+            return ZeroFolder(present(path), keys)
         if _is_orbax(path) and orbax.is_installed():
-            return orbax.OrbaxFolder(path, keys)
+            return orbax.OrbaxFolder(present(path), keys)
         if path.is_dir() and (other := other_folder(path)):
             raise SnapshotError(f"{path} is {other}, which is not read: {INSTEAD_OF_FOLDERS}")
         if path.is_dir():
