@@ -10,6 +10,8 @@ import re
 import zipfile
 from pathlib import Path
 
+from weight_averaging.offline.remote import present
+
 LITGPTS = ("lit_model.pth", "lit_model.pth.lora", "lit_model.pth.adapter", "lit_model.pth.adapter_v2")
 _OF_SPEECHBRAIN = "CKPT.yaml"
 # Counters in SpeechBrain's files of text: one of its EpochCounter alone, one of its Brain.
@@ -26,7 +28,7 @@ def weights_in(path: Path) -> str | None:
             return name
     if not is_speechbrains(path):
         return None
-    names = sorted(one.name for one in path.glob("*.ckpt") if zipfile.is_zipfile(one))
+    names = sorted(one.name for one in path.glob("*.ckpt") if is_of_torch(one))
     names.sort(key=lambda name: (name != "model.ckpt", bool(_NO_MODEL.search(name)), "model" not in name))
     return names[0] if names else None
 
@@ -40,11 +42,16 @@ def is_speechbrains(path: Path) -> bool:
     return (path / _OF_SPEECHBRAIN).is_file()
 
 
+def is_of_torch(path: Path) -> bool:
+    """Whether a `.ckpt` of SpeechBrain is a file of torch.save, and not text."""
+    return zipfile.is_zipfile(present(path))
+
+
 def counters_in(path: Path) -> dict[str, int]:
     """How far training was, as the texts of SpeechBrain say."""
     found = {}
     for file in sorted(path.glob("*.ckpt")) if is_speechbrains(path) else ():
-        if file.stat().st_size > _MOST_OF_TEXT or zipfile.is_zipfile(file):
+        if file.stat().st_size > _MOST_OF_TEXT or is_of_torch(file):
             continue
         text = file.read_text(errors="replace")
         if epoch := _EPOCH.fullmatch(text):

@@ -12,7 +12,7 @@ _MAGIC = (
     (b"\x1f\x8b", "compressed by gzip"),
     (b"BZh", "compressed by bzip2"),
     (b"version https://git-lfs", "a pointer of Git LFS, without the file itself"),
-    (b"{", "JSON, with a model's structure or the array tree of Equinox"),
+    (b"{", "JSON, with a model's structure"),
 )
 # What a zip holds that is none of torch.save's.
 _IN_ZIP = (
@@ -25,8 +25,6 @@ def other_format(path: Path) -> str:
     """What a file is, in a few words, if it is known and not a file of torch.save; else nothing."""
     with open(path, "rb") as file:
         head = file.read(64)
-    if path.suffix == ".eqx":
-        return "a file of Equinox"
     for magic, name in _MAGIC:
         if head.startswith(magic):
             return name
