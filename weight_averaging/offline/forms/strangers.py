@@ -4,6 +4,7 @@ import contextlib
 import zipfile
 from pathlib import Path
 
+NOT_READ = (".keras", ".h5", ".hdf5", ".npz", ".gguf")  # names by which such files go
 _MAGIC = (
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras and TensorFlow write them"),
     (b"GGUF", "a GGUF file, whose weights are quantised"),
