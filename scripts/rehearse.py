@@ -28,8 +28,8 @@ the number of GPUs and ImageNet's prefetching. There criteo1tb is its small vari
 two layers.
 
 Results are in --out, a folder a rehearsal, with rehearsals.html and rehearsals.md of all that are there. A rehearsal
-that is there is not made again: after a kill the same command goes on, as does a Slurm job that is requeued. --again
-makes them anew.
+that is there is not made again: after a kill the same command goes on. So does a Slurm job that is requeued. With
+--again all are made anew.
 """
 
 import os

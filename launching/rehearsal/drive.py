@@ -165,7 +165,7 @@ def _rehearse(
     if codes != [-9, 0] and (shutil.disk_usage(folder).free < FULL or os.strerror(errno.ENOSPC) in said):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # which the log may have had no space to say
     record = Record(folder / "record")
-    result = {
+    result: dict[str, Any] = {
         "cell": asdict(cell) | {"search_space": None if cell.search_space is None else Path(cell.search_space).name},
         "workload": workload,
         **record.batch(),

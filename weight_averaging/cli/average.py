@@ -38,6 +38,7 @@ from weight_averaging.cli.common import (
     listed,
     not_averaged,
     opened,
+    parents_made,
     progress,
 )
 from weight_averaging.cli.descriptions import add_averages, averages_of
@@ -173,13 +174,12 @@ def write(
         f"{size(memory(layout, plan.peak, parts))}: {copies} and a snapshot"
         + (f", of {len(parts)} pieces of the model in turn" if len(parts) > 1 else "")
     )
-    for path in outputs.values():  # now that nothing else can be wrong
-        path.parent.mkdir(parents=True, exist_ok=True)
     said: list[str] = []
-    with progress(total) as on_read:
+    with parents_made(outputs.values()), progress(total) as on_read:  # now that nothing else can be wrong
         average_to_files(
             snapshots, plan, outputs, budget, on_read, args.plain_names, args.overwrite, recompute, said.append
         )
+        args.written()
     for line in said:
         print(line)
     for (average, step), path in outputs.items():

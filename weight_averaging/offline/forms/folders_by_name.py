@@ -39,7 +39,11 @@ def library_of(path: Path, name: str) -> str:
 
 
 def is_speechbrains(path: Path) -> bool:
-    return (path / _OF_SPEECHBRAIN).is_file()
+    """Whether it is a folder of SpeechBrain. Its files are then on this machine: what they hold says what they are."""
+    found = (path / _OF_SPEECHBRAIN).is_file()
+    if found:
+        present(path)
+    return found
 
 
 def is_of_torch(path: Path) -> bool:
