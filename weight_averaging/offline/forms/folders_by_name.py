@@ -28,7 +28,7 @@ def weights_in(path: Path) -> str | None:
             return name
     if not is_speechbrains(path):
         return None
-    names = sorted(one.name for one in path.glob("*.ckpt") if is_of_torch(one))
+    names = sorted(one.name for one in path.glob("*.ckpt") if zipfile.is_zipfile(one))
     names.sort(key=lambda name: (name != "model.ckpt", bool(_NO_MODEL.search(name)), "model" not in name))
     return names[0] if names else None
 
@@ -46,16 +46,11 @@ def is_speechbrains(path: Path) -> bool:
     return found
 
 
-def is_of_torch(path: Path) -> bool:
-    """Whether a `.ckpt` of SpeechBrain is a file of torch.save, and not text."""
-    return zipfile.is_zipfile(present(path))
-
-
 def counters_in(path: Path) -> dict[str, int]:
     """How far training was, as the texts of SpeechBrain say."""
     found = {}
     for file in sorted(path.glob("*.ckpt")) if is_speechbrains(path) else ():
-        if file.stat().st_size > _MOST_OF_TEXT or is_of_torch(file):
+        if file.stat().st_size > _MOST_OF_TEXT or zipfile.is_zipfile(file):
             continue
         text = file.read_text(errors="replace")
         if epoch := _EPOCH.fullmatch(text):

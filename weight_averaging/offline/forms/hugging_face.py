@@ -13,6 +13,7 @@ import functools
 import json
 import re
 import shutil
+import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ class HuggingFaceSource(Source):
             if name in self._parts or name == self._main:
                 continue
             speechbrains = file.suffix == ".ckpt" and folders_by_name.is_speechbrains(self.path)
-            if speechbrains and not folders_by_name.is_of_torch(file):
+            if speechbrains and not zipfile.is_zipfile(file):
                 self._copied.append(name)
             elif _TRAINING.fullmatch(file.name) and not speechbrains:
                 self.not_copied[name] = "for training"
