@@ -65,6 +65,11 @@ class TorchSource(WholeFile):
                 "averaged are the EMAs of mmengine's EMAHook (state_dict), and apart from them the raw weights "
                 "(ema_state_dict): --key ema_state_dict takes those alone"
             )
+        elif self._key is not None and "ds_version" in self._contents:
+            self.note = (
+                "averaged is the copy that DeepSpeed trains with: where its optimizer holds float32 weights, name the "
+                f"folder instead, as {path.parent}"
+            )
         self.extra = {name: value for name, value in self._saved.items() if is_extra(name)}
         self._state = {name: value for name, value in self._saved.items() if not is_extra(name)}
         _check(path, self._state)

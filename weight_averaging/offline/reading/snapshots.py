@@ -19,7 +19,7 @@ from torch import Tensor
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.forms import INSTEAD_OF_FOLDERS, WANTED, is_checkpoint, open_checkpoint
 from weight_averaging.offline.forms.source import NoModelError, Source, key_of
-from weight_averaging.offline.forms.strangers import other_folder
+from weight_averaging.offline.forms.strangers import NOT_READ, other_folder
 from weight_averaging.offline.forms.weights_of_folder import is_folder, is_run_in
 from weight_averaging.offline.layouts import Layout, check_alike, nbytes
 from weight_averaging.offline.reading.checksums import Checksums
@@ -144,6 +144,9 @@ class Snapshots:
         for path in (self.folder, *sorted(path for path in self.folder.iterdir() if path.is_dir())):
             if other := other_folder(path):
                 raise SnapshotError(f"{path} is {other}, which is not read: {INSTEAD_OF_FOLDERS}")
+        for path in sorted(self.folder.iterdir()):
+            if path.suffix in NOT_READ and path.is_file():
+                open_checkpoint(path)  # which says what it is
         raise SnapshotError(f"{self.folder} holds no snapshot: {WANTED}")
 
     def _look(self, entries: list[Path], in_folder: bool) -> dict[Path, Source]:
