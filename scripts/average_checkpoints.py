@@ -66,6 +66,9 @@ def run(args: argparse.Namespace) -> None:
     averages = averages_of(args)
     if args.submission is not None and (averages or not args.workload or not args.tuning_search_space):
         raise SnapshotError("--submission goes with --workload and --tuning_search_space, and without --lawa, --ema")
+    for flag in ("best", "recompute_batch_norm"):
+        if args.workload is not None and getattr(args, flag) is not None:
+            raise SnapshotError(f"--{flag.replace('_', '-')} writes a file, and does not go with --workload")
     if averages or args.submission:
         import torch  # a second, which a wrong flag need not wait for
 

@@ -13,7 +13,8 @@ from weight_averaging.errors import UsageError
 
 TRAIN = "import sys; from pathlib import Path; folder, steps, trial = Path(sys.argv[1]), *sys.argv[2:]; " \\
     "assert trial != '9'; Path(folder, 'checkpoint_' + steps).mkdir(parents=True); " \\
-    "Path(folder, 'eval_measurements.csv').write_text('global_step,trial\\\\n' + steps + ',' + trial + '\\\\n')"
+    "table = chr(10).join(['global_step,validation/loss,trial', steps + ',1.0,' + trial]); " \\
+    "Path(folder, 'eval_measurements.csv').write_text(table)"
 Training.command = lambda job: [
     sys.executable, "-S", "-c", TRAIN, str(job.folder(job.trials[0])), str(job.steps), str(job.trials[0])
 ]

@@ -1,8 +1,12 @@
 """Arguments that cannot be, each refused in one line that names the value. Pure Python."""
 
+import logging
 import math
 import operator
+from functools import lru_cache
 from numbers import Integral, Real
+
+logger = logging.getLogger("weight_averaging")
 
 BUFFERS = ("average", "latest", "recompute")  # what may become of floating-point buffers
 
@@ -60,3 +64,15 @@ def check_horizon(horizon: float) -> float:
     if number and 0 < horizon <= 1:
         return float(horizon)
     raise ValueError(f"horizon must be a share of training in (0, 1], not {horizon!r}")
+
+
+@lru_cache  # once for each
+def tell_of_dead_zone(average: str, dead_zone: float, remedy: str) -> None:
+    """Warn of an average in float32 that stands still although weights are more than a thousandth away."""
+    if dead_zone > 1e-3:
+        logger.warning(
+            "%s stands still in float32 where the weights differ from it by less than %.0e of their size: %s does not",
+            average,
+            dead_zone,
+            remedy,
+        )

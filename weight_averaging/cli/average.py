@@ -38,6 +38,7 @@ from weight_averaging.cli.common import (
     listed,
     not_averaged,
     opened,
+    parents_made,
     progress,
 )
 from weight_averaging.cli.descriptions import add_averages, averages_of
@@ -143,7 +144,7 @@ def write(
     from weight_averaging.offline import Plan
     from weight_averaging.offline.layouts import nbytes
     from weight_averaging.offline.low_rank import check_low_rank
-    from weight_averaging.offline.passes.pieces import groups, memory
+    from weight_averaging.offline.passes.pieces import groups, memory, sums_of
     from weight_averaging.offline.writing.outputs import has_others, loading
     from weight_averaging.offline.writing.to_files import average_to_files, layout_for
 
@@ -166,19 +167,19 @@ def write(
     budget = int(args.memory_gb * 1e9)
     parts = groups(layout, plan.peak, budget, snapshots.mapped)
     total = nbytes(layout) * len(plan.needed)
-    read, copies = counted(len(plan.needed), "snapshot"), counted(plan.peak, "float32 copy", "float32 copies")
+    read, kind = counted(len(plan.needed), "snapshot"), sums_of(layout)
+    copies = counted(plan.peak, f"{kind} copy", f"{kind} copies")
     print(
         f"{counted(len(wanted), 'average')} from {read}, {size(total)} to read; memory "
         f"{size(memory(layout, plan.peak, parts))}: {copies} and a snapshot"
         + (f", of {len(parts)} pieces of the model in turn" if len(parts) > 1 else "")
     )
-    for path in outputs.values():  # now that nothing else can be wrong
-        path.parent.mkdir(parents=True, exist_ok=True)
     said: list[str] = []
-    with progress(total) as on_read:
+    with parents_made(outputs.values()), progress(total) as on_read:  # now that nothing else can be wrong
         average_to_files(
             snapshots, plan, outputs, budget, on_read, args.plain_names, args.overwrite, recompute, said.append
         )
+        args.written()
     for line in said:
         print(line)
     for (average, step), path in outputs.items():

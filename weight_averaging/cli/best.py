@@ -49,5 +49,6 @@ def chosen(args: argparse.Namespace, snapshots: "Snapshots") -> tuple["Snapshots
     print(found.rule)
     values = [f"{step} ({value:.6g})" for step, value in found.values.items()]
     shown = values if len(values) <= 12 else [*values[:11], "...", values[-1]]
-    print(f"the best {args.best} of {len(snapshots.steps)}: {snapshots.unit}s {', '.join(shown)}")
+    unit = snapshots.unit + "s" * (args.best > 1)
+    print(f"the best {args.best} of {len(snapshots.steps)}: {unit} {', '.join(shown)}")
     return found.snapshots, [(found.average, found.steps[-1])]

@@ -56,6 +56,7 @@ def add_writing(parser: argparse.ArgumentParser) -> None:
         "a folder for Hugging Face checkpoints, or for several averages",
     )
     parser.add_argument("--overwrite", action="store_true", help="write over what is there already")
+    parser.set_defaults(written=lambda: None)  # called when files are in place: URLs are uploaded then
     parser.add_argument("--float32", action="store_true", help="write float32 also where checkpoints have fewer bits")
     parser.add_argument(
         "--plain-names", action="store_true", help="drop from names what DDP, torch.compile and FSDP add (module., ...)"
@@ -144,6 +145,23 @@ def listed(numbers: Sequence[int]) -> str:
     if len(numbers) <= 12:
         return ", ".join(map(str, numbers))
     return f"{numbers[0]}, {numbers[1]}, ..., {numbers[-1]}"
+
+
+@contextlib.contextmanager
+def parents_made(paths: Iterable[Path]) -> Iterator[None]:
+    """The folders that files are written into, made where they are not there; an error in the block removes those."""
+    made: list[Path] = []
+    for path in paths:
+        new = [folder for folder in path.parents if not folder.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made += reversed(new)
+    try:
+        yield
+    except BaseException:
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):  # others have written into it
+                folder.rmdir()
+        raise
 
 
 @contextlib.contextmanager

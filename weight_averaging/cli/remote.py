@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,11 +27,13 @@ def run_with_urls(words: Sequence[str], parser: argparse.ArgumentParser) -> None
             out = getattr(args, "out", None)
             if out is not None:
                 remote.write(out)
+                args.written = functools.partial(remote.upload, out)
             args.run(args)
-            if out is not None:
-                remote.upload(out)
+            if out is not None and (url := remote.shown(str(out))) != str(out):
+                place = f'fsspec.filesystem("{url.partition("://")[0]}").get("{url}", "here", recursive=True)'
+                print(f"to load it, copy it to this machine first: {place}")
         except (ValueError, OSError) as error:
-            raise SnapshotError(remote.shown(str(error))) from None
+            raise SnapshotError(remote.said(error)) from None
 
 
 def _read_from(args: argparse.Namespace) -> list[Path]:

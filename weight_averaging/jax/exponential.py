@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from weight_averaging.averages.checks import tell_of_dead_zone
 from weight_averaging.jax.averager import State
 from weight_averaging.jax.device_averager import DeviceAverager, counter
-from weight_averaging.jax.trees import Tree, average_type, each, is_averaged, placeholder, real_type
+from weight_averaging.jax.trees import WIDE, Tree, average_type, dtype_of, each, is_averaged, placeholder, real_type
 
 
 class EMAState(NamedTuple):
@@ -50,6 +51,12 @@ class RecursiveAverager(DeviceAverager[State]):
     """An average of one tree, into which snapshots enter with the weights of `described`."""
 
     state: ClassVar[type] = EMAState
+
+    def init(self, params: Tree) -> Any:
+        narrow = any(is_averaged(leaf) and dtype_of(leaf).name not in WIDE for leaf in jax.tree.leaves(params))
+        if narrow and self.state is EMAState:
+            tell_of_dead_zone(str(self.described), self.described.dead_zone, "one with compensated=True")
+        return super().init(params)
 
     def empty(self, params: Tree) -> Any:
         copies = jax.tree.map(

@@ -11,6 +11,7 @@ end. What is written goes to the temporary folder first, and is uploaded when it
 
 import contextlib
 import errno
+import functools
 import os
 import re
 import shutil
@@ -110,6 +111,13 @@ class Remote:
         local = re.compile(re.escape(str(self._top)) + r"/([a-z0-9+]+)/?")
         return local.sub(lambda found: f"{found[1]}://{'/' if found[1] == 'local' else ''}", text)
 
+    def said(self, error: Exception) -> str:
+        """What an error says, with URLs: a temporary folder that is full is none of theirs."""
+        place = Path(str(error.filename)) if isinstance(error, OSError) and error.errno == errno.ENOSPC else None
+        if place is not None and self._top in place.parents:
+            return f"{self.shown(str(place))} does not fit into {_full()}"
+        return self.shown(str(error))
+
     def path(self, url: str) -> Path:
         """A local path that stands for a file or a folder, which may be read."""
         path = Path(self.local(url))
@@ -119,10 +127,8 @@ class Remote:
     def read(self, path: Path) -> str:
         """Have a path that stands for something in a bucket stand for all that is there, and say what that is.
 
-        Nothing is said of a path that stands for itself.
-
         Raises:
-            SnapshotError: nothing is there, or it cannot be reached.
+        SnapshotError: nothing is there, or it cannot be reached.
         """
         if (place := self._place(path)) is None:
             return ""
@@ -137,8 +143,8 @@ class Remote:
         by_ranges = [info for info in files if info["name"].endswith(".safetensors")]
         shown = [size(sum(int(info.get("size") or 0) for info in some)) for some in (by_ranges, files)]
         return (
-            f"{url}: {len(files)} files, {shown[1]}; of them {shown[0]} in safetensors, read by ranges; others are "
-            f"copied into {tempfile.gettempdir()} when they are opened, and removed at the end"
+            f"{url}: {shown[1]} in {len(files)} file{'s' * (len(files) > 1)}, of them {shown[0]} in safetensors, read "
+            f"by ranges; others are copied into {tempfile.gettempdir()} when they are opened, and removed at the end"
         )
 
     def _stand_in(self, path: Path, system: Any, top: str, info: dict[str, Any]) -> None:
@@ -177,20 +183,21 @@ class Remote:
         url, system, name = place
         files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
         new = [file for file in files if self._before.get(file) != _inode(file)]
-        done: list[str] = []
+        target_of = {file: f"{name.rstrip('/')}/{file.relative_to(path).as_posix()}" for file in files if file != path}
+        done: list[Path] = []
         try:
             for file in new:
-                target = name if file == path else f"{name.rstrip('/')}/{file.relative_to(path).as_posix()}"
-                done.append(target)
-                _asked(url, lambda file=file, target=target: _put(system, file, target))
+                done.append(file)
+                _asked(url, functools.partial(_put, system, file, target_of.get(file, name)))
         except BaseException:
-            for target in done:
-                with contextlib.suppress(Exception):
-                    system.rm_file(target)
+            for file in done:
+                if file not in self._before:  # what was there is whole, before or after
+                    with contextlib.suppress(Exception):
+                        system.rm_file(target_of.get(file, name))
             raise
         for gone in self._before.keys() - set(files):
             target = f"{name.rstrip('/')}/{gone.relative_to(path).as_posix()}"
-            _asked(url, lambda target=target: system.rm_file(target))
+            _asked(url, functools.partial(system.rm_file, target))
 
     def _place(self, path: Path) -> tuple[str, Any, str] | None:
         """URL, file system and name there of a local path; None if it stands for nothing elsewhere."""
@@ -221,18 +228,21 @@ def _asked(url: str, ask: Callable[[], Result]) -> Result:
     except FileNotFoundError:
         raise SnapshotError(f"{url} is not there") from None
     except ImportError as error:
-        raise SnapshotError(f"{url}: {' '.join(str(error).split())}: pip install what it needs") from None
+        raise SnapshotError(f"{url}: {' '.join(str(error).split())}") from None
     except Exception as error:  # each of these libraries has its own
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise SnapshotError(
-                f"{url} does not fit into {tempfile.gettempdir()}: set TMPDIR to a larger disk"
-            ) from None
+            raise SnapshotError(f"{url} does not fit into {_full()}") from None
         line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise SnapshotError(f"{url} cannot be reached: {line}") from None
 
 
+def _full() -> str:
+    return f"{tempfile.gettempdir()}: set TMPDIR to a folder on a larger disk"
+
+
 def _listed(system: Any, name: str) -> list[dict[str, Any]]:
     """The files at or below a name; none if nothing is there."""
+    system.invalidate_cache()  # others may have written meanwhile
     if system.isfile(name):
         return [{**system.info(name), "name": name}]
     if not system.exists(name):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from weight_averaging.averages import Average
 from weight_averaging.averages.average import check_along_training
+from weight_averaging.averages.checks import tell_of_dead_zone
 from weight_averaging.averages.schedule import is_due, missed
 from weight_averaging.placement import promise
 from weight_averaging.torch.model.changes import Change
@@ -54,6 +55,9 @@ class Collector:
         self._weights = LiveWeights(
             model, self.buffers == "average", options["include"], options["exclude"], options["dtype"]
         )
+        if self._weights.dtype == torch.float32:
+            for average in self.averages:
+                tell_of_dead_zone(str(average), average.dead_zone, "one with dtype=torch.float64")
         self._spare = promise(SpareCopy(self._weights))
         logger.info("%s of %s: %s", self.name, type(model).__name__, self._weights.selected)
         self._ranks = Ranks(options["process_group"], self._weights.global_tensors(), model.modules())

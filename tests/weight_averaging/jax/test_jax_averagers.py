@@ -155,7 +155,7 @@ def overwritten(params):
     return jax.tree.map(lambda leaf: leaf * 2 if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf, params)
 
 
-@pytest.mark.parametrize("name", ["lawa", "partial", "warmup"])
+@pytest.mark.parametrize("name", ["lawa", "partial", "warmup", "compensated"])
 def test_it_runs_within_scan_and_vmap(name):
     averager = AVERAGERS[name]
     params = [params_of(step) for step in range(8)]

@@ -94,6 +94,26 @@ def test_without_compensation_float32_stalls():
         assert float(state.ema["w"][0]) == (pytest.approx(expected, abs=1e-7) if compensated else 1.0)
 
 
+@pytest.mark.parametrize("decay", [0.99998, 0.999991])  # told once in a process
+def test_a_dead_zone_of_more_than_a_thousandth_is_told_once(decay, caplog):
+    params = {"w": jnp.zeros(2, jnp.bfloat16), "seen": jnp.int32(3)}
+    with caplog.at_level("WARNING", "weight_averaging"):
+        ema(decay, compensated=True).init(params)
+        ema(0.9999).init(params)
+        ema_growing().init(params)
+        lawa(1, 3).init(params)
+        with double():
+            ema(decay).init({"w": jnp.zeros(2, jnp.float64)})
+        assert not caplog.messages
+        for _ in range(2):
+            ema(decay).init(params)
+    (message,) = caplog.messages
+    assert message == (
+        f"ema decay={decay} interval=1 stands still in float32 where the weights differ from it by less than "
+        f"{2**-25 / (1 - decay):.0e} of their size: one with compensated=True does not"
+    )
+
+
 def test_what_is_compensated_is_a_recursion_in_every_door():
     for averager in (
         ema(0.5, compensated=True),

@@ -17,6 +17,7 @@ from torch import nn
 from tests.support.forms import command
 from weight_averaging import offline
 from weight_averaging.averages import SnapshotError
+from weight_averaging.offline.forms.scores import scores_of
 
 VALUES = {100: 0.9, 200: 0.2, 300: 0.5, 400: 0.1, 500: 0.7}  # by step; weights are the step
 
@@ -167,6 +168,16 @@ def test_one_without_the_metric_and_two_of_one_name(tmp_path):
         offline.best(offline.Snapshots(run), 2, "loss")
     assert offline.best(offline.Snapshots(run), 1, "train.loss").steps == [500]
     assert offline.best(offline.Snapshots(run), 1, "val.loss").steps == [400]
+
+
+def test_what_is_no_number_is_none_of_them(tmp_path):
+    about = {
+        "loss": 10**400, "acc": torch.ones(2), "f1": True, "wer": None, "cer": torch.empty(1, device="meta"),
+        "auc": 1 + 2j, "inner": {}, "list": [1.0], "text": "0.5", "r2": np.array("x"),
+        "fine": np.float32(0.5),
+    }  # fmt: skip
+    about["inner"]["circle"] = about
+    assert list(scores_of(about, tmp_path)) == ["fine"]
 
 
 # What trainers write

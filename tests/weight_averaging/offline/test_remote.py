@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load, load_file, save_file
 
 from tests.support.forms import command, is_mean, state_of
-from weight_averaging import offline
+from weight_averaging import cli, offline
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline import remote
 from weight_averaging.offline.remote import Remote
@@ -75,9 +75,10 @@ def test_safetensors_are_read_by_ranges_and_written_back(bucket, tmp_path, capsy
     said = command(capsys, "average", url, "--ema=decay=.5", f"--out={out}")
     command(capsys, "average", tmp_path / "run", "--ema=decay=.5", f"--out={tmp_path / 'local.safetensors'}")
     assert hashlib.sha256(bucket[1].cat_file(out)).hexdigest() == digest(tmp_path / "local.safetensors")
-    assert f"{url}: 4 files, " in said
+    assert " in 4 files, of them " in said
     assert f"{url}: 3 snapshots, steps 10 to 30" in said
     assert f"{out}: ema decay=0.5 as of step 30" in said
+    assert said.splitlines()[-1].endswith(f'.get("{out}", "here", recursive=True)')
     assert "temporary" not in said.replace(f"copied into {tmp_path / 'temporary'} when", "")
     assert all("optimizer" not in path for path, _, _ in read)
     tensors = sum(end - start for path, start, end in read if start)
@@ -225,6 +226,15 @@ def test_file_urls_are_the_files_themselves_without_fsspec(tmp_path, capsys, mon
     assert said == "error: s3://bucket/run is read with fsspec: pip install 'weight-averaging[remote]'\n"
 
 
+def test_a_full_temporary_folder_is_called_so(tmp_path):
+    with Remote() as bucket:
+        path = Path(bucket.local("memory://bucket/x.pt"))
+        assert bucket.said(OSError(errno.ENOSPC, "No space left", str(path))) == (
+            f"memory://bucket/x.pt does not fit into {tmp_path / 'temporary'}: set TMPDIR to a folder on a larger disk"
+        )
+        assert bucket.said(OSError(errno.ENOSPC, "No space left", "/other")) == "[Errno 28] No space left: '/other'"
+
+
 def test_an_upload_that_fails_leaves_nothing_there(tmp_path, capsys, monkeypatch):
     memory = fsspec.filesystem("memory")
     (tmp_path / "run").mkdir()
@@ -243,6 +253,24 @@ def test_an_upload_that_fails_leaves_nothing_there(tmp_path, capsys, monkeypatch
     assert said == ("error: memory://bucket/averages cannot be reached: OSError: [Errno 5] the line is down\n")
     assert len(calls) == 2
     assert not memory.find("/bucket/averages")
+
+
+def test_what_was_there_stays_where_an_upload_fails(tmp_path, capsys, monkeypatch):
+    memory = fsspec.filesystem("memory")
+    torch.save(state_of(1), tmp_path / "step_1.pt")
+    memory.pipe_file("/bucket/average.pt", b"of before")
+
+    def failing(self, local, name, **more):
+        raise OSError(errno.EIO, "the line is down")
+
+    monkeypatch.setattr(type(memory), "put_file", failing)
+    out = "--out=memory://bucket/average.pt"
+    with pytest.raises(SystemExit):
+        cli.main(["average", str(tmp_path / "step_1.pt"), "--lawa=window=1", out, "--overwrite"])
+    said = capsys.readouterr()
+    assert "the line is down" in said.err
+    assert "load:" not in said.out
+    assert memory.cat_file("/bucket/average.pt") == b"of before"
 
 
 def test_names_that_lead_elsewhere_are_refused(tmp_path):

@@ -168,3 +168,32 @@ def test_16_bits_last_do_not_round_the_result_again(tmp_path, capsys):
     config = json.loads((tmp_path / "both/config.json").read_text())
     assert {config[key] for key in ("dtype", "torch_dtype") if key in config} == {"float32"}
     assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "both").dtype == torch.float32
+
+
+def tokenizer(folder, tokens, added=(), as_list=False) -> None:
+    vocabulary = [[token, 0.0] for token in tokens] if as_list else {token: i for i, token in enumerate(tokens)}
+    more = [{"id": number, "content": token} for number, token in added]
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": more}))
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_tokens_at_other_places_are_told_or_refused(tmp_path, capsys, as_list):
+    words = [f"w{number}" for number in range(200)]
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        save_file({"emb.weight": torch.ones(200, 2)}, tmp_path / name / "model.safetensors", {"format": "pt"})
+        (tmp_path / name / "config.json").write_text("{}")
+        tokenizer(tmp_path / name, words, as_list=as_list)
+    paths = [tmp_path / "one", tmp_path / "two"]
+    assert "unlike" not in merged(capsys, tmp_path, *paths, out="same")
+    tokenizer(tmp_path / "one", words, [(7, "<|im_start|>")], as_list)
+    said = merged(capsys, tmp_path, *paths, out="renamed")
+    assert "have 1 of 200 tokens unlike, as 7, '<|im_start|>' and 'w7': their rows are averaged all the same" in said
+    tokenizer(tmp_path / "one", words[::-1], as_list=as_list)
+    said = merged(capsys, tmp_path, *paths, out="other")
+    assert said.startswith("error: ")
+    assert "have 200 of 200 tokens unlike, as 0, 'w199' and 'w0': rows of their embeddings are of other tokens" in said
+    (tmp_path / "one/tokenizer.json").write_text("[")
+    assert "tokenizer.json is damaged: it is no JSON object" in merged(capsys, tmp_path, *paths, out="damaged")
+    (tmp_path / "one/tokenizer.json").write_text('{"model": {"vocab": [1, []]}, "added_tokens": [3, {"id": "x"}]}')
+    assert "mean of 2 models" in merged(capsys, tmp_path, *paths, out="odd")

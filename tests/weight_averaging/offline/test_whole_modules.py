@@ -63,6 +63,7 @@ def test_what_torch_itself_saves_loads_again(tmp_path, capsys):
     for seed in (1, 2):
         module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
         module.append(module[0])  # twice there
+        module[0].weight.note = "an attribute"
         randomise(module, seed)
         torch.save(module, tmp_path / f"step_{seed}.pt")
         states.append({name: value.clone() for name, value in module.state_dict().items()})

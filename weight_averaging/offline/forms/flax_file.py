@@ -45,7 +45,7 @@ class FlaxSource(WholeFile):
             raise SnapshotError(f"{path} holds no weights but a {type(self._tree).__name__}")
         numbers = {key: self.counter(key) for key in (*STEP_KEYS, *EPOCH_KEYS)}
         self.counters = {key: number for key, number in numbers.items() if number is not None}
-        self._models = _models(self._tree)
+        self._models = models_in(self._tree)
         self._unchosen: list[Any] = []
         if keys:
             for wanted in keys:
@@ -154,7 +154,7 @@ class FlaxSource(WholeFile):
         return with_models(self._tree, models)
 
 
-def _models(tree: Mapping[Any, Any]) -> dict[str, Any]:
+def models_in(tree: Mapping[Any, Any]) -> dict[str, Any]:
     """The trees with weights in a checkpoint by their keys, the main one first; the checkpoint itself if it is one."""
     found = {
         str(key): inner

@@ -10,6 +10,8 @@ import re
 import zipfile
 from pathlib import Path
 
+from weight_averaging.offline.remote import present
+
 LITGPTS = ("lit_model.pth", "lit_model.pth.lora", "lit_model.pth.adapter", "lit_model.pth.adapter_v2")
 _OF_SPEECHBRAIN = "CKPT.yaml"
 # Counters in SpeechBrain's files of text: one of its EpochCounter alone, one of its Brain.
@@ -37,7 +39,11 @@ def library_of(path: Path, name: str) -> str:
 
 
 def is_speechbrains(path: Path) -> bool:
-    return (path / _OF_SPEECHBRAIN).is_file()
+    """Whether it is a folder of SpeechBrain. Its files are then on this machine: what they hold says what they are."""
+    found = (path / _OF_SPEECHBRAIN).is_file()
+    if found:
+        present(path)
+    return found
 
 
 def counters_in(path: Path) -> dict[str, int]:

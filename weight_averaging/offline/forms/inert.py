@@ -66,6 +66,12 @@ class InertFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.storages: dict[str, torch.UntypedStorage] = {}
+        try:
+            self._open(path)
+        except (zipfile.BadZipFile, pickle.UnpicklingError, NotImplementedError, EOFError) as error:
+            raise SnapshotError(f"{path} is damaged: {' '.join(str(error).split())[:120]}") from None
+
+    def _open(self, path: Path) -> None:
         with zipfile.ZipFile(path) as file, open(path, "rb") as raw:
             infos = {info.filename.partition("/")[2]: info for info in file.infolist()}
             if any(infos[key].compress_type != zipfile.ZIP_STORED for key in infos) or "data.pkl" not in infos:
@@ -100,7 +106,12 @@ def _unpickler(file: Any, storages: Mapping[str, torch.UntypedStorage]) -> pickl
     def parameter_of(data: Any, *rest: Any) -> Any:
         return data
 
+    def with_attributes(made_by: Any, kind: Any, args: Any, *rest: Any) -> Any:
+        plain = getattr(kind, "kind", "") in ("torch.Tensor", "torch.nn.parameter.Parameter")
+        return made_by(*args) if plain and made_by in (tensor_of, parameter_of) else StandIn(made_by, kind, args, *rest)
+
     known: dict[tuple[str, str], Any] = {
+        ("torch._tensor", "_rebuild_from_type_v2"): with_attributes,
         ("torch._utils", "_rebuild_tensor_v2"): tensor_of,
         ("torch._utils", "_rebuild_parameter"): parameter_of,
         ("torch._utils", "_rebuild_parameter_with_state"): parameter_of,

@@ -36,11 +36,14 @@ class Score(NamedTuple):
 
 def number(value: Any) -> float | None:
     """A number, also as a tensor or of NumPy; None if it is none."""
-    if isinstance(value, Tensor):
-        value = value.item() if value.numel() == 1 and value.device.type != "meta" else None
-    elif type(value).__module__ == "numpy" and getattr(value, "size", 0) == 1:
-        value = value.item()
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    try:
+        if isinstance(value, Tensor):
+            value = value.item() if value.numel() == 1 else None
+        elif type(value).__module__ == "numpy" and getattr(value, "size", 0) == 1:
+            value = value.item()
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    except (RuntimeError, OverflowError):  # a tensor without a value, or an integer of a thousand digits
+        return None
 
 
 def scores_of(contents: Any, path: Path) -> dict[str, Score]:

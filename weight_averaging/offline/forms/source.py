@@ -90,6 +90,16 @@ class WholeFile(Source):
         """Raise a SnapshotError if a file of this form cannot hold tensors of these shapes and types."""
 
 
+class WholeFolder(Source):
+    """A folder, like which averages can be written."""
+
+    loading: str
+
+    @abc.abstractmethod
+    def write(self, state: Mapping[str, Tensor], folder: Path, about: Mapping[str, str]) -> None:
+        """Write a checkpoint with these weights into an empty folder: see `WholeFile.write`."""
+
+
 def ending(path: Path) -> str:
     """The suffix of a path: `.pth.tar` is one."""
     return ".pth.tar" if path.name.endswith(".pth.tar") else path.suffix

@@ -1,7 +1,7 @@
 """Models of stable-baselines3: a zip with a file of torch.save for the policy, for each optimizer, and settings.
 
-`policy.pth` has the state dicts of all networks (actor, critic and its target). `load` asks for the optimizers too.
-They stay those of the latest.
+`policy.pth` has the state dicts of all networks (actor, critic and its target). `load` asks for the optimizers
+too: they stay those of the latest.
 """
 
 import io
@@ -58,7 +58,7 @@ class StableBaselinesSource(WholeFile):
                 about = json.loads(file.read(_ABOUT)) if _ABOUT in file.namelist() else {}
         except Exception as error:  # what torch raises for a damaged file depends on where the damage is
             line = " ".join(str(error).split())[:120]
-            raise SnapshotError(f"{path} is damaged, or refused: {line}") from None
+            raise SnapshotError(f"{path}, a model of stable-baselines3, is damaged or refused: {line}") from None
         for key in keys:
             if key not in models:
                 raise SnapshotError(f"{path} has no model at --key={key}; it has some at {', '.join(models)}")

@@ -51,7 +51,7 @@ class Piece:
 def groups(layout: Layout, models: int, budget: int, cut: bool) -> list[list[Piece]]:
     """The model cut into groups of pieces of different tensors.
 
-    `models` float32 copies of a group and one snapshot of it fit into `budget` bytes.
+    `models` sums of a group and one snapshot of it fit into `budget` bytes.
 
     Args:
         cut: groups are as small as the cache, and large tensors are cut. Else a piece is a tensor, and one that does
@@ -78,6 +78,12 @@ def groups(layout: Layout, models: int, budget: int, cut: bool) -> list[list[Pie
 def memory(layout: Layout, models: int, cut: list[list[Piece]]) -> int:
     """Bytes that the largest group takes."""
     return max(sum((p.stop - p.start) * _bytes(layout[p.name], models) for p in group) for group in cut)
+
+
+def sums_of(layout: Layout) -> str:
+    """The types that averages of these tensors are summed up in, in words."""
+    kinds = {sum_type(dtype) for _, dtype in layout.values() if dtype.is_floating_point or dtype.is_complex}
+    return " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds)) or "float32"
 
 
 def _bytes(kind: tuple[tuple[int, ...], torch.dtype], models: int) -> int:

@@ -90,6 +90,8 @@ def best(snapshots: Snapshots, count: int, metric: str, mode: Mode | None = None
         raise SnapshotError(f"the best {count}: name a number of checkpoints > 0")
     if mode not in (None, "min", "max"):
         raise SnapshotError(f'mode={mode!r} must be "min" (lower is better) or "max"')
+    if not metric:
+        raise SnapshotError("the metric has no name: say which")
     if metric.rpartition(".")[2].lower().startswith("best"):
         raise SnapshotError(f"{metric} is the best value so far, not that of each checkpoint: name the metric itself")
     scores = _scores(snapshots, metric)

@@ -5,6 +5,7 @@
 - **Vocabularies**: tensors that differ in their number of rows alone, all by the same numbers, an embedding among them,
   are refused unless it is said what to do. `smallest`: the rows that all have. `largest`: all rows, those that not all
   have being the mean, by the same weights, of the models that have them.
+- **Tokens**: tokenizers with other tokens at the same places are told, and refused where more than a hundredth are.
 - **Tied heads**: where a model has no head (`lm_head.weight`) and others have, and one embedding fits, that is its
   head. The merged model has a head of its own.
 
@@ -27,6 +28,7 @@ from weight_averaging.offline.forms.source import Source
 from weight_averaging.offline.layouts import Layout, check_alike
 from weight_averaging.offline.reading.checksums import Checksums
 from weight_averaging.offline.reading.snapshots import Snapshots, names_of
+from weight_averaging.offline.reading.tokenizers import check_tokens
 
 Vocabulary = Literal["smallest", "largest"]
 
@@ -104,6 +106,7 @@ class Models(Snapshots):
         self._say(layouts, rows)
         if self._own_names and form[-1] != next(reversed(sources)):
             self.said.append(f"what is not weights (names, configuration, ...) is that of {form[-1]}")
+        self.said += check_tokens(order)
         self._fill_rows(sources, layouts, saved, rows)
         return {path: sources[path] for path in order}
 

@@ -67,9 +67,14 @@ class RecomputingWriter(Writer):
 
     def __enter__(self) -> "RecomputingWriter":
         try:
-            self._model, self._batches = self._recompute()
+            made = self._recompute()
+            if not isinstance(made, tuple) or len(made) != 2:
+                raise TypeError(f"the function gives a {type(made).__name__}, not (model, batches)")
+            self._model, self._batches = made
             if not isinstance(self._model, nn.Module):
-                raise TypeError(f"it gives a {type(self._model).__name__} for the model, not a torch.nn.Module")
+                raise TypeError(
+                    f"the function gives a {type(self._model).__name__} for the model, not a torch.nn.Module"
+                )
         except Exception as fault:  # of the user's code: any
             raise _failed(fault) from fault
         _check_same(_tensors(self._model), self._layout)
@@ -160,5 +165,6 @@ def _check_same(tensors: Mapping[str, Tensor], layout: Layout) -> None:
 def _failed(fault: Exception) -> SnapshotError:
     """A fault of the user's code in one line, with where it is."""
     frames = traceback.extract_tb(fault.__traceback__)
-    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    users = [frame for frame in frames[-1:] if frame.filename != __file__]
+    where = f" ({Path(users[0].filename).name}, line {users[0].lineno})" if users else ""
     return SnapshotError(f"{_FLAG}: {' '.join(f'{type(fault).__name__}: {fault}'.split())}{where}")

@@ -15,15 +15,14 @@ from torch import Tensor
 from weight_averaging.atomic_file import partial_beside, replacing
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.forms import shown
-from weight_averaging.offline.forms.distributed import ShardedFolder
 from weight_averaging.offline.forms.flax_file import FlaxSource
 from weight_averaging.offline.forms.hugging_face import HuggingFaceSource
 from weight_averaging.offline.forms.records import add_about
-from weight_averaging.offline.forms.source import Source, WholeFile, ending
+from weight_averaging.offline.forms.source import Source, WholeFile, WholeFolder, ending
 from weight_averaging.offline.layouts import Layout
 from weight_averaging.offline.reading.order import is_aside
 from weight_averaging.offline.safetensors_files import SafetensorsWriter
-from weight_averaging.offline.writing.folders import ShardedWriter, is_checkpoint_folder, put_folder
+from weight_averaging.offline.writing.folders import WholeFolderWriter, is_checkpoint_folder, put_folder
 
 _TORCH = (".pt", ".pth", ".pth.tar", ".bin", ".ckpt")
 
@@ -37,7 +36,7 @@ class Writer(contextlib.AbstractContextManager[Any], Protocol):
 
 def is_folder_for(path: Path, source: Source) -> bool:
     """Whether an average at `path` would be a folder, as its snapshots are."""
-    return isinstance(source, HuggingFaceSource | ShardedFolder) and ending(path) not in (".safetensors", *_TORCH)
+    return isinstance(source, HuggingFaceSource | WholeFolder) and ending(path) not in (".safetensors", *_TORCH)
 
 
 def _is_like(path: Path, source: Source) -> bool:
@@ -69,8 +68,8 @@ def writer_for(
         overwrite: whether it takes the place of what is there.
     """
     about = {"format": "pt", **about}  # without which transformers would not read it
-    if isinstance(source, ShardedFolder) and is_folder_for(path, source):
-        return ShardedWriter(path, source, layout, about, overwrite)
+    if isinstance(source, WholeFolder) and is_folder_for(path, source):
+        return WholeFolderWriter(path, source, layout, about, overwrite)
     if is_folder_for(path, source):
         assert isinstance(source, HuggingFaceSource)
         return _FolderWriter(path, source, layout, about, float32, overwrite)
@@ -130,7 +129,7 @@ def check_path(path: Path, source: Source | None = None, overwrite: bool = False
 
 def loading(path: Path, source: Source) -> str:
     """What loads an average at `path`."""
-    if (isinstance(source, HuggingFaceSource | ShardedFolder) and is_folder_for(path, source)) or (
+    if (isinstance(source, HuggingFaceSource | WholeFolder) and is_folder_for(path, source)) or (
         isinstance(source, WholeFile) and source.fits(path)
     ):
         return source.loading.replace("{path}", str(path))

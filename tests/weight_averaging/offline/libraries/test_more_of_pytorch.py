@@ -62,7 +62,7 @@ def test_stable_baselines3(tmp_path, capsys, algorithm, kept_too):
     environment = "Pendulum-v1" if algorithm == "SAC" else "CartPole-v1"
     model = made("MlpPolicy", environment, device="cpu", policy_kwargs={"net_arch": [4]}, **settings)
     model.learn(48, callback=[Remember(), CheckpointCallback(16, str(tmp_path / "run"), verbose=0)])
-    out = tmp_path / "average.zip"
+    out = tmp_path / "mean.zip"
     said = command(capsys, "average", tmp_path / "run", "--lawa=window=2", f"--out={out}")
     assert "steps are from num_timesteps in it" in said
     assert "made of 2 snapshots, steps 32, 48" in said
@@ -70,9 +70,9 @@ def test_stable_baselines3(tmp_path, capsys, algorithm, kept_too):
     loaded = made.load(out, device="cpu")
     is_mean(loaded.policy.state_dict(), states[1:])
     assert loaded.num_timesteps == 48
+    assert "mean.zip is (an average already, lawa" in command(capsys, "inspect", tmp_path)
     command(capsys, "average", tmp_path / "run", "--lawa=window=2", f"--out={tmp_path / 'policy.pt'}")
     is_mean(torch.load(tmp_path / "policy.pt"), states[1:])
-    assert "left out: average.zip (" in command(capsys, "inspect", tmp_path)
 
 
 def test_ultralytics(tmp_path, capsys, monkeypatch):
@@ -99,7 +99,7 @@ def test_ultralytics(tmp_path, capsys, monkeypatch):
         folder = tmp_path / "weights"
         trainer = SimpleNamespace(
             epoch=epoch, best_fitness=0.5, fitness=0.4, ema=ema, optimizer=optimizer,
-            scaler=torch.amp.GradScaler("cpu"),
+            scaler=torch.amp.GradScaler("cpu"), stopper=SimpleNamespace(best_fitness=0.5, best_epoch=0),
             args=SimpleNamespace(model="yolo11n.yaml", task="detect"), metrics={"fitness": 0.4}, save_period=1,
             wdir=folder, last=folder / "last.pt", best=folder / "best.pt", read_results_csv=dict, model=model,
         )  # fmt: skip
@@ -107,7 +107,7 @@ def test_ultralytics(tmp_path, capsys, monkeypatch):
         states.append({name: value.half() for name, value in kept(ema.ema).items()})
     out = tmp_path / "average.pt"
     said = command(capsys, "average", tmp_path / "weights", "--lawa=window=2", f"--out={out}")
-    assert "made of 2 snapshots, epochs 2, 3" in said
+    assert "made of 2 snapshots, steps 2, 3" in said
     assert f'load: YOLO("{out}")' in said
     loaded = ultralytics.YOLO(str(out))
     expected = [{name: value.float() if value.is_floating_point() else value for name, value in state.items()}
