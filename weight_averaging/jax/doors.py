@@ -3,12 +3,13 @@
 from typing import Any
 
 from weight_averaging import averages
-from weight_averaging.averages import Average
+from weight_averaging.averages import Average, FollowsRate
 from weight_averaging.averages.average import check_along_training
 from weight_averaging.averages.horizon import WINDOW, decay_from_window, for_run
+from weight_averaging.averages.kinds import share_of
 from weight_averaging.jax.averager import Averager
 from weight_averaging.jax.checks import check_averaged
-from weight_averaging.jax.exponential import EMAState, RecursiveAverager
+from weight_averaging.jax.exponential import EMAState, RateAverager, RecursiveAverager
 from weight_averaging.jax.host_window import HostLAWAState, HostWindowAverager, goes_to_host
 from weight_averaging.jax.trees import Tree
 from weight_averaging.jax.window import LAWAState, WindowAverager
@@ -34,6 +35,8 @@ def averaging(average: Average, *, check_finite: bool = True) -> Averager[Any]:
     [2.75]
     """
     check_along_training(average)
+    if isinstance(average, FollowsRate):
+        return RateAverager(average, check_finite)
     return (RecursiveAverager if average.held is None else WindowAverager)(average, check_finite)
 
 
@@ -136,6 +139,7 @@ def ema(
     start: int = 1,
     *,
     warmup: bool = False,
+    share: float | None = None,
     horizon: float | None = None,
     check_finite: bool = True,
 ) -> Averager[EMAState]:
@@ -154,11 +158,12 @@ def ema(
         interval: updates between snapshots, nu >= 1.
         start: the first update whose weights may be collected.
         warmup: let the (k+1)-th snapshot enter with decay min(decay, (1 + k) / (10 + k)).
-        horizon: instead of a decay, the share of the updates so far that the average covers, in (0, 1]: the
-            power-function average of Karras et al. (EDM2, arXiv 2312.02696, section 3.1) with exponent 2 / horizon - 2.
+        share: instead of a decay, the share of the updates so far that the average covers, in (0, 1]: the
+            power-function average of Karras et al. (EDM2, arXiv 2312.02696, section 3.1) with exponent 2 / share - 2.
+        horizon: the name that `share` had until 0.2.0, and has in `settings`.
         check_finite: as for `lawa`.
     Raises:
-        TypeError: not just one of `decay` and `horizon`.
+        TypeError: not just one of `decay` and `share`.
         ValueError: an argument that cannot be, in one line.
 
     >>> import jax.numpy as jnp
@@ -170,8 +175,9 @@ def ema(
     >>> avg.average(state, params)["w"].tolist()
     [2.25]
     """
-    described = averages.exponential(decay, horizon, warmup, interval, start)
-    given = {"decay": decay, "horizon": horizon, "warmup": warmup, "interval": described.interval}
+    share = share_of(share, horizon)
+    described = averages.exponential(decay, share, warmup, interval, start)
+    given = {"decay": decay, "horizon": share, "warmup": warmup, "interval": described.interval}
     settings = {"averager": "EMA", **given, "start": described.start}
     return RecursiveAverager(described, check_finite, tuple(settings.items()))
 
@@ -194,4 +200,4 @@ def ema_growing(share: float = 0.15, interval: int = 1, start: int = 1, **option
     >>> dict(ema_growing().settings)["horizon"]
     0.15
     """
-    return ema(None, interval, start, horizon=share, **options)
+    return ema(None, interval, start, share=share, **options)

@@ -10,6 +10,7 @@ from torch import nn
 from weight_averaging.torch import Averager
 from weight_averaging.trainers.known_weights import KnownWeights
 from weight_averaging.trainers.modes import training_mode
+from weight_averaging.trainers.steps import rate_of
 
 EVALUATE = ("average", "both", "apart")
 logger = logging.getLogger("weight_averaging")
@@ -90,6 +91,11 @@ class Averaging:
                     "model on a batch of training"
                 )
         return self.averager
+
+    def _updated(self, optimizers: Iterable[Any]) -> None:
+        """One update more, by these optimizers."""
+        assert self.averager is not None
+        self.averager.update(self.averager.step + 1, rate_of(optimizers))
 
     def _refuse_overlap(self, everyone: Iterable[Any]) -> None:
         """A ValueError if another callback shows its average of the same weights in the same pass."""

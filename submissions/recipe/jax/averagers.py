@@ -45,14 +45,14 @@ class WeightsAverager:
         self._averager = averaging_for(weights, self._described)
         self._empty = jax.tree.map(lambda leaf: jnp.zeros(0, leaf.dtype), weights)
         self._told = False
-        self._take, self._average = compiled(self._averager.update, overwrites=(0,)), compiled(self._averager.average)
+        self._take, self._average = compiled(self._update, overwrites=(0,)), compiled(self._averager.average)
 
     def init(self, params: Any, model_state: Any) -> tuple[Any, Any]:
         """`State.averaging` and `State.raw` of a new state."""
         weights = self._averaged(params, model_state)
         state = self._averager.init(weights)
         if isinstance(state, HostLAWAState):
-            self._take, self._average = self._averager.update, self._averager.average
+            self._take, self._average = self._update, self._averager.average
             return state, weights
         return on_every_device(state), weights
 
@@ -62,12 +62,16 @@ class WeightsAverager:
             return state._replace(averaging=jax.tree.map(np.asarray, state.averaging))
         return state
 
-    def update(self, state: State, params: Any, model_state: Any, step: int) -> State:
-        """After update `step`. Nothing is computed, or waited for, unless a snapshot is due."""
+    def _update(self, averaging: Any, weights: Any, step: Any, learning_rate: Any) -> Any:
+        return self._averager.update(averaging, weights, step, learning_rate=learning_rate)
+
+    def update(self, state: State, params: Any, model_state: Any, step: int, rate: float | None = None) -> State:
+        """After update `step`, of this learning rate. Nothing is computed, or waited for, unless a snapshot is due."""
         assert self._described.interval is not None
         if not is_due(step, self._described.interval):
             return state
-        return state._replace(averaging=self._take(state.averaging, self._averaged(params, model_state), step))
+        weights = self._averaged(params, model_state)
+        return state._replace(averaging=self._take(state.averaging, weights, step, rate))
 
     def swap_in(self, state: State, params: Any, model_state: Any) -> tuple[State, Any, Any]:
         """The average in the place of the raw weights, if there is one. Once only: a second time changes nothing."""

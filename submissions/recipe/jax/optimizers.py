@@ -1,5 +1,6 @@
 """The base optimizers of the submissions in JAX."""
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import optimizers
-from ..optimizers import EPSILON, OptimizerSettings
+from ..optimizers import EPSILON, MOMENTUM, OptimizerSettings, hidden_matrices
 from .nadamw import scale_by_nadam
 
 
@@ -76,8 +77,31 @@ def _ademamix(hyperparameters: Any, step_hint: int) -> dict[str, Any]:
     return {**shared, "b3": beta3, "alpha": alpha}
 
 
+def _muon(hyperparameters: Any, step_hint: int) -> dict[str, Any]:
+    return {**adams(hyperparameters, step_hint), "momentum": getattr(hyperparameters, "momentum", MOMENTUM)}
+
+
+def _scale_by_muon(b1: float, b2: float, eps: float, momentum: float) -> optax.GradientTransformation:
+    """That of optax for matrices, NadamW's for all else; both to be subtracted."""
+
+    def labels(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: "muon" if hidden_matrices(jax.tree_util.keystr(path), leaf.ndim) else "nadamw", params
+        )
+
+    matrices = optax.chain(optax.contrib.muon(1.0, beta=momentum, consistent_rms=0.2), optax.scale(-1.0))
+    return optax.partition({"muon": matrices, "nadamw": scale_by_nadam(b1, b2, eps)}, labels)
+
+
+def _has_muon() -> bool:
+    """Whether optax has it with a scale that suits NadamW's learning rate."""
+    made = getattr(optax.contrib, "muon", None)
+    return made is not None and "consistent_rms" in inspect.signature(made).parameters
+
+
 nadamw = BaseOptimizer(optimizers.nadamw, scale_by_nadam)
 adamw = BaseOptimizer(optimizers.adamw, optax.scale_by_adam)
 ademamix = BaseOptimizer(
     optimizers.ademamix, getattr(optax.contrib, "scale_by_ademamix", None), _ademamix, "optax>=0.2.5"
 )
+muon = BaseOptimizer(optimizers.muon, _scale_by_muon if _has_muon() else None, _muon, "optax>=0.2.7")

@@ -88,17 +88,13 @@ class Recipe(BaseRecipe):
         if averager is not None:
             state, params, model_state = averager.swap_out(state, params, model_state)
 
+        learning_rate = self._learning_rate(workload, hyperparameters, global_step)
         optimizer, params, model_state, loss, grad_norm = trial.step(
-            state.optimizer,
-            params,
-            model_state,
-            batch,
-            rng,
-            self._learning_rate(workload, hyperparameters, global_step),
+            state.optimizer, params, model_state, batch, rng, learning_rate
         )
         state = state._replace(optimizer=optimizer)
         if averager is not None:
-            state = averager.update(state, params, model_state, global_step + 1)
+            state = averager.update(state, params, model_state, global_step + 1, learning_rate)
 
         if global_step <= 100 or global_step % 500 == 0:
             rate = self._learning_rate(workload, hyperparameters, global_step + 1)
