@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from weight_averaging.averages import FollowsRate
 from weight_averaging.torch import Averager
 from weight_averaging.trainers.known_weights import KnownWeights
 from weight_averaging.trainers.modes import training_mode
@@ -95,7 +96,9 @@ class Averaging:
     def _updated(self, optimizers: Iterable[Any]) -> None:
         """One update more, by these optimizers."""
         assert self.averager is not None
-        self.averager.update(self.averager.step + 1, rate_of(optimizers))
+        follows = any(isinstance(average, FollowsRate) for average in self.averager.averages)
+        # Only where it is needed: a rate that is a tensor on a device would be waited for.
+        self.averager.update(self.averager.step + 1, rate_of(optimizers) if follows else None)
 
     def _refuse_overlap(self, everyone: Iterable[Any]) -> None:
         """A ValueError if another callback shows its average of the same weights in the same pass."""

@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -77,6 +78,26 @@ def _ademamix(hyperparameters: Any, step_hint: int) -> dict[str, Any]:
     return {**shared, "b3": beta3, "alpha": alpha}
 
 
+@dataclass(frozen=True)
+class ScheduleFree(BaseOptimizer):
+    """One that has the learning rate itself, and evaluates an average that it keeps itself."""
+
+    def build(self, hyperparameters: Any, step_hint: int) -> optax.GradientTransformation:
+        """All of an update, whose `update` takes `learning_rate=`: optax asks for it when the optimizer is made."""
+        assert self.kind is not None
+        arguments = {**self.arguments(hyperparameters, step_hint), "weight_decay": hyperparameters.weight_decay}
+        made = partial(self.kind, **arguments)
+
+        def update(gradients: Any, state: Any, params: Any = None, *, learning_rate: Any, **extra: Any) -> Any:
+            return made(learning_rate).update(gradients, state, params, **extra)
+
+        return optax.GradientTransformationExtraArgs(made(1.0).init, update)
+
+    def average(self, state: Any, params: Any) -> Any:
+        """What is evaluated, of the optimizer's state and the weights in training."""
+        return optax.contrib.schedule_free_eval_params(state, params)
+
+
 def _muon(hyperparameters: Any, step_hint: int) -> dict[str, Any]:
     return {**adams(hyperparameters, step_hint), "momentum": getattr(hyperparameters, "momentum", MOMENTUM)}
 
@@ -105,3 +126,6 @@ ademamix = BaseOptimizer(
     optimizers.ademamix, getattr(optax.contrib, "scale_by_ademamix", None), _ademamix, "optax>=0.2.5"
 )
 muon = BaseOptimizer(optimizers.muon, _scale_by_muon if _has_muon() else None, _muon, "optax>=0.2.7")
+schedule_free_adamw = ScheduleFree(
+    optimizers.schedule_free_adamw, getattr(optax.contrib, "schedule_free_adamw", None), requirement="optax>=0.2.5"
+)

@@ -5,7 +5,8 @@ import torch
 
 from tests.support import reference
 from weight_averaging.averages import FollowsRate
-from weight_averaging.torch import Averager
+from weight_averaging.torch import LAWA, Averager
+from weight_averaging.trainers.averaging import Averaging
 from weight_averaging.trainers.steps import rate_of
 
 DESCRIBED = FollowsRate(share=0.5, interval=1)
@@ -47,6 +48,23 @@ def check(averager: Averager) -> None:
     snapshots = [1.0, 1.8125, 2.4375, 2.875]
     expected = reference.follows_rate(rates, 0.5) @ snapshots
     assert averager.average_state_dict()["w"].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_it_is_read_only_where_it_is_followed():
+    """A rate that is a tensor on a device would be waited for."""
+
+    class Optimizer:
+        @property
+        def param_groups(self):
+            raise AssertionError
+
+    holder = Averaging(lambda model: None, "same", "average", "", None, 1)
+    holder.averager = LAWA(torch.nn.Linear(1, 1), interval=1, window=2)
+    holder._updated([Optimizer()])
+    assert holder.averager.step == 1
+    holder.averager = Averager(torch.nn.Linear(1, 1), DESCRIBED)
+    with pytest.raises(AssertionError):
+        holder._updated([Optimizer()])
 
 
 def test_the_largest_of_all_groups():
