@@ -1,6 +1,7 @@
 """The picture of docs/growing.md: what the growing average is made of, and what it does in runs of the evidence."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,7 +15,7 @@ from weight_averaging.averages import FollowsRate, Growing
 SHARE, SNAPSHOTS = 0.15, 1000  # of a run
 AT = {0.1: style.COLOURS[1], 0.5: style.COLOURS[2], 0.9: style.COLOURS[5]}
 FROM = 0.1  # the first share of training that the curves show
-LINES = {"growing_15": "-", "follows_rate_15": ":"}
+LINES: dict[str, Literal["-", ":"]] = {"growing_15": "-", "follows_rate_15": ":"}
 SHOWN = {
     RAW: ("latest weights", style.COLOURS[0], "-"),
     "lawa_1": ("LAWA of 1 %, fixed", style.COLOURS[6], "-."),

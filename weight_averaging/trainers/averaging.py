@@ -98,7 +98,8 @@ class Averaging:
         assert self.averager is not None
         follows = any(isinstance(average, FollowsRate) for average in self.averager.averages)
         # Only where it is needed: a rate that is a tensor on a device would be waited for.
-        self.averager.update(self.averager.step + 1, rate_of(optimizers) if follows else None)
+        told = {"learning_rate": rate_of(optimizers)} if follows else {}
+        self.averager.update(self.averager.step + 1, **told)
 
     def _refuse_overlap(self, everyone: Iterable[Any]) -> None:
         """A ValueError if another callback shows its average of the same weights in the same pass."""

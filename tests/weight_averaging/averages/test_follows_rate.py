@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 import torch
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +19,7 @@ from tests.weight_averaging.torch.test_finite import late_copies
 from weight_averaging import Averager, Averages, offline
 from weight_averaging.averages import LAWA, FollowsRate, Growing, SnapshotError
 from weight_averaging.jax import as_gradient_transformation, averaging, averaging_state, lawa, several
+from weight_averaging.jax.nnx import ModelAverager
 
 SCHEDULES = {
     "constant": lambda x: 1.0,
@@ -151,6 +153,45 @@ def test_a_run_resumes_bit_for_bit_and_its_state_has_what_it_needs():
     assert (ends[0] == ends[1]).all()
 
 
+ACTIONS = ["update"] * 6 + ["bad", "reload", "evaluate", "other type", "missed"]
+
+
+@given(st.lists(st.sampled_from(ACTIONS), min_size=1, max_size=40), st.integers(1, 3), RATES, st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_whatever_comes_it_is_made_of_the_snapshots_taken_and_of_their_rates(actions, interval, rates, later):
+    """Bad snapshots, resumes, evaluations, another type of the model, updates that were not told."""
+    described, step = FollowsRate(share=0.4, interval=interval), 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("weight_averaging.torch.collector.defers", lambda device: later)
+        model = scalar_model()
+        averager, taken, seen = Averager(model, described), [], []
+        for number, action in enumerate(actions):
+            if action == "reload":
+                state = saved(averager)
+                averager = Averager(model, described)
+                averager.load_state_dict(state)
+            elif action == "evaluate":
+                with averager.averaged():
+                    pass
+            elif action == "other type":
+                model.to(torch.float64 if model.weight.dtype == torch.float32 else torch.float32)
+            elif action == "missed":
+                step += 1
+            else:
+                step += 1
+                rate, value = rates[number % len(rates)], math.inf if action == "bad" else float(number)
+                torch.nn.init.constant_(model.weight, value)
+                averager.update(step, learning_rate=rate)
+                if step % interval == 0 and action == "update":
+                    taken.append(rate)
+                    seen.append(value)
+                torch.nn.init.constant_(model.weight, 0.0)
+        assert averager.ready == bool(taken)
+        if taken:
+            expected = reference.follows_rate(taken, 0.4) @ seen
+            assert averager.average_state_dict()["weight"].item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
 @pytest.mark.parametrize("later", [False, True])  # whether a bad snapshot is known before it is taken in
 def test_a_snapshot_that_is_not_finite_leaves_no_trace(later, monkeypatch):
     monkeypatch.setattr("weight_averaging.torch.collector.defers", lambda device: later)
@@ -211,6 +252,17 @@ def test_at_the_end_of_a_chain_of_optax():
         params = optax.apply_updates(params, updates)
     found = float(averager.average(averaging_state(state), params)["w"][0])
     assert found == pytest.approx(reference.follows_rate([rate_at(s) for s in (1, 2, 3)], 0.5) @ [1.0, 2.0, 3.0])
+
+
+def test_beside_a_model_of_nnx():
+    model = nnx.Linear(1, 1, rngs=nnx.Rngs(0))
+    held = ModelAverager(model, averaging(FollowsRate(share=0.5, interval=1)))
+    for step in (1, 2, 3):
+        model.kernel = nnx.Param(jnp.full((1, 1), float(step)))
+        held.update(model, step, learning_rate=rate_at(step))
+    expected = reference.follows_rate([rate_at(s) for s in (1, 2, 3)], 0.5) @ [1.0, 2.0, 3.0]
+    with held.averaged(model):
+        assert float(model.kernel[0, 0]) == pytest.approx(expected, rel=1e-6)
 
 
 def test_what_is_missing_or_none_is_said_in_one_line():
