@@ -95,6 +95,8 @@ test-oldest test-newest: test-%: .venv-%/ready
 	touch $@
 
 # Those that do not install are left out, and their tests skipped: see docs/offline.md.
+# Composer asks for an older torch: pip install --no-deps mosaicml, and what it then lacks. torchvision and torchaudio,
+# which some import, come without what they ask for, so that they draw no other torch: theirs is the one that is there.
 test-trainers: $(VENV)/ready-test-trainers
 	$(PY) -m pytest -n 2 -m trainers -rs tests/weight_averaging
 

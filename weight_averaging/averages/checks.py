@@ -1,9 +1,13 @@
 """Arguments that cannot be, each refused in one line that names the value. Pure Python."""
 
+import logging
 import math
 import operator
+from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any
+
+logger = logging.getLogger("weight_averaging")
 
 BUFFERS = ("average", "latest", "recompute")  # what may become of floating-point buffers
 
@@ -24,9 +28,8 @@ def check_step(step: object, last: int) -> int:
         raise TypeError(f"update takes the number of completed updates, a whole number, not {step!r}{hint}") from None
     if number <= last:
         hint = "; an average that begins at the initial weights is made with start=0" if number == last == 0 else ""
-        raise ValueError(
-            f"update({number}) after update({max(last, 0)}): pass the number of completed updates, 1, 2, ...{hint}"
-        )
+        before = f"update({number}) after update({last})" if last > 0 else f"update({number}) as the first call"
+        raise ValueError(f"{before}: pass the number of completed updates, 1, 2, ...{hint}")
     return int(number)
 
 
@@ -34,7 +37,9 @@ def check_count(name: str, value: int, least: int = 1) -> int:
     """`value` as an int if it is a whole number >= `least`, else a one-line ValueError that names it."""
     if isinstance(value, Integral) and not isinstance(value, bool) and value >= least:
         return int(value)
-    raise ValueError(f"{name} must be a whole number >= {least}, not {value!r}")
+    whole = isinstance(value, Real) and math.isfinite(value) and value == int(value) >= least
+    hint = f": {int(value)}?" if whole and not isinstance(value, bool) else ""
+    raise ValueError(f"{name} must be a whole number >= {least}, not {value!r}{hint}")
 
 
 def check_flag(name: str, value: bool) -> bool:
@@ -83,3 +88,15 @@ def check_rate(rate: Any) -> float:
     if not 0 <= number < math.inf:
         raise ValueError(f"learning_rate must be a number >= 0, not {rate!r}")
     return number
+
+
+@lru_cache  # once for each
+def tell_of_dead_zone(average: str, dead_zone: float, remedy: str) -> None:
+    """Warn of an average in float32 that stands still although weights are more than a thousandth away."""
+    if dead_zone > 1e-3:
+        logger.warning(
+            "%s stands still in float32 where the weights differ from it by less than %.0e of their size: %s does not",
+            average,
+            dead_zone,
+            remedy,
+        )

@@ -89,9 +89,16 @@ def suggested_horizon(total_updates: int) -> float:
     return 0.01 if check_count("total_updates", total_updates) >= 10_000 else 0.04
 
 
-def horizon(interval: int, window: int, step_hint: int) -> float:
-    """The share of `step_hint` updates that `window` snapshots, `interval` updates apart, cover: nu * L / T."""
-    return check_count("interval", interval) * check_count("window", window) / check_count("step_hint", step_hint)
+def horizon(interval: int, window: float, step_hint: float) -> float:
+    """The share of `step_hint` updates that `window` snapshots, `interval` updates apart, cover: nu * L / T.
+
+    Args:
+        window: L >= 1; of an EMA `window_from_decay`, which need not be whole.
+        step_hint: T; of a schedule that is a share of a run the updates of that, which need not be whole.
+    """
+    if window < 1 or step_hint <= 0:
+        raise ValueError(f"a horizon is of a window >= 1 in a number of updates, not of {window!r} in {step_hint!r}")
+    return check_count("interval", interval) * window / step_hint
 
 
 def decay_from_window(window: int) -> float:

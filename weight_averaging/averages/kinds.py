@@ -50,6 +50,10 @@ class EMA(Average):
         self._set("decay", check_decay(self.decay))
         check_flag("warmup", self.warmup)
 
+    @property
+    def dead_zone(self) -> float:
+        return 2**-25 / (1.0 - self.decay)
+
     def weight(self, number: Any, functions: Any = NUMBERS) -> Any:
         return warmup_weight(self.decay, number - 1, functions.maximum) if self.warmup else 1.0 - self.decay
 

@@ -81,7 +81,7 @@ def _init(averager: DeviceAverager[Any], params: Tree) -> Any:
     return averager.empty(params)
 
 
-def _collected(averager: DeviceAverager[Any], state: Any, params: Tree, step: Array, rate: Any) -> Any:
+def _collected(averager: DeviceAverager[Any], state: Any, params: Tree, step: Array, rate: Any = None) -> Any:
     """The state after update `step`, int32[], with this learning rate, where it is followed."""
 
     def take(state: Any, params: Tree) -> Any:

@@ -18,7 +18,7 @@ from weight_averaging.averages.summation import pairwise_sum
 from weight_averaging.jax.averager import Averager
 from weight_averaging.jax.checks import check_alike, check_averaged, check_state, checked, known, tell_of_restart
 from weight_averaging.jax.trees import Tree, all_finite, average_type, dtype_of, each, is_averaged, real_type
-from weight_averaging.jax.window import divided, held_steps, of_other_settings
+from weight_averaging.jax.window import divided, held_steps, marked, of_other_settings
 from weight_averaging.placement import on_host
 
 
@@ -86,7 +86,8 @@ class HostWindowAverager(Averager[HostLAWAState]):
         if self.check_finite and not _all_finite(params, state.snapshots[0]):
             return state._replace(refused=_number(state.refused + 1))
         count, steps = int(state.count), np.array(state.steps)
-        if of_other_settings(steps, step, self.interval, self.described.start, int(state.refused), np):
+        held, refused = marked(steps, count, np), int(state.refused)
+        if of_other_settings(held, step, self.interval, self.described.start, refused, np):
             count, steps = 0, np.zeros_like(steps)
         slot = count % self.window
         taken = each(
@@ -119,7 +120,7 @@ class HostWindowAverager(Averager[HostLAWAState]):
         return jax.tree.map(mean, params, *held)
 
     def snapshot_steps(self, state: HostLAWAState) -> list[int]:
-        return held_steps(state.steps)
+        return held_steps(state.steps, state.count)
 
     def _check_like(self, state: HostLAWAState, params: Tree) -> None:
         _refuse_tracers((state, params))

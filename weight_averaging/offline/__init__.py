@@ -33,10 +33,11 @@ from weight_averaging.averages import (
     Weighted,
 )
 from weight_averaging.offline.passes.plan import Plan, Result
+from weight_averaging.offline.reading.best import Best, best
 from weight_averaging.offline.reading.snapshots import Snapshots
 from weight_averaging.offline.reading.unaveraged import latest_of
 
 __all__ = [
-    "EMA", "LAWA", "Average", "FollowsRate", "Growing", "Merge", "Plan", "Power", "Ramp", "Result", "SnapshotError",
-    "Snapshots", "Tail", "Weighted", "latest_of",
+    "EMA", "LAWA", "Average", "Best", "FollowsRate", "Growing", "Merge", "Plan", "Power", "Ramp", "Result",
+    "SnapshotError", "Snapshots", "Tail", "Weighted", "best", "latest_of",
 ]  # fmt: skip

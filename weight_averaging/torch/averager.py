@@ -3,7 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from torch import nn
 
@@ -19,6 +19,12 @@ from weight_averaging.torch.state import State
 
 # What saved states have of the settings.
 SETTINGS = {"LAWA": ("window", "allow_partial", "interval"), "EMA": ("decay", "horizon", "warmup", "interval")}
+_INTO, _APART = "`with averager.averaged():` has the average in the model", "average_state_dict() is the average"
+ELSEWHERE = {  # methods and attributes of other libraries
+    **dict.fromkeys(("store", "restore", "apply_shadow", "average_parameters", "ema_scope", "apply_to"), _INTO),
+    **dict.fromkeys(("module", "ema_model", "shadow", "shadow_params", "averaged_model", "ema"), _APART),
+    **dict.fromkeys(("update_parameters", "update_model"), "update(step) follows an optimizer update"),
+}
 
 
 class Averager(Shown):
@@ -81,6 +87,12 @@ class Averager(Shown):
     def __init__(self, model: nn.Module, average: Average | Iterable[Average], **options: Unpack[Options]) -> None:
         given = completed(options, type(self).__init__)
         super().__init__(model, average if isinstance(average, Iterable) else [average], given)
+
+    if not TYPE_CHECKING:  # which knows what there is
+
+        def __getattr__(self, name: str) -> Any:
+            hint = f": {ELSEWHERE[name]} (docs/migrating.md)" if name in ELSEWHERE else ""
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=self)
 
     @property
     def name(self) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from weight_averaging.averages import Average
 from weight_averaging.averages.average import check_along_training
+from weight_averaging.averages.checks import tell_of_dead_zone
 from weight_averaging.averages.schedule import is_due, missed
 from weight_averaging.placement import promise
 from weight_averaging.torch.model.changes import Change
@@ -35,6 +36,8 @@ class Collector:
         As `Averager`.
     """
 
+    _total: int | None = None  # updates of the run that the average was made for
+
     @plain_tensors
     def __init__(self, model: nn.Module, averages: Iterable[Average], options: Options) -> None:
         self.averages = list(averages)
@@ -53,6 +56,9 @@ class Collector:
         self._weights = LiveWeights(
             model, self.buffers == "average", options["include"], options["exclude"], options["dtype"]
         )
+        if self._weights.dtype == torch.float32:
+            for average in self.averages:
+                tell_of_dead_zone(str(average), average.dead_zone, "one with dtype=torch.float64")
         self._spare = promise(SpareCopy(self._weights))
         logger.info("%s of %s: %s", self.name, type(model).__name__, self._weights.selected)
         self._ranks = Ranks(options["process_group"], self._weights.global_tensors(), model.modules())
@@ -60,8 +66,7 @@ class Collector:
         self._said: set[str] = set()
         self._begun = False  # whether the snapshot under way has changed anything yet
         self._lock = threading.RLock()  # evaluations may copy the average from a thread of their own
-        self._refused = 0  # snapshots that were due and not finite
-        self._refusing = False  # whether the last one was
+        self._refused, self._refusing = 0, False  # snapshots due and not finite, and whether the last one was
         self._pending: tuple[int, list[Track], Verdict] | None = None  # a snapshot that may turn out not to be
         self._selected = self.averages[0]  # of which the average is shown
         self._make_tracks()
@@ -109,6 +114,13 @@ class Collector:
     def _pass(self, step: int) -> bool:
         """Go on to update `step`. Whether a snapshot was due and collected."""
         last, self.step = self.step, step
+        if self._total is not None and step > 2 * self._total:
+            self._say(
+                logging.WARNING,
+                f"update({step}): the run is more than twice as long as the total_updates={self._total} of for_run, so "
+                "the average covers a smaller share of it: pass the number of optimizer updates of the whole run",
+                "longer",
+            )
         if last and step > last + 1:
             self._say_missed(last, step)
         return self._collect(step) if self._due(step) else False

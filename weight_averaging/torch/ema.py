@@ -96,7 +96,9 @@ class EMA(Averager):
         check_names(options, cls.for_run)
         interval, length = for_run(total_updates, horizon, window)
         decay = decay_from_window(length)
-        return cls(model, interval=interval, decay=decay, warmup=warmup, start=start, **options)
+        made = cls(model, interval=interval, decay=decay, warmup=warmup, start=start, **options)
+        made._total = total_updates
+        return made
 
     @classmethod
     @shows_options

@@ -75,7 +75,7 @@ class LAWA(Averager):
         """A LAWA that covers a share of a run whose length is known.
 
         Args:
-            total_updates: of the run, T.
+            total_updates: optimizer updates of the run, T. A run of more than twice as many gets a warning.
             horizon: the share of it that the window covers, in (0, 1]; None: `horizon.suggested_horizon`, 1 % of
                 a run of 10,000 updates or more and 4 % of a shorter one.
             window: snapshots that cover it, at most: interval = horizon * T / window.
@@ -89,4 +89,6 @@ class LAWA(Averager):
         """
         check_names(options, cls.for_run)
         interval, window = for_run(total_updates, horizon, window)
-        return cls(model, interval=interval, window=window, start=start, allow_partial=allow_partial, **options)
+        made = cls(model, interval=interval, window=window, start=start, allow_partial=allow_partial, **options)
+        made._total = total_updates
+        return made

@@ -12,6 +12,7 @@ from weight_averaging.torch.collector import Collector
 from weight_averaging.torch.model.tensors import locked
 from weight_averaging.torch.options import Options
 from weight_averaging.torch.swap import Swap
+from weight_averaging.words import counted
 
 
 class Shown(Collector):
@@ -40,8 +41,8 @@ class Shown(Collector):
         self._say(
             logging.WARNING,
             f"{self.name} is not ready at step {self.step}: the raw weights are evaluated. It will be ready "
-            f"after update {self._ready_at()}, with {self._selected.needed} snapshots {self._shown.interval} updates "
-            "apart",
+            f"after update {self._ready_at()}, with {counted(self._selected.needed, 'snapshot')}"
+            + (f" {counted(self._shown.interval, 'update')} apart" if self._selected.needed > 1 else ""),
             "not ready",
         )
         return False

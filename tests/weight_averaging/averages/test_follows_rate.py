@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from launching.evidence import averages as evidence
 from tests.support import reference
 from tests.support.small_models import saved, scalar_model
-from tests.weight_averaging.torch.test_finite import late_copies
+from tests.weight_averaging.torch.numbers.test_finite import late_copies
 from weight_averaging import Averager, Averages, offline
 from weight_averaging.averages import LAWA, FollowsRate, Growing, SnapshotError
 from weight_averaging.jax import as_gradient_transformation, averaging, averaging_state, lawa, several
@@ -153,11 +153,11 @@ def test_a_run_resumes_bit_for_bit_and_its_state_has_what_it_needs():
     assert (ends[0] == ends[1]).all()
 
 
-ACTIONS = ["update"] * 6 + ["bad", "reload", "evaluate", "other type", "missed"]
+ACTIONS = ["update"] * 5 + ["bad", "bad", "reload", "evaluate", "other type", "missed"]
 
 
 @given(st.lists(st.sampled_from(ACTIONS), min_size=1, max_size=40), st.integers(1, 3), RATES, st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_whatever_comes_it_is_made_of_the_snapshots_taken_and_of_their_rates(actions, interval, rates, later):
     """Bad snapshots, resumes, evaluations, another type of the model, updates that were not told."""
     described, step = FollowsRate(share=0.4, interval=interval), 0

@@ -17,6 +17,7 @@ AVERAGERS = {
     "ema": ema(0.9),
     "warmup": ema(0.99, 2, warmup=True),
     "horizon": ema(share=0.5),
+    "compensated": ema(0.9, 2, compensated=True),
 }
 
 
@@ -154,7 +155,7 @@ def overwritten(params):
     return jax.tree.map(lambda leaf: leaf * 2 if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf, params)
 
 
-@pytest.mark.parametrize("name", ["lawa", "partial", "warmup"])
+@pytest.mark.parametrize("name", ["lawa", "partial", "warmup", "compensated"])
 def test_it_runs_within_scan_and_vmap(name):
     averager = AVERAGERS[name]
     params = [params_of(step) for step in range(8)]

@@ -17,7 +17,6 @@ _MAGIC = (
 # What a zip holds that is none of torch.save's.
 _IN_ZIP = (
     ("model.weights.h5", "a model of Keras"), ("metadata.json", "a model of Keras"), ("constants.pkl", "TorchScript"),
-    ("policy.pth", "a model of stable-baselines3, which has its policy's state dict in it as policy.pth"),
     ("saved_model.pb", "a model of TensorFlow"),
 )  # fmt: skip
 
@@ -54,12 +53,17 @@ def other_format(path: Path) -> str:
 
 def other_folder(path: Path) -> str:
     """The same of a folder: what it is, if it is known and not read; else nothing."""
-    for folder in (path, path / "default"):
-        if any((folder / name).exists() for name in ("_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt")):
-            return "a checkpoint of Orbax"
+    if is_orbax(path):
+        return "a checkpoint of Orbax"
     if (path / "saved_model.pb").exists():
         return "a model of TensorFlow"
     return ""
+
+
+def is_orbax(path: Path) -> bool:
+    """Whether a folder is a checkpoint of Orbax, or one that it did not finish."""
+    names = ("_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt")
+    return any((folder / name).exists() for folder in (path, path / "default") for name in names)
 
 
 def is_msgpack(path: Path) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -19,8 +19,9 @@ from weight_averaging.offline.forms.contents import (
     with_models,
 )
 from weight_averaging.offline.forms.pickles import load_file
-from weight_averaging.offline.forms.records import Records
-from weight_averaging.offline.forms.source import NoModelError, Source, joined
+from weight_averaging.offline.forms.records import Records, add_about
+from weight_averaging.offline.forms.scores import Score, scores_of
+from weight_averaging.offline.forms.source import NoModelError, WholeFile, ending, joined
 from weight_averaging.offline.forms.trainers import (
     MODEL_KEYS,
     about,
@@ -36,7 +37,7 @@ from weight_averaging.offline.layouts import layout_of
 _RAW, _AVERAGING = "current_model_state", "averaging_state"
 
 
-class TorchSource(Source):
+class TorchSource(WholeFile):
     """Args:
         keys: of the models to average, the main one first, dots leading further in; none: all that are there.
 
@@ -99,6 +100,9 @@ class TorchSource(Source):
                 found[key] = model
         return found
 
+    def scores(self) -> Mapping[str, Score]:
+        return scores_of(self._contents, self.path) if self._key is not None else {}
+
     def counter(self, key: str) -> int | None:
         return count(_at(self._contents, key))
 
@@ -117,6 +121,13 @@ class TorchSource(Source):
             state: of the model, under any names, and of `others`; none of those that are to be left out.
         """
         return self._filled(state)[0]
+
+    def fits(self, path: Path) -> bool:
+        return ending(path) == ending(self.path)
+
+    def write(self, state: Mapping[str, Tensor], file: IO[bytes], about: Mapping[str, str]) -> None:
+        torch.save(self.filled(state), file)
+        add_about(file, about)
 
     def left_out(self, names: Collection[str]) -> list[str]:
         return self._filled(dict.fromkeys(names))[1]

@@ -8,6 +8,8 @@ saves right after an evaluation) holds the average as its weights; the raw ones 
 wherever in the checkpoint that is, and those are what comes out here.
 """
 
+import copy
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -16,13 +18,13 @@ from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.forms import INSTEAD_OF_FOLDERS, WANTED, is_checkpoint, open_checkpoint
-from weight_averaging.offline.forms.hugging_face import is_folder, is_run_in
 from weight_averaging.offline.forms.source import NoModelError, Source, key_of
 from weight_averaging.offline.forms.strangers import other_folder
+from weight_averaging.offline.forms.weights_of_folder import is_folder, is_run_in
 from weight_averaging.offline.layouts import Layout, check_alike, nbytes
 from weight_averaging.offline.reading.checksums import Checksums
 from weight_averaging.offline.reading.fetching import fetching
-from weight_averaging.offline.reading.order import copies, from_place, is_aside, numbered
+from weight_averaging.offline.reading.order import BEST, copies, from_place, is_aside, numbered
 from weight_averaging.tensor_names import clean_names
 
 
@@ -70,6 +72,9 @@ class Snapshots:
     ) -> None:
         self._allow, self._keys = tuple(allow), tuple(dict.fromkeys(keys))
         self.left_out: dict[Path, str] = {}
+        for one in [where] if isinstance(where, Path | str) else where:
+            if isinstance(one, str) and "://" in one:
+                raise SnapshotError(f"{one}: give what weight_averaging.offline.remote.Remote().path makes of it")
         if isinstance(where, Path | str):
             self.folder = Path(where)
             entries = self._of_folder()
@@ -126,6 +131,9 @@ class Snapshots:
             if reason := is_aside(path, entries) or (f"the same file as {same.name}" if same != path else ""):
                 self.left_out[path] = reason
         kept = [path for path in entries if path not in self.left_out]
+        numbered_ones = len(entries) > 1 and all(re.search(r"\d", path.name) for path in entries)
+        if not kept and numbered_ones and set(self.left_out.values()) == {BEST}:  # copies of what is not there
+            kept, self.left_out = entries, {}
         if not kept:
             self._nothing()
         return kept
@@ -163,9 +171,13 @@ class Snapshots:
             sources = {path: source for path, source in sources.items() if path not in self.left_out}
         if not sources:
             self._nothing()
-        check_alike({path: dict(zip(_names(source), source.layout.values())) for path, source in sources.items()})
+        return self._agree(sources)
+
+    def _agree(self, sources: dict[Path, Source]) -> dict[Path, Source]:
+        """Set `layout`, if they are alike. The checkpoints in the order in which they count where no step is known."""
+        check_alike({path: dict(zip(names_of(source), source.layout.values())) for path, source in sources.items()})
         first = next(iter(sources.values()))
-        self.layout: Layout = dict(zip(_names(first), first.layout.values()))
+        self.layout: Layout = dict(zip(names_of(first), first.layout.values()))
         return sources
 
     @property
@@ -176,17 +188,30 @@ class Snapshots:
         """The checkpoint of a step."""
         return open_checkpoint(self.paths[step], self._allow, self._keys)
 
+    def reader(self, step: int) -> Source:
+        """The checkpoint of a step, to read tensors as `layout` has them."""
+        return self.open(step)
+
+    def only(self, steps: Collection[int]) -> "Snapshots":
+        """Those of these steps alone."""
+        some = copy.copy(self)
+        some.paths = {step: path for step, path in self.paths.items() if step in steps}
+        some.form = some.open(some.steps[-1]).form
+        return some
+
     def latest_up_to(self, step: int) -> int:
         """The step of the latest snapshot up to `step`."""
         return max(number for number in self.steps if number <= step)
 
     def saved_names(self, source: Source) -> dict[str, str]:
         """What the tensors are called in a checkpoint, by their names in `layout` and `others`."""
-        return dict(zip(_names(source), source.layout)) | {name: name for name in self.others if name in source.others}
+        return dict(zip(names_of(source), source.layout)) | {
+            name: name for name in self.others if name in source.others
+        }
 
     def state(self, step: int, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """The weights of one snapshot, or those of these names; read when they are used, where that is possible."""
-        source = self.open(step)
+        source = self.reader(step)
         originals = self.originals(source, names)
         tensors = source.read(list(originals.values()))
         return {name: tensors[original] for name, original in originals.items()}
@@ -208,7 +233,7 @@ class Snapshots:
         whole = names is None or len(names) == len(self.layout)  # of a few tensors the system would fetch too much
         for step, after in zip(steps, [*steps[1:], None]):
             with fetching([self.paths[after]] if whole and after is not None else []):
-                source = self.open(step)
+                source = self.reader(step)
                 originals = self.originals(source, names)
                 tensors = source.read(list(originals.values()))
                 yield step, {name: tensors[original] for name, original in originals.items()}
@@ -217,6 +242,6 @@ class Snapshots:
                     checksums.see(original, tensor)
 
 
-def _names(source: Source) -> list[str]:
+def names_of(source: Source) -> list[str]:
     """The names of a checkpoint's tensors without what wrappers add."""
     return list(source.layout) if source.own_names else clean_names(list(source.layout))

@@ -118,6 +118,23 @@ def test_a_state_in_the_other_type_is_taken_over():
     assert vector_types(plain) == {torch.float32}
 
 
+@pytest.mark.parametrize("decay", [0.999971, 0.9999999])  # told once in a process
+def test_a_dead_zone_of_more_than_a_thousandth_is_told_once(decay, caplog):
+    model = nn.Linear(2, 1)
+    with caplog.at_level("WARNING", "weight_averaging"):
+        EMA(model, decay=decay, dtype=torch.float64)
+        EMA(nn.Linear(2, 1).double(), decay=decay)
+        EMA(model, decay=0.9999)
+        LAWA(model, interval=1, window=3)
+        assert not caplog.messages
+        for _ in range(2):
+            EMA(model, decay=decay)
+    (message,) = caplog.messages
+    assert message.endswith(
+        f"less than {2**-25 / (1 - decay):.0e} of their size: one with dtype=torch.float64 does not"
+    )
+
+
 @pytest.mark.parametrize(("decay", "value"), [(0.9999, 1.0002), (0.99999, 1.002)])
 def test_trap_14_an_ema_with_a_long_memory_stalls_in_float32_and_not_in_float64(decay, value):
     updates = 2000

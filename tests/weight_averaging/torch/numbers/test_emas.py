@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.support.small_models import average_of, feed, model_of, randomise, saved, scalar_model, value_of
-from tests.weight_averaging.torch.test_host_copies import LateStreams
+from tests.weight_averaging.torch.memory.test_host_copies import LateStreams
 from weight_averaging import averages, offline
 from weight_averaging.averages.horizon import warmup_weight
 from weight_averaging.torch import EMA, Averages

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.small_models import flat, model_of, randomise, saved, value_of
-from tests.weight_averaging.torch.test_host_copies import LateStreams
+from tests.weight_averaging.torch.memory.test_host_copies import LateStreams
 from weight_averaging import averages
 from weight_averaging.torch import EMA, LAWA, Averages
 from weight_averaging.torch.memory.host_copies import HostCopies

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.support.small_models import model_of, randomise, value_of
-from tests.weight_averaging.torch.test_model_changes import KINDS, averaged, words
+from tests.weight_averaging.torch.models.test_model_changes import KINDS, averaged, words
 from weight_averaging.torch import EMA
 
 

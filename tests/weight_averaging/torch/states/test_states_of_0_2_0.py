@@ -9,7 +9,7 @@ from tests.support import ROOT
 from tests.support.small_models import randomise
 from weight_averaging import EMA, LAWA, Averager, averages
 
-STATES = ROOT / "tests/weight_averaging/torch/states_of_0_2_0"
+STATES = ROOT / "tests/weight_averaging/torch/states/states_of_0_2_0"
 
 
 @pytest.mark.parametrize("described", [False, True], ids=["by its door", "by a description"])
