@@ -11,6 +11,7 @@ What to average; flags may be repeated, and values with colons between are multi
   --ema decay=.95                ema <- .95 ema + .05 checkpoint, from the first on; warmup=true lets it begin short
   --tail share=.25               the mean over the last quarter of training
   --growing share=.15            an EMA over the latest 15 % of the updates so far, whose length grows with training
+  --follows-rate share=.15       the same, shorter where the learning rate in the checkpoints' optimizer has fallen
   --power gamma=6.94             the same by the exponent of EDM2
   --merge shape=1-sqrt,share=.2  as if the learning rate had decayed over the last fifth (linear, cosine, 1-sqrt), or
                                  over the last 20 checkpoints: window=20
@@ -159,6 +160,7 @@ def write(
         float32=args.float32,
         latest=not_averaged(args, snapshots, layout),
         frozen=snapshots.frozen,
+        learning_rates=snapshots.learning_rates,
     )
     for line in check_low_rank(snapshots, wanted, layout, along_run=title is None):
         print(line)

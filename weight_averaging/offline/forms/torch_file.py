@@ -14,6 +14,7 @@ from weight_averaging.offline.forms.contents import (
     is_extra,
     is_for_training,
     is_state_dict,
+    learning_rate,
     models_beside,
     with_models,
 )
@@ -73,6 +74,7 @@ class TorchSource(WholeFile):
         self.extra = {name: value for name, value in self._saved.items() if is_extra(name)}
         self._state = {name: value for name, value in self._saved.items() if not is_extra(name)}
         _check(path, self._state)
+        self.learning_rate = learning_rate(self._contents)
         self.averagers = [str(state["averager"]) for state in averager_states(self._contents)]
         self._beside = self._find_others()
         beside = {key: {n: v for n, v in model.items() if not is_extra(n)} for key, model in self._beside.items()}

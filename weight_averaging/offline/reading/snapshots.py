@@ -58,6 +58,7 @@ class Snapshots:
         latest: the names of what averagers leave as training has it, in all files; empty if that is not known.
         frozen: those of `latest` that are frozen.
         nbytes: of one snapshot's weights.
+        learning_rates: by step, where a checkpoint has the state of a torch optimizer.
         mapped: a part of a tensor can be read without the rest, in all files.
     """
 
@@ -93,6 +94,8 @@ class Snapshots:
         self.paths = dict(sorted(found.items()))
         latest = sources[self.paths[self.steps[-1]]]
         self.form = latest.form
+        rates = {step: sources[path].learning_rate for step, path in self.paths.items()}
+        self.learning_rates = {step: rate for step, rate in rates.items() if rate is not None}
         self.notes = list(dict.fromkeys(source.note for source in sources.values() if source.note))
         self._find_others(list(sources.values()))
         self.latest = set(frozenset.intersection(*(source.latest for source in sources.values())))
