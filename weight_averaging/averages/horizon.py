@@ -112,7 +112,7 @@ def window_from_decay(decay: float) -> float:
 
 
 def exponent_from_share(share: float) -> float:
-    """The exponent of the power-function average that is as old on average as a window over a share of the updates so far.
+    """The exponent of the power-function average that is as old as a window over a share of the updates so far.
 
     It is gamma = 2 / h - 2 for the share h.
     A snapshot of update s <= t has a weight proportional to s^gamma. So the mean age is t / (gamma + 2), and the

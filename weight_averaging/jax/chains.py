@@ -24,7 +24,7 @@ def as_gradient_transformation(averager: Averager[Any]) -> Any:
 
     It has to be the last one of a chain. It averages the parameters with the updates that it is given applied, as
     `optax.apply_updates` does. It counts the updates itself. An average that follows the learning rate has it from
-    `optimizer.update(gradients, state, params, learning_rate=...)`. Under `optax.MultiSteps` updates are the whole ones.
+    `optimizer.update(gradients, state, params, learning_rate=...)`. Under `optax.MultiSteps` those are the whole ones.
 
     Raises:
         UsageError: when it updates, if it is not given the parameters.
