@@ -118,7 +118,7 @@ def test_a_dead_zone_of_more_than_a_thousandth_is_told_once(decay, caplog):
 def test_what_is_compensated_is_a_recursion_in_every_door():
     for averager in (
         ema(0.5, compensated=True),
-        ema(horizon=0.5, compensated=True),
+        ema(share=0.5, compensated=True),
         ema_for_run(1000, compensated=True),
         ema_growing(compensated=True),
         averaging(averages.Ramp(decay=0.5, length=3, interval=1), compensated=True),

@@ -1,7 +1,7 @@
 """Files of torch.save read without a class or function of theirs: whatever is no tensor or plain value is a stand-in.
 
-Nothing that a file names is imported or called, so whole modules and the states of DeepSpeed can be looked into where
-neither their libraries are installed nor their classes are trusted.
+Nothing that a file names is imported or called. So whole modules and the states of DeepSpeed can be looked into where
+their libraries are not installed, or their classes not trusted.
 """
 
 import pickle
