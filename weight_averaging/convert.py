@@ -3,8 +3,8 @@
     held = convert.from_torch(lawa.state_dict())                 # where PyTorch is: numpy arrays and plain values
     state = convert.to_jax(held, averager, params, translate)    # where JAX is
 
-and back by `from_jax` and `to_torch`; `Held` pickles. `translate` is what brings the model's own weights over, for
-instance with a kernel's axes turned: from a mapping of PyTorch's names to arrays to a tree like `params`, or back.
+and back by `from_jax` and `to_torch`; `Held` pickles. `translate` brings the model's own weights over, for instance
+with a kernel's axes turned. It goes from a mapping of PyTorch's names to arrays to a tree like `params`, or back.
 Without it the names are the paths of the tree, joined by dots.
 """
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from weight_averaging.averages import exponential
+from weight_averaging.averages import Average, exponential
 
 if TYPE_CHECKING:
     from weight_averaging.jax import Averager
@@ -31,8 +31,8 @@ class Held:
         step: the last update seen.
         count: snapshots taken in so far.
         steps: the updates of the snapshots of a window, oldest first; of an EMA that of the last one taken in.
-        values: of each snapshot, or of the EMA, the averaged tensors by name, float32 or complex64; of an average with
-            more digits (`dtype=torch.float64`, `compensated=True`) float64 or complex128.
+        values: of each snapshot, or of the EMA, the averaged tensors by name, float32 or complex64. Of an average with
+            more digits (`dtype=torch.float64`, `compensated=True`) they are float64 or complex128.
         dtypes: the types that these have in the model, by name.
     """
 
@@ -85,7 +85,7 @@ def to_torch(held: Held, buffers: str = "average") -> dict[str, Any]:
     shapes = {name: list(_real(value).shape) for name, value in held.values[0].items()} if held.values else {}
     if not shapes:
         raise ValueError("there is no snapshot in the state yet: begin with a new averager")
-    described = "" if is_window else str(exponential(**{k: v for k, v in settings.items() if k != "averager"}))
+    described = "" if is_window else str(_exponential(**settings))
     track = {
         "interval": settings["interval"],
         "start": settings["start"],
@@ -204,6 +204,11 @@ def to_jax(held: Held, averager: "Averager", params: Any, translate: Callable[[A
         rest = jax.tree_util.tree_map_with_path(lambda path, own: _rest(own, arrays.get(_name(path))), state.ema)
         state = state._replace(compensation=rest)
     return state._replace(snapshot_step=state.snapshot_step * 0 + held.steps[-1])
+
+
+def _exponential(averager: str, horizon: float | None, **settings: Any) -> Average:
+    """Of an EMA's settings, in which `share` is called horizon."""
+    return exponential(share=horizon, **settings)
 
 
 def _wide(value: np.ndarray) -> Any:

@@ -55,7 +55,7 @@ class WindowAverager(DeviceAverager[LAWAState]):
         steps = jnp.zeros(self.window, jnp.int32)
         return LAWAState(with_axis(snapshots), steps, counter(), counter(), counter())
 
-    def take(self, state: LAWAState, params: Tree, step: Array) -> LAWAState:
+    def take(self, state: LAWAState, params: Tree, step: Array, rate: Any) -> LAWAState:
         steps = marked(state.steps, state.count, jnp)
         anew = of_other_settings(steps, step, self.interval, self.described.start, state.refused, jnp)
         count = jnp.where(anew, 0, state.count)
@@ -111,8 +111,8 @@ def marked(steps: Any, count: Any, functions: Any) -> Any:
 def of_other_settings(steps: Any, step: Any, interval: int, start: int, refused: Any, functions: Any) -> Any:
     """Whether a window was filled under another interval or start than it goes on with at `step`: it begins anew then.
 
-    Told by its snapshots: one was not due under these, or three and more are all as far apart, farther than the
-    interval at which the next one comes, and more are lacking between them than snapshots were refused.
+    Its snapshots tell. One was not due under these. Or three and more are all as far apart, farther than the interval
+    at which the next one comes. Then more must be lacking between them than snapshots were refused.
 
     Args:
         steps: int32[L], of the snapshots, in any order; -1 for none.

@@ -14,6 +14,7 @@ from weight_averaging.offline.forms.contents import (
     is_extra,
     is_for_training,
     is_state_dict,
+    learning_rate,
     models_beside,
     with_models,
 )
@@ -73,6 +74,7 @@ class TorchSource(WholeFile):
         self.extra = {name: value for name, value in self._saved.items() if is_extra(name)}
         self._state = {name: value for name, value in self._saved.items() if not is_extra(name)}
         _check(path, self._state)
+        self.learning_rate = learning_rate(self._contents)
         self.averagers = [str(state["averager"]) for state in averager_states(self._contents)]
         self._beside = self._find_others()
         beside = {key: {n: v for n, v in model.items() if not is_extra(n)} for key, model in self._beside.items()}
@@ -169,7 +171,9 @@ def _find_model(
     state = contents if key is None else _at(contents, key)
     if not any(isinstance(value, Tensor) for value in state.values()):
         shown = ", ".join(map(str, list(contents)[:8]))
-        raise NoModelError(f"{path} holds no state dict; its keys are {shown}", is_for_training(None, contents))
+        there = [key for key, _ in models_beside(contents, {})] if key is None else []
+        hint = f"; name the model by --key={' or --key='.join(there[:8])}" if there else ""
+        raise NoModelError(f"{path} holds no state dict; its keys are {shown}{hint}", is_for_training(None, contents))
     if key in MODEL_KEYS and not keys and all(isinstance(contents.get(name), Mapping) for name in (_RAW, _AVERAGING)):
         return key, state, contents[_RAW]
     return key, state, state

@@ -3,9 +3,9 @@
 Forms of checkpoints: `weight_averaging.offline.forms`. Steps: `weight_averaging.offline.reading.order`. Pickles are
 read with `weights_only=True`: one that would run code is refused. torch files and safetensors are mapped, not loaded.
 
-A checkpoint written while an averager of `weight_averaging.torch` had its average in the model (the AlgoPerf harness
-saves right after an evaluation) holds the average as its weights; the raw ones are in the averager's own state,
-wherever in the checkpoint that is, and those are what comes out here.
+A checkpoint may be written while an averager of `weight_averaging.torch` had its average in the model. (The AlgoPerf
+harness saves right after an evaluation.) Then it holds the average as its weights. The raw ones are in the averager's
+own state, wherever in the checkpoint that is. Those come out here.
 """
 
 import copy
@@ -31,14 +31,14 @@ from weight_averaging.tensor_names import clean_names
 class Snapshots:
     """The snapshots of a folder, or of a list. Of each the names, shapes and types are looked at, the weights are not.
 
-    In a folder, copies of a snapshot (links, `*_best`, `*_last`) and averages are left out, and so is a model that lies
-    beside `checkpoint-STEP` folders of Hugging Face; a list is taken as it is.
+    In a folder, copies of a snapshot (links, `*_best`, `*_last`) and averages are left out. So is a model that lies
+    beside `checkpoint-STEP` folders of Hugging Face. A list is taken as it is.
 
     Args:
         where: a folder of checkpoints, or the checkpoints.
         allow: classes that pickles may be made of, by their full names (`argparse.Namespace`).
-        keys: of the models in the checkpoints that are wanted, the main one first (`state_dict_ema`, `state.model`; a
-            folder of Hugging Face has them by the name of the folder or file in it); default: all.
+        keys: of the models in the checkpoints that are wanted, the main one first (`state_dict_ema`, `state.model`). A
+            folder of Hugging Face has them by the name of the folder or file in it. Default: all.
         step_from: where the number of each checkpoint is, for `order.from_place`; default: the rule of `order`.
     Raises:
         SnapshotError: there is none, a file is damaged or would run code, a step is unknown or there twice, or the
@@ -58,6 +58,7 @@ class Snapshots:
         latest: the names of what averagers leave as training has it, in all files; empty if that is not known.
         frozen: those of `latest` that are frozen.
         nbytes: of one snapshot's weights.
+        learning_rates: by step, where a checkpoint has the state of a torch optimizer.
         mapped: a part of a tensor can be read without the rest, in all files.
     """
 
@@ -93,6 +94,8 @@ class Snapshots:
         self.paths = dict(sorted(found.items()))
         latest = sources[self.paths[self.steps[-1]]]
         self.form = latest.form
+        rates = {step: sources[path].learning_rate for step, path in self.paths.items()}
+        self.learning_rates = {step: rate for step, rate in rates.items() if rate is not None}
         self.notes = list(dict.fromkeys(source.note for source in sources.values() if source.note))
         self._find_others(list(sources.values()))
         self.latest = set(frozenset.intersection(*(source.latest for source in sources.values())))
