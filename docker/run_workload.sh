@@ -20,6 +20,25 @@ workload=$1
 submission=$2
 shift 2
 
+refuse() {
+  echo "error: $1" >&2
+  exit 2
+}
+here=$(dirname "$0")/..
+known=$(sed -n 's/^    "\([a-z0-9_]*\)": .*(.*/\1/p' "$here/launching/official_workloads.py" | paste -sd' ')
+for one in ${workload//,/ }; do  # a variant is its workload's name with more behind
+  found=
+  for base in $known; do
+    [[ $one == "$base" || $one == "$base"_* ]] && found=1
+  done
+  [ -n "$found" ] || refuse "the workload $one is unknown; choose from $known"
+done
+for one in ${submission//,/ }; do
+  compgen -G "$here/submissions/*/$one/submission.py" >/dev/null ||
+    refuse "the submission $one is unknown; it is the name of a folder in submissions/pytorch or submissions/jax"
+done
+[[ ${GPUS:-all} =~ ^(all|[0-9]+)$ ]] || refuse "GPUS=$GPUS: give all, a number of GPUs, or 0 for the CPU"
+
 if [ -n "${REHEARSE:-}" ]; then
   data_dir=${DATA_DIR:-$HOME/.cache/weight_averaging_rehearsal}
   experiment_dir=${EXPERIMENT_DIR:-$PWD/runs/rehearsal}

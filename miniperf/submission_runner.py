@@ -109,7 +109,10 @@ def check_flags() -> list[Any]:
     workloads.module_of(FLAGS.workload, FLAGS.framework)
     submission.check_path(FLAGS.submission_path)
     space, count = FLAGS.tuning_search_space, FLAGS.num_tuning_trials
-    return search.trials(FLAGS.tuning_ruleset, space, count, FLAGS.rng_seed or 0)
+    trials = search.trials(FLAGS.tuning_ruleset, space, count, FLAGS.rng_seed or 0)
+    if not trials[FLAGS.hparam_start_index : FLAGS.hparam_end_index]:
+        raise UsageError(f"--hparam_start_index and --hparam_end_index leave none of the {len(trials)} trials")
+    return trials
 
 
 def _run(framework: frameworks.Framework, trials: list[Any]) -> None:
@@ -145,8 +148,6 @@ def _run(framework: frameworks.Framework, trials: list[Any]) -> None:
         torch_compile=bool(FLAGS.torch_compile),
     )
     chosen = list(enumerate(trials, start=1))[FLAGS.hparam_start_index : FLAGS.hparam_end_index]
-    if not chosen:
-        raise UsageError(f"--hparam_start_index and --hparam_end_index leave none of the {len(trials)} trials")
     for number, hyperparameters in chosen:
         if hyperparameters is not None:
             check_hyperparameters(experiment / f"trial_{number}", hyperparameters)

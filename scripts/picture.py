@@ -5,6 +5,7 @@ noisy gradients. The library's LAWA averages what it visits. The second one has 
 whose numbers are in docs/results/evidence/data.
 """
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -87,5 +88,8 @@ def draw_growing(target: Path = GROWING) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        sys.exit(f"error: unexpected arguments: {' '.join(sys.argv[1:])}")
     draw()
     draw_growing()
+    print(f"drawn: {TARGET}, {GROWING}")

@@ -94,15 +94,19 @@ def cells() -> list[Cell]:
         raise UsageError(f"give --workload or --all; the workloads are {', '.join(WORKLOADS)}")
     if bool(FLAGS.submission) == bool(FLAGS.submission_path):
         raise UsageError("give either --submission or --submission_path")
+    for workload in FLAGS.workload:
+        base_name(workload)
+    for framework in FLAGS.framework:
+        frameworks.check(framework)
+        for name in FLAGS.submission:
+            own_submissions.path_of(name, framework)
     here = FLAGS.engine == "local"
     gpus = official.gpus_found(FLAGS.gpus) if here else FLAGS.gpus or 0
     if FLAGS.ranks > 1 and (gpus or FLAGS.framework != ["pytorch"]):
         raise UsageError("--ranks is for --gpus=0 in PyTorch; on GPUs there is a rank for each")
     found = []
     for workload in WORKLOADS if FLAGS.all else FLAGS.workload:
-        base_name(workload)  # one that is unknown is no fault of the search space
         for framework in FLAGS.framework:
-            frameworks.check(framework)
             for name, path, space in _submissions(framework, workload):
                 trials = search.trials("self" if space is None else "external", space, 1)
                 official.check_trials(path, space, trials, workload, framework)

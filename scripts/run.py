@@ -71,6 +71,7 @@ flags.DEFINE_string(
 flags.DEFINE_boolean(
     "dry_run", False, "Print the command of the official harness. Nothing is checked and nothing is started."
 )
+OFFICIAL = ("engine", "harness_path", "gpus", "sbatch_args", "dry_run")  # not of miniperf
 # Of the runner, in --help here too.
 for _name in (
     "data_dir", "eval_every_n_steps", "experiment_dir", "experiment_name", "framework", "max_global_steps",
@@ -188,6 +189,7 @@ def _command() -> tuple[list[str], dict[str, str]]:
         note = official.check_harness(FLAGS.workload, _harness_path())
         official.check_data(FLAGS.workload, data_root, FLAGS.framework)
         official.check_image_lists(FLAGS.workload, data_root, FLAGS.framework, Path.cwd())
+        official.check_room(FLAGS.workload, FLAGS.experiment_dir, FLAGS.save_checkpoints)
         _check_experiment()
         if note:
             print(f"note: {note}", file=sys.stderr)
@@ -272,8 +274,8 @@ def main(argv: Sequence[str]) -> None:
                 raise UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
             run_official()
             return
-        if FLAGS.engine != "local" or FLAGS.dry_run:
-            raise UsageError("--engine and --dry_run are for --harness=official")
+        if given := [name for name in OFFICIAL if getattr(FLAGS, name) != FLAGS[name].default]:
+            raise UsageError(f"--{', --'.join(given)}: for --harness=official alone")
     except KeyboardInterrupt:
         command_line.stopped("nothing was begun")
     except UsageError as error:

@@ -3,8 +3,8 @@
     held = convert.from_torch(lawa.state_dict())                 # where PyTorch is: numpy arrays and plain values
     state = convert.to_jax(held, averager, params, translate)    # where JAX is
 
-and back by `from_jax` and `to_torch`; `Held` pickles. `translate` is what brings the model's own weights over, for
-instance with a kernel's axes turned: from a mapping of PyTorch's names to arrays to a tree like `params`, or back.
+and back by `from_jax` and `to_torch`; `Held` pickles. `translate` brings the model's own weights over, for instance
+with a kernel's axes turned. It goes from a mapping of PyTorch's names to arrays to a tree like `params`, or back.
 Without it the names are the paths of the tree, joined by dots.
 """
 
@@ -31,8 +31,8 @@ class Held:
         step: the last update seen.
         count: snapshots taken in so far.
         steps: the updates of the snapshots of a window, oldest first; of an EMA that of the last one taken in.
-        values: of each snapshot, or of the EMA, the averaged tensors by name, float32 or complex64; of an average with
-            more digits (`dtype=torch.float64`, `compensated=True`) float64 or complex128.
+        values: of each snapshot, or of the EMA, the averaged tensors by name, float32 or complex64. Of an average with
+            more digits (`dtype=torch.float64`, `compensated=True`) they are float64 or complex128.
         dtypes: the types that these have in the model, by name.
     """
 

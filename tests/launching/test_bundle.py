@@ -163,7 +163,7 @@ def test_a_bundle_says_what_its_optimizer_needs(tmp_path):
             ["--submission=ema_self", "--tuning_search_space=tuning_search_spaces/ema.json"],
             "--tuning_search_space=tuning_search_spaces/ema.json: ema_self has hyperparameters of its own",
         ),
-        (["--submission=lawaa"], "there is no submissions/pytorch/lawaa/submission.py"),
+        (["--submission=lawaa"], "--submission=lawaa is unknown; choose from adamw,"),
     ],
 )
 def test_the_command_refuses_what_the_leaderboard_would_not_take(flags, words, tmp_path):

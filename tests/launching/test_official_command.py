@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -66,6 +67,27 @@ def test_in_jax_one_process_has_all_gpus_and_checkpoints_are_in_flaxs_own_form()
     assert official.environment("jax", 2, "4,6,7") == {**form, "CUDA_VISIBLE_DEVICES": "4,6"}
     assert official.environment("jax", 0, "4") == {**form, "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
     assert official.environment("pytorch", 2, "4,6") == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "gpus", "says"),
+    [
+        (["fastmr", "lawa"], "all", "the workload fastmr is unknown; choose from criteo1tb fastmri finewebedu_lm"),
+        (["ogbg", "lawaa"], "all", "the submission lawaa is unknown; it is the name of a folder"),
+        (["ogbg", "lawa"], "x", "GPUS=x: give all, a number of GPUs, or 0 for the CPU"),
+        (["criteo1tb_embed_init,mnist", "lawa,ema"], "2", None),
+    ],
+)
+def test_the_script_of_the_image_checks_its_words(words, gpus, says):
+    environment = {**os.environ, "DRY_RUN": "1", "GPUS": gpus}
+    command = ["docker/run_workload.sh", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if says is None:
+        assert done.stdout.startswith("docker run "), done.stderr
+        return
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {says}")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_variants_belong_to_the_longest_base_name():
@@ -131,6 +153,21 @@ def test_a_submission_that_cannot_tell_is_not_imported(tmp_path, monkeypatch):
     (tmp_path / "asked.py").write_text("def check_hyperparameters(h, step_hint):\n    raise SystemExit('asked')")
     with pytest.raises(UsageError, match="lacks the function"):
         official.check_trials("asked.py", "space.json", [None], "ogbg", "pytorch")
+
+
+def test_a_folder_without_room_is_named_before_the_start(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"--experiment_dir=.*runs: .*file is no folder that can be written to"):
+        official.check_room("ogbg", str(tmp_path / "file" / "runs"), True)
+    free = 1e9
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
+    official.check_room("ogbg", str(tmp_path / "new"), True)
+    official.check_room("criteo1tb", str(tmp_path / "new"), False)
+    official.check_room("criteo1tb_test", str(tmp_path / "new"), True)
+    with pytest.raises(UsageError, match=r"1.00 GB free, the weights of criteo1tb alone take 2.16") as error:
+        official.check_room("criteo1tb", str(tmp_path / "new"), True)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 NINE_ON_A100 = {

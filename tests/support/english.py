@@ -55,7 +55,8 @@ def docstrings(path: Path) -> dict[str, str]:
 
 def docstring_sentences(text: str) -> list[str]:
     """The sentences of a docstring, of its sections too: what is said of an argument begins a sentence."""
-    text = re.sub(r"^ *>>>.*?(?=^ *$|\Z)", "", text, flags=re.M | re.S)
+    text = re.sub(r"^ *>>>.*?(?=^ *$|\Z)", "", text, flags=re.M | re.S)  # doctests
+    text = re.sub(r"^  +--.*\n(   +.*\n)*", "", text, flags=re.M)  # tables of flags
     outside, *sections = re.split(r"^(?:Args|Attributes|Returns|Raises|Yields):$", text, flags=re.M)
     found = sentences(outside)
     for section in sections:

@@ -1,7 +1,7 @@
 """What an average is: which snapshots it is made of, with which weights. Pure Python.
 
-A description serves everywhere: over a live model in PyTorch or JAX, over saved files, in a grid, on the command line
-and in a submission. `docs/own_average.md` writes a new one.
+A description serves everywhere: over a live model in PyTorch or JAX, over saved files, in a grid, on the command line,
+in a submission. `docs/own_average.md` writes a new one.
 """
 
 from weight_averaging.averages.average import Average, SnapshotError

@@ -112,11 +112,11 @@ def window_from_decay(decay: float) -> float:
 
 
 def exponent_from_share(share: float) -> float:
-    """The exponent gamma of the power-function average whose snapshots are as old on average as those of a window that
-    covers a share h of all updates so far: 2 / h - 2.
+    """The exponent of the power-function average that is as old as a window over a share of the updates so far.
 
-    A snapshot of update s <= t has weight proportional to s^gamma, and so the mean age t / (gamma + 2); the window's is
-    h t / 2. A share of 1 is the plain mean of all.
+    It is gamma = 2 / h - 2 for the share h.
+    A snapshot of update s <= t has a weight proportional to s^gamma. So the mean age is t / (gamma + 2), and the
+    window's is h t / 2. A share of 1 is the plain mean of all.
 
     >>> exponent_from_share(0.1), exponent_from_share(1)
     (18.0, 0.0)
@@ -134,7 +134,7 @@ def warmup_weight(decay: float, count: Any, maximum: Any = max) -> Any:
     """The weight with which a snapshot enters that comes after `count` others, where the decay begins small.
 
     That decay is min(decay, (1 + count) / (10 + count)), the schedule of TensorFlow's ExponentialMovingAverage, which
-    others took over; one minus it is max(1 - decay, 9 / (10 + count)), which loses nothing to cancellation.
+    others took over. One minus it is max(1 - decay, 9 / (10 + count)), which loses nothing to cancellation.
 
     Args:
         count: also an array of another framework, with that framework's `maximum`.

@@ -1,8 +1,8 @@
 """averages of a run's checkpoints, as of its last step or of others
 
-PATH is a folder of checkpoints, or the checkpoints: state dicts and checkpoints of torch.save (.pt, .pth, .ckpt of
-Lightning, .pth.tar of timm, fairseq, ESPnet), .safetensors, Hugging Face checkpoint-STEP folders, folders of
-torch.distributed.checkpoint, checkpoint_STEP of AlgoPerf and Flax (.msgpack).
+PATH is a folder of checkpoints, or the checkpoints. They may be state dicts and checkpoints of torch.save (.pt, .pth,
+.ckpt of Lightning, .pth.tar of timm, fairseq, ESPnet) or .safetensors. They may be Hugging Face checkpoint-STEP
+folders, folders of torch.distributed.checkpoint, or checkpoint_STEP of AlgoPerf and Flax (.msgpack).
 
 What to average; flags may be repeated, and values with colons between are multiplied out:
 
@@ -18,8 +18,9 @@ What to average; flags may be repeated, and values with colons between are multi
   --best 5 --metric val_loss     the plain mean of the five best by a metric that the checkpoints, or their names, have
   --average mine:Polynomial,eta=3       one of your own: class Polynomial of mine.py, which is run (docs/own_average.md)
 
-Each checkpoint is read once, and all of them in turn for a piece of the model at a time, where files can be mapped
-(not folders of torch.distributed.checkpoint, nor files from before torch 1.6: there --memory-gb bounds a piece).
+Each checkpoint is read once. Where files can be mapped, all of them are read in turn for a piece of the model at a
+time. Folders of torch.distributed.checkpoint and files from before torch 1.6 cannot be: there --memory-gb bounds a
+piece.
 """
 
 import argparse
@@ -174,6 +175,7 @@ def write(
     print(
         f"{counted(len(wanted), 'average')} from {read}, {size(total)} to read; memory "
         f"{size(memory(layout, plan.peak, parts))}: {copies} and a snapshot"
+        + (", beside whole averages and models for batch norm" if recompute is not None else "")
         + (f", of {len(parts)} pieces of the model in turn" if len(parts) > 1 else "")
     )
     said: list[str] = []
@@ -219,7 +221,8 @@ def _outputs(
     args: argparse.Namespace, snapshots: "Snapshots", wanted: Sequence[tuple[Average, int]]
 ) -> dict[tuple[Average, int], Path]:
     """Where each goes: one to `args.out`, several into it. SnapshotError if that cannot be written, or is there."""
-    from weight_averaging.offline.writing.outputs import check_path, ending, is_folder_for
+    from weight_averaging.offline.forms.source import ending
+    from weight_averaging.offline.writing.outputs import check_path, is_folder_for
 
     out: Path = args.out
     latest = snapshots.open(snapshots.steps[-1])

@@ -22,8 +22,8 @@ class AveragingState(NamedTuple):
 def as_gradient_transformation(averager: Averager[Any]) -> Any:
     """An `optax.GradientTransformationExtraArgs` that averages the weights and changes no update.
 
-    It has to be the last one of a chain: it averages the parameters with the updates that it is given applied, as
-    `optax.apply_updates` does, and counts the updates itself. An average that follows the learning rate has it from
+    It has to be the last one of a chain. It averages the parameters with the updates that it is given applied, as
+    `optax.apply_updates` does. It counts the updates itself. An average that follows the learning rate has it from
     `optimizer.update(gradients, state, params, learning_rate=...)`. Under `optax.MultiSteps` those are the whole ones.
 
     Raises:

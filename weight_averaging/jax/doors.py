@@ -70,8 +70,8 @@ def averaging_for(
     Args:
         params: the parameters, on their devices.
         average, check_finite, compensated: see `averaging`.
-        placement: of a window: `"device"` is where the parameters are, `"host"` host memory, `"auto"` the device if the
-            window takes no more than a tenth of its free memory. A recursion is always on the device.
+        placement: of a window: `"device"` is where the parameters are, `"host"` is host memory. `"auto"` is the device
+            if the window takes no more than a tenth of its free memory. A recursion is always on the device.
     Raises:
         MemoryError: the snapshots would not fit, before any is taken.
         TypeError, ValueError: as `averaging`, or there is no such placement.
@@ -210,7 +210,7 @@ def ema(
         interval: updates between snapshots, nu >= 1.
         start: the first update whose weights may be collected.
         warmup: let the (k+1)-th snapshot enter with decay min(decay, (1 + k) / (10 + k)).
-        share: instead of a decay, the share of the updates so far that the average covers, in (0, 1]: the
+        share: instead of a decay, the share of the updates so far that the average covers, in (0, 1]. It is the
             power-function average of Karras et al. (EDM2, arXiv 2312.02696, section 3.1) with exponent 2 / share - 2.
         horizon: the name that `share` had until 0.2.0, and has in `settings`.
         check_finite: as for `lawa`.

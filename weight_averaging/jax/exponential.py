@@ -55,10 +55,11 @@ class RecursiveAverager(DeviceAverager[State]):
     state: ClassVar[type] = EMAState
 
     def init(self, params: Tree) -> Any:
+        state = super().init(params)
         narrow = any(is_averaged(leaf) and dtype_of(leaf).name not in WIDE for leaf in jax.tree.leaves(params))
         if narrow and self.state is EMAState:
             tell_of_dead_zone(str(self.described), self.described.dead_zone, "one with compensated=True")
-        return super().init(params)
+        return state
 
     def empty(self, params: Tree) -> Any:
         copies = jax.tree.map(

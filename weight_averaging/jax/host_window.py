@@ -1,6 +1,6 @@
 """A window in host memory, for windows that would crowd the device. Its functions are called outside jit.
 
-Snapshots are trees in pinned memory where the backend has it, sharded as the parameters are: every process copies and
+Snapshots are trees in pinned memory where the backend has it, sharded as the parameters are. Every process copies and
 holds its own shards, of a replicated leaf one copy. The copies go on beside training; JAX keeps what they read from
 until they have ended, also when a train step is given the parameters as donated memory meanwhile.
 """
@@ -42,8 +42,8 @@ class HostWindowAverager(Averager[HostLAWAState]):
     """`WindowAverager` with its window in host memory: the same averages, by functions to be called outside jit.
 
     On the device there are, while an average is made, the partial sums of one leaf (`summation.accumulators`) and the
-    average. With `check_finite` an update that is due waits for the weights, to know whether they are finite;
-    without it nothing waits, but for a `step` that is an array and not computed yet.
+    average. With `check_finite` an update that is due waits for the weights, to know whether they are finite. Without
+    it nothing waits, but for a `step` that is an array and not computed yet.
     """
 
     state = HostLAWAState

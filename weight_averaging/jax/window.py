@@ -111,8 +111,8 @@ def marked(steps: Any, count: Any, functions: Any) -> Any:
 def of_other_settings(steps: Any, step: Any, interval: int, start: int, refused: Any, functions: Any) -> Any:
     """Whether a window was filled under another interval or start than it goes on with at `step`: it begins anew then.
 
-    Told by its snapshots: one was not due under these, or three and more are all as far apart, farther than the
-    interval at which the next one comes, and more are lacking between them than snapshots were refused.
+    Its snapshots tell. One was not due under these. Or three and more are all as far apart, farther than the interval
+    at which the next one comes. Then more must be lacking between them than snapshots were refused.
 
     Args:
         steps: int32[L], of the snapshots, in any order; -1 for none.

@@ -31,7 +31,7 @@ class Averager(Shown):
     """An average of a model's weights along training, kept in float32 (or float64) and apart from the model.
 
     The model trains on its raw weights. `swap_in` puts the average into it for evaluation and keeps the raw weights
-    aside; `swap_out` puts those back, bit for bit. Use `averaged()` for both.
+    aside. `swap_out` puts those back, bit for bit. Use `averaged()` for both.
 
     Averaged are the trainable parameters and batch-norm statistics (`torch.model.selection`). A model that changes is
     followed: what is new counts in the snapshots held with its first value, and a warning names it (docs/models.md).
@@ -44,21 +44,21 @@ class Averager(Shown):
         average: what to average, a description from `weight_averaging.averages` or one of your own
             (docs/own_average.md), with an interval. `LAWA` and `EMA` make theirs from their arguments. Of several, as
             in `Averages`, `select` says which one is shown.
-        placement: where snapshots and averages live: `"device"` is where the model is, `"host"` host memory, into which
-            snapshots are copied beside training (of replicas, that of the first rank), `"auto"` the device for
-            exponential averages, and for windows if they take no more than a tenth of its free memory.
-        buffers: `"average"` treats batch-norm statistics like parameters, `"latest"` leaves them as training has them,
+        placement: where snapshots and averages live. `"device"` is where the model is. `"host"` is host memory, into
+            which snapshots are copied while training continues (of replicas, that of the first rank). `"auto"` is the
+            device for exponential averages, and for windows if they take no more than a tenth of its free memory.
+        buffers: `"average"` treats batch-norm statistics like parameters, `"latest"` leaves them as training has them.
             `"recompute"` asks for new ones at every swap, by the function given to `swap_in`. Other buffers stay as
             they are.
-        include, exclude: names or patterns of tensors or modules, or a function of name and tensor: frozen parameters
-            and other floating-point buffers to average as well; parameters and statistics to leave as training has
-            them. Names are those without wrappers.
+        include, exclude: names or patterns of tensors or modules, or a function of name and tensor. `include` are
+            frozen parameters and other floating-point buffers to average as well. `exclude` are parameters and
+            statistics to leave as training has them. Names are those without wrappers.
         check_finite: refuse weights with a NaN or an infinity, for one more read of the weights at each snapshot. Turn
             it off where that read matters (an interval of 1) and training stops at the first NaN anyway. An accelerator
-            is not waited for: what it finds is read before the next snapshot or any use of the average, and a bad one
+            is not waited for. What it finds is read before the next snapshot or any use of the average, and a bad one
             is dropped then.
-        process_group: replicas (DDP) that average together: they agree on which snapshots are collected, one of them
-            holds what one is enough for, and `update` and `swap_in` are collective. None: each is on its own.
+        process_group: replicas (DDP) that average together. They agree on which snapshots are collected, and one of
+            them holds what one is enough for. `update` and `swap_in` are collective. None: each is on its own.
         dtype: of snapshots and averages, torch.float32 or torch.float64, which takes twice the memory. None: float64
             if any averaged tensor is float64, else float32. A float32 EMA with a decay of .9999 stands still where the
             weights differ from it by less than 3e-4 of their size (`2^-25 / (1 - decay)`); in float64 it does not.
@@ -235,7 +235,7 @@ class Averager(Shown):
         """The average in the model for the length of a `with` block, which receives whether there was one to use.
 
         What is taken out of the model in the block and shares its memory (`model.state_dict()`) has the raw weights
-        after it: save it inside, or use `average_state_dict()`. Of blocks that overlap, the last to end takes it out.
+        after it. Save it inside, or use `average_state_dict()`. Of blocks that overlap, the last to end takes it out.
         """
         with self._swap.block(lambda: self.swap_in(recompute), self.swap_out) as ready:
             yield ready
@@ -247,7 +247,7 @@ class Averager(Shown):
         The tensors are not copied: save them, or take a `copy.deepcopy`, before training goes on. Taken while swapped,
         the state also holds the raw weights, since a model saved at that moment does not.
 
-        Of a model with DTensors the state holds DTensors, and is of one size whether or not a window is full, so that
+        Of a model with DTensors the state holds DTensors, and is of one size whether or not a window is full. So
         torch.distributed.checkpoint saves it from any number of ranks and loads it into the state of another.
 
         Raises:
@@ -264,9 +264,9 @@ class Averager(Shown):
         are put back again. Tensors that the state lacks count in its snapshots as they are now.
 
         Args:
-            settings: `"same"` refuses a state of other settings. `"new"` goes on from it with those of this averager:
-                of a window the snapshots are kept that it would hold itself (consecutive multiples of its interval), an
-                EMA goes on with its new decay, tensors that are not averaged here are dropped. Log lines say which.
+            settings: `"same"` refuses a state of other settings. `"new"` goes on from it with those of this averager.
+                Of a window the snapshots are kept that it would hold itself (consecutive multiples of its interval). An
+                EMA goes on with its new decay. Tensors that are not averaged here are dropped. Log lines say which.
         Raises:
             ValueError: it is the state of another averager, other settings or another model, or it was not copied and
                 training has gone on since. Nothing has changed then.

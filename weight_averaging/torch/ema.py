@@ -23,15 +23,15 @@ class EMA(Averager):
     snapshot; with `warmup` or `share` the average grows with training.
 
     Memory: 4 bytes per parameter, and one copy of the model for the raw weights. On an accelerator the latter is held
-    during evaluations only; with the average in host memory (8 bytes per parameter there) always, since snapshots
-    travel from it.
+    during evaluations only. With the average in host memory (8 bytes per parameter there) it is always held, since
+    snapshots travel from it.
 
     Args:
         decay: weight of the past, in [0, 1). `weight_averaging.averages.horizon.decay_from_window` gives the decay that
             matches a LAWA window.
-        share: instead of a decay, the share of the updates so far that the average covers, in (0, 1]: the
-            power-function average of Karras et al. (EDM2, arXiv 2312.02696, section 3.1) with exponent 2 / share - 2,
-            as old on average as a window over that share. 0.105 is EDM2's relative length of 0.05.
+        share: instead of a decay, the share of the updates so far that the average covers, in (0, 1]. It is the
+            power-function average of Karras et al. (EDM2, arXiv 2312.02696, section 3.1) with exponent 2 / share - 2.
+            That is as old on average as a window over that share. 0.105 is EDM2's relative length of 0.05.
         horizon: the name that `share` had until 0.2.0. Elsewhere a horizon is a share of the whole run.
         warmup: let the (k+1)-th snapshot enter with decay min(decay, (1 + k) / (10 + k)).
         interval: updates between snapshots, nu >= 1.

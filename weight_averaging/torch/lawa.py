@@ -18,8 +18,9 @@ class LAWA(Averager):
         (1 / L) * sum of theta_{t - i nu},  i = 0, ..., L - 1,
 
     with nu the interval and t the last update that was a multiple of it. Memory: window x 4 bytes per parameter for the
-    snapshots, (window + 1) x 4 beside an accelerator with `check_finite`, on the first rank of a `process_group` only,
-    and one copy of the model for the raw weights. On CUDA, snapshots travel to host memory while training goes on.
+    snapshots, and (window + 1) x 4 beside an accelerator with `check_finite`. Of a `process_group` the first rank alone
+    holds them. The raw weights take one copy of the model. On CUDA, snapshots travel to host memory while training goes
+    on.
 
     Args:
         interval: updates between snapshots, nu >= 1.

@@ -56,7 +56,7 @@ class Shown(Collector):
 
         Raises:
             RuntimeError: there is no average yet, or the model's state_dict does not have its tensors as they are, as
-                under FSDP1: then save the model's own state_dict within `averaged()`.
+                under FSDP1. Then save the model's own state_dict within `averaged()`.
             TypeError: `buffers="recompute"`, for which the same holds.
         """
         export.check("average_state_dict()", self.buffers, self._ranks)

@@ -66,6 +66,11 @@ class TorchSource(WholeFile):
                 "averaged are the EMAs of mmengine's EMAHook (state_dict), and apart from them the raw weights "
                 "(ema_state_dict): --key ema_state_dict takes those alone"
             )
+        elif self._key is not None and "ds_version" in self._contents:
+            self.note = (
+                "averaged is the copy that DeepSpeed trains with: where its optimizer holds float32 weights, name the "
+                f"folder instead, as {path.parent}"
+            )
         self.extra = {name: value for name, value in self._saved.items() if is_extra(name)}
         self._state = {name: value for name, value in self._saved.items() if not is_extra(name)}
         _check(path, self._state)
@@ -166,7 +171,9 @@ def _find_model(
     state = contents if key is None else _at(contents, key)
     if not any(isinstance(value, Tensor) for value in state.values()):
         shown = ", ".join(map(str, list(contents)[:8]))
-        raise NoModelError(f"{path} holds no state dict; its keys are {shown}", is_for_training(None, contents))
+        there = [key for key, _ in models_beside(contents, {})] if key is None else []
+        hint = f"; name the model by --key={' or --key='.join(there[:8])}" if there else ""
+        raise NoModelError(f"{path} holds no state dict; its keys are {shown}{hint}", is_for_training(None, contents))
     if key in MODEL_KEYS and not keys and all(isinstance(contents.get(name), Mapping) for name in (_RAW, _AVERAGING)):
         return key, state, contents[_RAW]
     return key, state, state

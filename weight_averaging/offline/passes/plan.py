@@ -91,8 +91,8 @@ class Plan:
         The tensors of a state may be reused once the next is asked for: what is kept of them is copied.
 
         Raises:
-            SnapshotError: snapshots with other names, shapes or types than the first, or weights that are not finite,
-                or a snapshot that is needed does not come, or quantised weights that change.
+            SnapshotError: snapshots have other names, shapes or types than the first, or weights that are not finite.
+                So it is where a snapshot that is needed does not come, or quantised weights change.
         """
         unchanging = Unchanging(self._frozen)
         yield from Pass(self._work, Memory(again=False), unchanging).run(stream)

@@ -1,8 +1,8 @@
 """An EMA of any length after training, from stored power-function averages (EDM2, arXiv 2312.02696, section 3.2).
 
-A power-function average of exponent gamma at step t weighs the snapshot of step s <= t by a density
-(gamma + 1) s^gamma / t^(gamma + 1). The wanted one is fitted by a linear combination of the stored ones, by least
-squares over their densities; the residual tells beforehand how far the result is from the real one.
+Take a power-function average of exponent gamma at step t. It weighs the snapshot of step s <= t by a density (gamma +
+1) s^gamma / t^(gamma + 1). The wanted one is fitted by a linear combination of the stored ones, by least squares over
+their densities. The residual tells beforehand how far the result is from the real one.
 """
 
 import math

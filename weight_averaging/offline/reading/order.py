@@ -2,8 +2,8 @@
 
 One rule. Numbers come from the first of these places that all checkpoints have, and that are not the same in all:
 
-1. updates: its own counter (`global_step`, `iteration`, ...), else the number after step, iter or update in its name,
-   else in that of its folder, where each is in a folder of its own;
+1. updates: its own counter (`global_step`, `iteration`, ...), else the number after step, iter or update in its name.
+   Where each is in a folder of its own, it may be in the folder's name;
 2. the number after epoch in its name;
 3. any other number in its name: the last one that is not the same in all, unless it is that of the epoch;
 4. epochs: its own counter, else as in 1.
@@ -115,7 +115,7 @@ def copies(sources: Sequence[Source]) -> dict[Path, str]:
 def numbered(sources: Sequence[Source]) -> tuple[str, dict[Path, int], str]:
     """What counts, "step" or "epoch"; the number of each checkpoint; and where numbers are from, in words.
 
-    Epochs that are counted from 0 get one more, so that the first is 1, and so do numbers 0, 1, 2, ... of no label.
+    Epochs that are counted from 0 get one more, so that the first is 1. So do numbers 0, 1, 2, ... without a label.
 
     Raises:
         SnapshotError: the place of one is not known, or not certain.
@@ -194,8 +194,9 @@ def from_place(sources: Sequence[Source], place: str) -> tuple[str, dict[Path, i
     """The same as `numbered`, with the place as a user says it.
 
     Args:
-        place: `order`: 1, 2, ... as the checkpoints come; `name`, `folder`: the last number in it; `name:1`, `name:-2`:
-            its first, its last but one; anything else: a key of the checkpoint, with dots leading further in.
+        place: `order` is 1, 2, ... as the checkpoints come. `name` and `folder` are the last number in it, `name:1` and
+            `name:-2` its first and its last but one. Anything else is a key of the checkpoint, with dots leading
+            further in.
     Raises:
         SnapshotError: a checkpoint has no number there.
     """

@@ -3,9 +3,9 @@
 Forms of checkpoints: `weight_averaging.offline.forms`. Steps: `weight_averaging.offline.reading.order`. Pickles are
 read with `weights_only=True`: one that would run code is refused. torch files and safetensors are mapped, not loaded.
 
-A checkpoint written while an averager of `weight_averaging.torch` had its average in the model (the AlgoPerf harness
-saves right after an evaluation) holds the average as its weights; the raw ones are in the averager's own state,
-wherever in the checkpoint that is, and those are what comes out here.
+A checkpoint may be written while an averager of `weight_averaging.torch` had its average in the model. (The AlgoPerf
+harness saves right after an evaluation.) Then it holds the average as its weights. The raw ones are in the averager's
+own state, wherever in the checkpoint that is. Those come out here.
 """
 
 import copy
@@ -19,7 +19,7 @@ from torch import Tensor
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.forms import INSTEAD_OF_FOLDERS, WANTED, is_checkpoint, open_checkpoint
 from weight_averaging.offline.forms.source import NoModelError, Source, key_of
-from weight_averaging.offline.forms.strangers import other_folder
+from weight_averaging.offline.forms.strangers import NOT_READ, other_folder
 from weight_averaging.offline.forms.weights_of_folder import is_folder, is_run_in
 from weight_averaging.offline.layouts import Layout, check_alike, nbytes
 from weight_averaging.offline.reading.checksums import Checksums
@@ -31,14 +31,14 @@ from weight_averaging.tensor_names import clean_names
 class Snapshots:
     """The snapshots of a folder, or of a list. Of each the names, shapes and types are looked at, the weights are not.
 
-    In a folder, copies of a snapshot (links, `*_best`, `*_last`) and averages are left out, and so is a model that lies
-    beside `checkpoint-STEP` folders of Hugging Face; a list is taken as it is.
+    In a folder, copies of a snapshot (links, `*_best`, `*_last`) and averages are left out. So is a model that lies
+    beside `checkpoint-STEP` folders of Hugging Face. A list is taken as it is.
 
     Args:
         where: a folder of checkpoints, or the checkpoints.
         allow: classes that pickles may be made of, by their full names (`argparse.Namespace`).
-        keys: of the models in the checkpoints that are wanted, the main one first (`state_dict_ema`, `state.model`; a
-            folder of Hugging Face has them by the name of the folder or file in it); default: all.
+        keys: of the models in the checkpoints that are wanted, the main one first (`state_dict_ema`, `state.model`). A
+            folder of Hugging Face has them by the name of the folder or file in it. Default: all.
         step_from: where the number of each checkpoint is, for `order.from_place`; default: the rule of `order`.
     Raises:
         SnapshotError: there is none, a file is damaged or would run code, a step is unknown or there twice, or the
@@ -147,6 +147,9 @@ class Snapshots:
         for path in (self.folder, *sorted(path for path in self.folder.iterdir() if path.is_dir())):
             if other := other_folder(path):
                 raise SnapshotError(f"{path} is {other}, which is not read: {INSTEAD_OF_FOLDERS}")
+        for path in sorted(self.folder.iterdir()):
+            if path.suffix in NOT_READ and path.is_file():
+                open_checkpoint(path)  # which says what it is
         raise SnapshotError(f"{self.folder} holds no snapshot: {WANTED}")
 
     def _look(self, entries: list[Path], in_folder: bool) -> dict[Path, Source]:

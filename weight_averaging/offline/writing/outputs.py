@@ -97,8 +97,8 @@ def check_path(path: Path, source: Source | None = None, overwrite: bool = False
     Args:
         source: of the average; None: a state dict is written.
     Raises:
-        SnapshotError: its suffix is none of those of `writer_for`, it is `.ckpt` and snapshots are not, or it is there
-            already and must not be written over.
+        SnapshotError: its suffix is none of those of `writer_for`, or it is `.ckpt` and snapshots are not. So it is
+            where it is there already and must not be written over.
     """
     try:
         str(path).encode()

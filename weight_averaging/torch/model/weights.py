@@ -159,8 +159,8 @@ class LiveWeights:
     def read(self) -> Iterator[tuple[Block, list[Tensor]]]:
         """Each block with its current values: flat tensors of one type, on one device, that make it up in order.
 
-        They are views of the model where it has them so; else, and where they would be many and small, scratch space,
-        to be read before the next block is asked for.
+        They are views of the model where it has them so. Else, and where they would be many and small, they are scratch
+        space, to be read before the next block is asked for.
         """
         tensors = self.tensors()
         if len(self.blocks) == 1 and self.blocks[0].is_small:  # a small model, where every operation on a tensor counts
