@@ -107,7 +107,7 @@ def shows_options(function: F) -> F:
 
     @functools.wraps(function)
     def checked(*args: Any, **given: Any) -> Any:
-        check_names({name: None for name in given if name not in signature.parameters}, checked)  # type: ignore[misc]
+        check_names({name: None for name in given if name not in signature.parameters}, checked)  # type: ignore[arg-type]
         try:
             signature.bind(*args, **given)
         except TypeError as error:
