@@ -33,11 +33,12 @@ from weight_averaging.cli.descriptions import averages_of
 if TYPE_CHECKING:
     from weight_averaging.offline import Snapshots
 
-# Whose runs are those of nadamw, adamw, ademamix, soap, shampoo, nadamw_no_decay or nadamw_wsd but for the average.
+# Whose runs are those of another submission but for the average.
 SUBMISSIONS = (
     "lawa", "ema", "adamw_lawa", "adamw_ema", "ademamix_lawa", "ademamix_ema", "soap_lawa", "soap_ema",
     "shampoo_lawa", "shampoo_ema",
     "lawa_no_decay", "ema_no_decay", "merge_no_decay", "lawa_wsd", "ema_wsd", "ema_growing", "ema_growing_no_decay",
+    "ema_growing_inverse_sqrt", "adamw_ema_growing", "soap_ema_growing", "muon_lawa", "muon_ema_growing",
 )  # fmt: skip
 
 

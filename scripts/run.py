@@ -189,6 +189,7 @@ def _command() -> tuple[list[str], dict[str, str]]:
         note = official.check_harness(FLAGS.workload, _harness_path())
         official.check_data(FLAGS.workload, data_root, FLAGS.framework)
         official.check_image_lists(FLAGS.workload, data_root, FLAGS.framework, Path.cwd())
+        official.check_room(FLAGS.workload, FLAGS.experiment_dir, FLAGS.save_checkpoints)
         _check_experiment()
         if note:
             print(f"note: {note}", file=sys.stderr)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from weight_averaging.averages import exponential
+from weight_averaging.averages import Average, exponential
 
 if TYPE_CHECKING:
     from weight_averaging.jax import Averager
@@ -85,7 +85,7 @@ def to_torch(held: Held, buffers: str = "average") -> dict[str, Any]:
     shapes = {name: list(_real(value).shape) for name, value in held.values[0].items()} if held.values else {}
     if not shapes:
         raise ValueError("there is no snapshot in the state yet: begin with a new averager")
-    described = "" if is_window else str(exponential(**{k: v for k, v in settings.items() if k != "averager"}))
+    described = "" if is_window else str(_exponential(**settings))
     track = {
         "interval": settings["interval"],
         "start": settings["start"],
@@ -204,6 +204,11 @@ def to_jax(held: Held, averager: "Averager", params: Any, translate: Callable[[A
         rest = jax.tree_util.tree_map_with_path(lambda path, own: _rest(own, arrays.get(_name(path))), state.ema)
         state = state._replace(compensation=rest)
     return state._replace(snapshot_step=state.snapshot_step * 0 + held.steps[-1])
+
+
+def _exponential(averager: str, horizon: float | None, **settings: Any) -> Average:
+    """Of an EMA's settings, in which `share` is called horizon."""
+    return exponential(share=horizon, **settings)
 
 
 def _wide(value: np.ndarray) -> Any:

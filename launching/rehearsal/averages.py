@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from weight_averaging.averages import Average, FollowsRate
+
 SNAPSHOTS = 64  # more than a rehearsal takes
 
 
@@ -47,9 +49,16 @@ def promise_of(module: Any, hyperparameters: Any, step_hint: int) -> dict[str, A
             start=calls * average.start,
             needed=average.needed,
             coefficients=None if recursive else list(average.coefficients(average.needed)),
-            weights=[1.0, *(float(average.weight(k)) for k in range(2, SNAPSHOTS))] if recursive else None,
+            weights=_weights(average, recipe, point, step_hint) if recursive else None,
         )
     )
+
+
+def _weights(average: Average, recipe: Any, point: Any, step_hint: int) -> list[float]:
+    if isinstance(average, FollowsRate):
+        due = [step for step in range(1, SNAPSHOTS * (average.interval or 1)) if step % (average.interval or 1) == 0]
+        return [1.0, *average.weights([recipe.learning_rate(step - 1, step_hint, point) for step in due])]
+    return [1.0, *(float(average.weight(k)) for k in range(2, SNAPSHOTS))]
 
 
 class _Point:

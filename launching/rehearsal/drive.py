@@ -23,6 +23,7 @@ from weight_averaging.errors import UsageError
 ROOT = Path(__file__).parents[2]  # of this repository
 POLL_SECONDS = 0.1
 SEED = 1
+KILLED = -9  # of a part that is over after the kill that it was begun for
 FULL = 2**20  # bytes that are free on a disk without space for a checkpoint, at most
 OUT_OF_MEMORY = ("OutOfMemoryError", "RESOURCE_EXHAUSTED")  # of PyTorch and of JAX
 STAGE = "launching.rehearsal.stage"
@@ -159,10 +160,10 @@ def _rehearse(
         command = _command(place, cell, workload, folder, size, resumed=part == 2)
         variables = {**environment, "REHEARSAL": str(settings)}
         codes.append(_run(command, variables, folder, Record(folder / "record"), stop, size["seconds"]))
-        if part == 1 and codes[0] >= 0:  # not ended by the kill
+        if part == 1 and codes[0] != KILLED:
             break
     said = _last_error(folder / "log.txt")
-    if codes != [-9, 0] and (shutil.disk_usage(folder).free < FULL or os.strerror(errno.ENOSPC) in said):
+    if codes != [KILLED, 0] and (shutil.disk_usage(folder).free < FULL or os.strerror(errno.ENOSPC) in said):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # which the log may have had no space to say
     record = Record(folder / "record")
     result: dict[str, Any] = {
@@ -211,7 +212,7 @@ def _run(
     killed_after: int | None,
     seconds: int,
 ) -> int:
-    """The exit status; negative if it was killed: after a checkpoint as asked, or because its time was over.
+    """The exit status; KILLED if it was killed after a checkpoint, as asked.
 
     It works in its folder: ImageNet's lists of files are left in the working directory.
     """
@@ -232,12 +233,18 @@ def _run(
             if killed_after is not None and _saved(record) >= killed_after:
                 kill(process.pid)
                 process.wait()
-                return -9
+                return KILLED
     finally:
         if process.poll() is None:  # Ctrl-C
             kill(process.pid)
             process.wait()
-    return process.returncode
+    if process.returncode >= 0:
+        return process.returncode
+    with open(folder / "log.txt", "a") as log:
+        log.write(
+            f"Error: ended by signal {-process.returncode} from outside; 9 (SIGKILL) comes where memory ran out\n"
+        )
+    return 128 - process.returncode
 
 
 def kill(pid: int) -> None:

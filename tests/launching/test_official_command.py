@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -152,6 +153,21 @@ def test_a_submission_that_cannot_tell_is_not_imported(tmp_path, monkeypatch):
     (tmp_path / "asked.py").write_text("def check_hyperparameters(h, step_hint):\n    raise SystemExit('asked')")
     with pytest.raises(UsageError, match="lacks the function"):
         official.check_trials("asked.py", "space.json", [None], "ogbg", "pytorch")
+
+
+def test_a_folder_without_room_is_named_before_the_start(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"--experiment_dir=.*runs: .*file is no folder that can be written to"):
+        official.check_room("ogbg", str(tmp_path / "file" / "runs"), True)
+    free = 1e9
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
+    official.check_room("ogbg", str(tmp_path / "new"), True)
+    official.check_room("criteo1tb", str(tmp_path / "new"), False)
+    official.check_room("criteo1tb_test", str(tmp_path / "new"), True)
+    with pytest.raises(UsageError, match=r"1.00 GB free, the weights of criteo1tb alone take 2.16") as error:
+        official.check_room("criteo1tb", str(tmp_path / "new"), True)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 NINE_ON_A100 = {

@@ -155,7 +155,7 @@ def empty_shards() -> None:
     kinds = [
         lambda m: LAWA(m, interval=1, window=2),
         lambda m: EMA(m, decay=0.5, check_finite=False),
-        lambda m: EMA(m, horizon=0.5),
+        lambda m: EMA(m, share=0.5),
         lambda m: Averages(m, [LAWADescription(window=2, interval=1), EMADescription(decay=0.5, interval=2)]),
     ]
     sharded, plain = [kind(model) for kind in kinds], [kind(whole) for kind in kinds]

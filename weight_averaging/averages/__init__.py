@@ -5,6 +5,7 @@ in a submission. `docs/own_average.md` writes a new one.
 """
 
 from weight_averaging.averages.average import Average, SnapshotError
+from weight_averaging.averages.follows_rate import FollowsRate
 from weight_averaging.averages.kinds import EMA, LAWA, SHAPES, Growing, Merge, Power, Ramp, Tail, Weighted, exponential
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "LAWA",
     "SHAPES",
     "Average",
+    "FollowsRate",
     "Growing",
     "Merge",
     "Power",

@@ -21,6 +21,7 @@ NUMBERS = SimpleNamespace(
     cos=math.cos,
     expm1=math.expm1,
     log1p=lambda value: math.log1p(value) if value > -1 else -math.inf,
+    sqrt=math.sqrt,
 )
 
 

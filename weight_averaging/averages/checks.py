@@ -5,6 +5,7 @@ import math
 import operator
 from functools import lru_cache
 from numbers import Integral, Real
+from typing import Any
 
 logger = logging.getLogger("weight_averaging")
 
@@ -64,6 +65,29 @@ def check_horizon(horizon: float) -> float:
     if number and 0 < horizon <= 1:
         return float(horizon)
     raise ValueError(f"horizon must be a share of training in (0, 1], not {horizon!r}")
+
+
+def check_share(share: float) -> float:
+    """`share`, of the updates so far, as a float if it lies in (0, 1], else a one-line ValueError that names it."""
+    try:
+        return check_horizon(share)
+    except ValueError:
+        raise ValueError(f"share must be in (0, 1], not {share!r}") from None
+
+
+def check_rate(rate: Any) -> float:
+    """A learning rate as a float if it is a finite number >= 0; a tensor of one is taken, for which it is waited.
+
+    Raises:
+        ValueError: it is not, in one line.
+    """
+    try:
+        number = math.nan if isinstance(rate, str | bool) else float(rate)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise ValueError(f"learning_rate must be a number >= 0, not {rate!r}")
+    return number
 
 
 @lru_cache  # once for each

@@ -12,7 +12,8 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from weight_averaging.averages.checks import check_count, check_decay, check_horizon
+from weight_averaging.averages.checks import check_count, check_decay, check_horizon, check_share
+from weight_averaging.moved import deprecated
 
 logger = logging.getLogger("weight_averaging")
 
@@ -110,17 +111,23 @@ def window_from_decay(decay: float) -> float:
     return (1 + check_decay(decay)) / (1 - decay)
 
 
-def exponent_from_horizon(horizon: float) -> float:
-    """The exponent of the power-function average that is as old on average as a window over a share of all updates.
+def exponent_from_share(share: float) -> float:
+    """The exponent of the power-function average that is as old as a window over a share of the updates so far.
 
-    It is gamma = 2 / h - 2 for the share h, `horizon`.
+    It is gamma = 2 / h - 2 for the share h.
     A snapshot of update s <= t has a weight proportional to s^gamma. So the mean age is t / (gamma + 2), and the
-    window's is h t / 2. A horizon of 1 is the plain mean of all.
+    window's is h t / 2. A share of 1 is the plain mean of all.
 
-    >>> exponent_from_horizon(0.1), exponent_from_horizon(1)
+    >>> exponent_from_share(0.1), exponent_from_share(1)
     (18.0, 0.0)
     """
-    return 2 / check_horizon(horizon) - 2
+    return 2 / check_share(share) - 2
+
+
+def exponent_from_horizon(horizon: float) -> float:
+    """The name that `exponent_from_share` had until 0.2.0, when a horizon was a share of the updates so far too."""
+    deprecated("exponent_from_horizon", "exponent_from_share")
+    return exponent_from_share(horizon)
 
 
 def warmup_weight(decay: float, count: Any, maximum: Any = max) -> Any:

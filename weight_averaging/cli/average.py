@@ -11,6 +11,7 @@ What to average; flags may be repeated, and values with colons between are multi
   --ema decay=.95                ema <- .95 ema + .05 checkpoint, from the first on; warmup=true lets it begin short
   --tail share=.25               the mean over the last quarter of training
   --growing share=.15            an EMA over the latest 15 % of the updates so far, whose length grows with training
+  --follows-rate share=.15       the same, shorter where the learning rate in the checkpoints' optimizer has fallen
   --power gamma=6.94             the same by the exponent of EDM2
   --merge shape=1-sqrt,share=.2  as if the learning rate had decayed over the last fifth (linear, cosine, 1-sqrt), or
                                  over the last 20 checkpoints: window=20
@@ -159,6 +160,7 @@ def write(
         float32=args.float32,
         latest=not_averaged(args, snapshots, layout),
         frozen=snapshots.frozen,
+        learning_rates=snapshots.learning_rates,
     )
     for line in check_low_rank(snapshots, wanted, layout, along_run=title is None):
         print(line)
@@ -173,6 +175,7 @@ def write(
     print(
         f"{counted(len(wanted), 'average')} from {read}, {size(total)} to read; memory "
         f"{size(memory(layout, plan.peak, parts))}: {copies} and a snapshot"
+        + (", beside whole averages and models for batch norm" if recompute is not None else "")
         + (f", of {len(parts)} pieces of the model in turn" if len(parts) > 1 else "")
     )
     said: list[str] = []
@@ -218,7 +221,8 @@ def _outputs(
     args: argparse.Namespace, snapshots: "Snapshots", wanted: Sequence[tuple[Average, int]]
 ) -> dict[tuple[Average, int], Path]:
     """Where each goes: one to `args.out`, several into it. SnapshotError if that cannot be written, or is there."""
-    from weight_averaging.offline.writing.outputs import check_path, ending, is_folder_for
+    from weight_averaging.offline.forms.source import ending
+    from weight_averaging.offline.writing.outputs import check_path, is_folder_for
 
     out: Path = args.out
     latest = snapshots.open(snapshots.steps[-1])

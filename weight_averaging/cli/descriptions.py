@@ -14,13 +14,14 @@ from dataclasses import MISSING, fields
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from weight_averaging.averages import EMA, LAWA, Average, Growing, Merge, Power, SnapshotError, Tail
+from weight_averaging.averages import EMA, LAWA, Average, FollowsRate, Growing, Merge, Power, SnapshotError, Tail
 
 KINDS: dict[str, type[Average]] = {
     "lawa": LAWA,
     "ema": EMA,
     "tail": Tail,
     "growing": Growing,
+    "follows-rate": FollowsRate,
     "power": Power,
     "merge": Merge,
 }
@@ -36,7 +37,12 @@ def add_averages(parser: argparse.ArgumentParser) -> None:
 
 def averages_of(args: argparse.Namespace) -> list[Average]:
     """What the flags ask for, in their order by kind, each once. SnapshotError if one cannot be understood."""
-    known = [one for kind in KINDS for text in getattr(args, kind) for one in _parsed(KINDS[kind], text, kind, text)]
+    known = [
+        one
+        for kind in KINDS
+        for text in getattr(args, kind.replace("-", "_"))
+        for one in _parsed(KINDS[kind], text, kind, text)
+    ]
     return list(dict.fromkeys([*known, *(one for text in args.average for one in _own(text))]))
 
 

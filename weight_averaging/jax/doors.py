@@ -4,14 +4,21 @@ import dataclasses
 from typing import Any, Literal, overload
 
 from weight_averaging import averages
-from weight_averaging.averages import Average
+from weight_averaging.averages import Average, FollowsRate
 from weight_averaging.averages.average import check_along_training
 from weight_averaging.averages.checks import check_flag
 from weight_averaging.averages.horizon import WINDOW, decay_from_window, for_run
+from weight_averaging.averages.kinds import share_of
 from weight_averaging.errors import UsageError
 from weight_averaging.jax.averager import Averager
 from weight_averaging.jax.checks import check_averaged
-from weight_averaging.jax.exponential import CompensatedAverager, CompensatedEMAState, EMAState, RecursiveAverager
+from weight_averaging.jax.exponential import (
+    CompensatedAverager,
+    CompensatedEMAState,
+    EMAState,
+    RateAverager,
+    RecursiveAverager,
+)
 from weight_averaging.jax.host_window import HostLAWAState, HostWindowAverager, goes_to_host
 from weight_averaging.jax.trees import Tree
 from weight_averaging.jax.window import LAWAState, WindowAverager
@@ -43,6 +50,10 @@ def averaging(average: Average, *, check_finite: bool = True, compensated: bool 
         if compensated:
             raise UsageError(f"{average} is made anew of its snapshots, which needs no compensated=True: leave it out")
         return WindowAverager(average, check_finite)
+    if isinstance(average, FollowsRate):
+        if compensated:
+            raise UsageError(f"{average} is not made with compensated=True: leave it out, or follow no learning rate")
+        return RateAverager(average, check_finite)
     return (CompensatedAverager if compensated else RecursiveAverager)(average, check_finite)
 
 
@@ -152,6 +163,7 @@ def ema(
     start: int = 1,
     *,
     warmup: bool = False,
+    share: float | None = None,
     horizon: float | None = None,
     check_finite: bool = True,
     compensated: Literal[False] = False,
@@ -165,6 +177,7 @@ def ema(
     start: int = 1,
     *,
     warmup: bool = False,
+    share: float | None = None,
     horizon: float | None = None,
     check_finite: bool = True,
     compensated: bool,
@@ -177,6 +190,7 @@ def ema(
     start: int = 1,
     *,
     warmup: bool = False,
+    share: float | None = None,
     horizon: float | None = None,
     check_finite: bool = True,
     compensated: bool = False,
@@ -196,14 +210,15 @@ def ema(
         interval: updates between snapshots, nu >= 1.
         start: the first update whose weights may be collected.
         warmup: let the (k+1)-th snapshot enter with decay min(decay, (1 + k) / (10 + k)).
-        horizon: instead of a decay, the share of the updates so far that the average covers, in (0, 1]. It is the
-            power-function average of Karras et al. (EDM2, arXiv 2312.02696, section 3.1) with exponent 2 / horizon - 2.
+        share: instead of a decay, the share of the updates so far that the average covers, in (0, 1]. It is the
+            power-function average of Karras et al. (EDM2, arXiv 2312.02696, section 3.1) with exponent 2 / share - 2.
+        horizon: the name that `share` had until 0.2.0, and has in `settings`.
         check_finite: as for `lawa`.
         compensated: keep what float32 rounds away, in one more array a leaf (`CompensatedEMAState`). Without it an
             average stands still where the weights differ from it by less than 2^-25 / (1 - decay) of their size: 3e-4
             at a decay of .9999, and at 10^6 updates of a growing average 2e-3. It needs no x64.
     Raises:
-        TypeError: not just one of `decay` and `horizon`.
+        TypeError: not just one of `decay` and `share`.
         ValueError: an argument that cannot be, in one line.
 
     >>> import jax.numpy as jnp
@@ -215,8 +230,9 @@ def ema(
     >>> avg.average(state, params)["w"].tolist()
     [2.25]
     """
-    described = averages.exponential(decay, horizon, warmup, interval, start)
-    given = {"decay": decay, "horizon": horizon, "warmup": warmup, "interval": described.interval}
+    share = share_of(share, horizon)
+    described = averages.exponential(decay, share, warmup, interval, start)
+    given = {"decay": decay, "horizon": share, "warmup": warmup, "interval": described.interval}
     settings = {"averager": "EMA", **given, "start": described.start}
     averager = averaging(described, check_finite=check_finite, compensated=compensated)
     return dataclasses.replace(averager, settings=tuple(settings.items()))
@@ -242,4 +258,4 @@ def ema_growing(
     >>> dict(ema_growing().settings)["horizon"]
     0.15
     """
-    return ema(None, interval, start, horizon=share, **options)
+    return ema(None, interval, start, share=share, **options)

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from weight_averaging.averages import FollowsRate
 from weight_averaging.averages.checks import tell_of_dead_zone
+from weight_averaging.averages.follows_rate import checked_rate
 from weight_averaging.jax.averager import State
 from weight_averaging.jax.device_averager import DeviceAverager, counter
 from weight_averaging.jax.trees import WIDE, Tree, average_type, dtype_of, each, is_averaged, placeholder, real_type
@@ -53,10 +55,11 @@ class RecursiveAverager(DeviceAverager[State]):
     state: ClassVar[type] = EMAState
 
     def init(self, params: Tree) -> Any:
+        state = super().init(params)
         narrow = any(is_averaged(leaf) and dtype_of(leaf).name not in WIDE for leaf in jax.tree.leaves(params))
         if narrow and self.state is EMAState:
             tell_of_dead_zone(str(self.described), self.described.dead_zone, "one with compensated=True")
-        return super().init(params)
+        return state
 
     def empty(self, params: Tree) -> Any:
         copies = jax.tree.map(
@@ -66,8 +69,13 @@ class RecursiveAverager(DeviceAverager[State]):
         )
         return EMAState(copies, counter(), counter(), counter(), counter())
 
-    def take(self, state: Any, params: Tree, step: Array) -> Any:
-        first, weight = state.count == 0, self._weight(state)
+    def take(self, state: Any, params: Tree, step: Array, rate: Any) -> Any:
+        ema = self._blended(state, params, self.described.weight(_number(state), jnp))
+        return state._replace(ema=ema, snapshot_step=step, count=state.count + 1)
+
+    def _blended(self, state: Any, params: Tree, weight: Any) -> Tree:
+        """The average once the weights of an update have entered with this weight; the first ones begin it."""
+        first = state.count == 0
 
         def blend(leaf: Any, held: Array) -> Array:
             if not is_averaged(leaf):
@@ -75,11 +83,7 @@ class RecursiveAverager(DeviceAverager[State]):
             value, from_held, share = _from_nearer_end(leaf, held, weight)
             return jnp.where(first, value, jnp.where(from_held, held, value) + share * (value - held))
 
-        return state._replace(ema=each(blend, params, state.ema), snapshot_step=step, count=state.count + 1)
-
-    def _weight(self, state: Any) -> Any:
-        """That of the next snapshot."""
-        return self.described.weight((state.count + 1).astype(jnp.result_type(float)), jnp)
+        return each(blend, params, state.ema)
 
     def mean(self, state: Any) -> Tree:
         return state.ema
@@ -103,8 +107,8 @@ class CompensatedAverager(RecursiveAverager[CompensatedEMAState]):
         nothing = each(lambda leaf, own: own * 0 if is_averaged(leaf) else placeholder(), params, plain.ema)
         return CompensatedEMAState(plain.ema, nothing, *plain[1:])
 
-    def take(self, state: Any, params: Tree, step: Array) -> Any:
-        first, weight = state.count == 0, self._weight(state)
+    def take(self, state: Any, params: Tree, step: Array, rate: Any) -> Any:
+        first, weight = state.count == 0, self.described.weight(_number(state), jnp)
 
         def blend(leaf: Any, held: Array, left: Array) -> tuple[Array, Array]:
             if not is_averaged(leaf):
@@ -121,6 +125,51 @@ class CompensatedAverager(RecursiveAverager[CompensatedEMAState]):
         both = [blend(*triple) for triple in triples]
         average, rest = (jax.tree.unflatten(structure, [pair[part] for pair in both]) for part in (0, 1))
         return state._replace(ema=average, compensation=rest, snapshot_step=step, count=state.count + 1)
+
+
+class FollowsRateState(NamedTuple):
+    """The average of `averages.FollowsRate`: the fields of EMAState, and one more.
+
+    Attributes:
+        rates: float[2], what its `enter` takes as `before`.
+    """
+
+    ema: Tree
+    snapshot_step: Array
+    step: Array
+    count: Array  # type: ignore[assignment]
+    refused: Array
+    rates: Array
+
+
+class RateAverager(RecursiveAverager[FollowsRateState]):
+    """An average into which snapshots enter with weights that depend on the learning rate."""
+
+    state = FollowsRateState
+    described: FollowsRate
+
+    def _rate(self, learning_rate: Any) -> Any:
+        rate = learning_rate
+        if not isinstance(rate, jax.Array):  # for one on a device nothing waits
+            rate = checked_rate(rate, [self.described])
+        return jnp.asarray(rate, jnp.result_type(float))
+
+    def empty(self, params: Tree) -> Any:
+        rates = jnp.asarray(self.described.begins_with, jnp.result_type(float))
+        plain = super().empty(params)
+        return FollowsRateState(plain.ema, plain.snapshot_step, plain.step, plain.count, plain.refused, rates)
+
+    def take(self, state: Any, params: Tree, step: Array, rate: Any) -> Any:
+        weight, rates = self.described.enter(_number(state), rate, (state.rates[0], state.rates[1]), jnp)
+        ema = self._blended(state, params, weight)
+        held = jnp.stack(rates).astype(state.rates.dtype)
+        return state._replace(ema=ema, snapshot_step=step, count=state.count + 1, rates=held)
+
+
+def _number(state: Any) -> Array:
+    """Of the snapshot to come, 1, 2, ..., float[]."""
+    number: Array = (state.count + 1).astype(jnp.result_type(float))
+    return number
 
 
 def _from_nearer_end(leaf: Any, held: Array, weight: Any) -> tuple[Array, Array, Array]:

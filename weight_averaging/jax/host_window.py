@@ -68,8 +68,10 @@ class HostWindowAverager(Averager[HostLAWAState]):
         snapshots = tuple(empty() for _ in range(self.window))
         return HostLAWAState(snapshots, np.zeros(self.window, np.int32), *(_number(0) for _ in range(3)))
 
-    def update(self, state: HostLAWAState, params: Tree, step: int | Array, *, donate: bool = False) -> HostLAWAState:
-        del donate  # what a new state has in common with the old one is not on the device
+    def update(
+        self, state: HostLAWAState, params: Tree, step: int | Array, *, learning_rate: Any = None, donate: bool = False
+    ) -> HostLAWAState:
+        del learning_rate, donate  # what a new state has in common with the old one is not on the device
         _refuse_tracers(step)
         self._check_like(state, params)
         step = checked(int(known(step)))

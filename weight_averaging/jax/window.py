@@ -55,7 +55,7 @@ class WindowAverager(DeviceAverager[LAWAState]):
         steps = jnp.zeros(self.window, jnp.int32)
         return LAWAState(with_axis(snapshots), steps, counter(), counter(), counter())
 
-    def take(self, state: LAWAState, params: Tree, step: Array) -> LAWAState:
+    def take(self, state: LAWAState, params: Tree, step: Array, rate: Any) -> LAWAState:
         steps = marked(state.steps, state.count, jnp)
         anew = of_other_settings(steps, step, self.interval, self.described.start, state.refused, jnp)
         count = jnp.where(anew, 0, state.count)

@@ -19,13 +19,25 @@ Reading snapshots in files: `Snapshots`; writing averages to files: `weight_aver
 snapshots while a model trains: `weight_averaging.offline.recording`. What each average is: `weight_averaging.averages`.
 """
 
-from weight_averaging.averages import EMA, LAWA, Average, Growing, Merge, Power, Ramp, SnapshotError, Tail, Weighted
+from weight_averaging.averages import (
+    EMA,
+    LAWA,
+    Average,
+    FollowsRate,
+    Growing,
+    Merge,
+    Power,
+    Ramp,
+    SnapshotError,
+    Tail,
+    Weighted,
+)
 from weight_averaging.offline.passes.plan import Plan, Result
 from weight_averaging.offline.reading.best import Best, best
 from weight_averaging.offline.reading.snapshots import Snapshots
 from weight_averaging.offline.reading.unaveraged import latest_of
 
 __all__ = [
-    "EMA", "LAWA", "Average", "Best", "Growing", "Merge", "Plan", "Power", "Ramp", "Result", "SnapshotError",
-    "Snapshots", "Tail", "Weighted", "best", "latest_of",
+    "EMA", "LAWA", "Average", "Best", "FollowsRate", "Growing", "Merge", "Plan", "Power", "Ramp", "Result",
+    "SnapshotError", "Snapshots", "Tail", "Weighted", "best", "latest_of",
 ]  # fmt: skip

@@ -5,7 +5,7 @@
 
 A temporary folder stands for the bucket. Small files are copied into it when a path is asked for. Of safetensors it has
 the header. Their tensors are read by ranges, a group of whole tensors at a time, which takes memory and no disk. All
-other files are copied whole when they are opened, since torch maps them: they take their size on the disk until the
+other files are copied whole when they are opened, since torch maps them. They take their size on the disk until the
 end. What is written goes to the temporary folder first, and is uploaded when it is whole.
 """
 
@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from weight_averaging.averages import SnapshotError
 from weight_averaging.placement import size
+from weight_averaging.words import counted
 
 _URL = re.compile(r"\b([a-z][a-z0-9+]+)://")
 _SMALL = 1 << 20  # bytes of files that are copied at once
@@ -106,10 +107,12 @@ class Remote:
 
     def shown(self, text: str) -> str:
         """The same with URLs instead of local names."""
-        if self._top is None:
-            return text
-        local = re.compile(re.escape(str(self._top)) + r"/([a-z0-9+]+)/?")
-        return local.sub(lambda found: f"{found[1]}://{'/' if found[1] == 'local' else ''}", text)
+        local = re.compile(re.escape(f"{self._top}/") + r"([a-z0-9+]+)/?")
+        return (
+            text
+            if self._top is None
+            else local.sub(lambda found: f"{found[1]}://{'/' if found[1] == 'local' else ''}", text)
+        )
 
     def said(self, error: Exception) -> str:
         """What an error says, with URLs: a temporary folder that is full is none of theirs."""
@@ -125,11 +128,7 @@ class Remote:
         return path
 
     def read(self, path: Path) -> str:
-        """Have a path that stands for something in a bucket stand for all that is there, and say what that is.
-
-        Raises:
-        SnapshotError: nothing is there, or it cannot be reached.
-        """
+        """Have a path in a bucket stand for all that is there, and say what that is. SnapshotError if nothing is."""
         if (place := self._place(path)) is None:
             return ""
         url, system, name = place
@@ -140,20 +139,20 @@ class Remote:
             raise SnapshotError(f"{url} has {len(files)} files: name a folder of checkpoints")
         for info in files:
             self._stand_in(path, system, name, info)
-        by_ranges = [info for info in files if info["name"].endswith(".safetensors")]
-        shown = [size(sum(int(info.get("size") or 0) for info in some)) for some in (by_ranges, files)]
-        return (
-            f"{url}: {shown[1]} in {len(files)} file{'s' * (len(files) > 1)}, of them {shown[0]} in safetensors, read "
-            f"by ranges; others are copied into {tempfile.gettempdir()} when they are opened, and removed at the end"
+        sizes = {info["name"]: int(info.get("size") or 0) for info in files}
+        ranged = size(sum(length for own, length in sizes.items() if own.endswith(".safetensors")))
+        found = (
+            f"{size(sum(sizes.values()))} in {counted(len(files), 'file')}, of them {ranged} in safetensors, read by"
         )
+        return f"{url}: {found} ranges; others are copied into {tempfile.gettempdir()} when opened, removed at the end"
 
     def _stand_in(self, path: Path, system: Any, top: str, info: dict[str, Any]) -> None:
         own, length = info["name"], int(info.get("size") or 0)
         local = _below(path, top, own)
         if local.exists():
             return
-        local.parent.mkdir(parents=True, exist_ok=True)
         file = _File(system, own, self.shown(str(local)), length)
+        local.parent.mkdir(parents=True, exist_ok=True)
         if local.suffix == ".safetensors":
             _write_head(local, file)
             _FILES[local] = file
@@ -264,8 +263,7 @@ def _stamp(info: dict[str, Any]) -> object:
 
 
 def _inode(path: Path) -> tuple[int, int]:
-    about = path.stat()
-    return about.st_ino, about.st_size
+    return (about := path.stat()).st_ino, about.st_size
 
 
 def _download(local: Path, file: _File) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from weight_averaging import averages
 from weight_averaging.averages import Average
 from weight_averaging.averages.checks import check_step
+from weight_averaging.averages.follows_rate import checked_rate
 from weight_averaging.torch import saved_state
 from weight_averaging.torch.model.tensors import locked
 from weight_averaging.torch.options import Options, completed, shows_options
@@ -120,6 +121,7 @@ class Averager(Shown):
 
     def __repr__(self) -> str:
         given = self.settings()
+        given = {"share" if name == "horizon" else name: value for name, value in given.items()}  # as it is given
         settings = ", ".join(f"{n}={v!r}" for n, v in given.items() if v not in (None, False) and n != "buffers")
         now = "in the model" if self.swapped else "ready" if self.ready else "not ready"
         return f"{self.name}({settings}; {self.state}; {now})"
@@ -139,7 +141,7 @@ class Averager(Shown):
         """Whether the model holds the average now."""
         return self._swap.is_in
 
-    def update(self, step: int) -> bool:
+    def update(self, step: int, learning_rate: Any = None) -> bool:
         """Tell that `step` optimizer updates are complete; collects a snapshot when one is due.
 
         With start=0 the first call is `update(0)`, before training: the initial weights are the first snapshot.
@@ -147,12 +149,16 @@ class Averager(Shown):
         Weights with a NaN or an infinity are not collected (`check_finite`): a warning names the first such step and
         the average stays as it is.
 
+        Args:
+            learning_rate: of this update, >= 0: `optimizer.param_groups[0]["lr"]` before the scheduler's step. Needed
+                by `averages.FollowsRate`, unused by all others.
         Returns:
             Whether a snapshot was collected; on an accelerator, where one was due, before it is known to be finite.
         Raises:
             RuntimeError: the average, or that of another averager, is in the model, so that its weights are not those
                 of training.
-            TypeError, ValueError: `step` is not a whole number, or not larger than at the last call.
+            TypeError, ValueError: `step` is not a whole number, or not larger than at the last call; the learning rate
+                is missing, or none.
         """
         if self._swap.is_in:
             raise RuntimeError(f"update({step}) while the average is in the model: call swap_out() before training on")
@@ -163,6 +169,7 @@ class Averager(Shown):
                 f"update({step}) of an average that begins at the initial weights (start=0): call update(0) before "
                 "training"
             )
+        self._learning_rate = checked_rate(learning_rate, self.averages)
         self._initial = self._initial or waits
         self._swap.refuse_another(f"update({step})")
         self._swap.guard.end()

@@ -50,6 +50,7 @@ class Collector:
         self.buffers = options["buffers"]
         self._placement, self._check_finite = options["placement"], options["check_finite"]
         self.step = 0  # the last update seen
+        self._learning_rate: float | None = None  # of that update, where it was told
         self._initial = False  # whether update(0) has come
         self._model = model
         self._weights = LiveWeights(
@@ -65,8 +66,7 @@ class Collector:
         self._said: set[str] = set()
         self._begun = False  # whether the snapshot under way has changed anything yet
         self._lock = threading.RLock()  # evaluations may copy the average from a thread of their own
-        self._refused = 0  # snapshots that were due and not finite
-        self._refusing = False  # whether the last one was
+        self._refused, self._refusing = 0, False  # snapshots due and not finite, and whether the last one was
         self._pending: tuple[int, list[Track], Verdict] | None = None  # a snapshot that may turn out not to be
         self._selected = self.averages[0]  # of which the average is shown
         self._make_tracks()
@@ -149,6 +149,8 @@ class Collector:
         self._settle()
         self._look()
         due = self._due(step)  # a model on another device has new tracks
+        for track in due:
+            track.learning_rate = self._learning_rate
         self._begun = False
         try:
             verdict = self._take_later(due) if self._defers else None
@@ -281,14 +283,15 @@ class Collector:
 
     def _move(self, change: Change | None) -> None:
         """The model is on another device, or its vector of another type: so are new tracks."""
-        held = [(track.vectors(), track.steps, track.count) for track in self._tracks]
+        held = [(track.vectors(), track.steps, track.count, track.further()) for track in self._tracks]
         self._make_tracks()
         live, device = self._weights.tensors(), self._weights.device
-        for track, (vectors, steps, count) in zip(self._tracks, held, strict=True):
+        for track, (vectors, steps, count, further) in zip(self._tracks, held, strict=True):
             if change is not None:
                 empty = torch.empty(self._weights.numel, dtype=self._weights.dtype, device=device)
                 vectors = [change.vector(vector.to(device), live, empty.clone()) for vector in vectors]
             track.set_vectors(vectors, steps, count)
+            track.set_further(further)
 
     def _say(self, level: int, text: str, once: str) -> None:
         """Log what need not be said twice."""

@@ -153,8 +153,7 @@ class WeightAveraging(Averaging, Callback):
         """One update more, if an optimizer has stepped."""
         if self._stepped:
             self._stepped = False
-            assert self.averager is not None
-            self.averager.update(self.averager.step + 1)
+            self._updated(trainer.optimizers)
 
     # Around evaluations.
 

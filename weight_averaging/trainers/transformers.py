@@ -215,7 +215,7 @@ class WeightAveraging(Averaging, TrainerCallback):
         if state.global_step != self._counted:
             self._counted = state.global_step
             if not self._trainer.accelerator.optimizer_step_was_skipped:
-                self.averager.update(self.averager.step + 1)
+                self._updated([self._trainer.optimizer])
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -58,6 +58,9 @@ def test_a_run_is_killed_after_a_checkpoint_or_when_its_time_is_over(tmp_path):
     assert drive._run(command, dict(os.environ), tmp_path, record, None, 1) == 124
     assert drive._run([sys.executable, "-c", "1/0"], dict(os.environ), tmp_path, record, 5, 60) == 1
     assert drive._last_error(tmp_path / "log.txt") == "ZeroDivisionError: division by zero"
+    suicide = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    assert drive._run(suicide, dict(os.environ), tmp_path, record, 5, 60) == 137, "not the kill that was asked for"
+    assert "signal 9 from outside" in drive._last_error(tmp_path / "log.txt")
 
 
 # The command.

@@ -87,7 +87,7 @@ PAIRS = {
     ),
     "ema": (ema(0.9, 2), lambda model: EMA(model, decay=0.9, interval=2)),
     "warmup": (ema(0.99, warmup=True), lambda model: EMA(model, decay=0.99, warmup=True)),
-    "horizon": (ema(horizon=0.3), lambda model: EMA(model, horizon=0.3)),
+    "horizon": (ema(share=0.3), lambda model: EMA(model, share=0.3)),
     "compensated": (ema(0.9, compensated=True), lambda model: EMA(model, decay=0.9, dtype=torch.float64)),
 }
 

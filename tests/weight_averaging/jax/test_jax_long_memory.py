@@ -1,5 +1,6 @@
 """Averages with a long memory in JAX: float32 stalls, a compensated one does not."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import jax
@@ -117,7 +118,7 @@ def test_a_dead_zone_of_more_than_a_thousandth_is_told_once(decay, caplog):
 def test_what_is_compensated_is_a_recursion_in_every_door():
     for averager in (
         ema(0.5, compensated=True),
-        ema(horizon=0.5, compensated=True),
+        ema(share=0.5, compensated=True),
         ema_for_run(1000, compensated=True),
         ema_growing(compensated=True),
         averaging(averages.Ramp(decay=0.5, length=3, interval=1), compensated=True),
@@ -163,7 +164,7 @@ def test_all_digits_go_to_pytorch_and_back(wide, through):
     model = torch.nn.ParameterDict({"w": torch.zeros(4, dtype=kinds[0]), "c": torch.zeros(3, dtype=kinds[1])})
     theirs = EMA(model, decay=0.9999, dtype=torch.float64)
     rng = np.random.default_rng(0)
-    with double() if wide else jax.enable_x64(False):
+    with double() if wide else nullcontext():
         averager = ema(0.9999, compensated=True)
         weights = lambda: {name: jnp.asarray(tensor.detach().numpy()) for name, tensor in model.items()}  # noqa: E731
         for step in range(1, 50):

@@ -25,7 +25,7 @@ ALL = {
     "host_lawa": host_lawa(1, 3, allow_partial=True),
     "ema": ema(0.5),
     "warmup": ema(0.9, warmup=True),
-    "horizon": ema(horizon=0.5),
+    "horizon": ema(share=0.5),
     "compensated": ema(0.5, compensated=True),
     "weighted": averaging(Weighted(weights=(0.25, 0.75), interval=1)),
 }

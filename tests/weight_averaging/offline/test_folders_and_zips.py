@@ -157,3 +157,16 @@ def test_peft(tmp_path, capsys):
     assert f'load: peft.PeftModel.from_pretrained(base_model, "{out}")' in said
     is_mean(load_file(out / "adapter_model.safetensors"), states[1:])
     assert (out / "adapter_config.json").exists()
+
+
+def test_keras_is_called_by_its_name(tmp_path, capsys):
+    with zipfile.ZipFile(tmp_path / "epoch_1.keras", "w") as file:
+        for name in ("config.json", "metadata.json", "model.weights.h5"):
+            file.writestr(name, b"")
+    (tmp_path / "epoch_1.weights.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99))
+    for path, what in (("epoch_1.keras", "a model of Keras"), ("epoch_1.weights.h5", "an HDF5 file, as Keras")):
+        for where in (tmp_path, tmp_path / path):
+            said = command(capsys, "inspect", where)
+            assert said.startswith(f"error: {tmp_path / path} is {what}")
+            assert said.count("\n") == 1
+        (tmp_path / path).unlink()

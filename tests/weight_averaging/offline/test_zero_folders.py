@@ -104,6 +104,12 @@ def test_the_float32_weights_are_averaged(tmp_path, capsys, stage):
     assert "made of 2 snapshots, steps 2, 3" in said
     assert "averaged are the float32 weights of the optimizer, not their copy in bfloat16" in said
     is_mean(torch.load(out), states[1:])
+    files = sorted((tmp_path / "run").glob("global_step*/*_model_states.pt"))[:: 2 if stage == 3 else 1]
+    said = command(capsys, "average", *files, "--lawa=window=2", f"--out={tmp_path / 'copy.pt'}")
+    if stage == 3:
+        assert "has no elements, as where DeepSpeed's ZeRO-3 has the weights elsewhere: name its folder instead" in said
+    else:
+        assert f"name the folder instead, as {files[0].parent}" in said
 
 
 def test_what_does_not_come_together_is_one_line(tmp_path, capsys):

@@ -11,6 +11,7 @@ from weight_averaging.offline.forms import orbax
 from weight_averaging.offline.forms.damage import reading
 from weight_averaging.offline.forms.deepspeed import ZeroFolder, is_zero_folder
 from weight_averaging.offline.forms.distributed import ShardedFolder
+from weight_averaging.offline.forms.equinox import EquinoxSource
 from weight_averaging.offline.forms.flax_file import FlaxSource
 from weight_averaging.offline.forms.hugging_face import HuggingFaceSource
 from weight_averaging.offline.forms.safetensors_file import SafetensorsSource
@@ -23,13 +24,13 @@ from weight_averaging.offline.forms.whole_modules import ModulesSource, with_mod
 from weight_averaging.offline.remote import present
 
 WANTED = (
-    "*.pt, *.pth, *.pth.tar, *.ckpt, *.safetensors, *.msgpack, checkpoint_STEP, folders of Hugging Face "
-    "(checkpoint-STEP) or of torch.distributed.checkpoint"
+    "*.pt, *.pth, *.pth.tar, *.ckpt, *.safetensors, *.msgpack, *.eqx, checkpoint_STEP, folders of Hugging Face "
+    "(checkpoint-STEP), torch.distributed.checkpoint, DeepSpeed, Orbax, ..."
 )
 INSTEAD_OF_FOLDERS = (
     "install orbax-checkpoint where it is Orbax's, or restore it, and save the tree by flax.serialization.to_bytes"
 )
-_NAMES = re.compile(r"checkpoint_\d+|.+\.(pt|pth|pth\.tar|ckpt|safetensors|msgpack)", re.DOTALL)
+_NAMES = re.compile(r"checkpoint_\d+|.+\.(pt|pth|pth\.tar|ckpt|safetensors|msgpack|eqx)", re.DOTALL)
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -65,9 +66,9 @@ def open_checkpoint(path: Path, allow: Collection[str] = (), keys: Sequence[str]
         if is_folder(path):
             return HuggingFaceSource(path, allow, keys)
         if is_zero_folder(path):
-            return ZeroFolder(path, keys)
+            return ZeroFolder(present(path), keys)
         if _is_orbax(path) and orbax.is_installed():
-            return orbax.OrbaxFolder(path, keys)
+            return orbax.OrbaxFolder(present(path), keys)
         if path.is_dir() and (other := other_folder(path)):
             raise SnapshotError(f"{path} is {other}, which is not read: {INSTEAD_OF_FOLDERS}")
         if path.is_dir():
@@ -76,6 +77,8 @@ def open_checkpoint(path: Path, allow: Collection[str] = (), keys: Sequence[str]
             if keys:
                 raise SnapshotError(f"{path} is one state dict, and has none at --key={keys[0]}")
             return SafetensorsSource(path)
+        if path.suffix == ".eqx" and path.is_file():
+            return EquinoxSource(path, keys)
         if path.is_file() and is_stable_baselines(path):
             return StableBaselinesSource(path, keys)
         return FlaxSource(path, keys) if path.is_file() and is_msgpack(path) else _of_torch(path, allow, keys)

@@ -144,7 +144,8 @@ def _dtype_of(storage: str) -> torch.dtype:
     names = {"Half": "float16", "Float": "float32", "Double": "float64", "BFloat16": "bfloat16", "Char": "int8",
              "Byte": "uint8", "Short": "int16", "Int": "int32", "Long": "int64", "Bool": "bool",
              "ComplexFloat": "complex64", "ComplexDouble": "complex128", "Untyped": "uint8"}  # fmt: skip
-    return getattr(torch, names[storage.removesuffix("Storage")])
+    dtype: torch.dtype = getattr(torch, names[storage.removesuffix("Storage")])
+    return dtype
 
 
 def state_of_module(module: Any) -> dict[str, Any]:
@@ -160,7 +161,7 @@ def state_of_module(module: Any) -> dict[str, Any]:
             return found
         prefix, one, above = left.pop()
         inside = one.state if isinstance(one, StandIn) else None
-        if not is_module(one) or id(one) in above:
+        if inside is None or not is_module(one) or id(one) in above:
             continue
         passing = inside.get("_non_persistent_buffers_set") or ()
         for kind in ("_parameters", "_buffers"):

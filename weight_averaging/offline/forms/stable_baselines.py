@@ -98,8 +98,8 @@ class StableBaselinesSource(WholeFile):
         with zipfile.ZipFile(self.path) as old, zipfile.ZipFile(file, "w") as new:
             for info in old.infolist():
                 if info.filename in models:
-                    with new.open(info.filename, "w", force_zip64=True) as part:
-                        torch.save(models[info.filename], part)
+                    with new.open(info.filename, "w", force_zip64=True) as member:
+                        torch.save(models[info.filename], member)
                 elif info.filename != _ABOUT:
                     new.writestr(info, old.read(info))
             new.writestr(_ABOUT, json.dumps(dict(about)))

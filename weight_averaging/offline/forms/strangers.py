@@ -4,6 +4,7 @@ import contextlib
 import zipfile
 from pathlib import Path
 
+NOT_READ = (".keras", ".h5", ".hdf5", ".npz", ".gguf")  # names by which such files go
 _MAGIC = (
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras and TensorFlow write them"),
     (b"GGUF", "a GGUF file, whose weights are quantised"),
@@ -12,7 +13,7 @@ _MAGIC = (
     (b"\x1f\x8b", "compressed by gzip"),
     (b"BZh", "compressed by bzip2"),
     (b"version https://git-lfs", "a pointer of Git LFS, without the file itself"),
-    (b"{", "JSON, with a model's structure or the array tree of Equinox"),
+    (b"{", "JSON, with a model's structure"),
 )
 # What a zip holds that is none of torch.save's.
 _IN_ZIP = (
@@ -25,8 +26,6 @@ def other_format(path: Path) -> str:
     """What a file is, in a few words, if it is known and not a file of torch.save; else nothing."""
     with open(path, "rb") as file:
         head = file.read(64)
-    if path.suffix == ".eqx":
-        return "a file of Equinox"
     for magic, name in _MAGIC:
         if head.startswith(magic):
             return name

@@ -14,6 +14,7 @@ from weight_averaging.offline.forms.contents import (
     is_extra,
     is_for_training,
     is_state_dict,
+    learning_rate,
     models_beside,
     with_models,
 )
@@ -65,9 +66,15 @@ class TorchSource(WholeFile):
                 "averaged are the EMAs of mmengine's EMAHook (state_dict), and apart from them the raw weights "
                 "(ema_state_dict): --key ema_state_dict takes those alone"
             )
+        elif self._key is not None and "ds_version" in self._contents:
+            self.note = (
+                "averaged is the copy that DeepSpeed trains with: where its optimizer holds float32 weights, name the "
+                f"folder instead, as {path.parent}"
+            )
         self.extra = {name: value for name, value in self._saved.items() if is_extra(name)}
         self._state = {name: value for name, value in self._saved.items() if not is_extra(name)}
         _check(path, self._state)
+        self.learning_rate = learning_rate(self._contents)
         self.averagers = [str(state["averager"]) for state in averager_states(self._contents)]
         self._beside = self._find_others()
         beside = {key: {n: v for n, v in model.items() if not is_extra(n)} for key, model in self._beside.items()}

@@ -6,13 +6,14 @@ their densities. The residual tells beforehand how far the result is from the re
 """
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from weight_averaging.moved import deprecated
 
 
 class Profile(NamedTuple):
@@ -26,7 +27,7 @@ def __getattr__(name: str) -> Any:
     """The name that Profile had until 0.2.0."""
     if name != "Track":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn(f"{__name__}.Track is called Profile", DeprecationWarning, stacklevel=2)
+    deprecated(f"{__name__}.Track", "Profile")
     return Profile
 
 

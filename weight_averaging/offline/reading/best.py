@@ -2,14 +2,14 @@
 
 One rule. The metric is taken from the first of these places that all checkpoints have:
 
-1. what a checkpoint holds (`weight_averaging.offline.forms.scores`): the metric of this name, or the only one whose
-   last word after a dot it is. Of a Trainer's log it may be the one with `eval_` before;
-2. the number after it in the checkpoint's name: `val_loss=0.12`, `best_loss_3.45`.
+1. What a checkpoint holds (`weight_averaging.offline.forms.scores`). That is the metric of this name, or the only one
+   whose last word after a dot it is. Of a Trainer's log it is also the one with `eval_` before.
+2. The number after it in the checkpoint's name: `val_loss=0.12`, `best_loss_3.45`.
 
-The caller says which values are better, else what the trainer wrote down (Lightning's `mode`), else the metric's name.
-Lower is better for a loss, an error and the like, higher for an accuracy, BLEU and the like. Otherwise it must be said.
-A loss that is negative somewhere is no loss for sure. Of equal values the later one is better. What is not finite is
-not among the best. Numbers called `best...` are refused: they are those of the best so far, not of the checkpoint.
+Which values are better is what the caller says, else what Lightning wrote down (`mode`), else what the name says. Lower
+is better for a loss, an error and the like, higher for an accuracy, BLEU and the like. Otherwise it must be said. A
+loss that is negative somewhere is no loss for sure. Of equal values the later one is better. What is not finite is not
+among the best. Numbers called `best...` are refused: they are those of the best so far, not of the checkpoint.
 """
 
 import math
@@ -83,8 +83,8 @@ def best(snapshots: Snapshots, count: int, metric: str, mode: Mode | None = None
         metric: its name in the checkpoints, or in their names.
         mode: "min" if lower values are better, "max" if higher ones are; None: see above.
     Raises:
-        SnapshotError: there are not as many with a finite value, one has no value at all, or all have the same. So it
-            is where nobody knows which values are better.
+        SnapshotError: there are not as many with a finite value, one has no value at all, or all have the same. Or it
+            is not known which values are better.
     """
     if count < 1:
         raise SnapshotError(f"the best {count}: name a number of checkpoints > 0")

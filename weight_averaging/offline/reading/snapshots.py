@@ -19,7 +19,7 @@ from torch import Tensor
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.forms import INSTEAD_OF_FOLDERS, WANTED, is_checkpoint, open_checkpoint
 from weight_averaging.offline.forms.source import NoModelError, Source, key_of
-from weight_averaging.offline.forms.strangers import other_folder
+from weight_averaging.offline.forms.strangers import NOT_READ, other_folder
 from weight_averaging.offline.forms.weights_of_folder import is_folder, is_run_in
 from weight_averaging.offline.layouts import Layout, check_alike, nbytes
 from weight_averaging.offline.reading.checksums import Checksums
@@ -58,6 +58,7 @@ class Snapshots:
         latest: the names of what averagers leave as training has it, in all files; empty if that is not known.
         frozen: those of `latest` that are frozen.
         nbytes: of one snapshot's weights.
+        learning_rates: by step, where a checkpoint has the state of a torch optimizer.
         mapped: a part of a tensor can be read without the rest, in all files.
     """
 
@@ -93,6 +94,8 @@ class Snapshots:
         self.paths = dict(sorted(found.items()))
         latest = sources[self.paths[self.steps[-1]]]
         self.form = latest.form
+        rates = {step: sources[path].learning_rate for step, path in self.paths.items()}
+        self.learning_rates = {step: rate for step, rate in rates.items() if rate is not None}
         self.notes = list(dict.fromkeys(source.note for source in sources.values() if source.note))
         self._find_others(list(sources.values()))
         self.latest = set(frozenset.intersection(*(source.latest for source in sources.values())))
@@ -144,6 +147,9 @@ class Snapshots:
         for path in (self.folder, *sorted(path for path in self.folder.iterdir() if path.is_dir())):
             if other := other_folder(path):
                 raise SnapshotError(f"{path} is {other}, which is not read: {INSTEAD_OF_FOLDERS}")
+        for path in sorted(self.folder.iterdir()):
+            if path.suffix in NOT_READ and path.is_file():
+                open_checkpoint(path)  # which says what it is
         raise SnapshotError(f"{self.folder} holds no snapshot: {WANTED}")
 
     def _look(self, entries: list[Path], in_folder: bool) -> dict[Path, Source]:

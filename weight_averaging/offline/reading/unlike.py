@@ -1,17 +1,16 @@
 """Models to merge that are not quite alike: of other types, with more rows of a vocabulary, tied and untied.
 
-- **Types** of a tensor: it is averaged and written in the widest, to which torch promotes them (bfloat16 and float16
-  are float32 together). Sums are in float32, or float64 where one is that.
-- **Vocabularies**: tensors that differ in their number of rows alone, all by the same numbers, an embedding among them,
-  are refused. The caller may say what to do. `smallest` takes the rows that all have. `largest` takes all rows. Those
+- **Types**: a tensor is averaged and written in the widest, to which torch promotes them. bfloat16 and float16 are
+  float32 together. Sums are in float32, or float64 where one is that.
+- **Vocabularies**: tensors may differ in their number of rows alone, all by the same numbers, an embedding among them.
+  That is refused unless it is said what to do. `smallest` takes the rows that all have. `largest` takes all rows. Those
   that not all have are the mean, by the same weights, of the models that have them.
 - **Tokens**: tokenizers with other tokens at the same places are told, and refused where more than a hundredth are.
-- **Tied heads**: where a model has no head (`lm_head.weight`) and others have, and one embedding fits, that is its
-  head. The merged model has a head of its own.
+- **Tied heads**: where a model has no head (`lm_head.weight`) and others have, its one embedding that fits is its head.
+  The merged model has a head of its own.
 
-What goes beside the weights (config, tokenizer) is that of the last model with all names and the rows of the result.
-Where configurations tell, it has an untied head too. That model is put at the end. Types, rows and heads are told in
-`said`.
+What goes beside the weights (config, tokenizer) is that of the last model that fits the result, which is put at the
+end. It has all names, the rows of the result and, where configurations tell, an untied head. What differs is in `said`.
 """
 
 import itertools

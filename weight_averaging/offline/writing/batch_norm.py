@@ -18,6 +18,7 @@ from weight_averaging.offline.layouts import Layout
 from weight_averaging.offline.writing.outputs import Writer
 from weight_averaging.tensor_names import clean_names
 from weight_averaging.torch.model.batch_norm import named_statistics, recompute_batch_norm
+from weight_averaging.words import counted
 
 # What gives the model and its training batches, anew for each average.
 Recompute = Callable[[], tuple[nn.Module, Iterable[Any]]]
@@ -32,9 +33,9 @@ class RecomputingWriter(Writer):
 
     Args:
         inner: takes everything in the end.
-        recompute: gives the model that the checkpoints are of, and batches. A batch is the model's input, its inputs by
-            name (a dict), or a tuple or list that begins with the input. It may also be a function that runs the model
-            itself. It is called before anything is read.
+        recompute: gives the model that the checkpoints are of, and batches, before anything is read. A batch is the
+            model's input, its inputs by name (a dict), or a tuple or list that begins with the input. It may also be a
+            function that runs the model itself.
         layout: of the model, by names without what wrappers add.
         names: those that `inner` knows, by the names of `layout`; tensors of others go through.
         said: told in a line what was done.
@@ -110,8 +111,8 @@ class RecomputingWriter(Writer):
         layers = {name.rpartition(".")[0] for name in after}
         kept = sorted(layers - {n.rpartition(".")[0] for n, tensor in after.items() if not tensor.equal(before[n])})
         but = f"; the averaged ones stay in {len(kept)} that these do not reach, as {kept[0]}" if kept else ""
-        batches = f"{count} batch{'es' * (count > 1)}"
-        self._said(f"statistics of {len(layers)} batch norms recomputed from {batches}{but}")
+        what = f"statistics of {counted(len(layers), 'batch norm')}"
+        self._said(f"{what} recomputed from {counted(count, 'batch', 'batches')}{but}")
 
     def _statistics(self) -> dict[str, Tensor]:
         """Those of the model, by names of the layout."""

@@ -35,7 +35,7 @@ class ExponentialTrack(Track):
 
     def __init__(self, *arguments: Any, average: Average) -> None:
         super().__init__(*arguments)
-        self._weight = average.weight
+        self._average = average
         self.description = str(average)
         self._ema = self._memory.new(self.weights.numel) if self._memory is not None else None
         self._copied: Tensor | None = None  # where snapshots arrive that come from another memory
@@ -44,6 +44,11 @@ class ExponentialTrack(Track):
         self._before: tuple[list[int], int] = ([], 0)  # steps and count before the last one
         if self._copies is not None and self._memory is not None:
             self._copied = self._memory.new(self.weights.numel)
+
+    def _weight(self, number: int) -> float:
+        """With which snapshot number 2, 3, ... enters."""
+        weight: float = self._average.weight(number)
+        return weight
 
     def _unused_vectors(self) -> int:
         return int(not self.steps)

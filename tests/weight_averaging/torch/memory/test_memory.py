@@ -189,9 +189,9 @@ def test_a_spawned_process_goes_on_by_itself():
     process.start()
     feed(lawa, model, [100.0, 200.0], first_step=5)
     here.send("go")
-    assert here.poll(60), "the child did not answer"
+    assert here.poll(300), "the child did not answer"
     assert here.recv() == (4.0 + 10.0 + 20.0 + 30.0) / 4
-    process.join(60)
+    process.join(300)
     assert lawa.snapshot_steps == [3, 4, 5, 6]
     assert average_of(lawa, model) == (3.0 + 4.0 + 100.0 + 200.0) / 4
 

@@ -28,26 +28,26 @@ def test_an_ema_warms_up_by_the_schedule_of_others():
     assert average_of(ema, model) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("horizon", [1.0, 0.5, 0.1, 0.02])
-def test_an_ema_with_a_horizon_covers_that_share_of_the_updates_so_far(horizon):
-    """Snapshots are as old on average as those of a window over that share: (horizon / 2) of all updates."""
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.1, 0.02])
+def test_an_ema_with_a_share_covers_that_much_of_the_updates_so_far(share):
+    """Snapshots are as old on average as those of a window over that share: (share / 2) of all updates."""
     model = scalar_model()
-    ema = EMA(model, horizon=horizon)
+    ema = EMA(model, share=share)
     for count in (500, 2000):
         feed(ema, model, [float(step) for step in range(ema.step + 1, count + 1)], first_step=ema.step + 1)
-        assert count - average_of(ema, model) == pytest.approx(horizon / 2 * count, rel=0.02, abs=1)
-    if horizon == 1.0:
+        assert count - average_of(ema, model) == pytest.approx(share / 2 * count, rel=0.02, abs=1)
+    if share == 1.0:
         assert average_of(ema, model) == pytest.approx(1000.5)  # the plain mean of all
 
 
-@pytest.mark.parametrize("settings", [{"decay": 0.95, "warmup": True}, {"horizon": 0.2}, {"decay": 0.7}], ids=str)
+@pytest.mark.parametrize("settings", [{"decay": 0.95, "warmup": True}, {"share": 0.2}, {"decay": 0.7}], ids=str)
 @pytest.mark.parametrize("interval", [1, 3])
 def test_growing_averages_are_those_offline_and_resume(settings, interval, tmp_path):
     model = model_of()
     ema = EMA(model, interval=interval, **settings)
     grid_description = (
-        averages.Power(gamma=2 / settings["horizon"] - 2, interval=interval)
-        if "horizon" in settings
+        averages.Power(gamma=2 / settings["share"] - 2, interval=interval)
+        if "share" in settings
         else averages.EMA(interval=interval, **settings)
     )
     grid = Averages(model, [grid_description])
@@ -72,9 +72,9 @@ def test_growing_averages_are_those_offline_and_resume(settings, interval, tmp_p
     ("options", "error", "message"),
     [
         ({}, TypeError, "EMA needs a decay=: EMA.for_run"),
-        ({"decay": 0.5, "horizon": 0.1}, TypeError, "either a decay or a horizon"),
-        ({"horizon": 0.1, "warmup": True}, TypeError, "warmup goes with a decay"),
-        ({"horizon": 1.5}, ValueError, r"horizon must be a share of training in \(0, 1\], not 1.5"),
+        ({"decay": 0.5, "share": 0.1}, TypeError, "either a decay or a share"),
+        ({"share": 0.1, "warmup": True}, TypeError, "warmup goes with a decay"),
+        ({"share": 1.5}, ValueError, r"share must be in \(0, 1\], not 1.5"),
         ({"decay": 0.5, "warmup": "yes"}, ValueError, "warmup must be True or False, not 'yes'"),
         ({"decay": 0.5, "placement": "gpu"}, ValueError, "placement must be one of auto, device, host, not 'gpu'"),
     ],
@@ -97,7 +97,7 @@ def host_ema(model, streams, **options):
 @given(
     st.lists(st.sampled_from(["update", "update", "update", "evaluate", "save", "reload", "bad"]), max_size=14),
     st.sampled_from([torch.float32, torch.bfloat16]),
-    st.sampled_from([{"decay": 0.7}, {"decay": 0.9, "warmup": True}, {"horizon": 0.5}]),
+    st.sampled_from([{"decay": 0.7}, {"decay": 0.9, "warmup": True}, {"share": 0.5}]),
 )
 def test_an_ema_in_host_memory_is_the_one_on_the_device(actions, dtype, settings):
     """Its snapshots arrive as late as they may."""
