@@ -30,7 +30,7 @@ import pytest
 from tests.support.faults import faults, with_fault
 
 ROOT = Path(__file__).parents[2]
-PARTS = "weight_averaging", "tests", "submissions", "miniperf", "docs"  # of the tree, that tests read
+PARTS = "weight_averaging", "tests", "submissions", "miniperf", "scripts", "docs"  # of the tree, that tests read
 BIG = "torch.distributed.checkpoint", "torch._dynamo", "jax.numpy", "hypothesis.stateful", "optax", "flax"
 NOTE = Path("note.json")  # what a plugin leaves for the process that forked
 

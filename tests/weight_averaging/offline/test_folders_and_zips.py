@@ -111,6 +111,12 @@ def test_stable_baselines3(tmp_path, capsys):
     assert at > 0
 
 
+def test_steps_of_stable_baselines3_are_in_its_files(tmp_path, capsys):
+    for number in (1, 2):
+        zipped(tmp_path / f"ppo_{number}.zip", state_of(number), 100 * number)
+    assert "checkpoints: 2, steps 100, 200" in command(capsys, "inspect", tmp_path)
+
+
 def test_open_clip(tmp_path, capsys):
     states = [state_of(seed) for seed in (1, 2, 3)]
     for epoch, state in enumerate(states, start=1):
@@ -170,3 +176,20 @@ def test_keras_is_called_by_its_name(tmp_path, capsys):
             assert said.startswith(f"error: {tmp_path / path} is {what}")
             assert said.count("\n") == 1
         (tmp_path / path).unlink()
+
+
+def test_of_a_model_beside_the_one_that_its_key_asks_for_nothing_is_copied(tmp_path, capsys):
+    """As diffusers has the model and its average in folders below one checkpoint."""
+    for step in (1, 2):
+        for place, name in enumerate(("unet", "unet_ema")):
+            folder = tmp_path / "run" / f"checkpoint-{step}" / name
+            folder.mkdir(parents=True)
+            save_file(state_of(10 * place + step), folder / "diffusion_pytorch_model.safetensors")
+            (folder / "config.json").write_text('{"_class_name": "UNet2DModel"}')
+        (folder.parent / "notes.txt").write_text("copied")
+    out = tmp_path / "average"
+    command(capsys, "average", tmp_path / "run", "--lawa=window=2", f"--out={out}", "--key=unet_ema")
+    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()) == [
+        "notes.txt", "unet_ema/config.json", "unet_ema/diffusion_pytorch_model.safetensors",
+    ]  # fmt: skip
+    is_mean(load_file(out / "unet_ema" / "diffusion_pytorch_model.safetensors"), [state_of(11), state_of(12)])

@@ -187,6 +187,9 @@ def test_two_writers_of_one_process_do_not_share_a_folder(tmp_path):
         second.update(1, model)
     first.close()
     second.update(2, model)
+    first.close()  # as at the end of a `with` in which it was closed: the folder is the second's now
+    with pytest.raises(SnapshotError, match="another SnapshotWriter is writing into"):
+        SnapshotWriter(tmp_path, interval=1).update(3, model)
     second.close()
     assert Snapshots(tmp_path).steps == [1, 2]
     verify(tmp_path)
@@ -249,6 +252,7 @@ def test_snapshots_may_be_pruned_while_they_are_written(tmp_path):
     with SnapshotWriter(tmp_path, interval=1) as writer:
         train(model, writer, range(1, 5))
         writer.flush()
+        Snapshots(tmp_path).open(1).path.unlink()  # by hand, before
         prune(tmp_path, [3, 4])
         train(model, writer, range(5, 7))
     assert Snapshots(tmp_path).steps == [3, 4, 5, 6]

@@ -185,7 +185,8 @@ def test_a_checkpoint_that_is_written_to_meanwhile_is_an_error(tmp_path, capsys,
     memory = fsspec.filesystem("memory")
     url = put(("memory://bucket", memory), tmp_path / "run")
     kind, written = type(memory), []
-    cat = kind.cat_file
+    cat, info = kind.cat_file, kind.info
+    listings: dict = {}  # which other file systems keep until they are told not to
 
     def writing(self, path, start=None, end=None, **more):
         found = cat(self, path, start=start, end=end, **more)
@@ -194,7 +195,12 @@ def test_a_checkpoint_that_is_written_to_meanwhile_is_an_error(tmp_path, capsys,
             self.pipe_file(path, cat(self, path))
         return found
 
+    def listed(self, path, **more):
+        return listings.setdefault(self._strip_protocol(path), info(self, path, **more))
+
     monkeypatch.setattr(kind, "cat_file", writing)
+    monkeypatch.setattr(kind, "info", listed)
+    monkeypatch.setattr(kind, "invalidate_cache", lambda self, path=None: listings.clear())
     said = command(capsys, "average", url, "--lawa=window=2", "--out=memory://bucket/o.safetensors")
     assert "changed while it was averaged" in said
     assert not memory.exists("/bucket/o.safetensors")

@@ -197,3 +197,8 @@ def test_tokens_at_other_places_are_told_or_refused(tmp_path, capsys, as_list):
     assert "tokenizer.json is damaged: it is no JSON object" in merged(capsys, tmp_path, *paths, out="damaged")
     (tmp_path / "one/tokenizer.json").write_text('{"model": {"vocab": [1, []]}, "added_tokens": [3, {"id": "x"}]}')
     assert "mean of 2 models" in merged(capsys, tmp_path, *paths, out="odd")
+
+
+def test_there_has_to_be_a_model():
+    with pytest.raises(SnapshotError, match="no checkpoint is named"):
+        Models([])

@@ -289,6 +289,7 @@ def test_the_command_speaks_of_what_it_did(tmp_path, capsys):
     assert f"{out}: mean of 2 models\n" in said
     assert "lawa" not in said
     assert " step" not in said
+    assert "LoRA" not in said
     said = command(capsys, "merge", *files, "--weights=inside.pt=.25,outside.pt=.75", f"--out={tmp_path / 'w.pt'}")
     assert "w.pt: weighted mean of 2 models\n" in said
     said = command(capsys, "merge", files[0], f"--out={out}")

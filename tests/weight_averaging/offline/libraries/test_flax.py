@@ -133,6 +133,17 @@ def test_arrays_in_parts(tmp_path, capsys, monkeypatch):
     np.testing.assert_array_equal(restored["rest"]["table"], held[0]["rest"]["table"])
 
 
+def test_whole_numbers_as_keys(tmp_path, capsys):
+    for step in (1, 2):
+        tree = {"params": {"w": np.full(2, step, "float32")}, "sizes": {3: "three"}}
+        (tmp_path / f"checkpoint_{step}").write_bytes(flax.serialization.msgpack_serialize(tree))
+    out = tmp_path / "average.msgpack"
+    command(capsys, "average", tmp_path, "--lawa=window=2", f"--out={out}")
+    restored = flax.serialization.msgpack_restore(out.read_bytes())
+    assert restored["params"]["w"].tolist() == [1.5, 1.5]
+    assert restored["sizes"] == {3: "three"}
+
+
 def test_an_average_may_not_pass_for_a_snapshot(tmp_path, capsys):
     train(tmp_path)
     said = command(capsys, "average", tmp_path, "--lawa=window=2", f"--out={tmp_path / 'checkpoint_40'}")
