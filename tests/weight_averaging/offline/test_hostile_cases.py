@@ -42,6 +42,20 @@ def test_nested_and_circular_contents(tmp_path, capsys):
             assert (inner[0] if isinstance(inner, list) else inner["ring"]) is inner
 
 
+def test_what_is_nested_too_deeply_to_be_written_is_one_line(tmp_path, capsys, monkeypatch):
+    """Where that is, depends on the version of Python."""
+
+    def too_deep(*_: object) -> None:
+        raise RecursionError
+
+    torch.save({"model": {"w": torch.ones(2)}}, tmp_path / "step_1.pt")
+    monkeypatch.setattr(torch, "save", too_deep)
+    out = tmp_path / "average.pt"
+    said = command(capsys, "average", tmp_path, "--lawa=window=1", f"--out={out}")
+    assert said == f"error: {out}: what the checkpoints hold is nested too deeply\n"
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("name", "data", "says"),
     [

@@ -52,6 +52,9 @@ def no_pair():
 def no_model():
     return "model", data()
 
+def broken():
+    raise ValueError("mine")
+
 def wrong_input():
     return make(), [torch.zeros(3)]
 
@@ -167,7 +170,8 @@ def test_names_with_what_wrappers_add_and_pieces_of_tensors(tmp_path, capsys, mo
         ("my_batches:no_batch_norm", "the model has no 0.weight"),
         ("my_batches:wide", "4.weight is [5, 64] in the model, not [3, 64]"),
         ("my_batches:compiled_names", "the model has no 0.weight"),
-        ("my_batches:no_pair", "TypeError: the function gives a Sequential, not (model, batches)"),
+        ("my_batches:no_pair", "TypeError: the function gives a Sequential, not (model, batches)\n"),
+        ("my_batches:broken", "ValueError: mine (my_batches.py, line "),
         ("my_batches:no_model", "TypeError: the function gives a str for the model"),
         ("my_batches:wrong_input", "RuntimeError: Expected"),
         ("my_batches:infinite", "is not finite on these batches"),
