@@ -1,5 +1,6 @@
 """Files that are damaged, that several processes write, or that are there already."""
 
+import errno
 import multiprocessing
 import os
 import struct
@@ -147,3 +148,18 @@ def test_a_folder_is_replaced_whole_if_asked(tmp_path, capsys):
     (tmp_path / "mine" / "thesis.tex").write_text("no checkpoint")
     said = command(capsys, "merge", *folders, f"--out={tmp_path / 'mine'}", "--overwrite")
     assert said.endswith("mine is there already: name a new folder\n")
+
+
+def test_a_file_system_without_links(tmp_path, monkeypatch):
+    def link(*_):
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", link)
+    path = tmp_path / "x.pt"
+    with replacing(path, overwrite=False) as file:
+        file.write(b"first")
+    with pytest.raises(FileExistsError) as error, replacing(path, overwrite=False) as file:
+        file.write(b"second")
+    assert (error.value.strerror, error.value.filename) == ("there meanwhile, and not written over", str(path))
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
