@@ -429,13 +429,14 @@ def snapshots_of_shards(folder: str) -> None:
             assert torch.equal(tensor, expected[step][name]), name
 
 
-def main(rank: int, ranks: int, folder: str, checks: list[str]) -> None:
+def main(rank: int, ranks: int, folder: str, checks: list[str], where: dict | None = None) -> None:
+    """Args: `checks` are names of functions in `where`, with their arguments behind colons."""
     torch.set_num_threads(1)
     store = Path(folder, f"store_{os.getppid()}")
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
     for check in checks:
         name, *arguments = check.split(":")
-        globals()[name](*(int(x) if x.isdigit() else x for x in arguments))
+        (where or globals())[name](*(int(x) if x.isdigit() else x for x in arguments))
     dist.destroy_process_group()
 
 

@@ -14,6 +14,7 @@ from weight_averaging.placement import promise
 from weight_averaging.torch.model.changes import Change
 from weight_averaging.torch.model.finite import Verdict, all_finite, defers, finite_later, squares
 from weight_averaging.torch.model.frozen_probe import FrozenProbe
+from weight_averaging.torch.model.masters import Masters
 from weight_averaging.torch.model.ranks import Ranks
 from weight_averaging.torch.model.spare_copy import SpareCopy
 from weight_averaging.torch.model.tensors import locked, plain_tensors
@@ -50,7 +51,10 @@ class Collector:
         self._initial = False  # whether update(0) has come
         self._model = model
         self._weights = LiveWeights(
-            model, self.buffers == "average", options["include"], options["exclude"], options["dtype"]
+            model,
+            self.buffers == "average",
+            *(options["include"], options["exclude"], options["dtype"]),
+            None if options["masters"] is None else Masters(options["masters"]),
         )
         self._spare = promise(SpareCopy(self._weights))
         logger.info("%s of %s: %s", self.name, type(model).__name__, self._weights.selected)
@@ -107,6 +111,7 @@ class Collector:
 
     def _pass(self, step: int) -> bool:
         """Go on to update `step`. Whether a snapshot was due and collected."""
+        self._weights.check_masters()
         last, self.step = self.step, step
         if last and step > last + 1:
             self._say_missed(last, step)
@@ -254,7 +259,7 @@ class Collector:
             self._follow(change)
 
     def _follow(self, change: Change) -> None:
-        live = self._weights.tensors()
+        live = self._weights.sources(required=False)
         if change.words and any(track.steps for track in self._tracks):
             logger.warning(
                 "the model has changed after update %d (%s): in the snapshots held, what is new counts as it is now",
@@ -270,7 +275,7 @@ class Collector:
         """The model is on another device, or its vector of another type: so are new tracks."""
         held = [(track.vectors(), track.steps, track.count) for track in self._tracks]
         self._make_tracks()
-        live, device = self._weights.tensors(), self._weights.device
+        live, device = self._weights.sources(required=False), self._weights.device
         for track, (vectors, steps, count) in zip(self._tracks, held, strict=True):
             if change is not None:
                 empty = torch.empty(self._weights.numel, dtype=self._weights.dtype, device=device)

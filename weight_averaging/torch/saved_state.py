@@ -10,9 +10,10 @@ from weight_averaging.averages.schedule import still_held
 from weight_averaging.torch.collector import Collector
 from weight_averaging.torch.load_guard import checksums
 from weight_averaging.torch.model.batch_norm import restore_statistics
+from weight_averaging.torch.model.look import Look
 from weight_averaging.torch.model.selection import all_entries
-from weight_averaging.torch.model.tensors import forget_values, local, real, spread_like
-from weight_averaging.torch.model.weights import LiveWeights, Look
+from weight_averaging.torch.model.tensors import forget_values, local, spread_like
+from weight_averaging.torch.model.weights import LiveWeights
 from weight_averaging.torch.swap import Swap
 from weight_averaging.torch.tracks.track import Track
 from weight_averaging.torch.tracks.window import WindowTrack
@@ -162,7 +163,7 @@ def _restored(
         if isinstance(vector, Tensor) and track.is_stale(vector, step, count):
             raise _stale()
     by_step = dict(zip(steps, vectors))
-    return [_flat(look, by_step[step], state, order) for step in kept], kept, count
+    return [_flat(averager._weights, look, by_step[step], state, order) for step in kept], kept, count
 
 
 def _refuse_stale_raw(averager: Collector, swap: Swap, state: dict[str, Any]) -> None:
@@ -227,8 +228,8 @@ def _say_rest(kind: str, look: Look, state: dict[str, Any], order: Order) -> Non
         logger.warning("%s (%d tensors) of the saved %s are dropped", _some(dropped), len(dropped), kind)
 
 
-def _flat(look: Look, vector: Any, state: dict[str, Any], order: Order) -> Tensor:
-    live = [real(local(tensor.detach())) for tensor in look.found]
+def _flat(weights: LiveWeights, look: Look, vector: Any, state: dict[str, Any], order: Order) -> Tensor:
+    live = weights.sources(required=False, look=look)
     if isinstance(vector, dict):  # by name, as of a model with DTensors
         places = zip(look.names, live, order, strict=True)
         shards = [tensor if index is None else local(vector[name]) for name, tensor, index in places]
@@ -236,7 +237,8 @@ def _flat(look: Look, vector: Any, state: dict[str, Any], order: Order) -> Tenso
             raise ValueError(
                 "the saved DTensors are not spread as this model's: load them with torch.distributed.checkpoint"
             )
-        return torch.cat([t.reshape(-1).to(torch.float32) for t in shards])
+        dtype = next(iter(vector.values())).dtype  # what is new here may be of another
+        return torch.cat([t.reshape(-1).to(dtype) for t in shards])
     numels = [torch.Size(shape).numel() for shape in state["shapes"]]
     if vector.numel() != sum(numels):
         raise ValueError(f"a saved vector has {vector.numel()} elements, its shapes {sum(numels)}")
