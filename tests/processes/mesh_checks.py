@@ -1,8 +1,11 @@
 """Averages over device meshes of every kind, one process a rank, over gloo; started by test_ranks.py."""
 
+import datetime
 import gc
 import json
+import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -203,6 +206,49 @@ def whole_on_the_first_rank(kind: str, folder: str) -> None:
             dist.barrier()
             assert [file.read_bytes() for file in files] == before
             assert [path.name for path in place.parent.iterdir() if path.name.startswith(".partial")] == []
+
+
+def a_rank_that_does_not_come() -> None:
+    """The group's own timeout ends the others' wait, and they have lost nothing: weights and averages are as before."""
+    seconds = 3
+    group = dist.new_group(timeout=datetime.timedelta(seconds=seconds))
+    model, first = plain(), dist.get_rank() == 0
+    lawa = LAWA(model, interval=1, window=2, process_group=group)
+    train(model, [lawa], range(1, 4))
+    raw, held = full(model), [vector.clone() for vector in lawa._tracks[0].vectors()]
+    store = dist.distributed_c10d._get_default_store()
+    # The first rank waits in `update`, the other one for the average, each with nobody there.
+    began = time.monotonic()
+    if first:
+        with pytest.raises(RuntimeError, match=r"(?i)timed? ?out"):
+            lawa.update(4)
+        assert lawa.snapshot_steps == [2, 3]
+    else:
+        with pytest.raises(RuntimeError, match=r"(?i)timed? ?out"):
+            lawa.swap_in()
+        assert not lawa.swapped
+    assert time.monotonic() - began < 20 * seconds
+    np.testing.assert_array_equal(full(model), raw)
+    check_equal([v.numpy() for v in lawa._tracks[0].vectors()], [v.numpy() for v in held])
+    store.set(f"done {dist.get_rank()}", "")
+    store.wait(["done 0", "done 1"])
+
+
+def a_rank_that_dies_while_the_average_is_saved(folder: str) -> None:
+    """The first rank raises at once, and nothing half written is left; what is held can be saved by itself."""
+    model = spread_over("fsdp2")
+    lawa = LAWA(model, interval=1, window=2)
+    train(model, [lawa], range(1, 4))
+    raw = [parameter.to_local().clone() for parameter in model.parameters()]
+    if dist.get_rank() > 0:
+        os._exit(0)
+    with pytest.raises(RuntimeError, match=r"(?i)clos|reset|refused|timed"):
+        lawa.save_average(Path(folder, "average"))
+    assert not [path for path in Path(folder).iterdir() if "average" in path.name]
+    assert all(torch.equal(mine.to_local(), kept) for mine, kept in zip(model.parameters(), raw, strict=True))
+    assert lawa.snapshot_steps == [2, 3]
+    print("ranks agree", flush=True)
+    os._exit(0)
 
 
 class Held:

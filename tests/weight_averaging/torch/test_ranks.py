@@ -77,3 +77,9 @@ def test_the_whole_average_of_shards_comes_to_the_first_rank_and_into_files_part
 def test_states_that_one_rank_writes_come_back_to_every_mesh(tmp_path):
     kinds = ["fsdp2", "tensor", "fsdp2_tensor", "hsdp"]
     run(4, tmp_path, *(f"through_the_first_rank:{kind}" for kind in kinds), module="mesh_checks")
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_a_rank_that_does_not_come_or_dies_leaves_the_others_whole(tmp_path):
+    run(2, tmp_path, "a_rank_that_does_not_come", module="mesh_checks")
+    run(2, tmp_path, f"a_rank_that_dies_while_the_average_is_saved:{tmp_path}", module="mesh_checks")

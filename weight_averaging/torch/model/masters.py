@@ -5,6 +5,7 @@ is not, and is rounded once, on its way into the model.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -33,7 +34,8 @@ class Masters:
 
     Args:
         source: a mapping from parameters; a function of a parameter, which returns its master or None; or an optimizer
-            that keeps them where `_LISTS` and `_STATES` say, also inside the wrappers of accelerate and Lightning.
+            that keeps them where `_LISTS` and `_STATES` say, also inside the wrappers of accelerate and Lightning, or
+            DeepSpeed's of ZeRO-1 and -2, of which each master is gathered at each use.
     Raises:
         TypeError: it is something else.
     """
@@ -138,6 +140,8 @@ class Masters:
                 for key in _STATES:
                     if parameter in state and isinstance(master := state[parameter].get(key), Tensor):
                         return master
+            if hasattr(parameter, "_hp_mapping"):  # DeepSpeed, whose masters are in pieces on all ranks
+                return import_module("deepspeed.utils").safe_get_full_fp32_param(parameter)  # type: ignore[no-any-return]
             return by_id.get(id(parameter))
 
         return lookup
