@@ -98,6 +98,7 @@ def check(stage: int) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # which compiles for minutes, and gloo does as well
     deepspeed.init_distributed("gloo")
     for stage in map(int, sys.argv[1:]):
         check(stage)

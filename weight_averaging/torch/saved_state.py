@@ -55,7 +55,9 @@ def load(averager: Collector, swap: Swap, settings: dict[str, Any], state: dict[
     look, order = _fits(averager, state, drop=how == "new")
     sources = state["tracks"] if how == "same" else [_source(state["tracks"], track) for track in averager._tracks]
     pairs = list(zip(sources, averager._tracks, strict=True))
-    restored = [_restored(averager, look, state, source, track, order) for source, track in pairs]
+    # On all ranks, also those that hold no vectors: masters may have to be gathered.
+    live = averager._weights.sources(required=False, look=look) if None in order else look.found
+    restored = [_restored(averager, look, live, state, source, track, order) for source, track in pairs]
 
     if swap.is_in:
         swap.take_out()
@@ -141,12 +143,19 @@ def _kept(saved: dict[str, Any], track: Track) -> list[int]:
 
 
 def _restored(
-    averager: Collector, look: Look, state: dict[str, Any], saved: dict[str, Any] | None, track: Track, order: Order
+    averager: Collector,
+    look: Look,
+    live: list[Tensor],
+    state: dict[str, Any],
+    saved: dict[str, Any] | None,
+    track: Track,
+    order: Order,
 ) -> tuple[list[Tensor], list[int], int]:
     """The vectors, steps and count of a saved track, in the order of this model's tensors.
 
     Args:
         look, order: from `_fits`.
+        live: of what the state lacks the values as they are now.
         state: the whole state that `saved` is part of.
     Raises:
         ValueError: vectors are missing, not as long as their shapes say, or overwritten since.
@@ -163,7 +172,7 @@ def _restored(
         if isinstance(vector, Tensor) and track.is_stale(vector, step, count):
             raise _stale()
     by_step = dict(zip(steps, vectors))
-    return [_flat(averager._weights, look, by_step[step], state, order) for step in kept], kept, count
+    return [_flat(look, live, by_step[step], state, order) for step in kept], kept, count
 
 
 def _refuse_stale_raw(averager: Collector, swap: Swap, state: dict[str, Any]) -> None:
@@ -228,8 +237,7 @@ def _say_rest(kind: str, look: Look, state: dict[str, Any], order: Order) -> Non
         logger.warning("%s (%d tensors) of the saved %s are dropped", _some(dropped), len(dropped), kind)
 
 
-def _flat(weights: LiveWeights, look: Look, vector: Any, state: dict[str, Any], order: Order) -> Tensor:
-    live = weights.sources(required=False, look=look)
+def _flat(look: Look, live: list[Tensor], vector: Any, state: dict[str, Any], order: Order) -> Tensor:
     if isinstance(vector, dict):  # by name, as of a model with DTensors
         places = zip(look.names, live, order, strict=True)
         shards = [tensor if index is None else local(vector[name]) for name, tensor, index in places]

@@ -125,7 +125,7 @@ class Masters:
         if isinstance(self._source, Mapping):
             return self._source.get
         if not hasattr(self._source, "param_groups"):
-            return self._source  # type: ignore[return-value]
+            return self._source
         by_id: dict[int, Tensor] = {}
         states: list[Any] = []
         for layer in _layers(self._source):
