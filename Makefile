@@ -95,11 +95,14 @@ test-oldest test-newest: test-%: .venv-%/ready
 	touch $@
 
 # Those that do not install are left out, and their tests skipped: see docs/offline.md.
+# PyTorch is named, so that the one that is there stays, and of torchvision and torchaudio those come that fit it.
+# Without a GPU their compiled parts may not load, which the tests get around.
 test-trainers: $(VENV)/ready-test-trainers
 	$(PY) -m pytest -n 2 -m trainers -rs tests/weight_averaging
 
-$(VENV)/ready-test-trainers: $(VENV)/ready
-	$(INSTALL) --quiet $(PINNED) --no-build-isolation -e .[test-trainers]
+$(VENV)/ready-test-trainers: $(VENV)/ready requirements/trainers.txt
+	$(INSTALL) --quiet $(PINNED) --no-build-isolation $(TORCH) -e .[test-trainers]
+	$(PY) -m pip install --quiet --no-deps -r requirements/trainers.txt
 	touch $@
 
 lint: $(VENV)/ready

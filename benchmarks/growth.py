@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from matplotlib.ticker import LogLocator, NullLocator
 from torch import nn
 from tqdm import tqdm
 
@@ -119,7 +120,7 @@ def exponent(rows: list[dict[str, Any]], varied: str, action: str) -> float:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Seconds against weights, window and ranks, and memory against ranks."""
-    figure, axes = style.panels(4, size=(3.6, 2.9))
+    figure, axes = style.panels(4, size=(4.2, 3.2), columns=2)
     fixed = ("window 2, 1 rank", "1e7 weights, 1 rank", "1e7 weights, window 20")
     red, blue, green = style.COLOURS[4], style.COLOURS[6], style.COLOURS[3]
     markers = {"EMA update": ("o", red), "snapshot": ("s", blue), "mean, swap": ("^", green)}
@@ -133,7 +134,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axis.set_ylabel("time (ms, lower is better)")
         axis.legend(fontsize=7, title="power: the slope", title_fontsize=7)
         axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}" if x < 1e4 else f"1e{np.log10(x):.0f}")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
         axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_locator(NullLocator())
     points = [(r["ranks"], r["value"] / r["weights"] / 4) for r in rows if r["action"] == "memory"]
     window = next((r["window"] for r in rows if r["action"] == "memory"), 0)
     if points:
@@ -146,7 +149,6 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     for axis in axes[2:]:
         axis.set_xticks(RANKS, [str(r) for r in RANKS])
     axes[2].xaxis.minorticks_off()
-    axes[2].yaxis.set_minor_formatter("{x:g}")
     style.save(figure, path.with_suffix(""), [path.suffix[1:]])
 
 

@@ -18,8 +18,10 @@ from torch import nn
 from weight_averaging import offline
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--updates", type=int, default=200, help="of fine-tuning (default: 200)")
+parser.add_argument("--updates", type=int, default=200, help="number of fine-tuning updates (default: 200)")
 updates = parser.parse_args().updates
+if updates < 1:
+    parser.error(f"--updates {updates}: there must be one or more")
 
 torch.set_num_threads(1)  # tensors are small
 digits = load_digits()

@@ -19,10 +19,13 @@ WINDOWS = (1, 2, 5, 10, 20, 50)
 COLOURS = ("#E69F00", "#009E73", "#0072B2")  # told apart with any colour vision
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("folder", type=Path, help="of the checkpoints, evenly spaced")
+parser.add_argument("folder", type=Path, help="folder of the checkpoints, which are evenly spaced")
 folder = parser.parse_args().folder
 
-snapshots = offline.Snapshots(folder)
+try:
+    snapshots = offline.Snapshots(folder)
+except ValueError as error:  # no folder, or nothing in it
+    parser.error(str(error))
 every, total = snapshots.steps[0], snapshots.steps[-1]
 places = [total * quarters // 4 // every * every for quarters in (1, 2, 4)]
 wanted = [(offline.LAWA(window=window), step) for window in WINDOWS for step in places if window * every <= step]

@@ -15,8 +15,10 @@ from torch import nn
 from weight_averaging import EMA, LAWA
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--updates", type=int, default=1500, help="optimizer steps (default: 1500)")
+parser.add_argument("--updates", type=int, default=1500, help="number of optimizer updates (default: 1500)")
 updates = parser.parse_args().updates
+if updates < 1:
+    parser.error(f"--updates {updates}: there must be one or more")
 
 torch.set_num_threads(1)  # tensors are small
 digits = load_digits()

@@ -36,9 +36,11 @@ def held_out_loss(model: nn.Module) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="for the checkpoints")
-    parser.add_argument("--updates", type=int, default=2000, help="optimizer steps (default: 2000)")
+    parser.add_argument("folder", type=Path, help="folder into which checkpoints are written")
+    parser.add_argument("--updates", type=int, default=2000, help="number of optimizer updates (default: 2000)")
     args = parser.parse_args()
+    if args.updates < 1:
+        parser.error(f"--updates {args.updates}: there must be one or more")
     args.folder.mkdir(parents=True, exist_ok=True)
 
     torch.manual_seed(0)

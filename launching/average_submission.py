@@ -1,7 +1,10 @@
 """A folder with another submission and its average: the base unchanged, beside a dozen lines and what they need."""
 
 import ast
+import hashlib
 import json
+import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -16,7 +19,13 @@ from weight_averaging.errors import UsageError
 
 NEEDED = ("init_optimizer_state", "update_params", "data_selection", "get_batch_size")
 OPTIONAL = ("get_eval_batch_size",)
-AVERAGES = {"lawa": "the mean of its latest snapshots (LAWA)", "ema": "an exponential average of its weights (EMA)"}
+AVERAGES = {
+    "lawa": "the mean of its latest snapshots (LAWA)",
+    "ema": "an exponential average of its weights (EMA)",
+    "growing": "an average over a constant share of the updates so far",
+}
+PAPERS = {"averaging_horizon": 0.01, "averaging_window": 20}  # of step_hint, and snapshots in that
+HYPERPARAMETERS = {"lawa": PAPERS, "ema": PAPERS, "growing": {"averaging_share": 0.15}}
 PACKAGES = {"pytorch": ("torch",), "jax": ("jax", "flax", "optax")}
 PREFIX = "averaging_"
 
@@ -185,3 +194,29 @@ def write(
     if whole is not None:
         (folder / submission_info.SPACE).write_text(json.dumps(whole, indent=2) + "\n")
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def write_to_run(root: Path, base: Base, averaging: str, space: Path | None, parent: Path) -> Path:
+    """Write the folder below `parent`, with the usual hyperparameters of the average; returns it.
+
+    Its name ends in a digest of all that is in it. So whoever runs the same again, another rank or a resumed run,
+    finds it as it was, and no run's submission is replaced.
+
+    Raises:
+        UsageError: as `write`.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent) as name:
+        made = Path(name) / "made"
+        files = write(root, base, averaging, HYPERPARAMETERS[averaging], space, made, {})
+        digest = hashlib.sha256()
+        for path in files:
+            digest.update(str(path.relative_to(made)).encode() + b"\0" + path.read_bytes() + b"\0")
+        # Imported by its path, so each part has to be a name.
+        folder = parent / f"{re.sub(r'[^0-9a-zA-Z]', '_', base.name)}_{averaging}_{digest.hexdigest()[:8]}"
+        try:
+            os.rename(made, folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    return folder

@@ -1,8 +1,8 @@
 """A self-contained folder of one submission, as the benchmark's repository takes it: relative imports only.
 
 There it is imported as `submissions.<ruleset>_tuning.<name>.submission`, below one more package or none. The modules
-that the submission needs, and they in turn, are copied beside it, and the module named in each of their import lines
-is replaced by its new relative name; nothing else changes.
+that the submission needs, and they in turn, are copied beside it. The module named in each of their import lines is
+replaced by its new relative name. Nothing else changes.
 """
 
 import ast

@@ -48,7 +48,8 @@ def check(submission: Path) -> list[Finding]:
         try:
             tree = ast.parse(path.read_text())
         except (OSError, SyntaxError) as error:
-            findings.add(Finding(path, getattr(error, "lineno", 0) or 0, f"cannot be read: {error}"))
+            why = error.strerror if isinstance(error, OSError) else error
+            findings.add(Finding(path, getattr(error, "lineno", 0) or 0, f"cannot be read: {why}"))
             continue
         found = [*_imports(tree), *_workload_names(tree), *_environment(tree), *_states(tree), *_signatures(tree)]
         if path == submission.resolve():

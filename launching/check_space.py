@@ -24,13 +24,13 @@ def check(path: Path) -> list[Finding]:
         return [Finding(path, error.lineno, f"not JSON: {error.msg}")]
     if not isinstance(space, list | dict) or not space:
         return [Finding(path, 1, "must be a list of points or a dict of ranges, and not empty")]
-    found = _points(text) if isinstance(space, list) else _ranges(text, space)
+    found = _points(text) if isinstance(space, list) else _ranges(text)
     return sorted(Finding(path, line, message) for line, message in found)
 
 
 def _points(text: str) -> Iterator[tuple[int, str]]:
     first: dict[str, Any] | None = None
-    seen: list[Any] = []
+    seen: list[tuple[int, int, Any]] = []  # number, line, point
     for number, (line, point) in enumerate(_elements(text), start=1):
         if number == TRIALS + 1:
             yield line, f"external tuning runs {TRIALS} trials, in the order of the file: the points from here on never"
@@ -40,25 +40,40 @@ def _points(text: str) -> Iterator[tuple[int, str]]:
         first = first or point
         if set(point) != set(first):
             yield line, f"point {number} and the first do not both have {', '.join(sorted(set(point) ^ set(first)))}"
-        if point in seen:
-            yield line, f"point {number} is that of line {line} again: a trial wasted"
-        seen.append(point)
+        if same := [f"point {n} (line {at})" for n, at, other in seen if other == point]:
+            yield line, f"point {number} is {same[0]} again: a trial wasted"
+        seen.append((number, line, point))
         yield from ((line, message) for message in _names(point))
 
 
 def _elements(text: str) -> Iterator[tuple[int, Any]]:
     """The elements of a JSON list, each with the line it starts in."""
-    decoder = json.JSONDecoder()
     at = text.index("[") + 1
-    while True:
-        start = re.compile(r"[\s,]*").match(text, at)
-        assert start is not None
-        at = start.end()
-        if text[at] == "]":
-            return
-        element, end = decoder.raw_decode(text, at)
-        yield text.count("\n", 0, at) + 1, element
+    while text[at := _next(text, at)] != "]":
+        element, end = json.JSONDecoder().raw_decode(text, at)
+        yield _line(text, at), element
         at = end
+
+
+def _members(text: str) -> Iterator[tuple[int, str, Any]]:
+    """The members of a JSON object, each with the line its name is in."""
+    at = text.index("{") + 1
+    while text[at := _next(text, at)] != "}":
+        name, end = json.JSONDecoder().raw_decode(text, at)
+        value, end = json.JSONDecoder().raw_decode(text, _next(text, end))
+        yield _line(text, at), name, value
+        at = end
+
+
+def _next(text: str, at: int) -> int:
+    """Where the next word begins, from a place between words."""
+    between = re.compile(r"[\s,:]*").match(text, at)
+    assert between is not None
+    return between.end()
+
+
+def _line(text: str, at: int) -> int:
+    return text.count("\n", 0, at) + 1
 
 
 def _names(point: dict[str, Any]) -> Iterator[str]:
@@ -67,14 +82,12 @@ def _names(point: dict[str, Any]) -> Iterator[str]:
             yield f"{name!r} cannot be the name of a hyperparameter"
 
 
-def _ranges(text: str, space: dict[str, Any]) -> Iterator[tuple[int, str]]:
+def _ranges(text: str) -> Iterator[tuple[int, str]]:
     yield (
         1,
         "a dict of ranges is shuffled upstream without a seed: jobs that split it repeat points; use a list",
     )
-    for name, entry in space.items():
-        match = re.search(rf'"{re.escape(name)}"\s*:', text)
-        line = text.count("\n", 0, match.start()) + 1 if match else 1
+    for line, name, entry in _members(text):
         yield from ((line, message) for message in _names({name: entry}))
         yield from ((line, f"{name}: {message}") for message in _range(entry))
 

@@ -2,15 +2,18 @@
 
 import importlib.util
 import json
+import os
 import re
+import shutil
 import sys
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from launching.official_workloads import WORKLOADS, base_name, needs_of
 from miniperf import submission
+from miniperf.logs import check_hyperparameters
 from submissions.recipe.batch_sizes import get_batch_size
 from weight_averaging.errors import UsageError
 
@@ -148,7 +151,7 @@ def remove_torn_checkpoints(trials: Iterable[Path]) -> list[Path]:
 def check_jax_checkpoints(trials: Iterable[Path]) -> None:
     """UsageError if one of the folders of trials in JAX holds a checkpoint that the harness cannot restore.
 
-    Left to itself flax saves through Orbax, which gives nothing back for the evaluations so far: the harness fails
+    Left to itself flax saves through Orbax, which gives nothing back for the evaluations so far. The harness then fails
     ("'NoneType' object has no attribute 'items'") before the submission is asked. A run started by this repository has
     FLAX_FORMAT in its environment. What the harness does then to a restored state, recipe/jax/resuming.py takes back.
     """
@@ -160,6 +163,51 @@ def check_jax_checkpoints(trials: Iterable[Path]) -> None:
                     f"with --overwrite, or keep the run and take another --experiment_name; {FLAX_FORMAT} "
                     "in the environment, as scripts.run has it, makes a run resumable"
                 )
+
+
+def check_resumed(trials: Mapping[Path, Any], max_global_steps: int | None) -> None:
+    """UsageError if a run cannot be resumed as asked. The harness itself would say nothing.
+
+    It continues with the hyperparameters that a trial began with. It never ends a run that is beyond
+    `max_global_steps`, and leaves one that ended at an earlier `max_global_steps` as it is.
+
+    Args:
+        trials: the hyperparameters by folder; None of a trial is not looked at.
+    """
+    for folder, hyperparameters in trials.items():
+        if hyperparameters is not None:
+            check_hyperparameters(folder, hyperparameters)
+        steps = [int(name) for path in folder.glob("checkpoint_*") if (name := path.name.split("_")[1]).isdigit()]
+        earlier = [json.loads(path.read_text()).get("max_global_steps") for path in folder.glob("flags_*.json")]
+        last = max(steps, default=0)
+        if not steps or last == max_global_steps:
+            continue
+        what = f"{folder} ended at update {last} by an earlier --max_global_steps" if last in earlier else ""
+        if max_global_steps is not None and last > max_global_steps:
+            what = f"{folder} is at update {last} already, beyond --max_global_steps={max_global_steps}"
+        if what:
+            remedy = "give another --experiment_name, or replace the run with --overwrite"
+            raise UsageError(f"{what}, and the harness cannot continue it: {remedy}")
+
+
+def check_room(workload: str, experiment_dir: str, checkpoints: bool) -> None:
+    """UsageError unless the folder can be made, or written to, and has room for the weights of a checkpoint.
+
+    Args:
+        checkpoints: whether the run saves any.
+    """
+    folder = Path(experiment_dir).expanduser().absolute()
+    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UsageError(f"--experiment_dir={experiment_dir}: {there} is no folder that can be written to")
+    known = WORKLOADS.get(workload)  # variants have other models
+    needed = 4e-9 * known.parameters if known and checkpoints else 0.0
+    free = shutil.disk_usage(there).free / 1e9
+    if free < needed:
+        raise UsageError(
+            f"--experiment_dir={experiment_dir}: {free:.2f} GB free, the weights of {workload} alone take {needed:.2f} "
+            "and a checkpoint some three to nine times as much"
+        )
 
 
 def check_seed(seed: int | None) -> None:

@@ -86,7 +86,7 @@ def run(command: list[str]) -> int:
     """Run the command of a job that submitit started; returns its exit status, unless the job is preempted first.
 
     At its time limit a job gets SIGUSR2, on which submitit requeues it. Preempted with a grace time it gets SIGTERM, as
-    does the command, which ends: with its status the job would have failed and stay out of the queue.
+    does the command, which ends. With its status the job would have failed and stay out of the queue.
     """
     terminated = False
 

@@ -12,6 +12,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from analysis.comparisons.comparison import MERGES, Comparison, base_of
+from launching import own_submissions
 from launching.suite_jobs import Averaging, SuiteJob, Training
 from miniperf import submission, workloads
 from submissions.recipe.offline import average_of
@@ -135,9 +136,8 @@ class Suite:
     def _search_spaces(self) -> list[_SearchSpace]:
         """Of each submission, checked. The points of a comparison are in files then, if all of them can be used."""
         for name in self.submissions:
-            if not self._path(name).is_file() and (self.comparison is None or name not in MERGES):
-                known = sorted(path.parent.name for path in Path().glob(str(self._path("*"))))
-                raise UsageError(f"the submission {name!r} is unknown; choose from {', '.join(known)}")
+            if self.comparison is None or name not in MERGES:
+                self._path(name)
         for workload in self.workloads:
             workloads.module_of(workload, self.framework)
         path = self.search_spaces / "tuned_trials.json"
@@ -190,7 +190,7 @@ class Suite:
         return self.search_spaces / f"{submission}.json"
 
     def _path(self, submission: str) -> Path:
-        return Path("submissions", self.framework, submission, "submission.py")
+        return own_submissions.path_of(submission, self.framework, "submissions")
 
     def _load(self, name: str) -> ModuleType:
         return submission.load(str(self._path(name)), self.framework)

@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from launching.local_jobs import Job, Pool
+from weight_averaging.errors import UsageError
 
 THREADS = {"OMP_NUM_THREADS": "1"}
 
@@ -99,7 +100,16 @@ def _last_step(table: Path) -> int:
 
 
 def run(jobs: Sequence[SuiteJob], at_a_time: int) -> list[SuiteJob]:
-    """Do what is left of the jobs, with a bar of all updates. Returns those that failed."""
+    """Do what is left of the jobs, with a bar of all updates. Returns those that failed.
+
+    UsageError if a run in the folder is longer than asked for.
+    """
+    for job in jobs:
+        if isinstance(job, Training) and job.done() > job.steps:
+            raise UsageError(
+                f"{job.folder(job.trials[0])} has a run of {job.done()} updates, more than the {job.steps} asked for: "
+                "choose another --experiment_dir"
+            )
     waiting = [job for job in jobs if not job.finished()]
     total = sum(job.steps for job in jobs)
     finished = total - sum(job.steps for job in waiting)

@@ -1,17 +1,21 @@
 """Trials x studies x workloads of one submission as independent jobs, and what they may cost."""
 
+import difflib
 import json
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import submitit
 
-from launching import official, slurm
+from launching import official, own_submissions, slurm
 from launching.local_jobs import Job, Pool
 from launching.official_workloads import WORKLOADS, base_name
 from miniperf import search, submission, workloads
@@ -52,7 +56,11 @@ class Trial(Job):
         return self.experiment_dir / FOLDER / f"{self.name}.done"
 
     def finished(self) -> bool:
-        return self.marker.exists()
+        """Whether it has ended with these flags. With others, say more updates, the runner decides what is left."""
+        return self.marker.exists() and self.marker.read_text() in ("", shlex.join(self.flags))
+
+    def mark_finished(self) -> None:
+        self.marker.write_text(shlex.join(self.flags))
 
     def command(self) -> list[str]:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.ranks}"]
@@ -75,7 +83,7 @@ class Trial(Job):
         code = slurm.run(self.command())
         if code:
             raise subprocess.CalledProcessError(code, self.command())
-        self.marker.touch()
+        self.mark_finished()
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """What submitit puts back into the queue when Slurm preempts the job or its time is over."""
@@ -172,8 +180,7 @@ class Sweep:
     def _checked_source(self) -> str | None:
         """The search space. None: the submission tunes itself."""
         path = self._path
-        if not path.is_file():
-            raise UsageError(f"--submission={self.submission} is unknown; it is a folder of {path.parent.parent}")
+        check_run_flags(self.run_flags)
         official_run = self.harness == "official"
         for name in self.workloads:
             base_name(name) if official_run else workloads.make(name, self.framework)
@@ -195,10 +202,23 @@ class Sweep:
 
     @property
     def _path(self) -> Path:
-        return Path("submissions", self.framework, self.submission, "submission.py")
+        return own_submissions.path_of(self.submission, self.framework)
 
     def _load(self) -> ModuleType:
         return submission.load(str(self._path), self.framework)
+
+
+def check_run_flags(words: Sequence[str]) -> None:
+    """UsageError for a flag that scripts.run does not have, before every job of a sweep ends with it."""
+    # Read, not imported: flags of the same names are here.
+    sources = [Path(find_spec(name).origin).read_text() for name in ("scripts.run", "miniperf.submission_runner")]  # type: ignore[union-attr, arg-type]
+    known = [name for text in sources for name in re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', text)]
+    for word in words:
+        name = word.lstrip("-").partition("=")[0]
+        if word.startswith("-") and name not in known and name.removeprefix("no") not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f": did you mean --{near[0]}?" if near else "; python -m scripts.run --helpfull lists its flags"
+            raise UsageError(f"--run_flags={word}: scripts.run has no such flag{hint}")
 
 
 def expand(source: str, trials: int | None, seed: int, path: Path, write: bool) -> list[dict[str, Any]]:
@@ -228,7 +248,7 @@ def start_here(waiting: Sequence[Trial], at_a_time: int, gpus: int) -> int:
                 print(f"{job.name}: what it says goes to {job.log}", flush=True)
             for job, well in pool.ended():
                 if well:
-                    job.marker.touch()
+                    job.mark_finished()
                     # What the official harness looks for, its report knows.
                     result = "" if job.harness == "official" else f": {job.result()}"
                     print(f"done: {job.name}{result}", flush=True)

@@ -110,7 +110,8 @@ def evaluate(
     model, model_state = workload.init_model_fn(random_utils.key_from_seed(source.rng_seed))
     if latest is None:
         latest = latest_of(snapshots.layout, known=snapshots.latest)
-    plan = Plan(logs, snapshots.steps, latest=latest, frozen=snapshots.frozen)
+    rates = snapshots.learning_rates
+    plan = Plan(logs, snapshots.steps, latest=latest, frozen=snapshots.frozen, learning_rates=rates)
     rng = random_utils.key_from_seed(source.rng_seed)
     data = source.data_dir
     with tqdm(total=len(logs), unit="evaluation", disable=None) as bar:

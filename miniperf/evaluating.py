@@ -16,7 +16,7 @@ def is_due(state: State, now: float, workload: Any, settings: Settings) -> bool:
         due = now - state.train_state["last_eval_time"] >= workload.eval_period_time_sec
     else:
         due = state.global_step == 1 or state.global_step % settings.eval_every_n_steps == 0
-    return due or state.train_state["training_complete"]
+    return due or state.train_state["training_complete"] or state.at_last_update(settings)
 
 
 def allowed_seconds(workload: Any, settings: Settings) -> float:

@@ -32,13 +32,38 @@ def experiment_folder(
     return folder
 
 
-def hyperparameters_of(folder: Path, hyperparameters: Any) -> Any:
-    """Those in the folder's hparams.json if a run left one there, so that it continues as it began; else written."""
-    path = folder / "hparams.json"
-    if path.exists():
-        return type(hyperparameters)(**json.loads(path.read_text()))
-    write_json(path, hyperparameters._asdict())
-    return hyperparameters
+HYPERPARAMETERS = "hparams.json"
+
+
+def write_hyperparameters(folder: Path, hyperparameters: Any) -> None:
+    """Into a trial's folder, if they are not there."""
+    path, now = folder / HYPERPARAMETERS, _as_read(hyperparameters)
+    if not path.exists() or json.loads(path.read_text()) != now:
+        write_json(path, now)
+
+
+def check_hyperparameters(folder: Path, hyperparameters: Any) -> None:
+    """UsageError if a run has begun in a trial's folder with other hyperparameters: it cannot continue with these."""
+    path = folder / HYPERPARAMETERS
+    if not path.exists() or not (any(folder.glob("checkpoint_*")) or any(folder.glob("*measurements.csv"))):
+        return
+    before, now = json.loads(path.read_text()), _as_read(hyperparameters)
+    names = [name for name in {**before, **now} if _value(before, name) != _value(now, name)]
+    if names:
+        values = [f"{name} was {_value(before, name)} and is {_value(now, name)}" for name in names]
+        raise UsageError(
+            f"{folder} began with other hyperparameters than the search space now has: {', '.join(values)}; "
+            "restore the search space, give another --experiment_name, or replace the run with --overwrite"
+        )
+
+
+def _as_read(hyperparameters: Any) -> dict[str, Any]:
+    """As they come back from a file."""
+    return json.loads(json.dumps(hyperparameters._asdict(), default=str))
+
+
+def _value(point: dict[str, Any], name: str) -> str:
+    return repr(point[name]) if name in point else "not there"
 
 
 def evaluations_of(folder: Path) -> list[tuple[int, dict[str, float]]]:

@@ -1,5 +1,6 @@
 """Where a run is between two updates: into a checkpoint, and out of the last one."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,12 +74,22 @@ class State:
 
     def finished(self, settings: Settings) -> bool:
         """Whether there is nothing left to train for."""
+        return self.at_last_update(settings) or self.ended_early(settings) is not None
+
+    def at_last_update(self, settings: Settings) -> bool:
+        """Whether all updates that were asked for are done."""
+        return settings.max_global_steps is not None and self.global_step >= settings.max_global_steps
+
+    def ended_early(self, settings: Settings) -> str | None:
+        """Why training is over, whatever number of updates is asked for. None: it is not."""
+        if self.train_state["training_complete"]:
+            return "its training was complete"
+        if not self.train_state["is_time_remaining"]:
+            return "its time was used up"
         goals = self.train_state["validation_goal_reached"] and self.train_state["test_goal_reached"]
-        return (
-            self.train_state["training_complete"]
-            or not self.train_state["is_time_remaining"]
-            or (goals and not settings.continue_after_target)
-        )
+        if goals and not settings.continue_after_target:
+            return "both targets were reached (--continue_after_target trains on)"
+        return None
 
 
 def save(state: State, framework: Framework, folder: Path, settings: Settings) -> None:
@@ -99,13 +110,22 @@ def save(state: State, framework: Framework, folder: Path, settings: Settings) -
 def resume(state: State, framework: Framework, folder: Path, settings: Settings) -> None:
     """Bring a fresh state, and the generators of random numbers, to where the last checkpoint was, if there is one.
 
-    UsageError if there are checkpoints and the run cannot go on from any.
+    A run that ended before the updates asked for, and stays ended, is reported in a line.
+
+    UsageError if there are checkpoints and the run cannot go on from any, or if the last has more updates than are
+    asked for.
     """
     with framework.first():
         saved = checkpoints.load_latest(framework, folder, settings.origin)
     if saved is None:
         return
     path, contents = saved
+    last = settings.max_global_steps
+    if last is not None and contents["global_step"] > last:
+        raise UsageError(
+            f"{path} is of update {contents['global_step']}, and training is to end at update {last}: ask for more by "
+            "--max_global_steps, give another --experiment_name, or replace the run with --overwrite"
+        )
     try:
         state.model, state.optimizer_state, state.model_state = framework.restore(
             contents, state.model, state.optimizer_state, state.model_state
@@ -118,6 +138,10 @@ def resume(state: State, framework: Framework, folder: Path, settings: Settings)
     state.global_step = contents["global_step"]
     state.preemption_count = contents["preemption_count"] + 1
     if state.finished(settings):
+        why = state.ended_early(settings)
+        if why is not None and last is not None and not state.at_last_update(settings) and framework.rank == 0:
+            said = f"{folder}: ended at update {state.global_step}, not at {last}, because {why}"
+            print(said, file=sys.stderr, flush=True)
         return
     state.queue.skip(contents["batches_drawn"])
     framework.set_random_state(contents["random_state"]["framework"])

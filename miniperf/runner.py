@@ -93,8 +93,6 @@ def train_once(
             except spec.TrainingCompleteError:
                 train_state["training_complete"] = True
             state.global_step += 1
-            if state.global_step == settings.max_global_steps:
-                train_state["training_complete"] = True
             framework.wait(state.model)
             step_end_time = time.time()
             train_state["accumulated_submission_time"] += step_end_time - train_state["last_step_end_time"]

@@ -1,4 +1,4 @@
-"""Run a submission on one of miniperf's workloads, with the flags of the official runner.
+r"""Run a submission on one of miniperf's workloads, with the flags of the official runner.
 
     python -m miniperf.submission_runner --framework=pytorch --workload=mini_criteo1tb \
       --submission_path=submissions/pytorch/lawa/submission.py --tuning_search_space=tuning_search_spaces/lawa.json \
@@ -18,7 +18,7 @@ from absl import logging as absl_logging
 
 from miniperf import command_line, frameworks, search, submission, workloads
 from miniperf.errors import storage_errors
-from miniperf.logs import experiment_folder, hyperparameters_of
+from miniperf.logs import check_hyperparameters, experiment_folder, write_hyperparameters
 from miniperf.progress import summary
 from miniperf.runner import train_once
 from miniperf.settings import Settings
@@ -28,52 +28,67 @@ FLAGS = flags.FLAGS
 
 flags.DEFINE_string("workload", None, f"The workload: {', '.join([*workloads.WORKLOADS, *workloads.FULL_SIZE])}.")
 flags.DEFINE_string("framework", "pytorch", f"Framework of the submission: {' or '.join(frameworks.NAMES)}.")
-flags.DEFINE_string("submission_path", None, "Python file of the submission, relative to the working directory.")
-flags.DEFINE_enum("tuning_ruleset", "external", ["external", "self"], "Tuning ruleset.")
-flags.DEFINE_string("tuning_search_space", None, "JSON file of the search space (external tuning).")
-flags.DEFINE_integer("num_tuning_trials", 1, "Number of hyperparameter trials.")
-flags.DEFINE_integer("hparam_start_index", None, "First trial to run, from 0.")
-flags.DEFINE_integer("hparam_end_index", None, "Trial to stop before.")
-flags.DEFINE_string("data_dir", "", "Folder of the data, where a workload does not bring it along.")
-flags.DEFINE_string("experiment_dir", None, "Root folder of all experiments.")
-flags.DEFINE_string("experiment_name", None, "Name of the experiment, a folder below --experiment_dir.")
+flags.DEFINE_string("submission_path", None, "File of the submission (.py), relative to the working directory.")
+flags.DEFINE_enum(
+    "tuning_ruleset",
+    "external",
+    ["external", "self"],
+    "Tuning ruleset: with a search space (external), or without one (self).",
+)
+flags.DEFINE_string("tuning_search_space", None, "File of the search space (JSON), for external tuning.")
+flags.DEFINE_integer("num_tuning_trials", 1, "Number of trials: points of the search space that are trained.")
+flags.DEFINE_integer("hparam_start_index", None, "Number of the first trial to train, counted from 0.")
+flags.DEFINE_integer("hparam_end_index", None, "Number of the trial to stop before, counted from 0.")
+flags.DEFINE_string("data_dir", "", "Folder of the data, for workloads that do not bring it along.")
+flags.DEFINE_string("experiment_dir", None, "Root folder of all runs.")
+flags.DEFINE_string("experiment_name", None, "Name of the experiment, which becomes a folder below --experiment_dir.")
 flags.DEFINE_boolean("save_checkpoints", True, "Save a checkpoint at every evaluation and at the end.")
 flags.DEFINE_boolean(
     "save_intermediate_checkpoints",
     True,
-    "Keep all checkpoints rather than the last two; scripts.run keeps two unless asked.",
+    "Keep all checkpoints, not the last two alone. scripts.run keeps two by default.",
 )
-flags.DEFINE_boolean("resume_last_run", False, "Continue the experiment from its last checkpoints.")
-flags.DEFINE_boolean("overwrite", False, "Replace an experiment of the same name.")
+flags.DEFINE_boolean("resume_last_run", False, "Continue a run from its last checkpoints.")
+flags.DEFINE_boolean("overwrite", False, "Delete a run of the same name, and start anew.")
 flags.DEFINE_integer(
     "max_global_steps",
     None,
-    "Updates to stop after; default: none, the time budget decides; of scripts.run step_hint.",
+    "Number of updates to stop after; default: that of the time budget. Under scripts.run it is the step_hint.",
     lower_bound=1,
 )
 flags.DEFINE_integer(
     "rng_seed",
     None,
-    "Seed of data order, initialisation and dropout; default: drawn anew; of scripts.run 0, officially 1.",
+    "Seed of data order, initialisation and dropout; default: drawn anew. Under scripts.run it is 0, officially 1.",
 )
 # Beyond the official flags:
 flags.DEFINE_integer(
-    "eval_every_n_steps", None, "Evaluate every so many updates, and let no time budget end the run.", lower_bound=1
+    "eval_every_n_steps", None, "Number of updates between evaluations. No time budget ends such a run.", lower_bound=1
 )
-flags.DEFINE_boolean("continue_after_target", False, "Train on when both targets are reached, for whole curves.")
+flags.DEFINE_boolean("continue_after_target", False, "Train on after both targets are reached, for whole curves.")
 flags.DEFINE_integer(
     "save_snapshots_every_n_steps",
     None,
-    "Write parameters and buffers into the trial's folder snapshots/, for scripts.average_checkpoints.",
+    "Number of updates between snapshots of the weights, which scripts.average_checkpoints averages afterwards.",
     lower_bound=1,
 )
 flags.DEFINE_integer(
-    "checkpoint_every_n_steps", None, "Save a checkpoint at evaluations after such updates only.", lower_bound=1
+    "checkpoint_every_n_steps",
+    None,
+    "Number whose multiples get a checkpoint, among the evaluated updates; default: all of these.",
+    lower_bound=1,
 )
 flags.DEFINE_integer(
-    "micro_batch_size", None, "Examples of a rank that go through the model at a time; gradients add up.", lower_bound=1
+    "micro_batch_size",
+    None,
+    "Number of examples that go through the model at a time, on each rank. Their gradients are added.",
+    lower_bound=1,
 )
-flags.DEFINE_boolean("torch_compile", None, "torch.compile; default: not, or wherever the official harness can.")
+flags.DEFINE_boolean(
+    "torch_compile",
+    None,
+    "Use torch.compile; default: no. Under the official harness the default is yes, where it can.",
+)
 
 
 def run() -> None:
@@ -87,14 +102,17 @@ def run() -> None:
 
 def check_flags() -> list[Any]:
     """The hyperparameters of each trial. UsageError for what can be told to be wrong before a framework is imported."""
-    for name in ("workload", "submission_path", "experiment_dir", "experiment_name"):
-        if getattr(FLAGS, name) is None:
-            raise UsageError(f"--{name} must be given")
+    needed = ("workload", "submission_path", "experiment_dir", "experiment_name")
+    if lacking := [name for name in needed if getattr(FLAGS, name) is None]:
+        raise command_line.missing(lacking)
     frameworks.check(FLAGS.framework)
     workloads.module_of(FLAGS.workload, FLAGS.framework)
     submission.check_path(FLAGS.submission_path)
     space, count = FLAGS.tuning_search_space, FLAGS.num_tuning_trials
-    return search.trials(FLAGS.tuning_ruleset, space, count, FLAGS.rng_seed or 0)
+    trials = search.trials(FLAGS.tuning_ruleset, space, count, FLAGS.rng_seed or 0)
+    if not trials[FLAGS.hparam_start_index : FLAGS.hparam_end_index]:
+        raise UsageError(f"--hparam_start_index and --hparam_end_index leave none of the {len(trials)} trials")
+    return trials
 
 
 def _run(framework: frameworks.Framework, trials: list[Any]) -> None:
@@ -130,8 +148,9 @@ def _run(framework: frameworks.Framework, trials: list[Any]) -> None:
         torch_compile=bool(FLAGS.torch_compile),
     )
     chosen = list(enumerate(trials, start=1))[FLAGS.hparam_start_index : FLAGS.hparam_end_index]
-    if not chosen:
-        raise UsageError(f"--hparam_start_index and --hparam_end_index leave none of the {len(trials)} trials")
+    for number, hyperparameters in chosen:
+        if hyperparameters is not None:
+            check_hyperparameters(experiment / f"trial_{number}", hyperparameters)
     told = []
     for number, hyperparameters in chosen:
         folder = experiment / f"trial_{number}"
@@ -139,7 +158,7 @@ def _run(framework: frameworks.Framework, trials: list[Any]) -> None:
             with framework.first():
                 folder.mkdir(exist_ok=True)
                 if hyperparameters is not None:
-                    hyperparameters = hyperparameters_of(folder, hyperparameters)
+                    write_hyperparameters(folder, hyperparameters)
             if framework.rank == 0:
                 print(f"{folder}: {FLAGS.submission_path}, seed {settings.rng_seed}", flush=True)
             evaluations = train_once(workload, module, hyperparameters, settings, folder, FLAGS.flag_values_dict())

@@ -4,16 +4,16 @@ r"""Average the checkpoints of a run, and evaluate the averages on its workload.
     python -m scripts.average_checkpoints runs/nadamw/study_0/mini_criteo1tb_pytorch/trial_1/snapshots \
       --workload=mini_criteo1tb --lawa window=5:10:20,interval=16 --experiment_dir=runs
 
-trains with snapshots, averages them and writes log folders that scripts.report reads, with the averages evaluated by
-default at the steps at which the run itself was, where they are ready. Called again, it goes on where it was stopped.
-Instead of --lawa and --ema, a submission's search space may say what to average:
+The first trains with snapshots. The second averages them and writes log folders that scripts.report reads. By default
+averages are evaluated at the steps at which the run itself was, where they are ready. Called again, it continues where
+it was stopped. Instead of --lawa and --ema, a submission's search space may say what to average:
 
     python -m scripts.average_checkpoints runs/nadamw/study_0/mini_criteo1tb_pytorch/trial_1/snapshots \
       --workload=mini_criteo1tb --submission=lawa \
       --tuning_search_space=tuning_search_spaces/miniperf/lawa.json --trials=1 --experiment_dir=runs
 
-writes what runs/lawa/study_0/mini_criteo1tb_pytorch/trial_1 would have held, had lawa been trained. scripts.suite does
-so for studies that say `offline: true`.
+This writes what runs/lawa/study_0/mini_criteo1tb_pytorch/trial_1 would have held, had lawa been trained. scripts.suite
+does so for studies that say `offline: true`.
 
 Without --workload this is the command `weight-averaging average`, whose flags mean the same here:
 
@@ -33,11 +33,12 @@ from weight_averaging.cli.descriptions import averages_of
 if TYPE_CHECKING:
     from weight_averaging.offline import Snapshots
 
-# Whose runs are those of nadamw, adamw, ademamix, soap, shampoo, nadamw_no_decay or nadamw_wsd but for the average.
+# Whose runs are those of another submission but for the average.
 SUBMISSIONS = (
     "lawa", "ema", "adamw_lawa", "adamw_ema", "ademamix_lawa", "ademamix_ema", "soap_lawa", "soap_ema",
     "shampoo_lawa", "shampoo_ema",
     "lawa_no_decay", "ema_no_decay", "merge_no_decay", "lawa_wsd", "ema_wsd", "ema_growing", "ema_growing_no_decay",
+    "ema_growing_inverse_sqrt", "adamw_ema_growing", "soap_ema_growing", "muon_lawa", "muon_ema_growing",
 )  # fmt: skip
 
 
@@ -49,14 +50,16 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_arguments(made)
     made.add_argument("--workload", help="evaluate on this miniature workload instead of writing weights")
-    made.add_argument("--experiment_dir", type=Path, default=Path("runs"), help="root of the logs (default: runs)")
+    made.add_argument(
+        "--experiment_dir", type=Path, default=Path("runs"), help="root folder of the logs (default: runs)"
+    )
     made.add_argument(
         "--experiment_name", default="offline", help="submissions are named <experiment_name>_<kind> (default: offline)"
     )
     made.add_argument("--validation_only", action="store_true", help="evaluate on the validation set alone")
-    made.add_argument("--submission", choices=SUBMISSIONS, help="average as this submission does")
-    made.add_argument("--tuning_search_space", help="its search space: a list of points")
-    made.add_argument("--trials", default="1", help="points of it, from 1, with commas between (default: 1)")
+    made.add_argument("--submission", choices=SUBMISSIONS, help="submission whose way of averaging is used")
+    made.add_argument("--tuning_search_space", help="file of its search space, a list of points (JSON)")
+    made.add_argument("--trials", default="1", help="numbers of its points, from 1, with commas between (default: 1)")
     return made
 
 
@@ -64,6 +67,9 @@ def run(args: argparse.Namespace) -> None:
     averages = averages_of(args)
     if args.submission is not None and (averages or not args.workload or not args.tuning_search_space):
         raise SnapshotError("--submission goes with --workload and --tuning_search_space, and without --lawa, --ema")
+    for flag in ("best", "recompute_batch_norm"):
+        if args.workload is not None and getattr(args, flag) is not None:
+            raise SnapshotError(f"--{flag.replace('_', '-')} writes a file, and does not go with --workload")
     if averages or args.submission:
         import torch  # a second, which a wrong flag need not wait for
 

@@ -1,4 +1,4 @@
-"""Average a submission that somebody else wrote: evaluations see LAWA or an EMA, training stays as it is.
+r"""Average a submission that somebody else wrote: evaluations see LAWA, an EMA or a growing average, training stays.
 
     python -m scripts.average_submission --submission_path=theirs/submission.py --averaging=lawa \
       --tuning_search_space=theirs/tuning_search_space.json --out=dist/theirs_lawa
@@ -26,15 +26,26 @@ from weight_averaging.errors import UsageError
 FLAGS = flags.FLAGS
 ROOT = Path(__file__).resolve().parent.parent
 
-flags.DEFINE_string("submission_path", None, "File of the submission to average.", required=True)
-flags.DEFINE_enum("averaging", "lawa", sorted(average_submission.AVERAGES), "Average that evaluations see.")
-flags.DEFINE_string("out", None, "New folder to write.", required=True)
-flags.DEFINE_string("tuning_search_space", None, "Its search space; without one it is taken for self-tuning.")
-flags.DEFINE_float("averaging_horizon", 0.01, "Share of step_hint that the average covers.")
-flags.DEFINE_integer("averaging_window", 20, "Snapshots in it.")
-flags.DEFINE_integer("calls_per_update", 1, "Calls of update_params for one update, of a submission that accumulates.")
-flags.DEFINE_boolean("on_top", False, "Average, although it brings other weights to evaluations itself.")
-flags.DEFINE_string("authors", None, "Authors of the averaged submission; default: those of the base.")
+flags.DEFINE_string("submission_path", None, "File of the submission that is to be averaged (.py).", required=True)
+flags.DEFINE_enum(
+    "averaging", "lawa", sorted(average_submission.AVERAGES), "Average that evaluations see: lawa, ema or growing."
+)
+flags.DEFINE_string("out", None, "Folder to write, which must not be there yet.", required=True)
+flags.DEFINE_string(
+    "tuning_search_space", None, "File of its search space (JSON); default: none, it is taken for self-tuning."
+)
+flags.DEFINE_float("averaging_horizon", None, "Share of step_hint that LAWA or an EMA covers, in (0, 1]; default: .01.")
+flags.DEFINE_integer("averaging_window", None, "Number of snapshots in LAWA or an EMA; default: 20.")
+flags.DEFINE_float("averaging_share", None, "Share of the updates so far that a growing average covers; default: .15.")
+flags.DEFINE_integer(
+    "calls_per_update",
+    1,
+    "Number of calls of update_params that train once, for a submission that accumulates gradients.",
+)
+flags.DEFINE_boolean(
+    "on_top", False, "Average a submission that brings other weights to evaluations itself, on top of those."
+)
+flags.DEFINE_string("authors", None, "Names of the authors of the averaged submission; default: those of the base.")
 FRAMEWORKS = {"pytorch": "PyTorch", "jax": "JAX"}
 
 
@@ -42,7 +53,7 @@ def run() -> None:
     base = average_submission.read(Path(FLAGS.submission_path))
     folder = Path(FLAGS.out)
     space = Path(FLAGS.tuning_search_space) if FLAGS.tuning_search_space else None
-    values = {"averaging_horizon": FLAGS.averaging_horizon, "averaging_window": FLAGS.averaging_window}
+    values = _hyperparameters()
     options = {"calls_per_update": FLAGS.calls_per_update} if FLAGS.calls_per_update != 1 else {}
     options |= {"on_top": True} if FLAGS.on_top else {}
     files = average_submission.write(ROOT, base, FLAGS.averaging, values, space, folder, options)
@@ -78,6 +89,15 @@ def run() -> None:
         f"next: python -m scripts.run --submission_path={folder / 'submission.py'} {tuning} "
         f"--framework={base.framework} --workload=mini_criteo1tb"
     )
+
+
+def _hyperparameters() -> dict[str, float]:
+    names = {name for values in average_submission.HYPERPARAMETERS.values() for name in values}
+    given = {name: getattr(FLAGS, name) for name in sorted(names) if getattr(FLAGS, name) is not None}
+    usual = average_submission.HYPERPARAMETERS[FLAGS.averaging]
+    if unknown := [name for name in given if name not in usual]:
+        raise UsageError(f"--{unknown[0]}: --averaging={FLAGS.averaging} takes {' and '.join(usual)}")
+    return {**usual, **given}
 
 
 if __name__ == "__main__":

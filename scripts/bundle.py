@@ -14,21 +14,27 @@ from pathlib import Path
 
 from absl import flags
 
-from launching import bundle, check_code, check_space, submission_info
+from launching import bundle, check_code, check_space, own_submissions, submission_info
 from scripts.start import start
 from weight_averaging.errors import UsageError
 
 FLAGS = flags.FLAGS
 FRAMEWORKS = {"pytorch": "PyTorch", "jax": "JAX"}  # as the leaderboard writes them
 
-flags.DEFINE_string("submission", None, "A folder of submissions/<framework>.", required=True)
+flags.DEFINE_string("submission", None, "Name of the submission, a folder of submissions/<framework>.", required=True)
 flags.DEFINE_enum("framework", "pytorch", list(FRAMEWORKS), "Framework of the submission.")
-flags.DEFINE_string("name", None, "Of the folder; default: weight_averaging_<submission>, in JAX with _jax.")
-flags.DEFINE_string("tuning_search_space", None, "Default: tuning_search_spaces/<submission>.json, if there is one.")
-flags.DEFINE_string("output_dir", "dist", "Where the folder and the text are written.")
-flags.DEFINE_string("authors", None, "Of the submission.", required=True)
-flags.DEFINE_string("affiliations", None, "Of the authors.", required=True)
-flags.DEFINE_string("version", "1.0", "Of the submission.")
+flags.DEFINE_string(
+    "name", None, "Name of the folder; default: weight_averaging_<submission>, and in JAX with _jax behind."
+)
+flags.DEFINE_string(
+    "tuning_search_space",
+    None,
+    "File of the search space (JSON); default: tuning_search_spaces/<submission>.json, if it is there.",
+)
+flags.DEFINE_string("output_dir", "dist", "Folder into which the bundle and the text are written.")
+flags.DEFINE_string("authors", None, "Names of the authors, with commas between.", required=True)
+flags.DEFINE_string("affiliations", None, "Affiliations of the authors, with commas between.", required=True)
+flags.DEFINE_string("version", "1.0", "Version of the submission.")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -40,6 +46,7 @@ def _search_space() -> Path | None:
 
 
 def run() -> None:
+    own_submissions.path_of(FLAGS.submission, FLAGS.framework, root=ROOT)
     suffix = "" if FLAGS.framework == "pytorch" else f"_{FLAGS.framework}"
     submission = f"{FLAGS.framework}/{FLAGS.submission}"
     name = FLAGS.name or f"weight_averaging_{FLAGS.submission}{suffix}"
@@ -74,8 +81,12 @@ def run() -> None:
     if findings:
         shutil.rmtree(folder)
         raise UsageError("not fit to be handed in:\n" + "\n".join(map(str, findings)))
-    (folder.parent / f"{name}.pull_request.md").write_text(text)
-    print(*files, info, folder.parent / f"{name}.pull_request.md", sep="\n")
+    request = folder.parent / f"{name}.pull_request.md"
+    request.write_text(text)
+    kind = "self_tuning" if own_point else "external_tuning"
+    print(f"{folder}: {len(files) + 1} files, nothing found to be wrong")
+    print(f"{request}: the text of the pull request")
+    print(f"next: copy {folder} to submissions/{kind}/ of mlcommons/submissions_algorithms (docs/official.md)")
 
 
 if __name__ == "__main__":

@@ -4,34 +4,32 @@
 
 The rules, with their reasons: docs/results/rules.md. They look at the baseline alone.
 
-1. With seed 0 the baseline trains at the learning rate that tuned_trials.json has and at its neighbours in the search
-   space, and on from there until the rate with the best validation metric at the end has a worse one on both sides.
-   That is the tuned one. AlgoPerf's rule: one search space for all workloads, the best of its trials for each.
-2. At that rate it trains with --seeds seeds. The target is the median over seeds of the best metric that a run reaches
-   within the workload's `target_share` of its updates, for validation and for test.
+1. With seed 0 the baseline trains at the learning rate of tuned_trials.json and at its neighbours in the search space.
+   It goes on from there until the rate with the best validation metric at the end has a worse one on both sides. That
+   is the tuned one. AlgoPerf's rule: one search space for all workloads, the best of its trials for each.
+2. At that rate it trains with --seeds seeds. Of each run the best metric within the workload's `target_share` of its
+   updates counts. The target is the median of these over seeds, for validation and for test.
 3. At that rate it trains with three of them with a constant learning rate.
 
-Prints the targets and four checks: is the best rate inside the grid, does annealing help by more than the seeds differ,
-do all seeds reach the target, do the updates to it differ by less than a tenth? Beside the batch size it states the
+Prints the targets and four checks. Is the best rate inside the grid? Does annealing help by more than the seeds differ?
+Do all seeds reach the target? Do the updates to it differ by less than a tenth? Beside the batch size it states the
 noise scale of the gradients where the target lies. All is written into <experiment_dir>/calibration.md. Finished runs
 are not repeated, and those of scripts.suite with as many evaluations are the same. What it finds goes by hand into the
 workload (targets) and into tuned_trials.json beside the search space.
 """
 
-import concurrent.futures
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from absl import flags
-from tqdm import tqdm
 
+from launching import suite_jobs
+from launching.suite_jobs import Training
 from miniperf import random_utils, search, workloads
-from miniperf.calibration import BASELINE, CONSTANT_SEEDS, HEAD, Run, calibrate, place
+from miniperf.calibration import BASELINE, HEAD, Run, calibrate, place
 from miniperf.noise_scale import simple_noise_scale, workload_gradients
 from scripts.start import start
 from weight_averaging.errors import UsageError
@@ -39,44 +37,45 @@ from weight_averaging.offline import Snapshots
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_list("workloads", sorted(workloads.WORKLOADS), "Workloads to calibrate.")
-flags.DEFINE_integer("seeds", 5, "Runs at the tuned learning rate.", lower_bound=2)
+flags.DEFINE_list("workloads", sorted(workloads.WORKLOADS), "Names of miniature workloads, with commas between.")
+flags.DEFINE_integer("seeds", 5, "Number of runs at the tuned learning rate.", lower_bound=2)
 flags.DEFINE_string("experiment_dir", "runs/calibration", "Root folder of the runs.")
 flags.DEFINE_string(
     "search_spaces",
     "tuning_search_spaces/miniperf",
     "Folder with <submission>.json, learning rates, and the tuned trials.",
 )
-flags.DEFINE_integer("evaluations", 50, "Evaluations in a run, evenly spaced.", lower_bound=1)
-flags.DEFINE_integer("jobs", os.cpu_count(), "Runs at a time.", lower_bound=1)
+flags.DEFINE_integer("evaluations", 50, "Number of evaluations in a run, evenly spaced.", lower_bound=1)
+flags.DEFINE_integer("jobs", os.cpu_count(), "Number of runs at a time; default: one for each core.", lower_bound=1)
 
 NOISE_BATCHES = 64
 
 
-def folder(run: Run) -> Path:
-    study = Path(FLAGS.experiment_dir, run.submission, f"study_{run.seed}")
-    return study / f"{run.workload}_pytorch" / f"trial_{run.trial}"
-
-
-def table(run: Run) -> pd.DataFrame:
-    """The evaluations of a run, trained now if they are not there yet."""
+def job(run: Run) -> Training:
     workload = workloads.make(run.workload)
-    steps = workload.step_hint
-    if not (folder(run) / f"checkpoint_{steps}").exists():
-        command = [
-            sys.executable, "-m", "scripts.run", f"--submission={run.submission}", f"--workload={run.workload}",
-            f"--rng_seed={run.seed}", f"--experiment_dir={FLAGS.experiment_dir}", "--resume_last_run",
-            f"--tuning_search_space={FLAGS.search_spaces}/{run.submission}.json", "--continue_after_target",
-            f"--hparam_start_index={run.trial - 1}", f"--hparam_end_index={run.trial}",
-            f"--eval_every_n_steps={max(1, steps // FLAGS.evaluations)}", "--nosave_intermediate_checkpoints",
-            f"--save_snapshots_every_n_steps={place(workload)}",
-        ]  # fmt: skip
-        result = subprocess.run(
-            command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
-        )
-        if result.returncode:
-            raise UsageError(f"{folder(run)}: the run failed: {' '.join(result.stderr.splitlines()[-1:])}")
-    return pd.read_csv(folder(run) / "eval_measurements.csv")
+    return Training(
+        framework="pytorch",
+        submission=run.submission,
+        workload=run.workload,
+        seed=run.seed,
+        trials=[run.trial],
+        search_space=Path(FLAGS.search_spaces, f"{run.submission}.json"),
+        experiment_dir=Path(FLAGS.experiment_dir),
+        steps=workload.step_hint,
+        evaluate_every=max(1, workload.step_hint // FLAGS.evaluations),
+        snapshots_every=place(workload),
+    )
+
+
+def folder(run: Run) -> Path:
+    return job(run).folder(run.trial)
+
+
+def tables(runs: list[Run]) -> list[pd.DataFrame]:
+    """The evaluations of each run, trained now if they are not there yet."""
+    if failed := suite_jobs.run([job(run) for run in runs], FLAGS.jobs):
+        raise UsageError(f"{failed[0].folder(failed[0].trials[0])}: the run failed: see {failed[0].log}")
+    return [pd.read_csv(folder(run) / "eval_measurements.csv") for run in runs]
 
 
 def tuned_before() -> dict[str, int]:
@@ -105,31 +104,12 @@ def run() -> None:
             raise UsageError(f"--workloads={name} is no miniature; choose from {', '.join(workloads.WORKLOADS)}")
     rates = [point.learning_rate for point in search.load(f"{FLAGS.search_spaces}/{BASELINE}.json", None)]
     before = tuned_before()
-    # At least: the rates next to the tuned one; its own runs are among those of the seeds.
-    total = len(FLAGS.workloads) * (2 + FLAGS.seeds + min(CONSTANT_SEEDS, FLAGS.seeds))
-    done: dict[Run, pd.DataFrame] = {}
     findings = []
-    with (
-        concurrent.futures.ThreadPoolExecutor(FLAGS.jobs) as pool,
-        tqdm(total=total, unit="run", disable=None) as bar,
-    ):
-
-        def tables(runs: list[Run]) -> list[pd.DataFrame]:
-            new = [run for run in runs if run not in done]
-            for made, evaluations in zip(new, pool.map(table, new), strict=True):
-                done[made] = evaluations
-                bar.update()
-            return [done[run] for run in runs]
-
-        try:
-            for name in FLAGS.workloads:
-                workload = workloads.make(name)
-                found = calibrate(name, workload, rates, before.get(name), FLAGS.seeds, tables, noise_scale)
-                findings.append(found)
-                bar.write("\n".join([*found[0], *HEAD, f"| {' | '.join(found[1])} |"]))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # what has not begun, does not
-            raise
+    for name in FLAGS.workloads:
+        workload = workloads.make(name)
+        found = calibrate(name, workload, rates, before.get(name), FLAGS.seeds, tables, noise_scale)
+        findings.append(found)
+        print("\n".join([*found[0], *HEAD, f"| {' | '.join(found[1])} |"]), flush=True)
     path = Path(FLAGS.experiment_dir, "calibration.md")
     rows = [f"| {' | '.join(row)} |" for _, row in findings]
     path.write_text("\n".join([*HEAD, *rows, "", *(line for lines, _ in findings for line in lines)]))

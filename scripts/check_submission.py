@@ -1,4 +1,4 @@
-"""Look through a submission for what goes wrong under the official harness, or on the way to its leaderboard.
+r"""Look through a submission for what goes wrong under the official harness, or on the way to its leaderboard.
 
     python -m scripts.check_submission --submission_path=dist/mine/submission.py \
       --tuning_search_space=dist/mine/tuning_search_space.json --submission_info=dist/mine/submission_info.yml
@@ -19,9 +19,9 @@ from weight_averaging.errors import UsageError
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("submission_path", None, "The module of a submission.")
-flags.DEFINE_string("tuning_search_space", None, "Its search space.")
-flags.DEFINE_string("submission_info", None, "Its submission_info.yml, or the text of the pull request.")
+flags.DEFINE_string("submission_path", None, "File of the submission (.py).")
+flags.DEFINE_string("tuning_search_space", None, "File of its search space (JSON).")
+flags.DEFINE_string("submission_info", None, "File of its submission_info.yml, or with the text of the pull request.")
 
 
 def run() -> None:
@@ -30,7 +30,8 @@ def run() -> None:
     findings = check_code.check(Path(FLAGS.submission_path)) if FLAGS.submission_path else []
     findings += check_space.check(Path(FLAGS.tuning_search_space)) if FLAGS.tuning_search_space else []
     findings += submission_info.check(Path(FLAGS.submission_info)) if FLAGS.submission_info else []
-    print(*findings, sep="\n", end="\n" if findings else "")
+    looked_at = [FLAGS.submission_path, FLAGS.tuning_search_space, FLAGS.submission_info]
+    print(*findings or [f"nothing found in {', '.join(path for path in looked_at if path)}"], sep="\n")
     sys.exit(bool(findings))
 
 

@@ -6,7 +6,7 @@
 
 The plan (comparisons/evidence/plan.yaml) says which runs there are. They come seed by seed, workload by workload, so
 that whatever is done is balanced. Where a learning rate is to be found first, the search comes in the place of the
-first run that needs it: seed 0, the rates of the plan and on from there, until the best final metric is inside.
+first run that needs it. It has seed 0, the rates of the plan and on from there, until the best final metric is inside.
 
 A run trains once. At its evaluations the averages have their turn after the raw weights. They are in memory and in the
 checkpoints; no snapshots are written. Afterwards <out>/<part>/<workload>/<variant>/seed_K.csv has all evaluations, and
@@ -33,14 +33,14 @@ from weight_averaging.errors import UsageError
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("plan", "comparisons/evidence/plan.yaml", "YAML file of the runs.")
-flags.DEFINE_list("part", ["A"], "Parts of the plan, in this order.")
-flags.DEFINE_string("out", "runs/evidence", "Folder of the results.")
-flags.DEFINE_list("workloads", None, "These workloads alone; default: those of the plan.")
-flags.DEFINE_list("variants", None, "These runs of the parts alone, by name; default: all.")
-flags.DEFINE_integer("seeds", None, "The first so many seeds; default: those of the plan.", lower_bound=1)
-flags.DEFINE_integer("jobs", 1, "Processes, each with one thread.", lower_bound=1)
-flags.DEFINE_boolean("list", False, "Say what is finished and what comes next, and run nothing.")
+flags.DEFINE_string("plan", "comparisons/evidence/plan.yaml", "File with the plan of the runs (YAML).")
+flags.DEFINE_list("part", ["A"], "Parts of the plan to run, in this order, with commas between.")
+flags.DEFINE_string("out", "runs/evidence", "Folder into which the results are written.")
+flags.DEFINE_list("workloads", None, "Names of workloads, with commas between; default: those of the plan.")
+flags.DEFINE_list("variants", None, "Names of runs of these parts, with commas between; default: all.")
+flags.DEFINE_integer("seeds", None, "Number of seeds, the first ones; default: those of the plan.", lower_bound=1)
+flags.DEFINE_integer("jobs", 1, "Number of processes, each with one thread.", lower_bound=1)
+flags.DEFINE_boolean("list", False, "Say what is finished and what comes next. Nothing is run.")
 
 WAIT_SECONDS = 10
 

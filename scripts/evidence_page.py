@@ -16,8 +16,8 @@ from scripts.start import start
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("folder", "docs/results/evidence", "Of the page, with the numbers in `data`.")
-flags.DEFINE_string("collect", None, "Folder of results of scripts.evidence.")
+flags.DEFINE_string("folder", "docs/results/evidence", "Folder of the page, with the numbers in `data` there.")
+flags.DEFINE_string("collect", None, "Folder with results of scripts.evidence, which are taken over first.")
 
 
 def run() -> None:

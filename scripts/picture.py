@@ -1,18 +1,26 @@
-"""Draw docs/averaging.png, which shows what averaging is: `python -m scripts.picture`.
+"""Draw docs/averaging.png, which shows what averaging is, and docs/growing.png: `python -m scripts.picture`.
 
-Nothing in it is sketched. SGD at a constant learning rate goes down a valley of 40 weights with noisy gradients, and
-the library's LAWA averages what it visits.
+Nothing in them is sketched. In the first one SGD at a constant learning rate goes down a valley of 40 weights with
+noisy gradients, and the library's LAWA averages what it visits. The second one has weights that the library gives, and
+runs whose numbers are in docs/results/evidence/data.
 """
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 
+from analysis.evidence.data import load
+from analysis.evidence.growing import SNAPSHOTS, picture
+from analysis.figures import style
 from analysis.figures.style import AVERAGES, GREY, PLAIN, plt
+from submissions.recipe.schedules import warmup_cosine
 from weight_averaging import LAWA
 
-TARGET = Path(__file__).parents[1] / "docs" / "averaging.png"
+DOCS = Path(__file__).parents[1] / "docs"
+TARGET, GROWING, DATA = DOCS / "averaging.png", DOCS / "growing", DOCS / "results" / "evidence" / "data"
 CURVATURE = torch.linspace(0.5, 3.0, 40)
 SHOWN = [0, -1]  # the two weights on the map
 UPDATES, INTERVAL, WINDOW, RATE, NOISE = 160, 4, 8, 0.12, 2.2
@@ -71,5 +79,17 @@ def draw(target: Path = TARGET) -> None:
     plt.close(figure)
 
 
+def draw_growing(target: Path = GROWING) -> None:
+    """The picture of docs/growing.md, of a run in which the growing average gains and one in which it lags."""
+    runs = load(DATA).of("A", "nadamw")
+    rates = [warmup_cosine(step, SNAPSHOTS, SimpleNamespace(warmup_factor=0.02)) for step in range(SNAPSHOTS)]
+    chosen = [runs[name][0] for name in ("mini_finewebedu_lm", "mini_criteo1tb")]
+    style.save(picture(rates, chosen), target, kinds=("png",))
+
+
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        sys.exit(f"error: unexpected arguments: {' '.join(sys.argv[1:])}")
     draw()
+    draw_growing()
+    print(f"drawn: {TARGET}, {GROWING}")

@@ -4,9 +4,9 @@
     python -m scripts.prepare_text --files='texts/*.txt' --held_out=.1 --out=data/mine
     python -m scripts.prepare_text --files='dump/*.jsonl.gz,more/*.jsonl.gz' --field=body --out=data/mine
 
-Documents of the Hugging Face hub are streamed, none is kept but as tokens of GPT-2's byte-pair encoding; local files
-are text (a document each), JSON lines or parquet. A share of the documents, chosen by a hash of their text, is held out
-for validation. Stopped or killed, the same command goes on where it was and ends with the same bytes. See
+Documents of the Hugging Face hub are streamed, and kept as tokens of GPT-2's byte-pair encoding alone. Local files are
+text (a document each), JSON lines or parquet. A share of the documents, chosen by a hash of their text, is held out for
+validation. If the command is stopped or killed, the same command continues and ends with the same bytes. See
 docs/language_model.md.
 """
 
@@ -23,16 +23,20 @@ from scripts.start import start
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("dataset", None, "A data set of the Hugging Face hub.")
-flags.DEFINE_string("config", None, "Its configuration, where it has several: sample-10BT.")
-flags.DEFINE_string("split", "train", "Its split, which is divided into training and validation here.")
-flags.DEFINE_list("files", [], "Instead of --dataset: patterns of local .txt, .jsonl or .parquet files.")
-flags.DEFINE_string("field", "text", "The field or column with the text.")
-flags.DEFINE_string("out", None, "Folder for the shards.", required=True)
-flags.DEFINE_float("held_out", 0.0005, "Share of the documents for validation; the default is 5M of 10B tokens.")
-flags.DEFINE_integer("max_tokens", None, "Stop when so many tokens are there to train on; default: never.")
-flags.DEFINE_integer("shard_tokens", 100_000_000, "Tokens of a shard, two bytes each.")
-flags.DEFINE_integer("threads", os.cpu_count(), "Threads that encode.", lower_bound=1)
+flags.DEFINE_string("dataset", None, "Name of a data set of the Hugging Face hub.")
+flags.DEFINE_string("config", None, "Name of its configuration, where it has several: sample-10BT.")
+flags.DEFINE_string("split", "train", "Name of its split, which is divided into training and validation here.")
+flags.DEFINE_list("files", [], "Patterns of local .txt, .jsonl or .parquet files, in place of --dataset.")
+flags.DEFINE_string("field", "text", "Name of the field or column that holds the text.")
+flags.DEFINE_string("out", None, "Folder into which the shards are written.", required=True)
+flags.DEFINE_float(
+    "held_out", 0.0005, "Share of the documents that is held out for validation. The default is 5M of 10B tokens."
+)
+flags.DEFINE_integer("max_tokens", None, "Number of training tokens to stop at; default: all documents are read.")
+flags.DEFINE_integer("shard_tokens", 100_000_000, "Number of tokens in a shard, of two bytes each.")
+flags.DEFINE_integer(
+    "threads", os.cpu_count(), "Number of threads that encode; default: one for each core.", lower_bound=1
+)
 
 
 def run() -> None:

@@ -3,10 +3,10 @@
     python -m scripts.published_submissions --folder=leaderboard/submissions --workload=mini_finewebedu_lm --updates=30
 
 Each is trained twice from the same seed: alone, and by `submissions.averaged` with LAWA of the latest 5 updates. It
-reports whether the raw weights are bit for bit the same after every update, evaluations in between included, and how
-far the evaluated weights are from the float64 mean of the raw ones, as a share of the largest weight. A submission for
-external tuning gets the first point of the search space beside it. Results go on where they ended: --out has a line
-each.
+reports whether the raw weights are bit for bit the same after every update, evaluations in between included. It also
+reports how far the evaluated weights are from the float64 mean of the raw ones, as a share of the largest weight. A
+submission for external tuning gets the first point of the search space beside it. Results are added where they ended:
+--out has a line each.
 """
 
 import importlib
@@ -38,7 +38,7 @@ flags.DEFINE_string("workload", "mini_finewebedu_lm", "Miniature on which each i
 flags.DEFINE_integer("updates", 30, "Updates of each run; a third and two thirds of the way there is an evaluation.")
 flags.DEFINE_string("out", "runs/published_submissions.jsonl", "File of results, a line each.")
 flags.DEFINE_integer("seconds", 600, "Seconds after which a submission is given up.")
-flags.DEFINE_string("one", None, "Only this submission, in this process; prints its line.")
+flags.DEFINE_string("one", None, "Path of the one submission that is tried, in this process. Its line is printed.")
 
 
 class Watched(ModuleType):

@@ -3,10 +3,11 @@
     python -m scripts.rehearse --submission=lawa --workload=ogbg                 on all GPUs
     python -m scripts.rehearse --submission=lawa --workload=ogbg --gpus=0        on the CPU
     python -m scripts.rehearse --submission=lawa,ema --framework=pytorch,jax --all
+    python -m scripts.rehearse --submission=lawa --workload=ogbg --engine=docker     in the image; slurm: as one job
     python -m scripts.rehearse --submission_path=mine/submission.py --tuning_search_space=mine/space.json --workload=wmt
 
-A rehearsal writes a small data set in the official layout (once, into --data_dir), starts the harness's own runner
-with the command of a real run, kills it after a checkpoint, resumes it, and looks at what happened:
+A rehearsal writes a small data set in the official layout (once, into --data_dir). It starts the harness's own runner
+with the command of a real run, kills it after a checkpoint, and resumes it. Then it looks at what happened:
 
     data read            the harness's input pipeline gave batches
     updates              every update changed the weights, and left them finite
@@ -17,24 +18,28 @@ with the command of a real run, kills it after a checkpoint, resumes it, and loo
     end                  killed, resumed, ended
     logs                 are read as those of a real run
 
-and how long the parts took and how much memory. A submission of others does not say what it averages: then it is said
-at how many evaluations the weights were other than the raw ones.
+It says how long the parts took and how much memory. Another author's submission does not say what it averages. Then the
+result says at how many evaluations the weights were other than the raw ones.
 
 Sizes are cut (launching/rehearsal/sizes.py), among them the step hint, so that an average over 1 % of training is full
-after three updates. On GPUs nothing else is changed; --full_batch takes the official batches, which shows whether they
-fit, and estimates the hours of a real entry. On a CPU the harness's own assumptions are replaced too: the number of
-GPUs, ImageNet's prefetching; criteo1tb is its small variant, and the language model is cut to two layers.
+after three updates. On GPUs nothing else is changed; --full_batch takes the official batches, halved until they fit. It
+estimates the hours of a real entry where they fit as they are. On a CPU the harness's own assumptions are replaced too:
+the number of GPUs and ImageNet's prefetching. There criteo1tb is its small variant, and the language model is cut to
+two layers.
 
-Results are in --out, a folder a rehearsal, with rehearsals.html and rehearsals.md. Those that are there are not made
-again: after a kill the same command goes on. --again makes them anew.
+Results are in --out, a folder a rehearsal, with rehearsals.html and rehearsals.md of all that are there. A rehearsal
+that is there is not made again: after a kill the same command goes on. So does a Slurm job that is requeued. With
+--again all are made anew.
 """
 
+import os
+import shlex
 import sys
 from pathlib import Path
 
 from absl import flags
 
-from launching import official
+from launching import engines, official, own_submissions
 from launching.official_workloads import WORKLOADS, base_name
 from launching.rehearsal import drive, table
 from launching.rehearsal.drive import Cell, Place
@@ -43,22 +48,44 @@ from scripts.start import start
 from weight_averaging.errors import UsageError
 
 FLAGS = flags.FLAGS
+NOTES = [
+    "Without device GiB it was on a CPU, where the number of GPUs by which queues divide, ImageNet's prefetching, the "
+    "language model's size are replaced, and criteo1tb is its small variant. Seconds and memory say little of a GPU."
+]
 
-flags.DEFINE_list("submission", [], "Folders of submissions/<framework>.")
-flags.DEFINE_string("submission_path", None, "Instead, the file of any other submission.")
+flags.DEFINE_list("submission", [], "Names of submissions, folders of submissions/<framework>, with commas between.")
+flags.DEFINE_string("submission_path", None, "File of any other submission, in place of --submission.")
 flags.DEFINE_string(
-    "tuning_search_space", None, "Its search space, of which the first point is taken; none: self-tuning."
+    "tuning_search_space",
+    None,
+    "File of its search space (JSON), whose first point is used; default: none, it tunes itself.",
 )
-flags.DEFINE_list("workload", [], "Official workloads, or variants.")
-flags.DEFINE_boolean("all", False, "All workloads.")
-flags.DEFINE_list("framework", ["pytorch"], "pytorch, jax, or both.")
-flags.DEFINE_integer("gpus", None, "GPUs; default: all there are. 0: on the CPU.", lower_bound=0)
-flags.DEFINE_integer("ranks", 1, "With --gpus=0 in PyTorch: processes that stand for GPUs.", lower_bound=1)
-flags.DEFINE_boolean("full_batch", False, "Take the official batches.")
-flags.DEFINE_string("data_dir", "~/.cache/weight_averaging_rehearsal", "Root of the small data sets.")
-flags.DEFINE_string("out", "runs/rehearsal", "Folder of the results.")
-flags.DEFINE_string("harness_path", None, "Sources of the official harness, in place of the installed one.")
-flags.DEFINE_boolean("again", False, "Also make rehearsals whose results are there.")
+flags.DEFINE_list("workload", [], "Names of official workloads or of variants, with commas between.")
+flags.DEFINE_boolean("all", False, "Rehearse on all workloads.")
+flags.DEFINE_list("framework", ["pytorch"], "Framework: pytorch, jax, or both with a comma between.")
+flags.DEFINE_integer("gpus", None, "Number of GPUs; default: all there are. 0 rehearses on the CPU.", lower_bound=0)
+flags.DEFINE_integer("ranks", 1, "Number of processes that stand for GPUs, with --gpus=0 in PyTorch.", lower_bound=1)
+flags.DEFINE_boolean("full_batch", False, "Use the official batch sizes, or the halves of them that fit.")
+flags.DEFINE_string(
+    "data_dir",
+    "~/.cache/weight_averaging_rehearsal",
+    "Root folder of the small data sets, which are written there once.",
+)
+flags.DEFINE_string("out", "runs/rehearsal", "Folder of the results, with one folder a rehearsal.")
+flags.DEFINE_string(
+    "harness_path", None, "Folder with the sources of the official harness, to be used in place of the installed one."
+)
+flags.DEFINE_enum(
+    "engine",
+    "local",
+    ["local", "docker", "slurm"],
+    "Place where the rehearsal runs: this machine, the Docker image, or a job of Slurm.",
+)
+flags.DEFINE_string(
+    "sbatch_args", "", "Further arguments for sbatch, with --engine=slurm: '--partition=gpu --time=4:00:00'."
+)
+flags.DEFINE_boolean("dry_run", False, "Print the command of Docker or Slurm, with --engine. Nothing is started.")
+flags.DEFINE_boolean("again", False, "Rehearse anew where results are there already.")
 
 
 def cells() -> list[Cell]:
@@ -67,14 +94,19 @@ def cells() -> list[Cell]:
         raise UsageError(f"give --workload or --all; the workloads are {', '.join(WORKLOADS)}")
     if bool(FLAGS.submission) == bool(FLAGS.submission_path):
         raise UsageError("give either --submission or --submission_path")
-    gpus = official.gpus_found(FLAGS.gpus)
+    for workload in FLAGS.workload:
+        base_name(workload)
+    for framework in FLAGS.framework:
+        frameworks.check(framework)
+        for name in FLAGS.submission:
+            own_submissions.path_of(name, framework)
+    here = FLAGS.engine == "local"
+    gpus = official.gpus_found(FLAGS.gpus) if here else FLAGS.gpus or 0
     if FLAGS.ranks > 1 and (gpus or FLAGS.framework != ["pytorch"]):
         raise UsageError("--ranks is for --gpus=0 in PyTorch; on GPUs there is a rank for each")
     found = []
     for workload in WORKLOADS if FLAGS.all else FLAGS.workload:
-        base_name(workload)  # one that is unknown is no fault of the search space
         for framework in FLAGS.framework:
-            frameworks.check(framework)
             for name, path, space in _submissions(framework, workload):
                 trials = search.trials("self" if space is None else "external", space, 1)
                 official.check_trials(path, space, trials, workload, framework)
@@ -100,16 +132,18 @@ def _submissions(framework: str, workload: str) -> list[tuple[str, str, str | No
         return [(Path(path).parent.name or "submission", path, FLAGS.tuning_search_space)]
     found = []
     for name in FLAGS.submission:
-        path = f"submissions/{framework}/{name}/submission.py"
-        if not Path(path).is_file():
-            known = sorted(folder.parent.name for folder in Path("submissions", framework).glob("*/submission.py"))
-            raise UsageError(f"--submission={name} is unknown; choose from {', '.join(known)}")
-        found.append((name, path, search.default_path(name, workload, True)))
+        path = own_submissions.path_of(name, framework)
+        found.append((name, str(path), search.default_path(name, workload, True)))
     return found
 
 
 def run() -> None:
     asked = cells()
+    if FLAGS.engine != "local":
+        hand_over()
+        return
+    if FLAGS.dry_run:
+        raise UsageError("--dry_run is for --engine=docker and --engine=slurm")
     harness = Path(FLAGS.harness_path).expanduser().absolute() if FLAGS.harness_path else None
     out = Path(FLAGS.out).expanduser().absolute()
     place = Place(data=Path(FLAGS.data_dir).expanduser().absolute(), out=out, harness_path=harness)
@@ -121,21 +155,43 @@ def run() -> None:
             result = drive.rehearse(place, cell)
         results.append(result)
         print(table.text([result]), flush=True)
-        notes = [note] if (note := replaced(cell)) else []
-        (out / "rehearsals.html").write_text(table.page(results, notes))
-        (out / "rehearsals.md").write_text(table.markdown(results) + "\n")
+        every = drive.results_in(place)
+        try:
+            (out / "rehearsals.html").write_text(table.page(every, NOTES))
+            (out / "rehearsals.md").write_text(table.markdown(every) + "\n")
+        except OSError as error:
+            raise UsageError(f"--out={out}: {error.strerror or error}") from None
     good = sum(map(table.passed, results))
     print(f"{good} of {len(results)} passed; {out / 'rehearsals.html'}")
     sys.exit(good < len(results))
 
 
-def replaced(cell: Cell) -> str:
-    if cell.gpus:
-        return ""
-    return (
-        "On the CPU, where the number of GPUs by which queues divide, ImageNet's prefetching, the language "
-        "model's size are replaced, and criteo1tb is its small variant. Seconds and memory say little of a GPU."
+def hand_over() -> None:
+    """To a container or a Slurm job, in which this command runs again, here."""
+    if FLAGS.engine == "docker":
+        command = _in_docker()
+    else:
+        rest = engines.same_flags(FLAGS, [__name__], ["sbatch_args"])
+        command = engines.on_slurm("scripts.rehearse", rest, "rehearsal", FLAGS.gpus, FLAGS.sbatch_args, FLAGS.dry_run)
+    if FLAGS.dry_run:
+        print(shlex.join(command))
+        return
+    sys.stdout.flush()
+    os.execvp(command[0], command)
+
+
+def _in_docker() -> list[str]:
+    if FLAGS.harness_path is not None:
+        raise UsageError("--harness_path: an image has its own harness, chosen by the build argument HARNESS_COMMIT")
+    if FLAGS.submission_path:
+        raise UsageError("--engine=docker rehearses submissions of the image: name them by --submission")
+    gpus = "all" if FLAGS.gpus is None else FLAGS.gpus
+    settings = {"REHEARSE": 1, "GPUS": gpus, "DATA_DIR": FLAGS.data_dir, "EXPERIMENT_DIR": FLAGS.out}
+    rest = engines.same_flags(
+        FLAGS, [__name__], ["workload", "all", "submission", "data_dir", "out", "gpus", "sbatch_args"]
     )
+    workloads = ",".join(WORKLOADS if FLAGS.all else FLAGS.workload)
+    return engines.in_docker(workloads, ",".join(FLAGS.submission), rest, settings, FLAGS.dry_run)
 
 
 if __name__ == "__main__":

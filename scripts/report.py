@@ -3,10 +3,11 @@
     python -m scripts.report --runs=runs/demo
     python -m scripts.report --runs=algoperf_a100_self_tuning.tar.xz
 
-Reads every run below --runs (folders or .tar.xz archives), prints ranks, and steps and time to target per workload and
-submission with the ratio to the baseline, and writes into --out: table.md, learning_curves, speedup and
-performance_profiles as PNG and PDF, and report.html, which opens in any browser without a network. With --comparison, a
-file of comparisons/, it draws that experiment's figures too, each point of a grid as a submission of its own.
+Reads every run below --runs (folders or .tar.xz archives). Prints ranks, and the steps and time to target of each
+workload and submission with the ratio to the baseline. Writes table.md into --out, and learning_curves, speedup and
+performance_profiles as PNG and PDF. The page report.html there opens in any browser without a network. With
+--comparison, a file of comparisons/, it draws that experiment's figures too. Each point of a grid is then a submission
+of its own.
 """
 
 import shlex
@@ -27,14 +28,25 @@ from scripts.start import start
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_list("runs", ["runs"], "Folders or archives with runs, at any depth, with commas between.")
-flags.DEFINE_string("comparison", None, "YAML file of the experiment whose runs these are.")
-flags.DEFINE_string("baseline", None, "The submission to compare with; default: baseline or nadamw, else the best.")
-flags.DEFINE_list("submissions", None, "Only these; default: all.")
-flags.DEFINE_enum("framework", None, ["pytorch", "jax"], "Only runs in this one; default: all.")
-flags.DEFINE_enum("version", None, [*versions.names(), versions.OWN], "Benchmark version; default: guessed.")
-flags.DEFINE_enum("x", None, ["steps", "seconds"], "Axis of figures; default: seconds for official runs, else steps.")
-flags.DEFINE_string("out", None, "Folder for what is written; default: <runs>/report, of an archive <its name>_report.")
+flags.DEFINE_list("runs", ["runs"], "Folders or .tar.xz archives with runs at any depth, with commas between.")
+flags.DEFINE_string("comparison", None, "File of the experiment whose runs these are (YAML).")
+flags.DEFINE_string(
+    "baseline", None, "Name of the submission to compare with; default: baseline or nadamw, else the best."
+)
+flags.DEFINE_list("submissions", None, "Names of the submissions to report, with commas between; default: all.")
+flags.DEFINE_enum("framework", None, ["pytorch", "jax"], "Framework of the runs to report; default: both.")
+flags.DEFINE_enum(
+    "version",
+    None,
+    [*versions.names(), versions.OWN],
+    "Version of the benchmark; default: guessed from the workloads and meta data.",
+)
+flags.DEFINE_enum(
+    "x", None, ["steps", "seconds"], "Unit along figures; default: seconds for official runs, else steps."
+)
+flags.DEFINE_string(
+    "out", None, "Folder for tables and figures; default: <runs>/report, and for an archive <its name>_report."
+)
 
 
 def run() -> None:

@@ -1,4 +1,4 @@
-"""Run one submission on one workload, all trials of its search space.
+r"""Run one submission on one workload, all trials of its search space.
 
     python -m scripts.run --submission=lawa --workload=mini_criteo1tb
     python -m scripts.run --submission=lawa --workload=mini_criteo1tb --framework=jax
@@ -7,61 +7,100 @@
     python -m scripts.run --harness=official --submission=lawa --workload=ogbg --data_dir=~/data
     python -m scripts.run --harness=official --engine=docker --submission=lawa --workload=ogbg --dry_run
 
-A submission of this repository is named by --submission, which sets its path and search space, or
---tuning_ruleset=self where it has none; any other by the official --submission_path and --tuning_search_space. All
-flags of the official runner work. All points of a list are run unless --num_tuning_trials says fewer.
+A submission of this repository is named by --submission, which sets its path and search space, or --tuning_ruleset=self
+where it has none. Any other is named by the official --submission_path and --tuning_search_space. All flags of the
+official runner work. All points of a list are run unless --num_tuning_trials says fewer.
 
-Under miniperf training stops at the workload's step_hint unless --max_global_steps says otherwise, and of a run's
-checkpoints the last two are kept; all with --save_intermediate_checkpoints, which is the default of the official runner
-and of miniperf.submission_runner. Under the official
-harness --data_dir is the root with one folder a data set (docs/docker.md), and everything is checked before the start.
+Somebody else's submission is evaluated at an average of its weights, with the usual settings, by one flag more:
+
+    python -m scripts.run --submission_path=theirs/submission.py --tuning_search_space=theirs/space.json \
+      --averaging=lawa --workload=mini_criteo1tb --experiment_name=theirs_lawa
+
+What runs then is written below dist/averaged. Other settings, and a folder to hand in: scripts.average_submission.
+
+Under miniperf training stops at the workload's step_hint unless --max_global_steps says otherwise. The last two
+checkpoints of a run are kept. With --save_intermediate_checkpoints all are, as by the official runner and by
+miniperf.submission_runner. Under the official harness --data_dir is the root with one folder a data set
+(docs/docker.md), and everything is checked before the start.
 """
 
+import json
 import os
 import shlex
-import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 
-from launching import official
+from launching import average_submission, engines, official, own_submissions, submission_info
 from launching.official_workloads import base_name
 from miniperf import command_line, frameworks, search, submission_runner, workloads
 from weight_averaging.errors import UsageError
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("submission", None, "A folder of submissions/<framework>: nadamw, lawa, ema, ...")
-flags.DEFINE_enum("harness", "miniperf", ["miniperf", "official"], "Which runner.")
-flags.DEFINE_enum("engine", "local", ["local", "docker", "slurm"], "Where the official harness runs.")
-flags.DEFINE_string("harness_path", None, "Sources of the official harness, in place of the installed one.")
-flags.DEFINE_integer("gpus", None, "GPUs of the official harness; default: all there are.", lower_bound=0)
-flags.DEFINE_string("sbatch_args", "", "Further arguments of sbatch: '--partition=gpu --time=24:00:00'.")
-flags.DEFINE_boolean("dry_run", False, "Print the command of the official harness, look at nothing, start nothing.")
+flags.DEFINE_string(
+    "submission", None, "Name of a submission, a folder of submissions/<framework>: nadamw, lawa, ema, ..."
+)
+flags.DEFINE_enum(
+    "harness",
+    "miniperf",
+    ["miniperf", "official"],
+    "Runner that trains: miniperf, on one CPU, or the official harness, installed beside.",
+)
+flags.DEFINE_enum(
+    "engine",
+    "local",
+    ["local", "docker", "slurm"],
+    "Place where the official harness runs: this machine, its Docker image, or a job of Slurm.",
+)
+flags.DEFINE_string(
+    "harness_path", None, "Folder with the sources of the official harness, to be used in place of the installed one."
+)
+flags.DEFINE_integer(
+    "gpus", None, "Number of GPUs for the official harness; default: all there are. 0 trains on the CPU.", lower_bound=0
+)
+flags.DEFINE_enum(
+    "averaging", None, sorted(average_submission.AVERAGES), "Average that evaluations of --submission_path see."
+)
+flags.DEFINE_string(
+    "sbatch_args", "", "Further arguments for sbatch, with --engine=slurm: '--partition=gpu --time=24:00:00'."
+)
+flags.DEFINE_boolean(
+    "dry_run", False, "Print the command of the official harness. Nothing is checked and nothing is started."
+)
+OFFICIAL = ("engine", "harness_path", "gpus", "sbatch_args", "dry_run")  # not of miniperf
 # Of the runner, in --help here too.
-for _name in ("data_dir", "experiment_dir", "framework", "resume_last_run", "rng_seed", "workload"):
+for _name in (
+    "data_dir", "eval_every_n_steps", "experiment_dir", "experiment_name", "framework", "max_global_steps",
+    "num_tuning_trials", "overwrite", "resume_last_run", "rng_seed", "submission_path", "tuning_ruleset",
+    "tuning_search_space", "workload",
+):  # fmt: skip
     flags.declare_key_flag(_name)
-SUBMISSIONS = Path("submissions")
+ROOT = Path(__file__).resolve().parent.parent
+AVERAGED = Path("dist/averaged")
+MODULES = (__name__, submission_runner)  # whose flags a command has
 
 
 def set_defaults() -> None:
     """Fill in the flags that were not given."""
     official_run = FLAGS.harness == "official"
     frameworks.check(FLAGS.framework)
-    known = sorted(path.parent.name for path in (SUBMISSIONS / FLAGS.framework).glob("*/submission.py"))
+    needed = ("submission", "workload") if FLAGS.submission_path is None else ("workload",)
+    if lacking := [name for name in needed if getattr(FLAGS, name) is None]:
+        raise command_line.missing(lacking)
     if FLAGS.submission is not None:
-        if FLAGS.submission not in known:
-            raise UsageError(f"--submission={FLAGS.submission} is unknown; choose from {', '.join(known)}")
-        _default("submission_path", f"{SUBMISSIONS}/{FLAGS.framework}/{FLAGS.submission}/submission.py")
+        _default("submission_path", str(own_submissions.path_of(FLAGS.submission, FLAGS.framework)))
         if FLAGS.tuning_ruleset == "external" and FLAGS.tuning_search_space is None:
             space = search.default_path(FLAGS.submission, str(FLAGS.workload), official_run)
             if space is not None:
                 FLAGS.tuning_search_space = space
             elif not FLAGS["tuning_ruleset"].present:
                 FLAGS.tuning_ruleset = "self"
+    if FLAGS.averaging is not None:
+        _average()
     # The official harness takes 0 for "draw one", another one on each rank.
     _default("rng_seed", 1 if official_run else 0)
     if FLAGS.submission is not None:
@@ -82,6 +121,27 @@ def set_defaults() -> None:
         _default("max_global_steps", workloads.make(FLAGS.workload, FLAGS.framework).step_hint)
 
 
+def _average() -> None:
+    """Put the averaged submission in the place of the one that was given."""
+    if FLAGS.submission is not None:
+        raise UsageError(
+            f"--averaging is for --submission_path; of --submission={FLAGS.submission} see the variants in "
+            "docs/submissions.md"
+        )
+    external = FLAGS.tuning_ruleset == "external"
+    if FLAGS.submission_path is None or (external and FLAGS.tuning_search_space is None):
+        return  # an error of its own, below
+    base = average_submission.read(Path(FLAGS.submission_path))
+    if base.framework != FLAGS.framework:
+        raise UsageError(f"--submission_path={FLAGS.submission_path} needs --framework={base.framework}")
+    space = Path(FLAGS.tuning_search_space) if external else None
+    folder = average_submission.write_to_run(ROOT, base, FLAGS.averaging, space, AVERAGED)
+    FLAGS["averaging"].unparse()  # done: a Slurm job is handed what was written
+    FLAGS.submission_path = str(folder / "submission.py")
+    if space is not None:
+        FLAGS.tuning_search_space = str(folder / submission_info.SPACE)
+
+
 def _is_official(workload: str | None) -> bool:
     if workload is None or workload in {**workloads.WORKLOADS, **workloads.FULL_SIZE}:
         return False
@@ -98,9 +158,8 @@ def _default(name: str, value: object) -> None:
 
 def run_official() -> None:
     """Check, then hand over to the official runner, a container or Slurm. UsageError if that cannot work."""
-    for name in ("workload", "submission_path", "experiment_name"):
-        if getattr(FLAGS, name) is None:
-            raise UsageError(f"--{name} must be given" + (", or --submission" if name != "workload" else ""))
+    if FLAGS.experiment_name is None:
+        raise command_line.missing(["experiment_name"])
     base_name(FLAGS.workload)
     official.check_seed(FLAGS.rng_seed)
     space = FLAGS.tuning_search_space
@@ -130,6 +189,7 @@ def _command() -> tuple[list[str], dict[str, str]]:
         note = official.check_harness(FLAGS.workload, _harness_path())
         official.check_data(FLAGS.workload, data_root, FLAGS.framework)
         official.check_image_lists(FLAGS.workload, data_root, FLAGS.framework, Path.cwd())
+        official.check_room(FLAGS.workload, FLAGS.experiment_dir, FLAGS.save_checkpoints)
         _check_experiment()
         if note:
             print(f"note: {note}", file=sys.stderr)
@@ -169,57 +229,41 @@ def _check_experiment() -> None:
         return
     first, last = FLAGS.hparam_start_index or 0, FLAGS.hparam_end_index or FLAGS.num_tuning_trials or 1
     trials = [folder / f"trial_{number + 1}" for number in range(first, last)]
+    official.check_resumed(_points(trials, first), FLAGS.max_global_steps)
     if FLAGS.framework == "jax":
         official.check_jax_checkpoints(trials)
-        if Path(FLAGS.submission_path).parts[:2] != (SUBMISSIONS.name, "jax"):
+        if Path(FLAGS.submission_path).parts[:2] != (own_submissions.ROOM.name, "jax"):
             print(official.RESTORED_IN_JAX, file=sys.stderr)
         return
     for path in official.remove_torn_checkpoints(trials):
         print(f"removed {path}: only in part written", file=sys.stderr)
 
 
-def _same_flags(left_out: Sequence[str]) -> list[str]:
-    """The flags of this command, but for some; --gpus among them only if given."""
-    known = [FLAGS.get_key_flags_for_module(module) for module in (__name__, submission_runner)]
-    given = {flag.name: flag for flags_of_one in known for flag in flags_of_one if flag.present}
-    return [flag.serialize() for flag in given.values() if flag.name not in {"engine", "dry_run", *left_out}]
+def _points(trials: list[Path], first: int) -> dict[Path, Any]:
+    """The hyperparameters of trials by folder; None where the harness draws them anew each time."""
+    space = FLAGS.tuning_search_space
+    if space is None or isinstance(json.loads(Path(space).read_text()), dict):
+        return dict.fromkeys(trials)
+    points = search.trials(FLAGS.tuning_ruleset, space, FLAGS.num_tuning_trials)
+    return dict(zip(trials, points[first:], strict=False))
 
 
 def _in_docker() -> list[str]:
-    """docker/run_workload.sh makes the mounts; inside, the checks are made by this script again."""
     if FLAGS.harness_path is not None:
         raise UsageError("--harness_path: an image has its own harness, chosen by the build argument HARNESS_COMMIT")
     if FLAGS.submission is None:
         raise UsageError("--engine=docker runs a submission of the image: name it by --submission")
-    if not FLAGS.dry_run and not _answers(["docker", "info"]):
-        raise UsageError("--engine=docker: there is no docker here, or its daemon does not answer")
-    gpus = "all" if FLAGS.gpus is None else str(FLAGS.gpus)
+    gpus = "all" if FLAGS.gpus is None else FLAGS.gpus
     settings = {"GPUS": gpus, "DATA_DIR": FLAGS.data_dir, "EXPERIMENT_DIR": FLAGS.experiment_dir}
-    rest = _same_flags(["harness", "submission", "workload", "data_dir", "experiment_dir", "gpus", "sbatch_args"])
-    command = ["docker/run_workload.sh", FLAGS.workload, FLAGS.submission, *rest]
-    environment = [f"{name}={value}" for name, value in settings.items() if value]
-    if FLAGS.dry_run:
-        shown = ["env", *environment, "DRY_RUN=1", *command]
-        return shlex.split(subprocess.run(shown, capture_output=True, text=True, check=True).stdout)
-    return ["env", *environment, *command]
-
-
-def _answers(command: list[str]) -> bool:
-    return shutil.which(command[0]) is not None and subprocess.run(command, capture_output=True).returncode == 0
+    left_out = ("harness", "submission", "workload", "data_dir", "experiment_dir", "gpus", "sbatch_args")
+    rest = engines.same_flags(FLAGS, MODULES, left_out)
+    return engines.in_docker(FLAGS.workload, FLAGS.submission, rest, settings, FLAGS.dry_run)
 
 
 def _on_slurm() -> list[str]:
-    if FLAGS.gpus is None:
-        raise UsageError("--engine=slurm: say how many --gpus a job gets")
-    if not FLAGS.dry_run and not _answers(["sinfo"]):
-        raise UsageError("--engine=slurm: there is no Slurm here, or it does not answer")
-    inner = [sys.executable, "-m", "scripts.run", *_same_flags(["resume_last_run", "sbatch_args"]), "--resume_last_run"]
+    rest = [*engines.same_flags(FLAGS, MODULES, ("resume_last_run", "sbatch_args")), "--resume_last_run"]
     name = f"{FLAGS.workload}-{Path(FLAGS.submission_path).parent.name}-{FLAGS.rng_seed}"
-    gpus = [f"--gpus-per-node={FLAGS.gpus}"] if FLAGS.gpus else []
-    return [
-        "sbatch", f"--job-name={name}", "--nodes=1", *gpus, "--requeue", "--open-mode=append",
-        *shlex.split(FLAGS.sbatch_args), "--wrap", shlex.join(inner),
-    ]  # fmt: skip
+    return engines.on_slurm("scripts.run", rest, name, FLAGS.gpus, FLAGS.sbatch_args, FLAGS.dry_run)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -230,8 +274,8 @@ def main(argv: Sequence[str]) -> None:
                 raise UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
             run_official()
             return
-        if FLAGS.engine != "local" or FLAGS.dry_run:
-            raise UsageError("--engine and --dry_run are for --harness=official")
+        if given := [name for name in OFFICIAL if getattr(FLAGS, name) != FLAGS[name].default]:
+            raise UsageError(f"--{', --'.join(given)}: for --harness=official alone")
     except KeyboardInterrupt:
         command_line.stopped("nothing was begun")
     except UsageError as error:

@@ -3,9 +3,10 @@
     python -m scripts.score --logs=algoperf_v05_external.tar.xz --out=scores
     python -m scripts.score --logs=algoperf_a100_self_tuning.tar.xz --what_if='nadamw_baselinev05:steps*0.82'
 
-Reads folders or tar archives of logs in the official form, and prints rank and score, the median times to target, and
-the speed-up over the baseline. --out gets them as scores.md, as one CSV file each, and the performance profiles as a
-picture. Without --version the benchmark version is guessed from the workloads and their meta data.
+Reads folders or tar archives of logs in the official form. Prints rank and score, the median times to target, and the
+speed-up over the baseline. The folder --out gets them as scores.md and as one CSV file each. It also gets the
+performance profiles as a picture. Without --version the benchmark version is guessed from the workloads and their meta
+data.
 """
 
 from pathlib import Path
@@ -25,14 +26,23 @@ from weight_averaging.errors import UsageError
 FLAGS = flags.FLAGS
 
 flags.DEFINE_list("logs", None, "Folders or .tar.xz archives of run logs, with commas between.", required=True)
-flags.DEFINE_enum("version", None, [*versions.names(), versions.OWN], "Benchmark version; default: guessed.")
-flags.DEFINE_string("baseline", None, "The submission to compare with; default: baseline or nadamw, else the best.")
-flags.DEFINE_list("submissions", None, "Only these; default: all.")
+flags.DEFINE_enum(
+    "version",
+    None,
+    [*versions.names(), versions.OWN],
+    "Version of the benchmark; default: guessed from the workloads and meta data.",
+)
+flags.DEFINE_string(
+    "baseline", None, "Name of the submission to compare with; default: baseline or nadamw, else the best."
+)
+flags.DEFINE_list("submissions", None, "Names of the submissions to score, with commas between; default: all.")
 flags.DEFINE_multi_string(
     "what_if", [], "Add a hypothetical entry, NAME:steps*RATIO (see analysis/measures/what_if.py)."
 )
-flags.DEFINE_integer("gpus", None, "GPUs of the machine, for GPU-hours; default: as the logs say.", lower_bound=1)
-flags.DEFINE_string("out", None, "Folder for Markdown, CSV files and the picture; default: none written.")
+flags.DEFINE_integer(
+    "gpus", None, "Number of GPUs in the machine, to compute GPU-hours; default: that of the logs.", lower_bound=1
+)
+flags.DEFINE_string("out", None, "Folder for the text, the CSV files and the picture; default: nothing is written.")
 
 
 def run() -> None:

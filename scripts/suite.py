@@ -7,13 +7,15 @@
 Every run is a process of its own with one thread, in <experiment_dir>/<submission>/study_<seed>. Calling the command
 again skips the finished runs and continues the others, so that it can be stopped at any moment.
 
-Of a submission's search space each workload takes one trial: the one whose learning rate is best for the baseline,
-as recorded in <search_spaces>/tuned_trials.json (docs/results/calibration.md tells how it was found); another base
+Of a submission's search space each workload takes one trial: the one whose learning rate is best for the baseline. It
+is recorded in <search_spaces>/tuned_trials.json (docs/results/calibration.md tells how it was found). Another base
 optimizer may have trials of its own there. A submission without a search space tunes itself: it has one point for all
-workloads. A comparison, one of the paper's experiments in comparisons/, brings its own submissions and grid of
-hyperparameters, and the workloads and seeds unless --workloads and --seeds say otherwise.
-Where it says `offline: true`, runs without an
-average keep snapshots, and the submissions that average are made of these, evaluated on the validation set alone.
+workloads.
+
+A comparison is one of the paper's experiments in comparisons/. It brings its own submissions and grid of
+hyperparameters. It brings the workloads and seeds too, unless --workloads and --seeds say otherwise. Where it says
+`offline: true`, runs without an average keep snapshots. The submissions that average are made of these, and evaluated
+on the validation set alone.
 """
 
 import os
@@ -31,23 +33,40 @@ from weight_averaging.errors import UsageError
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("comparison", None, "YAML file of an experiment: submissions, search spaces, workloads, seeds.")
-flags.DEFINE_enum("framework", "pytorch", frameworks.NAMES, "Of submissions and workloads.")
-flags.DEFINE_list("submissions", ["nadamw", "lawa", "ema"], "Folders of submissions/<framework>.")
-flags.DEFINE_list("workloads", None, "Workloads; default: all that the framework has, or those of the comparison.")
+flags.DEFINE_string(
+    "comparison", None, "File of an experiment (YAML): its submissions, search spaces, workloads and seeds."
+)
+flags.DEFINE_enum("framework", "pytorch", frameworks.NAMES, "Framework of the submissions and workloads.")
+flags.DEFINE_list(
+    "submissions",
+    ["nadamw", "lawa", "ema"],
+    "Names of submissions, folders of submissions/<framework>, with commas between.",
+)
+flags.DEFINE_list(
+    "workloads",
+    None,
+    "Names of workloads, with commas between; default: all in this framework, or those of the comparison.",
+)
 flags.DEFINE_integer(
-    "seeds", None, "Runs of each, with the seeds 0, 1, ...; default: 1, or as in the comparison.", lower_bound=1
+    "seeds",
+    None,
+    "Number of runs of each, with the seeds 0, 1, ...; default: 1, or that of the comparison.",
+    lower_bound=1,
 )
 flags.DEFINE_string(
-    "search_spaces", "tuning_search_spaces/miniperf", "Folder with a <submission>.json each and tuned_trials.json."
+    "search_spaces",
+    "tuning_search_spaces/miniperf",
+    "Folder with the search space of each submission, <submission>.json, and tuned_trials.json.",
 )
 flags.DEFINE_string("experiment_dir", "runs/suite", "Root folder of the runs.")
 flags.DEFINE_integer(
-    "evaluations", None, "Evaluations in a run, evenly spaced; default: 50, of short runs one every 10 updates.",
+    "evaluations", None, "Number of evaluations, evenly spaced; default: 50, and in short runs one every 10 updates.",
     lower_bound=1,
 )  # fmt: skip
-flags.DEFINE_integer("max_global_steps", None, "Updates in a run; default: the workload's step_hint.", lower_bound=1)
-flags.DEFINE_integer("jobs", os.cpu_count(), "Runs at a time.", lower_bound=1)
+flags.DEFINE_integer(
+    "max_global_steps", None, "Number of updates in a run; default: the workload's step_hint.", lower_bound=1
+)
+flags.DEFINE_integer("jobs", os.cpu_count(), "Number of runs at a time; default: one for each core.", lower_bound=1)
 
 
 def asked() -> Suite:

@@ -2,10 +2,10 @@
 
     python -m scripts.sweep --submission=lawa --workloads=ogbg,wmt --studies=3 --gpus=8 --engine=slurm --dry_run
 
-On this machine --jobs run at a time; on Slurm every workload is an array, whose jobs are requeued when preempted or
-out of time. The same command again continues a sweep that was cancelled: jobs that are finished or still in Slurm's
-queue are left out, the others resume from their checkpoints. A submission without a search space tunes itself: it has
-one trial.
+On this machine --jobs run at a time; on Slurm every workload is an array, whose jobs are requeued when preempted or out
+of time. The same command again continues a sweep that was cancelled. Jobs that are finished or still in Slurm's queue
+are left out, the others resume from their checkpoints. A submission without a search space tunes itself: it has one
+trial.
 """
 
 import shlex
@@ -20,22 +20,32 @@ from scripts.start import start
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("submission", None, "A folder of submissions/<framework>.", required=True)
+flags.DEFINE_string("submission", None, "Name of the submission, a folder of submissions/<framework>.", required=True)
 flags.DEFINE_enum("framework", "pytorch", frameworks.NAMES, "Framework of the submission.")
-flags.DEFINE_list("workloads", None, "Workloads.", required=True)
-flags.DEFINE_integer("studies", 1, "Runs of every trial, with the seeds 1, 2, ...", lower_bound=1)
-flags.DEFINE_string("tuning_search_space", None, "Default: the submission's own.")
-flags.DEFINE_integer("num_tuning_trials", None, "Trials; default: all points of a list.", lower_bound=1)
-flags.DEFINE_integer("space_seed", 0, "Of the draw from a dict of ranges.")
-flags.DEFINE_enum("harness", "official", ["miniperf", "official"], "Which runner.")
-flags.DEFINE_enum("engine", "local", ["local", "slurm"], "Where the jobs run.")
-flags.DEFINE_integer("jobs", 1, "Jobs at a time; on Slurm of each workload.", lower_bound=1)
-flags.DEFINE_integer("gpus", 0, "GPUs of a job, each a rank.", lower_bound=0)
-flags.DEFINE_integer("minutes", 24 * 60, "On Slurm, the time limit of a job, after which it is resumed.", lower_bound=1)
-flags.DEFINE_string("sbatch_args", "", "Further arguments of sbatch: '--partition=gpu --cpus-per-task=64'.")
-flags.DEFINE_string("run_flags", "", "Further flags of scripts.run: '--data_dir=/data --max_global_steps=100'.")
-flags.DEFINE_string("experiment_dir", "runs", "Root folder of the runs; `sweep` in it is the sweep's own.")
-flags.DEFINE_boolean("dry_run", False, "List the jobs and what they may cost; start nothing.")
+flags.DEFINE_list("workloads", None, "Names of workloads, with commas between.", required=True)
+flags.DEFINE_integer("studies", 1, "Number of studies: runs of every trial, with the seeds 1, 2, ...", lower_bound=1)
+flags.DEFINE_string("tuning_search_space", None, "File of the search space (JSON); default: the submission's own.")
+flags.DEFINE_integer("num_tuning_trials", None, "Number of trials; default: all points of a list.", lower_bound=1)
+flags.DEFINE_integer("space_seed", 0, "Random seed with which points are drawn from a dict of ranges.")
+flags.DEFINE_enum(
+    "harness", "official", ["miniperf", "official"], "Runner that trains: miniperf, on CPUs, or the official harness."
+)
+flags.DEFINE_enum("engine", "local", ["local", "slurm"], "Place where the jobs run: this machine or Slurm.")
+flags.DEFINE_integer("jobs", 1, "Number of jobs at a time; on Slurm, of each workload.", lower_bound=1)
+flags.DEFINE_integer(
+    "gpus", 0, "Number of GPUs in a job, each with a rank of its own. 0 trains on the CPU.", lower_bound=0
+)
+flags.DEFINE_integer(
+    "minutes", 24 * 60, "Time limit of a job in minutes, after which it is resumed, with --engine=slurm.", lower_bound=1
+)
+flags.DEFINE_string(
+    "sbatch_args", "", "Further arguments for sbatch, with --engine=slurm: '--partition=gpu --cpus-per-task=64'."
+)
+flags.DEFINE_string("run_flags", "", "Further flags for scripts.run: '--data_dir=/data --max_global_steps=100'.")
+flags.DEFINE_string(
+    "experiment_dir", "runs", "Root folder of the runs. The sweep keeps its own files in the folder `sweep` there."
+)
+flags.DEFINE_boolean("dry_run", False, "List the jobs and what they may cost. Nothing is started.")
 
 
 def asked() -> sweep.Sweep:

@@ -1,8 +1,8 @@
 """The one place that knows which AlgoPerf API a submission runs under. It needs no framework by itself.
 
 `spec` is that of the harness that is running: the official `algoperf` package or miniperf, this repository's stand-in
-with the same names. A harness imports its API before it imports a submission, so the loaded modules tell; where neither
-is loaded (a notebook, a test), whichever is installed serves, the stand-in first because it imports in no time.
+with the same names. A harness imports its API before it imports a submission, so the loaded modules tell. Where neither
+is loaded (a notebook, a test), whichever is installed serves. The stand-in comes first because it imports in no time.
 """
 
 import importlib

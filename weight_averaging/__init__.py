@@ -19,8 +19,8 @@ The names here are those of `weight_averaging.torch` and need torch; nothing els
 the same for JAX, `weight_averaging.offline` averages saved checkpoints, `weight_averaging.trainers` plugs into
 Lightning and Hugging Face's Trainer.
 
-The methods and the recommended settings are those of Ajroldi, Orvieto and Geiping, "When, Where and Why to Average
-Weights?", ICML 2025 (arXiv 2502.06761); `suggest` has them as a function.
+The methods are those of Ajroldi, Orvieto and Geiping, "When, Where and Why to Average Weights?", ICML 2025 (arXiv
+2502.06761). `suggest` has the recommended settings as a function.
 """
 
 from importlib import import_module

@@ -21,7 +21,7 @@ def replacing(path: Path, sync: bool = True, overwrite: bool = True) -> Iterator
     """A new file that takes the place of `path`, whole and on disk, when the `with` block ends.
 
     Until then the bytes are in a file of this process alone beside it (`partial_beside`). A kill at any moment leaves
-    `path` as it was or as it becomes; an error (a full disk, say) leaves it as it was and nothing else.
+    `path` as it was or as it becomes. An error (a full disk, say) leaves it as it was and nothing else.
 
     Args:
         path: where; what is there already stays until the end.

@@ -3,8 +3,8 @@
     held = convert.from_torch(lawa.state_dict())                 # where PyTorch is: numpy arrays and plain values
     state = convert.to_jax(held, averager, params, translate)    # where JAX is
 
-and back by `from_jax` and `to_torch`; `Held` pickles. `translate` is what brings the model's own weights over, for
-instance with a kernel's axes turned: from a mapping of PyTorch's names to arrays to a tree like `params`, or back.
+and back by `from_jax` and `to_torch`; `Held` pickles. `translate` brings the model's own weights over, for instance
+with a kernel's axes turned. It goes from a mapping of PyTorch's names to arrays to a tree like `params`, or back.
 Without it the names are the paths of the tree, joined by dots.
 """
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from weight_averaging.averages import exponential
+from weight_averaging.averages import Average, exponential
 
 if TYPE_CHECKING:
     from weight_averaging.jax import Averager
@@ -31,7 +31,8 @@ class Held:
         step: the last update seen.
         count: snapshots taken in so far.
         steps: the updates of the snapshots of a window, oldest first; of an EMA that of the last one taken in.
-        values: of each snapshot, or of the EMA, the averaged tensors by name, float32 or complex64.
+        values: of each snapshot, or of the EMA, the averaged tensors by name, float32 or complex64. Of an average with
+            more digits (`dtype=torch.float64`, `compensated=True`) they are float64 or complex128.
         dtypes: the types that these have in the model, by name.
     """
 
@@ -84,7 +85,7 @@ def to_torch(held: Held, buffers: str = "average") -> dict[str, Any]:
     shapes = {name: list(_real(value).shape) for name, value in held.values[0].items()} if held.values else {}
     if not shapes:
         raise ValueError("there is no snapshot in the state yet: begin with a new averager")
-    described = "" if is_window else str(exponential(**{k: v for k, v in settings.items() if k != "averager"}))
+    described = "" if is_window else str(_exponential(**settings))
     track = {
         "interval": settings["interval"],
         "start": settings["start"],
@@ -136,10 +137,15 @@ def from_jax(averager: "Averager", state: Any, params: Any, translate: Callable[
         trees = [_slot(state, slot) for slot in slots]
     like = jax.tree.map(np.asarray, jax.device_get(params))
     dtypes = {name: leaf.dtype.name for name, leaf in translate(like).items() if is_averaged(leaf)}
-    values = []
-    for tree in trees:
+
+    def by_name(tree: Any) -> dict[str, np.ndarray]:
         tree = jax.tree.map(lambda leaf, own: np.asarray(own) if is_averaged(leaf) else leaf, like, tree)
-        values.append({name: np.asarray(leaf) for name, leaf in translate(tree).items() if name in dtypes})
+        return {name: np.asarray(leaf) for name, leaf in translate(tree).items() if name in dtypes}
+
+    values = [by_name(tree) for tree in trees]
+    if hasattr(state, "compensation"):
+        rest = by_name(state.compensation)
+        values = [{name: one.astype(_wide(one)) + rest[name] for name, one in named.items()} for named in values]
     return Held(settings, int(state.step), count, steps, values, dtypes)
 
 
@@ -165,8 +171,12 @@ def to_jax(held: Held, averager: "Averager", params: Any, translate: Callable[[A
     count = held.count if not is_window or len(held.steps) == settings["window"] else len(held.steps)
     state = averager.init(params)
     state = state._replace(count=state.count + (count - len(held.steps) if is_window else 0))
+
+    def by_path(values: Arrays) -> dict[str, np.ndarray]:
+        return {name: np.asarray(leaf) for name, leaf in _by_path(translate(values) if translate else values).items()}
+
     for step, values in zip(held.steps, held.values, strict=True):  # taken in anew, so that everything has its place
-        arrays = {name: np.asarray(leaf) for name, leaf in _by_path(translate(values) if translate else values).items()}
+        arrays = by_path(values)
 
         def found(path: Any, leaf: Any, arrays: Arrays = arrays) -> Any:
             if not is_averaged(leaf):
@@ -189,7 +199,33 @@ def to_jax(held: Held, averager: "Averager", params: Any, translate: Callable[[A
     state = state._replace(step=state.step * 0 + held.step, count=state.count * 0 + count)
     if is_window or not held.steps:
         return state
+    if hasattr(state, "compensation"):
+        arrays = by_path({name: value - value.astype(_narrow(value)) for name, value in held.values[-1].items()})
+        rest = jax.tree_util.tree_map_with_path(lambda path, own: _rest(own, arrays.get(_name(path))), state.ema)
+        state = state._replace(compensation=rest)
     return state._replace(snapshot_step=state.snapshot_step * 0 + held.steps[-1])
+
+
+def _exponential(averager: str, horizon: float | None, **settings: Any) -> Average:
+    """Of an EMA's settings, in which `share` is called horizon."""
+    return exponential(share=horizon, **settings)
+
+
+def _wide(value: np.ndarray) -> Any:
+    return np.promote_types(value.dtype, np.float64)
+
+
+def _narrow(value: np.ndarray) -> Any:
+    return np.complex64 if np.iscomplexobj(value) else np.float32
+
+
+def _rest(own: Any, value: np.ndarray | None) -> Any:
+    """What float32 leaves out of an average, where `own`, the average in it, is; nothing of one of its type."""
+    import jax
+
+    if value is None or own.dtype != _narrow(value):
+        return jax.numpy.zeros_like(own)
+    return jax.device_put(value.astype(own.dtype), own.sharding)
 
 
 def _next_due(step: int, interval: int, start: int) -> int:
@@ -215,7 +251,8 @@ def _cut(vector: np.ndarray, shapes: Mapping[str, list[int]], dtypes: Mapping[st
     for name, shape in shapes.items():
         stop = start + int(np.prod(shape))
         value = vector[start:stop].reshape(shape).copy()
-        values[name] = value.view(np.complex64)[..., 0] if dtypes[name].startswith("complex") else value
+        is_complex = dtypes[name].startswith("complex")
+        values[name] = value.view(np.result_type(value, np.complex64))[..., 0] if is_complex else value
         start = stop
     return values
 

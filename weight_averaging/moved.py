@@ -1,4 +1,4 @@
-"""Module paths of earlier releases: importable, with a DeprecationWarning that names the new ones."""
+"""Names of earlier releases: they serve, with a DeprecationWarning that names the new ones."""
 
 import importlib
 import importlib.abc
@@ -46,6 +46,14 @@ MOVED: dict[str, tuple[str, ...]] = {
     "offline.posthoc": ("offline.passes.posthoc",),
     "offline.writers": ("offline.writing.outputs",),
 }
+
+
+def deprecated(old: str, new: str, stacklevel: int = 2) -> None:
+    """Warn that a name or an argument has another one now; `stacklevel` as of `warnings.warn` in the function calling.
+
+    What this says stays for one minor version (docs/release.md).
+    """
+    warnings.warn(f"{old} is called {new} now", DeprecationWarning, stacklevel=stacklevel + 1)
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -28,8 +28,8 @@ def on_host(
     """Whether `need` bytes go to host memory, checked to fit; says what it chose.
 
     Args:
-        placement: `"device"` is where the model is, `"host"` host memory (pinned beside an accelerator), `"auto"` the
-            device if they are at most `DEVICE_SHARE` of its free memory, else the host.
+        placement: `"device"` is where the model is, `"host"` is host memory (pinned beside an accelerator). `"auto"` is
+            the device if they are at most `DEVICE_SHARE` of its free memory, else the host.
         holds: who needs them for what, for the log and errors.
         device: what the model's device is called.
         is_host: whether its memory is the host's.

@@ -69,6 +69,9 @@ _OPTIONAL = ("paper", "grid", "trials", "offline", "median_of")
 # Submissions whose runs are those of another one, here after them, but for the average.
 _AVERAGED = {
     "lawa": "nadamw", "ema": "nadamw", "ema_growing": "nadamw", "ema_growing_no_decay": "nadamw_no_decay",
+    "ema_growing_inverse_sqrt": "nadamw_inverse_sqrt",
+    "ema_follows_rate": "nadamw", "adamw_ema_growing": "adamw", "soap_ema_growing": "soap",
+    "muon_lawa": "muon", "muon_ema_growing": "muon",
     "adamw_lawa": "adamw", "adamw_ema": "adamw",
     "ademamix_lawa": "ademamix", "ademamix_ema": "ademamix", "soap_lawa": "soap", "soap_ema": "soap",
     "shampoo_lawa": "shampoo", "shampoo_ema": "shampoo",

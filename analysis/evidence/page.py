@@ -84,7 +84,8 @@ def _status(evidence: Evidence, drawn: Sequence[Conclusion]) -> str:
     if not drawn or not all(one.enough for one in drawn):
         text = (
             "**Unfinished.** What is marked so below has fewer runs than the rules ask for, and decides nothing: "
-            f"{summaries.ENOUGH_SEEDS} seeds on all eight workloads of A, three of B.\n\n{text}"
+            f"{summaries.ENOUGH_SEEDS} seeds on all eight workloads of A, three of B. Of A the rules plan ten: from "
+            f"{summaries.ENOUGH_SEEDS} on there is a word, which the others may change.\n\n{text}"
         )
     return f"{text}\n"
 

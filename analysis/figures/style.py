@@ -101,9 +101,9 @@ def leaders(ranked: Sequence[str], baseline: str) -> list[str]:
     return [baseline, *others[: len(COLOURS) - 1]]
 
 
-def panels(count: int, size: tuple[float, float] = (3.4, 2.7)) -> tuple[Figure, list[Axes]]:
+def panels(count: int, size: tuple[float, float] = (3.4, 2.7), columns: int | None = None) -> tuple[Figure, list[Axes]]:
     """A grid of `count` panels of `size` inches each: up to four in a row, or three if that leaves fewer empty."""
-    columns = count if count <= 4 else min((4, 3), key=lambda columns: -count % columns)
+    columns = columns or (count if count <= 4 else min((4, 3), key=lambda columns: -count % columns))
     rows = -(-count // columns)
     width = max(size[0] * columns, 5.0)
     figure, grid = plt.subplots(rows, columns, figsize=(width, size[1] * rows + 0.5), squeeze=False)

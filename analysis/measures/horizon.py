@@ -10,7 +10,7 @@ from analysis.measures import intervals, lead
 from analysis.measures.lead import Leads
 from analysis.measures.to_target import Measured
 from analysis.reading.logs import Logs
-from weight_averaging.averages.horizon import window_from_decay
+from weight_averaging.averages.horizon import horizon, window_from_decay
 
 # Levels at which averages are compared: what the baseline reaches by these shares of its training.
 SHARES = (0.3, 0.5, 0.7, 0.8, 0.9)
@@ -36,7 +36,7 @@ def horizon_of(hparams: dict[str, Any], step_hint: float) -> float:
         return np.nan
     decay = hparams.get("averaging_decay")
     window = hparams["averaging_window"] if decay is None else window_from_decay(decay)
-    return hparams["averaging_interval"] * window / length
+    return horizon(hparams["averaging_interval"], window, length)
 
 
 def measure(measured: Measured, until: float) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from submissions.recipe import schedules
 from weight_averaging.averages import EMA, LAWA, Average, Power
 from weight_averaging.averages.average import NUMBERS
-from weight_averaging.averages.horizon import decay_from_window, exponent_from_horizon, interval_and_window
+from weight_averaging.averages.horizon import decay_from_window, exponent_from_share, interval_and_window
 
 LAWA_HORIZONS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
 EMA_HORIZONS = (0.01, 0.02, 0.04, 0.08)
@@ -76,7 +76,7 @@ def averages(step_hint: int, evaluate_every: int, schedule: str, settings: dict[
         result[f"ema_{horizon * 100:g}"] = EMA(interval=interval, decay=decay_from_window(window))
     interval = max(d for d in range(1, max(1, step_hint // 1000) + 1) if evaluate_every % d == 0)
     for share in SHARES:
-        result[f"growing_{share * 100:g}"] = Power(gamma=exponent_from_horizon(share), interval=interval)
+        result[f"growing_{share * 100:g}"] = Power(gamma=exponent_from_share(share), interval=interval)
     result["follows_rate_15"] = FollowsRate(
         share=0.15, schedule=schedule, settings=tuple(sorted(settings.items())), step_hint=step_hint, interval=interval
     )

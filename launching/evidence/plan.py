@@ -1,7 +1,7 @@
 """Which runs the evidence has, as a YAML file says, and which of them come next.
 
-The file has `defaults` and `parts`; a part has runs, and each of its fields may stand in the defaults, the part or the
-run: see `Variant`. Which learning rate a run has may depend on runs before it (docs/results/rules.md, section 8), so
+The file has `defaults` and `parts`. A part has runs, and each of its fields may stand in the defaults, the part or the
+run: see `Variant`. Which learning rate a run has may depend on earlier ones (docs/results/rules.md, section 8). So
 nothing but the files of finished runs is ever asked.
 """
 

@@ -15,7 +15,7 @@ def write(path: Path, evaluations: Sequence[tuple[int, dict[str, float]]], metri
     """Both files, each whole at any moment.
 
     Columns: `step` (completed updates), `seconds` (of training up to there), `validation` and `test` (the metric of the
-    raw weights), and `validation@NAME`, `test@NAME` of the averages; empty where one was not evaluated.
+    raw weights). The averages have `validation@NAME` and `test@NAME`, which are empty where one was not evaluated.
     """
     rows = [
         {

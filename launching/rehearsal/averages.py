@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from weight_averaging.averages import Average, FollowsRate
+
 SNAPSHOTS = 64  # more than a rehearsal takes
 
 
@@ -31,24 +33,32 @@ class Promise:
 
 
 def promise_of(module: Any, hyperparameters: Any, step_hint: int) -> dict[str, Any] | None:
-    """What a submission of this repository averages; None if it says nothing of it, as others' do."""
-    recipe: Any = getattr(module, "recipe", None)
+    """What a submission of this repository averages, or one around another; None if it says nothing of it."""
+    recipe: Any = getattr(module, "recipe", None) or getattr(module, "submission", None)
     averages = getattr(recipe, "averages", None)
     if averages is None:
         return None
     point = hyperparameters if recipe.point is None else _Point(recipe.point)
     average = averages.describe(point, step_hint)
     recursive = average.is_recursive
+    calls = getattr(recipe, "calls_per_update", 1)  # the harness counts these
     return asdict(
         Promise(
             name=str(average),
-            interval=average.interval or 1,
-            start=average.start,
+            interval=calls * (average.interval or 1),
+            start=calls * average.start,
             needed=average.needed,
             coefficients=None if recursive else list(average.coefficients(average.needed)),
-            weights=[1.0, *(float(average.weight(k)) for k in range(2, SNAPSHOTS))] if recursive else None,
+            weights=_weights(average, recipe, point, step_hint) if recursive else None,
         )
     )
+
+
+def _weights(average: Average, recipe: Any, point: Any, step_hint: int) -> list[float]:
+    if isinstance(average, FollowsRate):
+        due = [step for step in range(1, SNAPSHOTS * (average.interval or 1)) if step % (average.interval or 1) == 0]
+        return [1.0, *average.weights([recipe.learning_rate(step - 1, step_hint, point) for step in due])]
+    return [1.0, *(float(average.weight(k)) for k in range(2, SNAPSHOTS))]
 
 
 class _Point:

@@ -1,5 +1,7 @@
 """One rehearsal: begin the run, kill it after a checkpoint, resume it, look at what it left."""
 
+import errno
+import itertools
 import json
 import os
 import shutil
@@ -21,6 +23,9 @@ from weight_averaging.errors import UsageError
 ROOT = Path(__file__).parents[2]  # of this repository
 POLL_SECONDS = 0.1
 SEED = 1
+KILLED = -9  # of a part that is over after the kill that it was begun for
+FULL = 2**20  # bytes that are free on a disk without space for a checkpoint, at most
+OUT_OF_MEMORY = ("OutOfMemoryError", "RESOURCE_EXHAUSTED")  # of PyTorch and of JAX
 STAGE = "launching.rehearsal.stage"
 
 
@@ -80,14 +85,24 @@ def result_of(place: Place, cell: Cell) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
+def results_in(place: Place) -> list[dict[str, Any]]:
+    """Of all rehearsals that are over, in the order of frameworks and workloads."""
+    found = [json.loads(path.read_text()) for path in place.out.glob("*/result.json")]
+    cells = [result["cell"] for result in found]
+    keys = [(c["framework"] == "jax", c["workload"], c["submission"], c["ranks"], c["full_batch"]) for c in cells]
+    return [found[number] for number in sorted(range(len(found)), key=keys.__getitem__)]
+
+
 def rehearse(place: Place, cell: Cell) -> dict[str, Any]:
     """Make the small data where it is missing, then run, kill, resume and check.
+
+    A full batch for which the devices have no memory is halved until they have.
 
     Returns:
         What is also in `<out>/<name>/result.json`: the cell, its checks, what was measured, what the run said last.
 
     Raises:
-        UsageError: the run cannot be begun at all.
+        UsageError: the run cannot be begun at all, or its results cannot be written.
     """
     workload = sizes.rehearsed_name(cell.workload, on_cpu=cell.gpus == 0)
     official.check_harness(workload, place.harness_path)
@@ -99,9 +114,42 @@ def rehearse(place: Place, cell: Cell) -> dict[str, Any]:
     official.check_data(workload, str(place.data), cell.framework)
 
     folder = place.out / cell.name
+    new = not place.out.exists()
     shutil.rmtree(folder, ignore_errors=True)
+    try:
+        for halvings in itertools.count():
+            result = _rehearse(place, cell, workload, folder, environment, halvings)
+            if not _to_halve(result, folder):
+                break
+            shutil.rmtree(folder)
+        unfinished = folder / "result.unfinished"
+        unfinished.write_text(json.dumps(result, indent=1))
+        os.replace(unfinished, folder / "result.json")
+        return result
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if new:
+            shutil.rmtree(place.out, ignore_errors=True)
+        raise UsageError(f"--out={place.out}: {error.strerror or error}") from None
+
+
+def _to_halve(result: dict[str, Any], folder: Path) -> bool:
+    """Whether the official batch, or a half of it, took more memory than the devices have, and can be halved."""
+    # An evaluation of the official size that wants more is no matter of this batch: the runner goes on after it.
+    made = next(check["passed"] for check in result["checks"] if check["name"] == "updates")
+    batch, devices = result["batch"], max(result["cell"]["gpus"], result["cell"]["ranks"])
+    if made or not result["cell"]["full_batch"] or not batch or batch % (2 * devices):
+        return False
+    said = (folder / "log.txt").read_text(errors="replace")
+    return any(words in said for words in OUT_OF_MEMORY)
+
+
+def _rehearse(
+    place: Place, cell: Cell, workload: str, folder: Path, environment: dict[str, str], halvings: int
+) -> dict[str, Any]:
+    """As `rehearse`, into a folder that is to be made. OSError where it cannot be written to."""
     (folder / "record").mkdir(parents=True)
-    size = sizes.settings(workload, cell.devices, cell.gpus == 0, cell.full_batch)
+    size = sizes.settings(workload, cell.devices, cell.gpus == 0, cell.full_batch, halvings)
     begun = time.monotonic()
     codes = []
     for part in (1, 2):
@@ -112,22 +160,22 @@ def rehearse(place: Place, cell: Cell) -> dict[str, Any]:
         command = _command(place, cell, workload, folder, size, resumed=part == 2)
         variables = {**environment, "REHEARSAL": str(settings)}
         codes.append(_run(command, variables, folder, Record(folder / "record"), stop, size["seconds"]))
-        if part == 1 and codes[0] >= 0:  # not ended by the kill
+        if part == 1 and codes[0] != KILLED:
             break
+    said = _last_error(folder / "log.txt")
+    if codes != [KILLED, 0] and (shutil.disk_usage(folder).free < FULL or os.strerror(errno.ENOSPC) in said):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # which the log may have had no space to say
     record = Record(folder / "record")
-    result = {
+    result: dict[str, Any] = {
         "cell": asdict(cell) | {"search_space": None if cell.search_space is None else Path(cell.search_space).name},
         "workload": workload,
-        "batch": size["batch"],
+        **record.batch(),
         "seconds": time.monotonic() - begun,
         "checks": [asdict(c) for c in checks.checks(record, size["updates"], size["killed_after"], codes)],
         "measured": asdict(checks.measured(record)),
-        "said": _last_error(folder / "log.txt"),
+        "said": said,
     }
     _scored(folder, result["checks"])
-    unfinished = folder / "result.unfinished"
-    unfinished.write_text(json.dumps(result, indent=1))
-    os.replace(unfinished, folder / "result.json")
     shutil.rmtree(folder / "runs", ignore_errors=True)  # checkpoints take gigabytes
     return result
 
@@ -164,7 +212,7 @@ def _run(
     killed_after: int | None,
     seconds: int,
 ) -> int:
-    """The exit status; negative if it was killed: after a checkpoint as asked, or because its time was over.
+    """The exit status; KILLED if it was killed after a checkpoint, as asked.
 
     It works in its folder: ImageNet's lists of files are left in the working directory.
     """
@@ -185,12 +233,18 @@ def _run(
             if killed_after is not None and _saved(record) >= killed_after:
                 kill(process.pid)
                 process.wait()
-                return -9
+                return KILLED
     finally:
         if process.poll() is None:  # Ctrl-C
             kill(process.pid)
             process.wait()
-    return process.returncode
+    if process.returncode >= 0:
+        return process.returncode
+    with open(folder / "log.txt", "a") as log:
+        log.write(
+            f"Error: ended by signal {-process.returncode} from outside; 9 (SIGKILL) comes where memory ran out\n"
+        )
+    return 128 - process.returncode
 
 
 def kill(pid: int) -> None:

@@ -51,8 +51,17 @@ class Record:
         return [json.loads(line) for line in lines]
 
     def weights(self, moment: str) -> dict[int, np.ndarray]:
-        """By step."""
+        """By step; what was not written to its end is left out."""
         found = {}
         for path in self.folder.glob(f"{moment}_*.npy"):
-            found[int(path.stem.rpartition("_")[2])] = np.load(path)
+            try:
+                found[int(path.stem.rpartition("_")[2])] = np.load(path)
+            except (EOFError, ValueError):
+                continue
         return dict(sorted(found.items()))
+
+    def batch(self) -> dict[str, int | None]:
+        """The batch of an update, and what it is in a real run; None if the run did not come so far."""
+        asked = [event for event in self.events() if event["event"] == "batch size"]
+        last = asked[-1] if asked else {}
+        return {"batch": last.get("batch"), "official_batch": last.get("official")}

@@ -59,8 +59,12 @@ def size_of(workload: str) -> Size:
     return SIZES[base_name(workload)]
 
 
-def settings(workload: str, devices: int, on_cpu: bool, full_batch: bool) -> dict[str, Any]:
-    """The size as stage.py reads it; what is None is left as the harness has it."""
+def settings(workload: str, devices: int, on_cpu: bool, full_batch: bool, halvings: int = 0) -> dict[str, Any]:
+    """The size as stage.py reads it; what is None is left as the harness has it.
+
+    Args:
+        halvings: of a full batch.
+    """
     size = size_of(workload)
     values = asdict(size)
     for name in ("batch", "eval_batch", "examples"):
@@ -69,7 +73,7 @@ def settings(workload: str, devices: int, on_cpu: bool, full_batch: bool) -> dic
         values |= {"batch": None, "eval_batch": None}
     if not on_cpu:  # the model is the real one wherever there is a device for it
         values |= {"attributes": {}}
-    return {**values, "step_hint": STEP_HINT}
+    return {**values, "step_hint": STEP_HINT, "halvings": halvings}
 
 
 def rehearsed_name(workload: str, on_cpu: bool) -> str:

@@ -145,8 +145,20 @@ class Rehearsal:
         module.data_selection = self.timed("batch", module.data_selection)
         if hasattr(module, "prepare_for_eval"):
             module.prepare_for_eval = self.timed("prepared", module.prepare_for_eval)
-        if self.size["batch"] is not None:
-            module.get_batch_size = functools.wraps(batch_size)(lambda workload_name: self.size["batch"])
+
+        @functools.wraps(batch_size)
+        def get_batch_size(workload_name: str) -> int:
+            try:
+                official = batch_size(workload_name)
+            except ValueError:  # of a variant: the runner then asks for the workload's
+                if not self.size["batch"]:
+                    raise
+                official = None
+            chosen: int = self.size["batch"] or official >> self.size["halvings"]
+            self.note("batch size", batch=chosen, official=official)
+            return chosen
+
+        module.get_batch_size = get_batch_size
 
     def checkpoints(self, utils: Any) -> None:
         """Note when a checkpoint is whole, and what was restored of one."""

@@ -7,10 +7,11 @@ from typing import Any
 from launching.official_workloads import base_name, needs_of
 
 COLUMNS = (
-    "workload", "framework", "submission", "passed", "average seen", "raw weights back", "checkpoint",
+    "workload", "framework", "submission", "batch", "passed", "average seen", "raw weights back", "checkpoint",
     "first batch s", "first update s", "update s", "evaluation s", "host GiB", "device GiB", "real runs h",
     "processor s", "total s",
 )  # fmt: skip
+FIRST_NUMBER = COLUMNS.index("first batch s")
 TRIALS, STUDIES, SELF_TUNING = 5, 3, 1.5
 
 
@@ -24,7 +25,7 @@ def hours(result: dict[str, Any]) -> float | None:
     None unless the batches were the official ones, on GPUs: from others nothing follows.
     """
     cell, update = result["cell"], result["measured"]["update"]
-    if not (cell["gpus"] and cell["full_batch"] and update):
+    if not (cell["gpus"] and cell["full_batch"] and update) or result["batch"] != result.get("official_batch"):
         return None
     needs = needs_of(base_name(cell["workload"]), cell["framework"])
     self_tuning = cell["search_space"] is None
@@ -46,12 +47,20 @@ def _row(result: dict[str, Any]) -> list[str]:
     if failed and result["said"]:
         verdict += f" ({result['said']})"
     return [
-        workload, cell["framework"], cell["submission"], verdict,
+        workload, cell["framework"], cell["submission"], _batch(result), verdict,
         *(said[name]["says"] for name in ("average", "raw weights back", "checkpoint")),
         *(_number(measured[name]) for name in ("first_batch", "first_update", "update", "evaluation")),
         _number(measured["host_gib"]), _number(measured["device_gib"]), _number(hours(result)),
         _number(measured["processor"]), _number(result["seconds"]),
     ]  # fmt: skip
+
+
+def _batch(result: dict[str, Any]) -> str:
+    """The official one, or what was taken of it."""
+    batch, official = result["batch"], result.get("official_batch")
+    if batch is None or not result["cell"]["full_batch"]:
+        return "-" if batch is None else str(batch)
+    return str(batch) if batch == official else f"{batch} of {official}: more does not fit"
 
 
 def _number(value: float | None) -> str:
@@ -66,8 +75,8 @@ def text(results: Sequence[dict[str, Any]]) -> str:
         lines += [f"  {_mark(check['passed'])} {check['name']}: {check['says']}" for check in result["checks"]]
         if result["said"] and not passed(result):
             lines.append(f"  the run said: {result['said']}")
-        numbers = [f"{name} {cell}" for name, cell in zip(COLUMNS[7:-1], cells[7:-1]) if cell != "-"]
-        lines.append("  " + ", ".join(numbers))
+        numbers = [f"{name} {cell}" for name, cell in list(zip(COLUMNS, cells))[FIRST_NUMBER:-1] if cell != "-"]
+        lines.append("  " + ", ".join([f"batch {_batch(result)}", *numbers]))
     return "\n".join(lines)
 
 

@@ -2,8 +2,9 @@
 
     python -m scripts.published.leaderboard_a100 --logs=algoperf_a100_self_tuning.tar.xz
 
-Where in training the targets lie, how long an update takes, who is first where, and what fewer steps to target would
-score. Writes tables.md and figures below docs/results; the reading of them is in the README.md beside them.
+It says where in training the targets lie, how long an update takes, and who is first where. It also says what fewer
+steps to target would score. The tables and figures are written below docs/results. The README.md beside them says what
+they mean.
 """
 
 import numpy as np

@@ -38,13 +38,22 @@ class Around(Protocol):
 
 @dataclass(frozen=True)
 class Averaged:
-    """What the harness asks of a submission."""
+    """What the harness asks of a submission, and what is averaged, for whoever checks it.
+
+    Attributes:
+        averages: how the average follows from the hyperparameters.
+        point: hyperparameters of the average; None: they stand in the search space.
+        calls_per_update: calls of `update_params` after which the base has trained once.
+    """
 
     init_optimizer_state: Callable[..., Any]
     update_params: Callable[..., Any]
     prepare_for_eval: Callable[..., Any]
     data_selection: Callable[..., Any]
     get_batch_size: Callable[[str], int]
+    averages: Averaging
+    point: Mapping[str, Any] | None
+    calls_per_update: int
 
 
 def averaged(
@@ -138,7 +147,10 @@ def averaged(
 
     # The harness looks at the signature: it hands `train_state` to those who name it.
     update_params.__signature__ = inspect.signature(base.update_params)  # type: ignore[attr-defined]
-    return Averaged(init_optimizer_state, update_params, prepare_for_eval, data_selection, base.get_batch_size)
+    return Averaged(
+        init_optimizer_state, update_params, prepare_for_eval, data_selection, base.get_batch_size, kind, point,
+        calls_per_update,
+    )  # fmt: skip
 
 
 def _divided(kind: Averaging, point: Mapping[str, Any] | None, hyperparameters: Any) -> tuple[Any, Any]:

@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..recipe.averaging import Averaging, ema, lawa
+from ..recipe.averaging import Averaging, ema, growing, lawa
 from ..recipe.jax.averagers import WeightsAverager
 from ..recipe.jax.resuming import shapes, unstacked
 from ..recipe.jax.training import State
 from . import base
 
-__all__ = ["averaged", "ema", "lawa"]
+__all__ = ["averaged", "ema", "growing", "lawa"]
 
 ELEMENTS = 8  # of each parameter
 

@@ -10,11 +10,11 @@ from torch import nn
 
 from weight_averaging.torch import Averager
 
-from ..recipe.averaging import Averaging, ema, lawa
+from ..recipe.averaging import Averaging, ema, growing, lawa
 from ..recipe.pytorch.averagers import averager_of
 from . import base
 
-__all__ = ["averaged", "ema", "lawa"]
+__all__ = ["averaged", "ema", "growing", "lawa"]
 
 KEY = "weight_averaging"  # in the dict that the harness saves by its values' state_dict()
 ELEMENTS = 8  # of each parameter: a step of an optimizer changes nearly all of them

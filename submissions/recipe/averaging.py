@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weight_averaging.averages import EMA, LAWA, Average, Growing, Merge
+from weight_averaging.averages import EMA, LAWA, Average, FollowsRate, Growing, Merge
 from weight_averaging.averages.checks import BUFFERS as ALL_BUFFERS
 from weight_averaging.averages.checks import check_count, check_decay, check_horizon
 from weight_averaging.averages.horizon import WINDOW, decay_from_window, interval_and_window
@@ -66,6 +66,14 @@ def _ema(hyperparameters: Any, step_hint: int) -> Average:
 
 
 def _growing(hyperparameters: Any, step_hint: int) -> Average:
+    return _of_share(Growing, hyperparameters, step_hint)
+
+
+def _follows_rate(hyperparameters: Any, step_hint: int) -> Average:
+    return _of_share(FollowsRate, hyperparameters, step_hint, top_rate=hyperparameters.learning_rate)
+
+
+def _of_share(kind: Callable[..., Average], hyperparameters: Any, step_hint: int, **further: float) -> Average:
     given = {name: getattr(hyperparameters, name) for name in GROWING_NAMES if hasattr(hyperparameters, name)}
     others = sorted(name for name in NAMES - set(GROWING_NAMES) if hasattr(hyperparameters, name))
     if "averaging_share" not in given or others:
@@ -76,7 +84,7 @@ def _growing(hyperparameters: Any, step_hint: int) -> Average:
     # As often as an average of the paper's horizon does.
     interval = given.get("averaging_interval", interval_and_window(0.01, WINDOW, step_hint)[0])
     try:
-        return Growing(share=given["averaging_share"], interval=interval)
+        return kind(share=given["averaging_share"], interval=interval, **further)
     except ValueError as error:
         raise ValueError(f"averaging_{error}") from None
 
@@ -114,4 +122,5 @@ NAMES = frozenset(_CHECKS)
 lawa = Averaging("lawa", _lawa, NAMES)  # averaging_window and one of averaging_horizon, averaging_interval
 ema = Averaging("ema", _ema, NAMES)  # averaging_horizon and _window, or averaging_interval and _decay
 growing = Averaging("growing", _growing, frozenset(GROWING_NAMES))  # averaging_share; averaging_interval if wanted
+follows_rate = Averaging("follows_rate", _follows_rate, frozenset(GROWING_NAMES))  # the same; its top is learning_rate
 merge = Averaging("merge", _merge, frozenset(MERGE_NAMES))  # of saved snapshots alone

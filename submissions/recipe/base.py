@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from weight_averaging.averages import Average
 
+from . import schedules
 from .averaging import BUFFERS, Averaging, always, buffers_of
 from .batch_sizes import get_batch_size
 from .hyperparameters import OF_SCHEDULE, check
@@ -66,6 +67,11 @@ class BaseRecipe:
         if self.averages is not None:
             self.averages.describe(hyperparameters, step_hint)
             buffers_of(hyperparameters)
+
+    def learning_rate(self, step: int, step_hint: int, hyperparameters: Any) -> float:
+        """Of the update after `step` others, as `recipe.schedules` has it."""
+        factor: float = getattr(schedules, self.schedule.__name__)(step, step_hint, hyperparameters)
+        return float(hyperparameters.learning_rate * factor)
 
     def data_selection(
         self,

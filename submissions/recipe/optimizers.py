@@ -38,6 +38,14 @@ def matrices(name: str, ndim: int) -> bool:
     return ndim >= 2 and not name.startswith("bias")
 
 
+def hidden_matrices(name: str, ndim: int) -> bool:
+    """What Muon is for, by the full name of a parameter: matrices that are no embedding. Output layers are among them.
+
+    Its authors leave these to Adam as well; but neither a shape nor a name tells them in every model.
+    """
+    return ndim == 2 and "embed" not in name.lower()
+
+
 _ADAM: dict[str, Rule] = {
     "learning_rate": (lambda x: x > 0, "> 0"),
     "one_minus_beta1": (lambda x: 0 < x <= 1, "in (0, 1]"),
@@ -84,3 +92,8 @@ soap = OptimizerSettings(
         "max_precondition_dim": _WHOLE,
     },
 )
+# Jordan et al. (2024, kellerjordan.github.io/posts/muon): the momentum of a matrix, with all its singular values made
+# one; NadamW for all else. The update of a matrix is scaled as Liu et al. (arXiv 2502.16982, section 2.2) do, so that
+# one learning rate and one weight decay serve both.
+muon = OptimizerSettings("muon", _ADAM, everything, {**_EPSILON, "momentum": (lambda x: 0 <= x < 1, "in [0, 1)")})
+MOMENTUM = 0.95  # where `momentum` is not given

@@ -42,6 +42,17 @@ def warmup_stable_decay(step: int, step_hint: int, hyperparameters: Any) -> floa
     return final + (1.0 - final) * (1.0 - math.sqrt(share))
 
 
+def warmup_inverse_sqrt(step: int, step_hint: int, hyperparameters: Any) -> float:
+    """Linear warmup over w = max(1, `warmup_factor * step_hint`) updates, then sqrt(w / step).
+
+    That of Vaswani et al. (2017, arXiv 1706.03762, section 5.3). Beyond its warmup it does not know the length of the
+    run; so an average that grows gives a model at any time (Meterez et al. 2026, arXiv 2602.03702).
+    """
+    warmup_steps = int(hyperparameters.warmup_factor * step_hint)
+    first = max(1, warmup_steps)
+    return math.sqrt(first / step) if step > first else _warmup(step, warmup_steps)
+
+
 def lengths(step_hint: int, hyperparameters: Any) -> tuple[int, int]:
     """The updates of a schedule that ends, in all and of warmup."""
     total = max(1, round(getattr(hyperparameters, "schedule_fraction", 1.0) * step_hint))

@@ -88,6 +88,52 @@ def test_written_checked_and_run(tmp_path, theirs):
     assert "LAWA of" in run.stderr + run.stdout
 
 
+@pytest.mark.parametrize("averaging", ["lawa", "growing"])
+def test_run_without_being_written_first_and_resumed(tmp_path, theirs, averaging):
+    flags = [
+        "--submission_path=theirs/submission.py", "--tuning_search_space=theirs/tuning_search_space.json",
+        f"--averaging={averaging}", "--workload=mini_criteo1tb", "--experiment_name=x", "--num_tuning_trials=1",
+        "--eval_every_n_steps=3",
+    ]  # fmt: skip
+    first = command(tmp_path, "run", *flags, "--max_global_steps=6")
+    assert first.returncode == 0, first.stderr
+    (folder,) = (tmp_path / "dist" / "averaged").iterdir()
+    assert folder.name.startswith(f"theirs_{averaging}_")
+    again = command(tmp_path, "run", *flags, "--max_global_steps=9", "--resume_last_run")
+    assert again.returncode == 0, again.stderr
+    assert [path.name for path in (tmp_path / "dist" / "averaged").iterdir()] == [folder.name]
+    assert "update 6" in again.stderr + again.stdout
+
+
+def test_another_base_or_setting_is_another_folder(tmp_path, theirs):
+    made = []
+    for averaging, rate in (("lawa", "0.1"), ("ema", "0.1"), ("lawa", "0.2"), ("lawa", "0.1")):
+        (theirs / "submission.py").write_text(THEIRS.replace("0.1 if", f"{rate} if"))
+        base = average_submission.read(theirs / "submission.py")
+        made.append(average_submission.write_to_run(ROOT, base, averaging, None, tmp_path / "averaged"))
+    assert made[3] == made[0]
+    assert len(set(made)) == 3
+    assert sorted((tmp_path / "averaged").iterdir()) == sorted(set(made))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    {
+        ("--averaging=lawa", "--averaging_share=.2"): "--averaging_share: --averaging=lawa takes averaging_horizon and",
+        (
+            "--averaging=growing",
+            "--averaging_window=3",
+        ): "--averaging_window: --averaging=growing takes averaging_share",
+    }.items(),
+)
+def test_a_setting_of_another_average_is_one_line(tmp_path, theirs, flags, message):
+    done = command(tmp_path, "average_submission", "--submission_path=theirs/submission.py", "--out=made", *flags)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "made").exists()
+
+
 @pytest.mark.parametrize("averaging", ["lawa", "ema"])
 def test_a_self_tuning_one_has_the_point_in_its_module(tmp_path, theirs, averaging):
     base = average_submission.read(theirs / "submission.py")

@@ -140,7 +140,8 @@ def test_the_command_tells_the_folder_and_the_pull_request_the_same(submission, 
     check = [python(), "-m", "scripts.check_submission", f"--submission_path={tmp_path / name}/submission.py"]
     for info in (tmp_path / name / "submission_info.yml", tmp_path / f"{name}.pull_request.md"):
         result = subprocess.run([*check, f"--submission_info={info}"], capture_output=True, text=True, check=False)
-        assert (result.returncode, result.stdout) == (0, ""), result.stdout
+        said = f"nothing found in {tmp_path / name}/submission.py, {info}\n"
+        assert (result.returncode, result.stdout) == (0, said), result.stdout
 
 
 def test_a_bundle_says_what_its_optimizer_needs(tmp_path):
@@ -162,7 +163,7 @@ def test_a_bundle_says_what_its_optimizer_needs(tmp_path):
             ["--submission=ema_self", "--tuning_search_space=tuning_search_spaces/ema.json"],
             "--tuning_search_space=tuning_search_spaces/ema.json: ema_self has hyperparameters of its own",
         ),
-        (["--submission=lawaa"], "there is no submissions/pytorch/lawaa/submission.py"),
+        (["--submission=lawaa"], "--submission=lawaa is unknown; choose from adamw,"),
     ],
 )
 def test_the_command_refuses_what_the_leaderboard_would_not_take(flags, words, tmp_path):

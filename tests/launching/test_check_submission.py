@@ -4,6 +4,8 @@ import json
 import textwrap
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from launching import check_code, check_space, submission_info
 
@@ -125,6 +127,34 @@ def space_findings(tmp_path, space):
 
 def test_a_good_list_passes(tmp_path):
     assert space_findings(tmp_path, [{"lr": 1.0}, {"lr": 2.0}]) == []
+
+
+NAMES = st.sampled_from(["learning_rate", "min", "max", "scaling", "feasible_points", "beta2"])
+RANGE, BAD = {"min": 1, "max": 2, "scaling": "linear"}, {"min": 3, "max": 2, "scaling": "linear"}
+
+
+@given(
+    names=st.lists(NAMES, min_size=1, unique=True), bad=st.integers(0, 5), indent=st.sampled_from([None, 1]),
+    between=st.sampled_from([", ", ",\n", "\n,\n\n"]),
+)  # fmt: skip
+def test_a_range_is_found_at_the_line_of_its_name(tmp_path_factory, names, bad, indent, between):
+    bad %= len(names)
+    members = [f'"{n}" : {json.dumps(BAD if i == bad else RANGE, indent=indent)}' for i, n in enumerate(names)]
+    text = "{" + between.join(members) + "}"
+    line = ("{" + between.join([*members[:bad], ""])).count("\n") + 1
+    found = space_findings(tmp_path_factory.mktemp("space"), text)
+    assert [(at, said) for at, said in found if "min <= max" in said] == [
+        (line, f"{names[bad]}: must have numbers with min <= max, not 3 and 2")
+    ]
+
+
+def test_a_point_that_is_there_already_is_named_with_its_line(tmp_path):
+    text = '[\n{"a": 1},\n{"a": 2},\n3,\n{"a":\n2}, {"a": 1}]'
+    found = [entry for entry in space_findings(tmp_path, text) if "again" in entry[1]]
+    assert found == [
+        (5, "point 4 is point 2 (line 3) again: a trial wasted"),
+        (6, "point 5 is point 1 (line 2) again: a trial wasted"),
+    ]
 
 
 @pytest.mark.parametrize(

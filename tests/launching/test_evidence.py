@@ -192,6 +192,19 @@ def test_the_plan_of_the_rules_can_be_read():
     for variant in (one for part in parts.values() for one in part):
         assert set(variant.every) in (known, set(), known - {"follows_rate_15"})
     assert {variant.seeds for variant in parts["A"]} == {10}
+    rules = {"cosine_to_0.1", "cosine_to_0.25", "wsd_0.1", "wsd_0.2", "inverse_sqrt"}  # constant, and to 0: in A
+    assert {variant.name for variant in parts["D"]} == rules
+    assert parts["D"][-1].submission == "nadamw_inverse_sqrt"
+
+
+def test_a_run_by_the_root_of_the_updates_tracks_its_averages(tmp_path):
+    variant = {"submission": "nadamw_inverse_sqrt", "length": 1 / 50, "every": {"growing_15": 1, "follows_rate_15": 1}}
+    run = one(small(**variant, evaluations=4))
+    runs.make(run, tmp_path)
+    assert records.about(run.path(tmp_path))["schedule"] == "warmup_inverse_sqrt"
+    table = records.table(run.path(tmp_path))
+    assert {"validation@growing_15", "validation@follows_rate_15"} <= set(table)
+    assert table["validation@follows_rate_15"].iloc[1:].notna().all()  # the first is after one update
 
 
 def test_a_plan_that_cannot_be_is_refused_in_one_line(tmp_path):

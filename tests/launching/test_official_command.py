@@ -1,18 +1,16 @@
-"""Command lines and checks of runs under the official harness. What needs `algoperf` itself is in test_official*.py."""
+"""Command lines of runs under the official harness. What needs `algoperf` itself is in test_official*.py."""
 
-import functools
-import importlib.util
-import json
 import os
 import shlex
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from launching import official
-from launching.official_workloads import SEVEN, WORKLOADS, base_name, needs_of
+from launching.official_workloads import SEVEN, WORKLOADS, base_name
 from submissions.recipe.batch_sizes import get_batch_size
 from tests.support.warm_python import python
 from weight_averaging.errors import UsageError
@@ -21,31 +19,6 @@ from weight_averaging.errors import UsageError
 def run(*flags: str, **environment: str) -> subprocess.CompletedProcess:
     command = [python(), "-m", "scripts.run", "--harness=official", "--submission=lawa", *flags]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
-
-
-def make_data(root, needs):
-    for pattern in needs.contents:
-        path = root / needs.folder / pattern.replace("*", "0")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-
-
-@pytest.mark.parametrize("framework", ["pytorch", "jax"])
-@pytest.mark.parametrize("workload", WORKLOADS)
-def test_whole_data_passes_and_every_missing_piece_is_named(workload, framework, tmp_path):
-    needs = needs_of(workload, framework)
-    with pytest.raises(UsageError, match=r"there is no folder .*make it with: python dataset/dataset_setup.py"):
-        official.check_data(workload, str(tmp_path), framework)
-    make_data(tmp_path, needs)
-    official.check_data(workload, str(tmp_path), framework)
-    official.check_data(f"{workload}_variant", str(tmp_path), framework)
-    for pattern in needs.contents:
-        path = tmp_path / needs.folder / pattern.replace("*", "0")
-        path.unlink()
-        with pytest.raises(UsageError) as error:
-            official.check_data(workload, str(tmp_path), framework)
-        assert f"lacks {pattern};" in str(error.value)
-        path.touch()
 
 
 def test_half_written_checkpoints_are_removed_from_a_jobs_own_trials_only(tmp_path):
@@ -96,19 +69,25 @@ def test_in_jax_one_process_has_all_gpus_and_checkpoints_are_in_flaxs_own_form()
     assert official.environment("pytorch", 2, "4,6") == {}
 
 
-def test_a_checkpoint_that_the_harness_cannot_restore_in_jax_is_named(tmp_path):
-    trials = [tmp_path / f"trial_{number}" for number in (1, 2)]
-    for trial in trials:
-        trial.mkdir()
-        (trial / "checkpoint_5").touch()
-    official.check_jax_checkpoints([*trials, tmp_path / "trial_3"])
-    (trials[1] / "checkpoint_9").mkdir()  # Orbax's are folders
-    official.check_jax_checkpoints(trials[:1])
-    with pytest.raises(
-        UsageError, match=r"cannot restore .*trial_2/checkpoint_9.*start anew with --overwrite"
-    ) as error:
-        official.check_jax_checkpoints(trials)
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize(
+    ("words", "gpus", "says"),
+    [
+        (["fastmr", "lawa"], "all", "the workload fastmr is unknown; choose from criteo1tb fastmri finewebedu_lm"),
+        (["ogbg", "lawaa"], "all", "the submission lawaa is unknown; it is the name of a folder"),
+        (["ogbg", "lawa"], "x", "GPUS=x: give all, a number of GPUs, or 0 for the CPU"),
+        (["criteo1tb_embed_init,mnist", "lawa,ema"], "2", None),
+    ],
+)
+def test_the_script_of_the_image_checks_its_words(words, gpus, says):
+    environment = {**os.environ, "DRY_RUN": "1", "GPUS": gpus}
+    command = ["docker/run_workload.sh", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if says is None:
+        assert done.stdout.startswith("docker run "), done.stderr
+        return
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {says}")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_variants_belong_to_the_longest_base_name():
@@ -116,136 +95,6 @@ def test_variants_belong_to_the_longest_base_name():
     assert base_name("librispeech_conformer_layernorm") == "librispeech_conformer"
     with pytest.raises(UsageError, match="unknown to the official harness"):
         base_name("criteo")
-
-
-@pytest.mark.parametrize(
-    ("check", "arguments", "words"),
-    [
-        (official.check_batch_size, ("ogbg", 3), "the batch of 512 on ogbg does not divide by it"),
-        (official.check_batch_size, ("criteo1tb_embed_init", 7), "the batch of 262144"),
-        (official.check_seed, (0,), "takes 0 for none"),
-    ],
-)
-def test_bad_input_is_one_line(check, arguments, words):
-    with pytest.raises(UsageError, match=words) as error:
-        check(*arguments)
-    assert "\n" not in str(error.value)
-
-
-def test_gpus_found(monkeypatch):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    assert [official.gpus_found(asked) for asked in (None, 2, 0)] == [4, 2, 0]
-    with pytest.raises(UsageError, match="only 4 found"):
-        official.gpus_found(8)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    with pytest.raises(UsageError, match="no GPU found"):
-        official.gpus_found(None)
-
-
-OF_2026 = "WORKLOADS = {\n  'ogbg': {\n  'finewebedu_lm': {\n"
-OF_2025 = "WORKLOADS = {\n  'ogbg': {\n"
-
-
-@pytest.mark.parametrize(
-    ("runner", "registry", "words"),
-    [
-        (None, None, "not installed"),
-        ("def train_once(): ...", OF_2026, "too old"),
-        ("prepare_for_eval = None", OF_2026, "unknown to the installed algoperf; it has ogbg, finewebedu_lm"),
-        ("prepare_for_eval = None", OF_2025, "from before 2026, with budgets of 8 x V100: .*--harness_path=/"),
-    ],
-)
-def test_the_installed_harness_is_looked_at(runner, registry, words, tmp_path, monkeypatch):
-    pretend_installed(runner, registry, tmp_path, monkeypatch)
-    with pytest.raises(UsageError, match=words) as error:
-        official.check_harness("mnist")
-    assert "\n" not in str(error.value)
-
-
-def test_a_harness_of_before_2026_runs_where_its_path_is_given(tmp_path, monkeypatch):
-    pretend_installed("prepare_for_eval = None", OF_2025, tmp_path, monkeypatch)
-    with pytest.raises(UsageError, match="from before 2026"):
-        official.check_harness("ogbg")
-    assert "budgets of 8 x V100" in official.check_harness("ogbg", tmp_path)
-    with pytest.raises(UsageError, match="--workload=finewebedu_lm is unknown to --harness_path="):
-        official.check_harness("finewebedu_lm", tmp_path)
-    with pytest.raises(UsageError, match="no sources of the harness"):
-        official.check_harness("ogbg", tmp_path / "algoperf")
-    (tmp_path / "algoperf" / "__init__.py").write_text("from ._version import version as __version__")
-    with pytest.raises(UsageError, match=r"cannot be imported: echo .* > .*/algoperf/_version.py"):
-        official.check_harness("ogbg", tmp_path)
-    (tmp_path / "algoperf" / "_version.py").write_text("version = 'checkout'")
-    official.check_harness("ogbg", tmp_path)
-    result = run("--workload=ogbg", "--gpus=2", "--dry_run", f"--harness_path={tmp_path}")
-    assert shlex.split(result.stdout)[0] == f"PYTHONPATH={os.getcwd()}:{tmp_path}"
-    result = run("--workload=ogbg", "--engine=docker", "--dry_run", f"--harness_path={tmp_path}")
-    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
-    assert "HARNESS_COMMIT" in result.stderr
-
-
-def image_lists(working, folder):
-    """As the harness leaves them in the working directory after a run on this folder."""
-    for split, name in (("train", "train"), ("eval_train", "train"), ("validation", "val")):
-        files = sorted((folder / name).glob("*/*"))
-        classes = sorted(path.name for path in (folder / name).iterdir())
-        samples = [(str(path.relative_to(folder / name)), classes.index(path.parent.name)) for path in files]
-        (working / f".imagenet_{split}_cache_index.json").write_text(
-            json.dumps({"classes": classes, "class_to_idx": {}, "samples": samples})
-        )
-
-
-def test_a_list_of_images_of_another_data_set_is_named(tmp_path):
-    working, root = tmp_path / "working", tmp_path / "data"
-    folder = root / "imagenet" / "pytorch"
-    for split, count in (("train", 6), ("val", 3)):
-        for number in range(count):
-            path = folder / split / f"n{number % 3}" / f"{number}.JPEG"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-    working.mkdir()
-    check = functools.partial(official.check_image_lists, "imagenet_vit", str(root), "pytorch", working)
-    check()
-    image_lists(working, folder)
-    check()
-    (folder / "train" / "n0" / "new.JPEG").touch()
-    with pytest.raises(UsageError, match=r"\.imagenet_train_cache_index.json lists other images.*remove it") as error:
-        check()
-    assert "\n" not in str(error.value)
-    official.check_image_lists("imagenet_vit", str(root), "jax", working)
-    official.check_image_lists("ogbg", str(root), "pytorch", working)
-    image_lists(working, folder)
-    check()
-    (folder / "val" / "n3").mkdir()
-    with pytest.raises(UsageError, match="imagenet_validation_cache_index"):
-        check()
-    image_lists(working, folder)
-    (working / ".imagenet_eval_train_cache_index.json").write_text('{"classes"')
-    with pytest.raises(UsageError, match="imagenet_eval_train_cache_index"):
-        check()
-
-
-def pretend_installed(runner, registry, tmp_path, monkeypatch):
-    """An algoperf of these two sources; with `runner` None, none."""
-    (tmp_path / "algoperf" / "workloads").mkdir(parents=True)
-    (tmp_path / "algoperf" / "__init__.py").touch()
-    (tmp_path / "algoperf" / "workloads" / "workloads.py").write_text(registry or "")
-    (tmp_path / "submission_runner.py").write_text(runner or "")
-
-    def find_spec(name):
-        path = tmp_path / ("submission_runner.py" if name == "submission_runner" else "algoperf/__init__.py")
-        search = None if name == "submission_runner" else [str(path.parent)]
-        return importlib.util.spec_from_file_location(name, path, submodule_search_locations=search) if runner else None
-
-    monkeypatch.setattr("importlib.util.find_spec", find_spec)
-
-
-def test_an_official_workload_without_the_official_harness_is_told_so(tmp_path):
-    for workload in ("ogbg", "criteo1tb_embed_init"):
-        command = [python(), "-m", "scripts.run", f"--workload={workload}", "--submission=lawa"]
-        result = subprocess.run([*command, f"--experiment_dir={tmp_path}"], capture_output=True, text=True, check=False)
-        assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
-        assert "is one of the official harness: add --harness=official" in result.stderr
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_help_shows_what_one_looks_for():
@@ -304,6 +153,21 @@ def test_a_submission_that_cannot_tell_is_not_imported(tmp_path, monkeypatch):
     (tmp_path / "asked.py").write_text("def check_hyperparameters(h, step_hint):\n    raise SystemExit('asked')")
     with pytest.raises(UsageError, match="lacks the function"):
         official.check_trials("asked.py", "space.json", [None], "ogbg", "pytorch")
+
+
+def test_a_folder_without_room_is_named_before_the_start(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"--experiment_dir=.*runs: .*file is no folder that can be written to"):
+        official.check_room("ogbg", str(tmp_path / "file" / "runs"), True)
+    free = 1e9
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
+    official.check_room("ogbg", str(tmp_path / "new"), True)
+    official.check_room("criteo1tb", str(tmp_path / "new"), False)
+    official.check_room("criteo1tb_test", str(tmp_path / "new"), True)
+    with pytest.raises(UsageError, match=r"1.00 GB free, the weights of criteo1tb alone take 2.16") as error:
+        official.check_room("criteo1tb", str(tmp_path / "new"), True)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 NINE_ON_A100 = {

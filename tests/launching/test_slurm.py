@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip("submitit")
 
+from tests.launching.rehearsal.records import STAND_IN
 from tests.miniperf.test_runner import assert_same_end
 
 STEPS = 600
@@ -156,3 +157,20 @@ def test_wrong_arguments_of_sbatch_are_one_line(tmp_path):
     output = sweep(tmp_path, "--sbatch_args=--partition=nowhere", status=2)
     assert "invalid partition specified: nowhere" in output
     assert output.splitlines()[-1] == "error: sbatch refuses the jobs, for the reason above"
+
+
+def test_a_rehearsal_is_one_job(tmp_path):
+    process = python(
+        "scripts.rehearse", "--workload=criteo1tb", "--submission=lawa", "--gpus=0", STAND_IN, "--engine=slurm",
+        f"--data_dir={tmp_path / 'data'}", f"--out={tmp_path / 'out'}", f"--sbatch_args=--output={tmp_path / 'said'}",
+    )  # fmt: skip
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    job = output.split()[-1]
+    until(lambda: not queue_of(job), "the job", 600)
+    assert "1 of 1 passed" in (tmp_path / "said").read_text()
+
+
+def queue_of(job: str) -> str:
+    command = ["squeue", f"--job={job}", "--noheader"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout

@@ -148,8 +148,8 @@ def test_merges_of_a_run_at_a_constant_rate_stand_beside_the_decay(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--submissions=merge_no_decay"], "the submission 'merge_no_decay' is unknown; choose from adamw,"),
-        (["--submissions=lawaa"], "the submission 'lawaa' is unknown; choose from adamw,"),
+        (["--submissions=merge_no_decay"], "--submissions=merge_no_decay is unknown; choose from adamw,"),
+        (["--submissions=lawaa"], "--submissions=lawaa is unknown; choose from adamw,"),
         (["--workloads=mini_wnt"], "--workload=mini_wnt is unknown; choose from mini_criteo1tb"),
         (["--comparison=comparisons/nothing.yaml"], "--comparison=comparisons/nothing.yaml: No such file"),
         (["--comparison=setup.cfg"], "setup.cfg"),

@@ -103,3 +103,11 @@ def test_requirements_docs_and_image_agree():
     for requirement in documented("official")[-2:]:
         assert f'="{requirement}"\n' in dockerfile
     assert documented("official")[-2:] == documented("official-jax")[-2:]
+
+
+def test_the_image_is_given_the_files_that_its_recipe_names():
+    let_in = {line[1:] for line in Path(".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert all(Path(name).exists() for name in let_in)
+    named = re.findall(r"-r (\S+)", Path("docker/Dockerfile").read_text())
+    packages = {path.parent.name for path in Path().glob("[a-z]*/__init__.py")}
+    assert {Path(name).parts[0] for name in named} | packages <= let_in

@@ -1,4 +1,4 @@
-"""Whole rehearsals through the official harness; need `algoperf`. The others: tests/launching/test_rehearsal.py."""
+"""Whole rehearsals through the official harness; need `algoperf`. The others: tests/launching/rehearsal/."""
 
 import importlib.util
 import json

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from weight_averaging.jax import EMAState, LAWAState, ema, host_lawa, lawa
+from weight_averaging.jax import LAWAState, ema, host_lawa, lawa
 
 MESHES = {
     kind: Mesh(np.array(jax.devices()).reshape(2, 2), ("a", "b"), axis_types=(kind,) * 2)
@@ -22,7 +22,11 @@ MESHES = {
 MESH = MESHES[AxisType.Auto]
 SPECS = {"w": P("a", "b"), "v": P("b"), "rows": P(("a", "b")), "replicated": P(), "seen": P()}
 SHAPES = {"w": (4, 8), "v": (8,), "rows": (8, 3), "replicated": (5,)}
-AVERAGERS = {"lawa": lawa(2, 3, allow_partial=True), "ema": ema(0.99, warmup=True)}
+AVERAGERS = {
+    "lawa": lawa(2, 3, allow_partial=True),
+    "ema": ema(0.99, warmup=True),
+    "compensated": ema(0.99, compensated=True),
+}
 COMMUNICATION = re.compile(r"= (.+?) (all-\w+|reduce-scatter|collective-\w+)(?:-start)?\(")
 
 
@@ -41,6 +45,12 @@ def placed(tree, leading: int = 0) -> None:
         assert leaf.sharding.is_equivalent_to(expected, leaf.ndim), (name, leaf.sharding)
 
 
+def all_placed(state, leading: int = 0) -> None:
+    for part in state:
+        if isinstance(part, dict):
+            placed(part, leading)
+
+
 def communication(function, *arguments) -> list[tuple[str, str]]:
     return COMMUNICATION.findall(jax.jit(function, donate_argnums=0).lower(*arguments).compile().as_text())
 
@@ -56,13 +66,13 @@ def check_sharded(name: str) -> None:
     update = jax.jit(averager.update, donate_argnums=0)
     for init in (averager.init, jax.jit(averager.init)):
         state, alone = init(params_of(0)), averager.init(params_of(0, sharded=False))
-        placed(state[0], leading)
+        all_placed(state, leading)
         for step in range(1, 9):
             old = state
             state = update(state, params_of(step), jnp.int32(step))
             alone = averager.update(alone, params_of(step, sharded=False), step)
-            assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old[0]) if leaf.ndim), "memory was not reused"
-        placed(state[0], leading)
+            assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old) if leaf.ndim), "memory was not reused"
+        all_placed(state, leading)
         same(state, alone)
         average = jax.jit(averager.average)(state, params_of(8))
         placed(average)
@@ -116,9 +126,8 @@ def check_shard_map(name: str) -> None:
     leading = (None,) if name == "lawa" else ()
     params = {"w": jax.device_put(jnp.arange(8.0) + 1, NamedSharding(mesh, P("x")))}
     state = averager.init(params)
-    whole = state._replace(**dict.fromkeys(state._fields[1:], P()))._replace(
-        **{state._fields[0]: {"w": P(*leading, "x")}}
-    )
+    trees = {field: {"w": P(*leading, "x")} for field, value in state._asdict().items() if isinstance(value, dict)}
+    whole = state._replace(**dict.fromkeys(state._fields, P()))._replace(**trees)
     for check_vma in (True, False):
         update = jax.shard_map(
             averager.update, mesh=mesh, in_specs=(whole, {"w": P("x")}, P()), out_specs=whole, check_vma=check_vma
@@ -181,8 +190,8 @@ def check_orbax(name: str) -> None:
         checkpointer.wait_until_finished()
         like = averager.init(params_of(0))
         restored = checkpointer.restore(Path(folder) / "state", jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
-    assert isinstance(restored, LAWAState | EMAState)
-    placed(restored[0], 1 if isinstance(restored, LAWAState) else 0)
+    assert isinstance(restored, type(state))
+    all_placed(restored, 1 if isinstance(restored, LAWAState) else 0)
     same(restored, state)
     same(averager.update(restored, params_of(4), 4), averager.update(state, params_of(4), 4))
 

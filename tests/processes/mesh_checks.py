@@ -19,7 +19,8 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from tests.processes.rank_checks import check_equal, full, fully_shard, main, on_all_ranks
+from tests.processes.rank_checks import main
+from tests.processes.rank_shards import check_equal, full, fully_shard, on_all_ranks
 from tests.support import reference
 from weight_averaging.averages import EMA as EMADescription
 from weight_averaging.averages import LAWA as LAWADescription

@@ -116,6 +116,14 @@ def test_group_by_group_is_the_same_as_at_once(folder, tmp_path):
             {"lawa": ["window=2"], "at": "9999", "out": "x.pt"},
             "--at 9999 is beyond the last snapshot, which is of step 80",
         ),
+        (
+            {"workload": "mini_criteo1tb", "best": "2", "metric": "x"},
+            "--best writes a file, and does not go with --work",
+        ),
+        (
+            {"lawa": ["window=2"], "workload": "mini_criteo1tb", "recompute-batch-norm": "a:b"},
+            "--recompute-batch-norm writes a file",
+        ),
         ({"lawa": ["window=2"], "workload": "mini_criteo1tb"}, "neither it nor the folder above has the run's eval_"),
     ],
 )

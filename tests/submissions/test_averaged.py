@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from launching.rehearsal.averages import promise_of
 from miniperf import spec
 from submissions.recipe.averaging import ema, lawa
 from tests.support.jax_runs import EMA, LAWA, POINT
@@ -169,3 +170,12 @@ def test_a_self_tuning_base(framework):
     run = Run(averaged(base_of(framework, "nadamw_self"), ema, point=EMA, framework=framework), framework, None)
     raw = run.update(4).weights()
     assert (run.prepare().weights() != raw).any()
+
+
+def test_it_says_what_it_averages_for_a_rehearsal():
+    """Intervals of a promise are calls of update_params, as the harness counts them."""
+    submission = averaged(base_of("pytorch"), lawa, point=LAWA, calls_per_update=3)
+    promise = promise_of(SimpleNamespace(submission=submission), None, 300)
+    assert promise["interval"] == 3 * LAWA["averaging_interval"]
+    assert promise["needed"] == LAWA["averaging_window"]
+    assert promise_of(SimpleNamespace(), None, 300) is None

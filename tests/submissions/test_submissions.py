@@ -23,7 +23,12 @@ from submissions.recipe.batch_sizes import get_batch_size
 from submissions.recipe.optimizers import matrices
 from submissions.recipe.pytorch import adamw, nadamw
 from submissions.recipe.pytorch.nadamw import NadamW
-from submissions.recipe.pytorch.schedules import warmup_constant, warmup_cosine, warmup_stable_decay
+from submissions.recipe.pytorch.schedules import (
+    warmup_constant,
+    warmup_cosine,
+    warmup_inverse_sqrt,
+    warmup_stable_decay,
+)
 from tests.support import reference
 from weight_averaging.errors import UsageError
 
@@ -31,7 +36,7 @@ NAMES = [
     f"{name}{decay}"
     for name in ("nadamw", "lawa", "ema", "adamw", "adamw_lawa", "adamw_ema")
     for decay in ("", "_no_decay")
-] + ["nadamw_wsd", "lawa_wsd", "ema_wsd"]
+] + ["nadamw_wsd", "lawa_wsd", "ema_wsd", "nadamw_inverse_sqrt"]
 
 
 @settings(max_examples=40, deadline=None)
@@ -149,6 +154,17 @@ def test_a_constant_rate_with_a_short_decay_in_closed_form(warmup, share, final)
         assert rate == pytest.approx(2.0 * expected, abs=1e-9), t
 
 
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.25])
+def test_a_rate_that_falls_with_the_root_of_the_updates_in_closed_form(warmup):
+    rates = rates_of(warmup_inverse_sqrt, SimpleNamespace(warmup_factor=warmup))
+    up = round(100 * warmup)
+    for t, rate in enumerate(rates):
+        expected = t / up if t < up else (max(1, up) / max(1, t)) ** 0.5
+        assert rate == pytest.approx(2.0 * expected, abs=1e-9), t
+    at = [schedules.warmup_inverse_sqrt(150, hint, SimpleNamespace(warmup_factor=10 / hint)) for hint in (100, 9000)]
+    assert at[0] == at[1]  # but for the warmup it does not know how long the run will be
+
+
 def rates_of(schedule, hyperparameters) -> list[float]:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
     with warnings.catch_warnings():
@@ -171,6 +187,7 @@ def rates_of(schedule, hyperparameters) -> list[float]:
             (schedules.warmup_cosine, warmup_cosine),
             (schedules.warmup_constant, warmup_constant),
             (schedules.warmup_stable_decay, warmup_stable_decay),
+            (schedules.warmup_inverse_sqrt, warmup_inverse_sqrt),
         ]
     ),
     st.floats(0.0, 0.9),

@@ -72,6 +72,8 @@ def both(name, **settings):
         ("lawa", LAWA),
         ("adamw_ema", EMA),
         ("nadamw_wsd", {"final_lr_factor": 0.1}),
+        ("ema_growing_inverse_sqrt", {"averaging_share": 0.3}),
+        ("ema_follows_rate", {"averaging_share": 0.3, "averaging_interval": 2}),
     ],
 )
 def test_a_submission_trains_evaluates_and_logs_as_its_twin(name, settings):

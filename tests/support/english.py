@@ -1,5 +1,6 @@
-"""Sentences of a page, counted: `python -m tests.support.english [PAGE ...]` prints the longest of each."""
+"""Sentences of pages and docstrings: `python -m tests.support.english [FILE ...]` prints the longest of each."""
 
+import ast
 import re
 import statistics
 import sys
@@ -31,7 +32,38 @@ def sentences(text: str) -> list[str]:
     found = []
     for paragraph in re.split(r"\n\s*\n|^\s*(?:[-*]|\d+\.)\s", text, flags=re.M):
         one = " ".join(paragraph.split()).replace("e.g.", "eg").replace("et al.", "et al")
-        found += [s for s in re.split(r"(?<=[.!?:;])\s+(?=[A-Z(\d`*])", one) if len(s.split()) > 2]
+        parts = re.split(r"(?<=[.!?:;])\s+(?=[A-Z(\d`*])|(?<=[.!?])\s+(?=code\b)", one)
+        found += [sentence for sentence in parts if len(sentence.split()) > 2]
+    return found
+
+
+def docstrings(path: Path) -> dict[str, str]:
+    """The docstrings of a module and of its public classes, functions and methods, by name."""
+    found = {}
+
+    def visit(node: ast.Module | ast.ClassDef | ast.FunctionDef, name: str) -> None:
+        if text := ast.get_docstring(node):
+            found[name] = text
+        inner = [] if isinstance(node, ast.FunctionDef) else node.body
+        for child in inner:
+            if isinstance(child, ast.ClassDef | ast.FunctionDef) and not child.name.startswith("_"):
+                visit(child, f"{name}.{child.name}")
+
+    visit(ast.parse(path.read_text()), path.stem)
+    return found
+
+
+def docstring_sentences(text: str) -> list[str]:
+    """The sentences of a docstring, of its sections too: what is said of an argument begins a sentence."""
+    text = re.sub(r"^ *>>>.*?(?=^ *$|\Z)", "", text, flags=re.M | re.S)  # doctests
+    text = re.sub(r"^  +--.*\n(   +.*\n)*", "", text, flags=re.M)  # tables of flags
+    outside, *sections = re.split(r"^(?:Args|Attributes|Returns|Raises|Yields):$", text, flags=re.M)
+    found = sentences(outside)
+    for section in sections:
+        inside, _, after = re.sub(r"^    ", "", section.strip("\n"), flags=re.M).partition("\n\n")
+        for entry in re.split(r"\n(?! )", inside):
+            found += sentences(" ".join(re.sub(r"^[\w, *]{1,60}: ", "", entry).split()))
+        found += sentences(after)
     return found
 
 
@@ -42,6 +74,10 @@ def median_words(text: str) -> float:
 
 if __name__ == "__main__":
     for page in [Path(name) for name in sys.argv[1:]] or pages():
+        if page.suffix == ".py":
+            found = [s for text in docstrings(page).values() for s in docstring_sentences(text) if len(s.split()) > 25]
+            print(f"{page}: {len(found)} long", *(f"  {len(s.split())}: {s}" for s in found), sep="\n")
+            continue
         found = sorted(sentences(page.read_text()), key=lambda sentence: -len(sentence.split()))
         print(f"{page.name}: median {median_words(page.read_text()):.0f} words, {len(found)} sentences")
         for sentence in found[: 3 if len(sys.argv) > 1 else 0]:

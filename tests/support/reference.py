@@ -21,6 +21,20 @@ def ema(snapshots: Sequence[np.ndarray], decay: float) -> np.ndarray | None:
     return average
 
 
+def follows_rate(rates: Sequence[float], share: float, top: float | None = None) -> np.ndarray:
+    """The weight of each snapshot, oldest first, by the equations of FollowsRate's docstring, product by product."""
+    rates = np.asarray(rates, np.float64)
+    tops = np.maximum.accumulate(rates) if top is None else np.full(len(rates), top)
+    half = share / 2 * np.sqrt(np.minimum(1.0, np.divide(rates, tops, out=np.zeros_like(rates), where=tops > 0)))
+    numbers = np.arange(1, len(rates) + 1)
+    decays = np.zeros(len(rates))
+    for k in numbers[1:]:
+        growth = k * half[k - 1] - (k - 1) * half[k - 2]
+        both = half[k - 1] + half[k - 2]
+        decays[k - 1] = (1 - 1 / k) ** max(1.0, 2 * (1 - growth) / both) if both > 0 else 0.0
+    return np.array([(1 - decays[j]) * np.prod(decays[j + 1 :]) for j in range(len(rates))])
+
+
 def nadamw(
     theta: np.ndarray, gradients: Sequence[np.ndarray], lr: float, b1: float, b2: float, decay: float, eps: float = 1e-8
 ) -> np.ndarray:
@@ -33,6 +47,30 @@ def nadamw(
         v = b2 * v + (1 - b2) * g * g
         numerator = (b1 * m + (1 - b1) * g) / (1 - b1**t)
         theta = (1 - lr * decay) * theta - lr * numerator / (np.sqrt(v / (1 - b2**t)) + eps)
+    return theta
+
+
+def orthogonalised(matrix: np.ndarray) -> np.ndarray:
+    """Five steps of Muon's quintic, on the singular values of the matrix over its norm."""
+    u, values, v = np.linalg.svd(matrix, full_matrices=False)
+    values = values / np.linalg.norm(matrix)
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    return (u * values) @ v
+
+
+def muon(
+    theta: np.ndarray, gradients: Sequence[np.ndarray], lr: float, momentum: float, decay: float, corrected: bool
+) -> np.ndarray:
+    """Nesterov momentum, orthogonalised and scaled to the root mean square of .2; `corrected` for its start: optax."""
+    theta = theta.astype(np.float64)
+    held = np.zeros_like(theta)
+    for t, g in enumerate(gradients, start=1):
+        g = g.astype(np.float64)
+        held = momentum * held + (1 - momentum) * g
+        of_held, of_g = (1 - momentum ** (t + 1), 1 - momentum**t) if corrected else (1, 1)
+        step = orthogonalised(momentum * held / of_held + (1 - momentum) * g / of_g)
+        theta = (1 - lr * decay) * theta - lr * 0.2 * np.sqrt(max(theta.shape)) * step
     return theta
 
 

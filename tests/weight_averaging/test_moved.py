@@ -5,8 +5,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from weight_averaging import moved
+from weight_averaging import averages, moved
+from weight_averaging import jax as jax_averagers
+from weight_averaging import torch as torch_averagers
+from weight_averaging.averages import horizon
 
 # Names that 0.2.0's docs, docstrings and examples have people import, by the path of then.
 PUBLIC = {
@@ -56,6 +60,24 @@ def test_a_public_path_of_0_2_0_is_importable(path):
         module = importlib.import_module(full)
     for name in PUBLIC[path].split():
         assert getattr(module, name) is not None
+
+
+def test_a_horizon_that_was_a_share_of_the_updates_so_far_is_called_share():
+    """The same average, with a warning at the line of who wrote it; elsewhere a horizon is a share of the whole run."""
+    model = torch.nn.Linear(1, 1)
+    makers = {
+        "torch": (lambda: torch_averagers.EMA(model, horizon=0.3), torch_averagers.EMA(model, share=0.3)),
+        "jax": (lambda: jax_averagers.ema(horizon=0.3), jax_averagers.ema_growing(0.3)),
+        "averages": (lambda: averages.exponential(None, horizon=0.3), averages.exponential(None, 0.3)),
+        "horizon": (lambda: horizon.exponent_from_horizon(0.3), horizon.exponent_from_share(0.3)),
+    }
+    for old, new in makers.values():
+        with pytest.warns(DeprecationWarning, match="is called (share=|exponent_from_share) now") as said:
+            made = old()
+        assert [warning.filename for warning in said] == [__file__]
+        assert (made.settings() == new.settings()) if isinstance(made, torch_averagers.EMA) else made == new
+    with pytest.raises(TypeError, match=r"one share of the updates so far, not share=0\.1 and horizon=0\.3"):
+        torch_averagers.EMA(model, share=0.1, horizon=0.3)
 
 
 @pytest.mark.parametrize("path", moved.MOVED)

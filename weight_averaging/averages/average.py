@@ -21,6 +21,7 @@ NUMBERS = SimpleNamespace(
     cos=math.cos,
     expm1=math.expm1,
     log1p=lambda value: math.log1p(value) if value > -1 else -math.inf,
+    sqrt=math.sqrt,
 )
 
 
@@ -73,6 +74,11 @@ class Average:
     def needed(self) -> int:
         """Snapshots before there is an average: those of a whole window, or one."""
         return self.held or 1
+
+    @property
+    def dead_zone(self) -> float:
+        """How near weights are, relative to their size, that it no longer moves towards when held in float32."""
+        return 0.0
 
     def coefficients(self, count: int) -> list[float]:
         """The weights of `count` members in the average, oldest first. They sum to 1."""

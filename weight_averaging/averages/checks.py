@@ -1,8 +1,13 @@
 """Arguments that cannot be, each refused in one line that names the value. Pure Python."""
 
+import logging
 import math
 import operator
+from functools import lru_cache
 from numbers import Integral, Real
+from typing import Any
+
+logger = logging.getLogger("weight_averaging")
 
 BUFFERS = ("average", "latest", "recompute")  # what may become of floating-point buffers
 
@@ -23,9 +28,8 @@ def check_step(step: object, last: int) -> int:
         raise TypeError(f"update takes the number of completed updates, a whole number, not {step!r}{hint}") from None
     if number <= last:
         hint = "; an average that begins at the initial weights is made with start=0" if number == last == 0 else ""
-        raise ValueError(
-            f"update({number}) after update({max(last, 0)}): pass the number of completed updates, 1, 2, ...{hint}"
-        )
+        before = f"update({number}) after update({last})" if last > 0 else f"update({number}) as the first call"
+        raise ValueError(f"{before}: pass the number of completed updates, 1, 2, ...{hint}")
     return int(number)
 
 
@@ -33,7 +37,9 @@ def check_count(name: str, value: int, least: int = 1) -> int:
     """`value` as an int if it is a whole number >= `least`, else a one-line ValueError that names it."""
     if isinstance(value, Integral) and not isinstance(value, bool) and value >= least:
         return int(value)
-    raise ValueError(f"{name} must be a whole number >= {least}, not {value!r}")
+    whole = isinstance(value, Real) and math.isfinite(value) and value == int(value) >= least
+    hint = f": {int(value)}?" if whole and not isinstance(value, bool) else ""
+    raise ValueError(f"{name} must be a whole number >= {least}, not {value!r}{hint}")
 
 
 def check_flag(name: str, value: bool) -> bool:
@@ -59,3 +65,38 @@ def check_horizon(horizon: float) -> float:
     if number and 0 < horizon <= 1:
         return float(horizon)
     raise ValueError(f"horizon must be a share of training in (0, 1], not {horizon!r}")
+
+
+def check_share(share: float) -> float:
+    """`share`, of the updates so far, as a float if it lies in (0, 1], else a one-line ValueError that names it."""
+    try:
+        return check_horizon(share)
+    except ValueError:
+        raise ValueError(f"share must be in (0, 1], not {share!r}") from None
+
+
+def check_rate(rate: Any) -> float:
+    """A learning rate as a float if it is a finite number >= 0; a tensor of one is taken, for which it is waited.
+
+    Raises:
+        ValueError: it is not, in one line.
+    """
+    try:
+        number = math.nan if isinstance(rate, str | bool) else float(rate)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise ValueError(f"learning_rate must be a number >= 0, not {rate!r}")
+    return number
+
+
+@lru_cache  # once for each
+def tell_of_dead_zone(average: str, dead_zone: float, remedy: str) -> None:
+    """Warn of an average in float32 that stands still although weights are more than a thousandth away."""
+    if dead_zone > 1e-3:
+        logger.warning(
+            "%s stands still in float32 where the weights differ from it by less than %.0e of their size: %s does not",
+            average,
+            dead_zone,
+            remedy,
+        )

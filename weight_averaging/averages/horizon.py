@@ -12,7 +12,8 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from weight_averaging.averages.checks import check_count, check_decay, check_horizon
+from weight_averaging.averages.checks import check_count, check_decay, check_horizon, check_share
+from weight_averaging.moved import deprecated
 
 logger = logging.getLogger("weight_averaging")
 
@@ -88,9 +89,16 @@ def suggested_horizon(total_updates: int) -> float:
     return 0.01 if check_count("total_updates", total_updates) >= 10_000 else 0.04
 
 
-def horizon(interval: int, window: int, step_hint: int) -> float:
-    """The share of `step_hint` updates that `window` snapshots, `interval` updates apart, cover: nu * L / T."""
-    return check_count("interval", interval) * check_count("window", window) / check_count("step_hint", step_hint)
+def horizon(interval: int, window: float, step_hint: float) -> float:
+    """The share of `step_hint` updates that `window` snapshots, `interval` updates apart, cover: nu * L / T.
+
+    Args:
+        window: L >= 1; of an EMA `window_from_decay`, which need not be whole.
+        step_hint: T; of a schedule that is a share of a run the updates of that, which need not be whole.
+    """
+    if window < 1 or step_hint <= 0:
+        raise ValueError(f"a horizon is of a window >= 1 in a number of updates, not of {window!r} in {step_hint!r}")
+    return check_count("interval", interval) * window / step_hint
 
 
 def decay_from_window(window: int) -> float:
@@ -103,24 +111,30 @@ def window_from_decay(decay: float) -> float:
     return (1 + check_decay(decay)) / (1 - decay)
 
 
-def exponent_from_horizon(horizon: float) -> float:
-    """The exponent gamma of the power-function average whose snapshots are as old on average as those of a window that
-    covers the share `horizon` of all updates so far: 2 / h - 2.
+def exponent_from_share(share: float) -> float:
+    """The exponent of the power-function average that is as old as a window over a share of the updates so far.
 
-    A snapshot of update s <= t has weight proportional to s^gamma, and so the mean age t / (gamma + 2); the window's is
-    h t / 2. A horizon of 1 is the plain mean of all.
+    It is gamma = 2 / h - 2 for the share h.
+    A snapshot of update s <= t has a weight proportional to s^gamma. So the mean age is t / (gamma + 2), and the
+    window's is h t / 2. A share of 1 is the plain mean of all.
 
-    >>> exponent_from_horizon(0.1), exponent_from_horizon(1)
+    >>> exponent_from_share(0.1), exponent_from_share(1)
     (18.0, 0.0)
     """
-    return 2 / check_horizon(horizon) - 2
+    return 2 / check_share(share) - 2
+
+
+def exponent_from_horizon(horizon: float) -> float:
+    """The name that `exponent_from_share` had until 0.2.0, when a horizon was a share of the updates so far too."""
+    deprecated("exponent_from_horizon", "exponent_from_share")
+    return exponent_from_share(horizon)
 
 
 def warmup_weight(decay: float, count: Any, maximum: Any = max) -> Any:
     """The weight with which a snapshot enters that comes after `count` others, where the decay begins small.
 
     That decay is min(decay, (1 + count) / (10 + count)), the schedule of TensorFlow's ExponentialMovingAverage, which
-    others took over; one minus it is max(1 - decay, 9 / (10 + count)), which loses nothing to cancellation.
+    others took over. One minus it is max(1 - decay, 9 / (10 + count)), which loses nothing to cancellation.
 
     Args:
         count: also an array of another framework, with that framework's `maximum`.

@@ -8,8 +8,9 @@ from fractions import Fraction
 from typing import Any, ClassVar
 
 from weight_averaging.averages.average import NUMBERS, Average
-from weight_averaging.averages.checks import check_count, check_decay, check_flag, check_horizon
-from weight_averaging.averages.horizon import exponent_from_horizon, warmup_weight
+from weight_averaging.averages.checks import check_count, check_decay, check_flag, check_share
+from weight_averaging.averages.horizon import exponent_from_share, warmup_weight
+from weight_averaging.moved import deprecated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,10 @@ class EMA(Average):
         self._set("decay", check_decay(self.decay))
         check_flag("warmup", self.warmup)
 
+    @property
+    def dead_zone(self) -> float:
+        return 2**-25 / (1.0 - self.decay)
+
     def weight(self, number: Any, functions: Any = NUMBERS) -> Any:
         return warmup_weight(self.decay, number - 1, functions.maximum) if self.warmup else 1.0 - self.decay
 
@@ -62,20 +67,13 @@ class Tail(Average):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_share(self.share)
+        check_share(self.share)
 
     def _choose(self, due: list[int], at: int) -> list[int]:
         return _last_share(self.share, due, at)
 
     def _needs(self) -> str:
         return f"a snapshot of the last {self.share:g} of the updates"
-
-
-def _check_share(share: float) -> None:
-    try:
-        check_horizon(share)
-    except ValueError:
-        raise ValueError(f"share must be in (0, 1], not {share!r}") from None
 
 
 def _last_share(share: float, due: list[int], at: int) -> list[int]:
@@ -124,7 +122,7 @@ class Merge(Average):
                 f"a merge takes either a share or a window, not share={self.share} and window={self.window}"
             )
         if self.share is not None:
-            _check_share(self.share)
+            check_share(self.share)
         if self.window is not None:
             self._set("window", check_count("window", self.window))
         if self.shape not in SHAPES:
@@ -207,10 +205,10 @@ class Growing(Average):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_share(self.share)
+        check_share(self.share)
 
     def weight(self, number: Any, functions: Any = NUMBERS) -> Any:
-        return _power_weight(exponent_from_horizon(self.share), number, functions)
+        return _power_weight(exponent_from_share(self.share), number, functions)
 
     @classmethod
     def from_sigma_rel(cls, sigma_rel: float, interval: int | None = None, start: int = 1) -> "Growing":
@@ -268,14 +266,31 @@ class Ramp(Average):
 
 
 def exponential(
-    decay: float | None, horizon: float | None = None, warmup: bool = False, interval: int | None = None, start: int = 1
+    decay: float | None,
+    share: float | None = None,
+    warmup: bool = False,
+    interval: int | None = None,
+    start: int = 1,
+    *,
+    horizon: float | None = None,
 ) -> EMA | Power:
-    """The exponential average of either a decay or a horizon (the share of the updates so far that it covers)."""
-    if (decay is None) == (horizon is None):
-        raise TypeError(f"EMA takes either a decay or a horizon, not decay={decay!r} and horizon={horizon!r}")
-    if horizon is not None:
+    """The exponential average of either a decay or a share of the updates so far that it covers, once its horizon."""
+    share = share_of(share, horizon)
+    if (decay is None) == (share is None):
+        raise TypeError(f"EMA takes either a decay or a share, not decay={decay!r} and share={share!r}")
+    if share is not None:
         if warmup:
-            raise TypeError("EMA with a horizon grows from the start: warmup goes with a decay")
-        return Power(gamma=exponent_from_horizon(horizon), interval=interval, start=start)
+            raise TypeError("EMA with a share grows from the start: warmup goes with a decay")
+        return Power(gamma=exponent_from_share(share), interval=interval, start=start)
     assert decay is not None
     return EMA(decay=decay, warmup=warmup, interval=interval, start=start)
+
+
+def share_of(share: float | None, horizon: float | None, stacklevel: int = 3) -> float | None:
+    """`share`, or what came by the name that it had until 0.2.0, with a warning; `stacklevel` as of `deprecated`."""
+    if horizon is None:
+        return share
+    if share is not None:
+        raise TypeError(f"EMA takes one share of the updates so far, not share={share!r} and horizon={horizon!r}")
+    deprecated("EMA's horizon=, a share of the updates so far,", "share=", stacklevel)
+    return horizon

@@ -1,7 +1,7 @@
 """The order in which snapshots are summed: pairwise, the same online and offline and in every framework. Pure Python.
 
-Sums of LEAF snapshots in a row are added up in a balanced tree, whose rounding error grows with log K instead of K
-(Higham 1993, "The accuracy of floating point summation"): in float32 the mean of K vectors x_i is off by at most
+Sums of LEAF snapshots in a row are added up in a balanced tree. Its rounding error grows with log K instead of K
+(Higham 1993, "The accuracy of floating point summation"). In float32 the mean of K vectors x_i is off by at most
 
     (LEAF + log2(K / LEAF)) 2^-24 mean |x_i|,
 

@@ -3,9 +3,12 @@
 import argparse
 import contextlib
 import io
+import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from weight_averaging import __version__
 from weight_averaging.averages import SnapshotError
@@ -22,8 +25,19 @@ for example:
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """Ends with one line after a wrong argument: what is wrong, and an example that runs."""
+
+    def error(self, message: str) -> NoReturn:
+        message = re.sub(r"/--\w*_\w*", "", message)  # other spellings of one argument
+        example = (self.epilog or "").splitlines()[1:2]
+        hint = f"; for example: {example[0].strip().partition('  ')[0]}" if example else ""
+        print(f"error: {message}{hint}; `{self.prog} --help` has the rest", file=sys.stderr)
+        sys.exit(2)
+
+
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="weight-averaging",
         description="Averages of the checkpoints of a training run, and what averaging costs during one.",
         epilog=EXAMPLES,
@@ -51,14 +65,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(OSError, ValueError):  # a pipe that was opened for reading too, say
                 stream.reconfigure(errors="backslashreplace")  # names of files may be no text
-    args = parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     before = None
     try:
         with contextlib.suppress(ValueError):  # not in the main thread, which alone is told
             before = signal.signal(signal.SIGTERM, _terminated)
-        if args.command != "plan":
+        if any("://" in word for word in words):
             _check_torch()
-        args.run(args)
+            from weight_averaging.cli.remote import run_with_urls
+
+            run_with_urls(words, parser())
+        else:
+            args = parser().parse_args(words)
+            if args.command != "plan":
+                _check_torch()
+            args.run(args)
+    except BrokenPipeError:  # whoever read the output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except (SnapshotError, ValueError, OSError) as error:
         print(f"error: {error}".replace("\n", "\\n"), file=sys.stderr)
         sys.exit(2)

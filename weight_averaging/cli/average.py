@@ -1,8 +1,8 @@
 """averages of a run's checkpoints, as of its last step or of others
 
-PATH is a folder of checkpoints, or the checkpoints: state dicts and checkpoints of torch.save (.pt, .pth, .ckpt of
-Lightning, .pth.tar of timm, fairseq, ESPnet), .safetensors, Hugging Face checkpoint-STEP folders, folders of
-torch.distributed.checkpoint, checkpoint_STEP of AlgoPerf and Flax (.msgpack).
+PATH is a folder of checkpoints, or the checkpoints. They may be state dicts and checkpoints of torch.save (.pt, .pth,
+.ckpt of Lightning, .pth.tar of timm, fairseq, ESPnet) or .safetensors. They may be Hugging Face checkpoint-STEP
+folders, folders of torch.distributed.checkpoint, or checkpoint_STEP of AlgoPerf and Flax (.msgpack).
 
 What to average; flags may be repeated, and values with colons between are multiplied out:
 
@@ -11,13 +11,16 @@ What to average; flags may be repeated, and values with colons between are multi
   --ema decay=.95                ema <- .95 ema + .05 checkpoint, from the first on; warmup=true lets it begin short
   --tail share=.25               the mean over the last quarter of training
   --growing share=.15            an EMA over the latest 15 % of the updates so far, whose length grows with training
+  --follows-rate share=.15       the same, shorter where the learning rate in the checkpoints' optimizer has fallen
   --power gamma=6.94             the same by the exponent of EDM2
   --merge shape=1-sqrt,share=.2  as if the learning rate had decayed over the last fifth (linear, cosine, 1-sqrt), or
                                  over the last 20 checkpoints: window=20
+  --best 5 --metric val_loss     the plain mean of the five best by a metric that the checkpoints, or their names, have
   --average mine:Polynomial,eta=3       one of your own: class Polynomial of mine.py, which is run (docs/own_average.md)
 
-Each checkpoint is read once, and all of them in turn for a piece of the model at a time, where files can be mapped
-(not folders of torch.distributed.checkpoint, nor files from before torch 1.6: there --memory-gb bounds a piece).
+Each checkpoint is read once. Where files can be mapped, all of them are read in turn for a piece of the model at a
+time. Folders of torch.distributed.checkpoint and files from before torch 1.6 cannot be: there --memory-gb bounds a
+piece.
 """
 
 import argparse
@@ -26,20 +29,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weight_averaging.averages import Average, SnapshotError
+from weight_averaging.cli.batch_norm import recomputing
+from weight_averaging.cli.best import add_best, check_best, chosen
 from weight_averaging.cli.common import (
     add_key,
     add_reading,
     add_step_from,
     add_writing,
-    counted,
     keys_of,
     listed,
     not_averaged,
     opened,
+    parents_made,
     progress,
 )
 from weight_averaging.cli.descriptions import add_averages, averages_of
 from weight_averaging.placement import size
+from weight_averaging.words import counted
 
 if TYPE_CHECKING:
     from weight_averaging.offline import Snapshots
@@ -61,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "paths", metavar="PATH", type=Path, nargs="+", help="a folder of checkpoints, or the checkpoints"
     )
     add_averages(parser)
+    add_best(parser)
     parser.add_argument("--at", help="steps as of which to average, with commas between (default: the last)")
     add_writing(parser)
     add_reading(parser)
@@ -109,14 +116,18 @@ def _steps(unit: str, steps: Sequence[int]) -> str:
 
 def run(args: argparse.Namespace) -> None:
     averages = averages_of(args)
-    if not averages:
+    check_best(args, others=bool(averages))
+    if not averages and args.best is None:
         raise SnapshotError(
             "say what to average: --lawa window=20, --ema decay=.95, --tail share=.25, --power gamma=6.94, "
-            "--merge shape=1-sqrt,share=.2 or --average mine:Polynomial,eta=3"
+            "--merge shape=1-sqrt,share=.2, --best 5 --metric val_loss or --average mine:Polynomial,eta=3"
         )
     if args.out is None:
         raise SnapshotError("say where to write: --out model.safetensors")
     snapshots = told(args)
+    if args.best is not None:
+        write(args, *chosen(args, snapshots))
+        return
     steps = steps_of(args, snapshots) or [snapshots.steps[-1]]
     write(args, snapshots, [(average, step) for average in averages for step in steps])
 
@@ -135,10 +146,11 @@ def write(
     from weight_averaging.offline import Plan
     from weight_averaging.offline.layouts import nbytes
     from weight_averaging.offline.low_rank import check_low_rank
-    from weight_averaging.offline.passes.pieces import groups, memory
+    from weight_averaging.offline.passes.pieces import groups, memory, sums_of
     from weight_averaging.offline.writing.outputs import has_others, loading
     from weight_averaging.offline.writing.to_files import average_to_files, layout_for
 
+    recompute = recomputing(args.recompute_batch_norm)
     outputs = _outputs(args, snapshots, wanted)
     latest = snapshots.open(snapshots.steps[-1])
     layout = layout_for(snapshots, next(iter(outputs.values())), latest)
@@ -148,25 +160,32 @@ def write(
         float32=args.float32,
         latest=not_averaged(args, snapshots, layout),
         frozen=snapshots.frozen,
+        learning_rates=snapshots.learning_rates,
     )
     for line in check_low_rank(snapshots, wanted, layout, along_run=title is None):
         print(line)
     lost = latest.left_out(layout) if has_others(next(iter(outputs.values())), latest) else []
-    for line in _beside(snapshots, layout, lost):
+    for line in _beside(snapshots, layout, lost, recomputed=recompute is not None):
         print(line)
     budget = int(args.memory_gb * 1e9)
     parts = groups(layout, plan.peak, budget, snapshots.mapped)
     total = nbytes(layout) * len(plan.needed)
-    read, copies = counted(len(plan.needed), "snapshot"), counted(plan.peak, "float32 copy", "float32 copies")
+    read, kind = counted(len(plan.needed), "snapshot"), sums_of(layout)
+    copies = counted(plan.peak, f"{kind} copy", f"{kind} copies")
     print(
         f"{counted(len(wanted), 'average')} from {read}, {size(total)} to read; memory "
         f"{size(memory(layout, plan.peak, parts))}: {copies} and a snapshot"
+        + (", beside whole averages and models for batch norm" if recompute is not None else "")
         + (f", of {len(parts)} pieces of the model in turn" if len(parts) > 1 else "")
     )
-    for path in outputs.values():  # now that nothing else can be wrong
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with progress(total) as on_read:
-        average_to_files(snapshots, plan, outputs, budget, on_read, args.plain_names, args.overwrite)
+    said: list[str] = []
+    with parents_made(outputs.values()), progress(total) as on_read:  # now that nothing else can be wrong
+        average_to_files(
+            snapshots, plan, outputs, budget, on_read, args.plain_names, args.overwrite, recompute, said.append
+        )
+        args.written()
+    for line in said:
+        print(line)
     for (average, step), path in outputs.items():
         members = average.members(snapshots.steps, step)
         which = f"{snapshots.unit}s {listed(members)}" if len(members) > 1 else f"{snapshots.unit} {members[0]}"
@@ -182,7 +201,7 @@ def write(
     print(f"load: {loading(next(iter(outputs.values())), latest)}")
 
 
-def _beside(snapshots: "Snapshots", layout: "Layout", lost: Sequence[str]) -> list[str]:
+def _beside(snapshots: "Snapshots", layout: "Layout", lost: Sequence[str], recomputed: bool) -> list[str]:
     """What of the checkpoints is in the averages beside the model, and what is not."""
     lines = []
     if averaged := [name for name in layout if name not in snapshots.layout]:
@@ -191,6 +210,8 @@ def _beside(snapshots: "Snapshots", layout: "Layout", lost: Sequence[str]) -> li
         lines.append(f"left out, since a state dict is of one model: {keys_of(others)}")
     if snapshots.lacking:
         lines.append(f"left out, since not all checkpoints have them alike: {', '.join(snapshots.lacking)}")
+    if recomputed and any(name.endswith(".running_mean") for name in averaged):
+        lines.append("batch-norm statistics are recomputed for the main model alone, and averaged in the others")
     if lost:
         lines.append(f"not in the average: {', '.join(lost)}")
     return lines
@@ -200,7 +221,8 @@ def _outputs(
     args: argparse.Namespace, snapshots: "Snapshots", wanted: Sequence[tuple[Average, int]]
 ) -> dict[tuple[Average, int], Path]:
     """Where each goes: one to `args.out`, several into it. SnapshotError if that cannot be written, or is there."""
-    from weight_averaging.offline.writing.outputs import check_path, ending, is_folder_for
+    from weight_averaging.offline.forms.source import ending
+    from weight_averaging.offline.writing.outputs import check_path, is_folder_for
 
     out: Path = args.out
     latest = snapshots.open(snapshots.steps[-1])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from weight_averaging.averages import SnapshotError
 from weight_averaging.placement import size
+from weight_averaging.words import counted
 
 if TYPE_CHECKING:
     from weight_averaging.offline import Snapshots
@@ -55,15 +56,27 @@ def add_writing(parser: argparse.ArgumentParser) -> None:
         "a folder for Hugging Face checkpoints, or for several averages",
     )
     parser.add_argument("--overwrite", action="store_true", help="write over what is there already")
+    parser.set_defaults(written=lambda: None)  # called when files are in place: URLs are uploaded then
     parser.add_argument("--float32", action="store_true", help="write float32 also where checkpoints have fewer bits")
     parser.add_argument(
         "--plain-names", action="store_true", help="drop from names what DDP, torch.compile and FSDP add (module., ...)"
     )
     parser.add_argument(
-        "--exclude", action="append", metavar="NAME", help="tensor, module or pattern to take from the latest as it is"
+        "--exclude",
+        action="append",
+        metavar="NAME",
+        help="tensor, module or pattern that is taken from the latest as it is",
     )
     parser.add_argument(
-        "--include", action="append", metavar="NAME", help="to average though frozen, a mask, of spectral norm, ..."
+        "--include",
+        action="append",
+        metavar="NAME",
+        help="tensor, module or pattern that is averaged though frozen, a mask, ...",
+    )
+    parser.add_argument(
+        "--recompute-batch-norm",
+        metavar="MODULE:FUNCTION",
+        help="recompute batch-norm statistics of the average: your function gives (model, training batches)",
     )
     parser.add_argument(
         "--memory-gb", "--memory_gb", type=_positive, default=4.0, help="memory to stay within (default: 4)"
@@ -80,16 +93,21 @@ def _positive(text: str) -> float:
     return value
 
 
+def check_there(paths: Sequence[Path]) -> None:
+    """SnapshotError if one is not."""
+    if missing := [path for path in paths if not path.exists()]:
+        raise SnapshotError(f"{missing[0]} is not there")
+
+
 def opened(
     paths: Sequence[Path], allow: Sequence[str], step_from: str | None = None, keys: Sequence[str] = ()
 ) -> "Snapshots":
     """The snapshots of a folder, or of the checkpoints that are named; tells what is left out."""
+    check_there(paths)
     from weight_averaging.offline import Snapshots
     from weight_averaging.offline.forms import is_checkpoint
-    from weight_averaging.offline.forms.hugging_face import is_folder, is_run_in
+    from weight_averaging.offline.forms.weights_of_folder import is_folder, is_run_in
 
-    if missing := [path for path in paths if not path.exists()]:
-        raise SnapshotError(f"{missing[0]} is not there")
     folder = len(paths) == 1 and paths[0].is_dir()
     if folder and is_checkpoint(paths[0]):  # one, or the output of a Trainer with several in it
         several = not is_folder(paths[0])
@@ -115,15 +133,6 @@ def not_averaged(args: argparse.Namespace, snapshots: "Snapshots", layout: "Layo
     return latest
 
 
-def counted(number: int, one: str, several: str = "") -> str:
-    """How many of what.
-
-    >>> counted(1, "copy", "copies"), counted(20, "snapshot")
-    ('1 copy', '20 snapshots')
-    """
-    return f"{number} {one if number == 1 else several or one + 's'}"
-
-
 def keys_of(names: Iterable[str]) -> str:
     """Models beside by their keys, with the number of tensors of each."""
     from weight_averaging.offline.forms.source import key_of
@@ -136,6 +145,23 @@ def listed(numbers: Sequence[int]) -> str:
     if len(numbers) <= 12:
         return ", ".join(map(str, numbers))
     return f"{numbers[0]}, {numbers[1]}, ..., {numbers[-1]}"
+
+
+@contextlib.contextmanager
+def parents_made(paths: Iterable[Path]) -> Iterator[None]:
+    """The folders that files are written into, made where they are not there; an error in the block removes those."""
+    made: list[Path] = []
+    for path in paths:
+        new = [folder for folder in path.parents if not folder.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made += reversed(new)
+    try:
+        yield
+    except BaseException:
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):  # others have written into it
+                folder.rmdir()
+        raise
 
 
 @contextlib.contextmanager

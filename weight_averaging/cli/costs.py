@@ -1,7 +1,7 @@
 """What averaging costs, on paper: bytes and seconds from sizes and bandwidths. Pure Python.
 
-With n weights on a rank (all, or those of its shard), d bytes a weight of the model, a window of L snapshots, float32
-averages (4 bytes), and bandwidths that count bytes read and bytes written:
+A rank has n weights (all, or those of its shard), with d bytes each in the model. A window has L snapshots. Averages
+are float32 (4 bytes). Bandwidths count bytes read and bytes written.
 
     device memory     EMA 4 n; window 4 n (L + 1), one spare for a snapshot not known to be finite yet
                       averages on the host: 4 n, from which snapshots travel
@@ -14,7 +14,7 @@ averages (4 bytes), and bandwidths that count bytes read and bytes written:
     a swap            copies of raw weights out and back and of the average in, 8 n each; mean of a window on the device
                       12 n L, partial sums included, on the host 4 n L read there and 4 n to the device
 
-Replicas (DDP) hold one average for all, on the first rank, where it is a window or on the host; every rank of a sharded
+Replicas (DDP) hold one average for all, on the first rank, where it is a window or on the host. Every rank of a sharded
 model (FSDP) holds its shard's. Launches and the work of the processor are not counted: of small models they are what an
 update costs. How near this comes to what was measured: docs/scale.md.
 """

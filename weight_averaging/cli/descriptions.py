@@ -14,13 +14,14 @@ from dataclasses import MISSING, fields
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from weight_averaging.averages import EMA, LAWA, Average, Growing, Merge, Power, SnapshotError, Tail
+from weight_averaging.averages import EMA, LAWA, Average, FollowsRate, Growing, Merge, Power, SnapshotError, Tail
 
 KINDS: dict[str, type[Average]] = {
     "lawa": LAWA,
     "ema": EMA,
     "tail": Tail,
     "growing": Growing,
+    "follows-rate": FollowsRate,
     "power": Power,
     "merge": Merge,
 }
@@ -36,7 +37,12 @@ def add_averages(parser: argparse.ArgumentParser) -> None:
 
 def averages_of(args: argparse.Namespace) -> list[Average]:
     """What the flags ask for, in their order by kind, each once. SnapshotError if one cannot be understood."""
-    known = [one for kind in KINDS for text in getattr(args, kind) for one in _parsed(KINDS[kind], text, kind, text)]
+    known = [
+        one
+        for kind in KINDS
+        for text in getattr(args, kind.replace("-", "_"))
+        for one in _parsed(KINDS[kind], text, kind, text)
+    ]
     return list(dict.fromkeys([*known, *(one for text in args.average for one in _own(text))]))
 
 
@@ -46,7 +52,7 @@ def _own(text: str) -> list[Average]:
     module, _, name = place.partition(":")
     if not module or not name:
         raise SnapshotError(f"--average {text}: expected MODULE:CLASS,FIELD=..., as mine:Polynomial,eta=3")
-    found = getattr(_imported(module, text), name, None)
+    found = getattr(imported(module, f"--average {text}"), name, None)
     if found is None:
         raise SnapshotError(f"--average {text}: {module} has no class {name}")
     if not (isinstance(found, type) and issubclass(found, Average)):
@@ -62,17 +68,17 @@ def _own(text: str) -> list[Average]:
     return made
 
 
-def _imported(name: str, text: str) -> object:
-    """The module, from the current folder or installed."""
+def imported(name: str, flag: str) -> object:
+    """A user's module, from the current folder or installed. SnapshotError, with the flag, if it cannot be imported."""
     here = os.getcwd()
     sys.path.insert(0, here)
     try:
         return importlib.import_module(name)
     except Exception as error:  # the module is the user's: any fault of it
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
-            raise SnapshotError(f"--average {text}: there is no module {name}, in this folder or installed") from None
+            raise SnapshotError(f"{flag}: there is no module {name}, in this folder or installed") from None
         said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise SnapshotError(f"--average {text}: {name} cannot be imported: {said}") from error
+        raise SnapshotError(f"{flag}: {name} cannot be imported: {said}") from error
     finally:
         sys.path.remove(here)
 

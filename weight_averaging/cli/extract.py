@@ -1,7 +1,7 @@
 """the average that an averager holds in a checkpoint, as a state dict of its own
 
-CHECKPOINT is a file of torch.save with the `state_dict()` of an averager anywhere in it. What is written are the
-averaged tensors under the model's names and in its types, with the rest of the model (frozen parameters, other buffers)
+CHECKPOINT is a file of torch.save with the `state_dict()` of an averager anywhere in it. The averaged tensors are
+written under the model's names and in its types. The rest of the model (frozen parameters, other buffers) is added
 where the checkpoint has the model's state dict beside. Of an `Averages` state, --average says which one: one of the
 lines that are printed without it.
 """
@@ -9,8 +9,9 @@ lines that are printed without it.
 import argparse
 from pathlib import Path
 
-from weight_averaging.cli.common import add_reading, counted
+from weight_averaging.cli.common import add_reading, parents_made
 from weight_averaging.placement import size
+from weight_averaging.words import counted
 
 EXAMPLES = """\
 for example:
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="file of torch.save")
     parser.add_argument("--out", type=Path, required=True, help="file to write: .safetensors or .pt")
     parser.add_argument("--overwrite", action="store_true", help="write over what is there already")
+    parser.set_defaults(written=lambda: None)
     parser.add_argument("--average", help="which average of an Averages state")
     add_reading(parser)
 
@@ -37,12 +39,15 @@ def run(args: argparse.Namespace) -> None:
 
     check_path(args.out, overwrite=args.overwrite)
     result = extract(args.checkpoint, args.average, args.allow_class)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     kind = args.average or "of an averager's state"
     layout = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in result.items()}
-    with state_dict_writer(args.out, layout, {"format": "pt", "average": kind}, args.overwrite) as file:
+    with (
+        parents_made([args.out]),
+        state_dict_writer(args.out, layout, {"format": "pt", "average": kind}, args.overwrite) as file,
+    ):
         for name, tensor in result.items():
             file.write_part(name, 0, tensor)
+    args.written()
     elements = sum(tensor.numel() for tensor in result.values())
     print(f"{args.out}: {counted(len(result), 'tensor')}, {elements:,} elements, {size(args.out.stat().st_size)}")
     print(f"load: {state_dict_loading(args.out)}")

@@ -1,7 +1,7 @@
 """what is in a folder of checkpoints, and which averages of it are possible
 
-Prints the form of the checkpoints, their steps, the sizes and types of the weights, what is left out and why, what
-would not be averaged, and how long windows can be at which intervals. The weights themselves are not read.
+Prints the form of the checkpoints, their steps, and the sizes and types of the weights. It names what is left out and
+why, what would not be averaged, and how long windows can be at which intervals. The weights themselves are not read.
 """
 
 import argparse
@@ -11,8 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weight_averaging.cli.common import add_key, add_reading, add_step_from, counted, keys_of, listed, opened
+from weight_averaging.cli.common import add_key, add_reading, add_step_from, keys_of, listed, opened
 from weight_averaging.placement import size
+from weight_averaging.words import counted
 
 if TYPE_CHECKING:
     from weight_averaging.offline import Snapshots
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"checkpoints: {len(steps)}, {unit}{'s' if len(steps) > 1 else ''} {listed(steps)}{apart}")
     print(f"{unit}s are from {snapshots.rule}")
     print(f"form: {snapshots.form}")
-    for line in (*_weights(snapshots), *_averages(snapshots)):
+    for line in (*_weights(snapshots), *_averages(snapshots), *_metrics(snapshots)):
         print(line)
     where = " ".join(map(str, args.paths))
     out = "average" if snapshots.form.startswith("Hugging Face") else "average.safetensors"
@@ -81,6 +82,14 @@ def _averages(snapshots: "Snapshots") -> list[str]:
     share = 1 - (steps[-2] / steps[-1] if len(steps) > 1 else 0)
     lines.append(f"  --tail, --merge: share above {share:.2g} for two {unit}s or more" if len(steps) > 1 else "")
     return [line for line in lines if line]
+
+
+def _metrics(snapshots: "Snapshots") -> list[str]:
+    from weight_averaging.offline.reading.best import metrics
+
+    found = metrics(snapshots)
+    shown = [f"{name} ({low:.4g} to {high:.4g})" for name, (low, high) in list(found.items())[:8]]
+    return [f"  --best N --metric: {', '.join(shown)}{', ...' if len(found) > 8 else ''}"] if found else []
 
 
 def _intervals(steps: Sequence[int]) -> list[tuple[int, int]]:

@@ -1,7 +1,8 @@
 """one model of several, with weights of your choice
 
-The checkpoints may be of any runs and steps, as long as the models are alike. Without --weights all count the same (a
-"model soup"). For the checkpoints of one run see `average`, which also has merges that stand for a learning-rate decay.
+The checkpoints may be of any runs and steps, as long as the models are alike. Their types may differ, and the result
+has the widest; one's head may be its embedding. Without --weights all count the same (a "model soup"). For the
+checkpoints of one run see `average`, which also has merges that stand for a learning-rate decay.
 """
 
 import argparse
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from weight_averaging.averages import LAWA, Average, SnapshotError, Weighted
 from weight_averaging.cli.average import write
-from weight_averaging.cli.common import add_key, add_reading, add_writing, opened
+from weight_averaging.cli.common import add_key, add_reading, add_writing, check_there
 
 EXAMPLES = """\
 for example:
@@ -32,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=W,...",
         help="the weight of each, by its path or name; their sum is 1",
+    )
+    parser.add_argument(
+        "--vocabulary",
+        choices=("smallest", "largest"),
+        help="where embeddings differ in their rows: those that all have, or all, some being of those that have them",
     )
     add_writing(parser)
     add_reading(parser)
@@ -62,9 +68,17 @@ def run(args: argparse.Namespace) -> None:
             average = Weighted(weights=tuple(weights.values()))
         except ValueError as error:
             raise SnapshotError(f"--weights: {error}") from None
-    snapshots = opened(paths, args.allow_class, step_from="order", keys=args.key)
-    for number, path in snapshots.paths.items():
-        print(f"{number}: {path}, weight {average.coefficients(len(paths))[number - 1]:.6g}")
+    check_there(paths)
+    from weight_averaging.offline.reading.unlike import Models
+
+    shares = average.coefficients(len(paths))
+    snapshots = Models(paths, args.allow_class, weights=shares, vocabulary=args.vocabulary, keys=args.key)
+    if weights:
+        average = Weighted(weights=tuple(snapshots.weights))
+    for (number, path), share in zip(snapshots.paths.items(), snapshots.weights, strict=True):
+        print(f"{number}: {path}, weight {share:.6g}")
+    for line in (*snapshots.notes, *snapshots.said):
+        print(line)
     kind = f"weighted mean of {len(paths)} models" if weights else str(average)
     write(args, snapshots, [(average, len(paths))], title=kind)
 

@@ -1,17 +1,18 @@
 """where the averages of a training run could live, and what they would cost, on paper
 
-For a LAWA and an EMA on the device, on the host, or made after training from snapshots on disk: memory of a rank and of
-a node, bytes to the host or the disk at each snapshot, the share of a step that goes into averaging, seconds of a swap
-in and out, and the first limit that breaks. The model behind it, and how near it comes: docs/scale.md.
+Its rows are a LAWA and an EMA on the device, on the host, or made after training from snapshots on disk. Its columns
+are the memory of a rank and of a node, and the bytes moved to the host or the disk at each snapshot. They go on with
+the share of a step's time, the seconds of a swap in and out, and the first limit that breaks. The model behind it, and
+how near it comes: docs/scale.md.
 """
 
 import argparse
 import math
 from collections.abc import Callable
 
-from weight_averaging.cli.common import counted
 from weight_averaging.cli.costs import BYTES, Machine, Run, places
 from weight_averaging.placement import size
+from weight_averaging.words import counted
 
 EXAMPLES = """\
 for example:
@@ -33,20 +34,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         shown = "" if default is None else f" (default: {default:g})"
         parser.add_argument(*names, dest=name, type=kind, default=default, required=default is None, help=text + shown)
 
-    number("params", None, "weights of the model, as 7e9 or 7B", _count)
-    parser.add_argument("--dtype", choices=sorted(BYTES), default="float32", help="of the weights (default: float32)")
-    number("ranks", run.ranks, "processes, one a device", int)
-    number("shards", run.shards, "ranks that share one copy of the weights (FSDP); 1: each has all (DDP)", int)
-    number("window", run.window, "snapshots of the LAWA", int)
-    number("interval", run.interval, "updates between snapshots", int)
+    number("params", None, "number of weights of the model, as 7e9 or 7B", _count)
+    parser.add_argument(
+        "--dtype", choices=sorted(BYTES), default="float32", help="type of the weights (default: float32)"
+    )
+    number("ranks", run.ranks, "number of processes, one a device", int)
+    number(
+        "shards", run.shards, "number of ranks that share one copy of the weights (FSDP); 1: each has all (DDP)", int
+    )
+    number("window", run.window, "number of snapshots in the LAWA", int)
+    number("interval", run.interval, "number of updates between snapshots", int)
     number("step_seconds", None, "seconds of an update without averaging")
-    number("ranks_per_node", machine.ranks_per_node, "devices of a node", int)
-    number("device_gb", machine.device_gb, "GB of each device that training leaves free")
-    number("host_gb", machine.host_gb, "GB of a node's memory that are free")
-    number("device_gbs", machine.device_gbs, "GB/s of the device's memory, reads and writes: a copy on an H100")
-    number("host_gbs", machine.host_gbs, "GB/s at which the node computes a mean: 16 cores beside an H100")
-    number("pcie_gbs", machine.pcie_gbs, "GB/s from a device to the host")
-    number("disk_gbs", machine.disk_gbs, "GB/s at which a node writes snapshots")
+    number("ranks_per_node", machine.ranks_per_node, "number of devices in a node", int)
+    number("device_gb", machine.device_gb, "memory of each device that training leaves free, in GB")
+    number("host_gb", machine.host_gb, "memory of a node that is free, in GB")
+    number(
+        "device_gbs",
+        machine.device_gbs,
+        "bandwidth of a device's memory, in GB/s read and written: an H100's",
+    )
+    number("host_gbs", machine.host_gbs, "speed at which the node computes a mean, in GB/s: 16 cores beside an H100")
+    number("pcie_gbs", machine.pcie_gbs, "bandwidth from a device to the host, in GB/s")
+    number("disk_gbs", machine.disk_gbs, "speed at which a node writes snapshots, in GB/s")
 
 
 def _count(text: str) -> float:
@@ -72,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
     where = f"{ranks}, {training.shards} shards" if training.shards > 1 else ranks
     every = "update" if args.interval == 1 else f"{args.interval} updates"
     print(f"{args.params:.3g} weights in {args.dtype}, {where}; LAWA of {args.window}, every {every}\n")
-    head = ("", "device", "evaluating", "host, a node", "disk", "to it, a snapshot", "of a step", "swap", "")
+    head = ("", "device", "evaluating", "host/node", "disk", "moved/snapshot", "of step time", "swap", "")
     rows: list[tuple[str, ...]] = [head]
     for (kind, place), cost in places(training, machine).items():
         rows.append(

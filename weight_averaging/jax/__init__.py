@@ -13,14 +13,16 @@ from weight_averaging.jax.doors import (
     lawa,
     lawa_for_run,
 )
-from weight_averaging.jax.exponential import EMAState
+from weight_averaging.jax.exponential import CompensatedEMAState, EMAState, FollowsRateState
 from weight_averaging.jax.host_window import HostLAWAState
 from weight_averaging.jax.several import Several, several
 from weight_averaging.jax.window import LAWAState
 
 __all__ = [
     "Averager",
+    "CompensatedEMAState",
     "EMAState",
+    "FollowsRateState",
     "HostLAWAState",
     "LAWAState",
     "Several",

@@ -63,13 +63,17 @@ class Averager(ABC, Generic[State]):
         """A state that holds no snapshot yet. Its memory is its own, sharded as the parameters are."""
 
     @abstractmethod
-    def update(self, state: State, params: Tree, step: int | Array, *, donate: bool = False) -> State:
+    def update(
+        self, state: State, params: Tree, step: int | Array, *, learning_rate: Any = None, donate: bool = False
+    ) -> State:
         """The state after an optimizer update.
 
         Args:
             step: int or int32[], the number of completed updates, 1, 2, ... One that is not larger than the last one is
-                passed over; if it is smaller, and not 0, `refused` counts it where it is due. Outside jit an int spares
+                passed over. If it is smaller, and not 0, `refused` counts it where it is due. Outside jit an int spares
                 a copy of the state where nothing is due, and so does an array that the device has computed already.
+            learning_rate: of this update, a number or float[], also traced. Needed by `averages.FollowsRate`, unused by
+                all others. A snapshot with a rate that is not finite, or < 0, is refused as one of such weights.
             donate: outside jit, whether the new state may take the memory of the one given, which is gone then.
         """
 

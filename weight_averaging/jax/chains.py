@@ -22,8 +22,9 @@ class AveragingState(NamedTuple):
 def as_gradient_transformation(averager: Averager[Any]) -> Any:
     """An `optax.GradientTransformationExtraArgs` that averages the weights and changes no update.
 
-    It has to be the last one of a chain: it averages the parameters with the updates that it is given applied, as
-    `optax.apply_updates` does, and counts the updates itself. Under `optax.MultiSteps` those are the whole ones.
+    It has to be the last one of a chain. It averages the parameters with the updates that it is given applied, as
+    `optax.apply_updates` does. It counts the updates itself. An average that follows the learning rate has it from
+    `optimizer.update(gradients, state, params, learning_rate=...)`. Under `optax.MultiSteps` those are the whole ones.
 
     Raises:
         UsageError: when it updates, if it is not given the parameters.
@@ -46,12 +47,12 @@ def as_gradient_transformation(averager: Averager[Any]) -> Any:
         return AveragingState(averager.init(params))
 
     def update(updates: Tree, state: AveragingState, params: Tree = None, **extra: Any) -> tuple[Tree, AveragingState]:
-        del extra
         if params is None:
             raise UsageError("the average is of the parameters: give them, optimizer.update(gradients, state, params)")
         after = optax.apply_updates(params, updates)
         held = state.averaging
-        return updates, AveragingState(averager.update(held, after, held.step + 1))
+        rate = extra.get("learning_rate")
+        return updates, AveragingState(averager.update(held, after, held.step + 1, learning_rate=rate))
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -31,17 +31,24 @@ class DeviceAverager(Averager[State]):
         state: State = _init(self, params)  # jitted, the counters are where the parameters are
         return state
 
-    def update(self, state: State, params: Tree, step: int | Array, *, donate: bool = False) -> State:
+    def update(
+        self, state: State, params: Tree, step: int | Array, *, learning_rate: Any = None, donate: bool = False
+    ) -> State:
         self._check_like(state, params)
+        rate = self._rate(learning_rate)
         step = known(step)
         if isinstance(step, int) and not is_due(step, self.interval, self.described.start):
             return state._replace(step=jnp.maximum(state.step, step))  # type: ignore[no-any-return]
-        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, params)))
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, params, rate)))
         if isinstance(step, int) and at_hand(state.step) and step < (last := int(state.step)):
             tell_of_restart(last)
         collect = _collect_in_place if donate and not traced else _collect
-        updated: State = collect(self, state, params, narrowed(step, beyond=-self.interval))
+        updated: State = collect(self, state, params, narrowed(step, beyond=-self.interval), rate)
         return updated
+
+    def _rate(self, learning_rate: Any) -> Any:
+        """What `take` is given of it; None for an average that does not follow it."""
+        return None
 
     def average(self, state: State, params: Tree) -> Tree:
         self._check_like(state, params)
@@ -61,8 +68,8 @@ class DeviceAverager(Averager[State]):
         """A new state. Its first field is a tree like the parameters; `step`, `count` and `refused` are others."""
 
     @abstractmethod
-    def take(self, state: State, params: Tree, step: Array) -> State:
-        """The state that has taken in the weights of an update."""
+    def take(self, state: State, params: Tree, step: Array, rate: Any) -> State:
+        """The state that has taken in the weights of an update, whose learning rate is `rate` where it is followed."""
 
     @abstractmethod
     def mean(self, state: State) -> Tree:
@@ -74,18 +81,21 @@ def _init(averager: DeviceAverager[Any], params: Tree) -> Any:
     return averager.empty(params)
 
 
-def _collected(averager: DeviceAverager[Any], state: Any, params: Tree, step: Array) -> Any:
-    """The state after update `step`, int32[]."""
+def _collected(averager: DeviceAverager[Any], state: Any, params: Tree, step: Array, rate: Any = None) -> Any:
+    """The state after update `step`, int32[], with this learning rate, where it is followed."""
 
     def take(state: Any, params: Tree) -> Any:
         # Where runs of their own are on the devices of a shard_map, all of a state varies among them.
-        return averager.take(state, params, state.step * 0 + step)
+        return averager.take(state, params, state.step * 0 + step, rate)
 
     def refuse(state: Any, params: Tree) -> Any:
         return state._replace(refused=state.refused + 1)
 
     def look(state: Any, params: Tree) -> Any:
-        finite = everywhere(all_finite(params, state[0]), state.count)
+        finite = all_finite(params, state[0])
+        if rate is not None:
+            finite &= (rate >= 0) & (rate < jnp.inf)
+        finite = everywhere(finite, state.count)
         return lax.cond(finite, take, refuse, state, params)
 
     def skip(state: Any, params: Tree) -> Any:

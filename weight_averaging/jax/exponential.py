@@ -1,13 +1,17 @@
 """Averages that each snapshot enters with a weight: exponential averages and other recursions."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from weight_averaging.averages import FollowsRate
+from weight_averaging.averages.checks import tell_of_dead_zone
+from weight_averaging.averages.follows_rate import checked_rate
+from weight_averaging.jax.averager import State
 from weight_averaging.jax.device_averager import DeviceAverager, counter
-from weight_averaging.jax.trees import Tree, average_type, each, is_averaged, placeholder, real_type
+from weight_averaging.jax.trees import WIDE, Tree, average_type, dtype_of, each, is_averaged, placeholder, real_type
 
 
 class EMAState(NamedTuple):
@@ -28,12 +32,36 @@ class EMAState(NamedTuple):
     refused: Array
 
 
-class RecursiveAverager(DeviceAverager[EMAState]):
+class CompensatedEMAState(NamedTuple):
+    """An exponential average with what rounding it to float32 has left out.
+
+    Attributes:
+        ema: as in EMAState, the average rounded to its type.
+        compensation: a tree like `ema`: the average is `ema + compensation`, to 48 bits instead of 24.
+        snapshot_step, step, count, refused: as in EMAState.
+    """
+
+    ema: Tree
+    compensation: Tree
+    snapshot_step: Array
+    step: Array
+    count: Array  # type: ignore[assignment]
+    refused: Array
+
+
+class RecursiveAverager(DeviceAverager[State]):
     """An average of one tree, into which snapshots enter with the weights of `described`."""
 
-    state = EMAState
+    state: ClassVar[type] = EMAState
 
-    def empty(self, params: Tree) -> EMAState:
+    def init(self, params: Tree) -> Any:
+        state = super().init(params)
+        narrow = any(is_averaged(leaf) and dtype_of(leaf).name not in WIDE for leaf in jax.tree.leaves(params))
+        if narrow and self.state is EMAState:
+            tell_of_dead_zone(str(self.described), self.described.dead_zone, "one with compensated=True")
+        return state
+
+    def empty(self, params: Tree) -> Any:
         copies = jax.tree.map(
             # In memory of its own: a train step may donate the leaf's.
             lambda leaf: jnp.array(leaf, average_type(leaf), copy=True) if is_averaged(leaf) else placeholder(),
@@ -41,24 +69,121 @@ class RecursiveAverager(DeviceAverager[EMAState]):
         )
         return EMAState(copies, counter(), counter(), counter(), counter())
 
-    def take(self, state: EMAState, params: Tree, step: Array) -> EMAState:
-        number = (state.count + 1).astype(jnp.result_type(float))
-        weight = self.described.weight(number, jnp)
+    def take(self, state: Any, params: Tree, step: Array, rate: Any) -> Any:
+        ema = self._blended(state, params, self.described.weight(_number(state), jnp))
+        return state._replace(ema=ema, snapshot_step=step, count=state.count + 1)
+
+    def _blended(self, state: Any, params: Tree, weight: Any) -> Tree:
+        """The average once the weights of an update have entered with this weight; the first ones begin it."""
         first = state.count == 0
 
         def blend(leaf: Any, held: Array) -> Array:
             if not is_averaged(leaf):
                 return held
-            value, own = jnp.asarray(leaf, held.dtype), jnp.asarray(weight, real_type(held.dtype))
-            # The nearer of both ends is where rounding does least, and the other framework begins: torch.lerp.
-            from_held = own < 0.5
-            share = jnp.where(from_held, own, own - 1)
+            value, from_held, share = _from_nearer_end(leaf, held, weight)
             return jnp.where(first, value, jnp.where(from_held, held, value) + share * (value - held))
 
-        return state._replace(ema=each(blend, params, state.ema), snapshot_step=step, count=state.count + 1)
+        return each(blend, params, state.ema)
 
-    def mean(self, state: EMAState) -> Tree:
+    def mean(self, state: Any) -> Tree:
         return state.ema
 
-    def snapshot_steps(self, state: EMAState) -> list[int]:
+    def snapshot_steps(self, state: Any) -> list[int]:
         return [int(state.snapshot_step)] if state.count else []
+
+
+class CompensatedAverager(RecursiveAverager[CompensatedEMAState]):
+    """`RecursiveAverager` that keeps what rounding leaves out, so that the smallest update counts.
+
+    What is updated is the sum of both parts. It is split anew by the error-free sum of Knuth (TAOCP 2, 4.2.2, theorem
+    B). So it has 48 bits, in the memory of PyTorch's averagers with `dtype=torch.float64`, and needs no x64 of JAX.
+    """
+
+    state = CompensatedEMAState
+
+    def empty(self, params: Tree) -> CompensatedEMAState:
+        plain = super().empty(params)
+        # Made of the weights, so as to be sharded as they are; what it is does not matter before the first snapshot.
+        nothing = each(lambda leaf, own: own * 0 if is_averaged(leaf) else placeholder(), params, plain.ema)
+        return CompensatedEMAState(plain.ema, nothing, *plain[1:])
+
+    def take(self, state: Any, params: Tree, step: Array, rate: Any) -> Any:
+        first, weight = state.count == 0, self.described.weight(_number(state), jnp)
+
+        def blend(leaf: Any, held: Array, left: Array) -> tuple[Array, Array]:
+            if not is_averaged(leaf):
+                return held, left
+            value, from_held, share = _from_nearer_end(leaf, held, weight)
+            zero = jnp.zeros_like(left)
+            moved = share * ((value - held) - left)
+            whole, rest = _exact_sum(jnp.where(from_held, held, value), moved)
+            whole, rest = _exact_sum(whole, rest + jnp.where(from_held, left, zero))
+            return jnp.where(first, value, whole), jnp.where(first, zero, rest)
+
+        leaves, structure = jax.tree.flatten(state.ema)
+        triples = zip(jax.tree.leaves(params), leaves, jax.tree.leaves(state.compensation), strict=True)
+        both = [blend(*triple) for triple in triples]
+        average, rest = (jax.tree.unflatten(structure, [pair[part] for pair in both]) for part in (0, 1))
+        return state._replace(ema=average, compensation=rest, snapshot_step=step, count=state.count + 1)
+
+
+class FollowsRateState(NamedTuple):
+    """The average of `averages.FollowsRate`: the fields of EMAState, and one more.
+
+    Attributes:
+        rates: float[2], what its `enter` takes as `before`.
+    """
+
+    ema: Tree
+    snapshot_step: Array
+    step: Array
+    count: Array  # type: ignore[assignment]
+    refused: Array
+    rates: Array
+
+
+class RateAverager(RecursiveAverager[FollowsRateState]):
+    """An average into which snapshots enter with weights that depend on the learning rate."""
+
+    state = FollowsRateState
+    described: FollowsRate
+
+    def _rate(self, learning_rate: Any) -> Any:
+        rate = learning_rate
+        if not isinstance(rate, jax.Array):  # for one on a device nothing waits
+            rate = checked_rate(rate, [self.described])
+        return jnp.asarray(rate, jnp.result_type(float))
+
+    def empty(self, params: Tree) -> Any:
+        rates = jnp.asarray(self.described.begins_with, jnp.result_type(float))
+        plain = super().empty(params)
+        return FollowsRateState(plain.ema, plain.snapshot_step, plain.step, plain.count, plain.refused, rates)
+
+    def take(self, state: Any, params: Tree, step: Array, rate: Any) -> Any:
+        weight, rates = self.described.enter(_number(state), rate, (state.rates[0], state.rates[1]), jnp)
+        ema = self._blended(state, params, weight)
+        held = jnp.stack(rates).astype(state.rates.dtype)
+        return state._replace(ema=ema, snapshot_step=step, count=state.count + 1, rates=held)
+
+
+def _number(state: Any) -> Array:
+    """Of the snapshot to come, 1, 2, ..., float[]."""
+    number: Array = (state.count + 1).astype(jnp.result_type(float))
+    return number
+
+
+def _from_nearer_end(leaf: Any, held: Array, weight: Any) -> tuple[Array, Array, Array]:
+    """A snapshot, whether the average is the nearer end, and the share of their distance to be added to that end.
+
+    From there rounding does least, and the other framework begins there: torch.lerp.
+    """
+    value, own = jnp.asarray(leaf, held.dtype), jnp.asarray(weight, real_type(held.dtype))
+    from_held = own < 0.5
+    return value, from_held, jnp.where(from_held, own, own - 1)
+
+
+def _exact_sum(one: Array, other: Array) -> tuple[Array, Array]:
+    """The rounded sum, and what rounding has left out of it."""
+    total = one + other
+    of_other = total - one
+    return total, (one - (total - of_other)) + (other - of_other)

@@ -1,6 +1,6 @@
 """A window in host memory, for windows that would crowd the device. Its functions are called outside jit.
 
-Snapshots are trees in pinned memory where the backend has it, sharded as the parameters are: every process copies and
+Snapshots are trees in pinned memory where the backend has it, sharded as the parameters are. Every process copies and
 holds its own shards, of a replicated leaf one copy. The copies go on beside training; JAX keeps what they read from
 until they have ended, also when a train step is given the parameters as donated memory meanwhile.
 """
@@ -18,7 +18,7 @@ from weight_averaging.averages.summation import pairwise_sum
 from weight_averaging.jax.averager import Averager
 from weight_averaging.jax.checks import check_alike, check_averaged, check_state, checked, known, tell_of_restart
 from weight_averaging.jax.trees import Tree, all_finite, average_type, dtype_of, each, is_averaged, real_type
-from weight_averaging.jax.window import divided, held_steps, of_other_settings
+from weight_averaging.jax.window import divided, held_steps, marked, of_other_settings
 from weight_averaging.placement import on_host
 
 
@@ -42,8 +42,8 @@ class HostWindowAverager(Averager[HostLAWAState]):
     """`WindowAverager` with its window in host memory: the same averages, by functions to be called outside jit.
 
     On the device there are, while an average is made, the partial sums of one leaf (`summation.accumulators`) and the
-    average. With `check_finite` an update that is due waits for the weights, to know whether they are finite;
-    without it nothing waits, but for a `step` that is an array and not computed yet.
+    average. With `check_finite` an update that is due waits for the weights, to know whether they are finite. Without
+    it nothing waits, but for a `step` that is an array and not computed yet.
     """
 
     state = HostLAWAState
@@ -68,8 +68,10 @@ class HostWindowAverager(Averager[HostLAWAState]):
         snapshots = tuple(empty() for _ in range(self.window))
         return HostLAWAState(snapshots, np.zeros(self.window, np.int32), *(_number(0) for _ in range(3)))
 
-    def update(self, state: HostLAWAState, params: Tree, step: int | Array, *, donate: bool = False) -> HostLAWAState:
-        del donate  # what a new state has in common with the old one is not on the device
+    def update(
+        self, state: HostLAWAState, params: Tree, step: int | Array, *, learning_rate: Any = None, donate: bool = False
+    ) -> HostLAWAState:
+        del learning_rate, donate  # what a new state has in common with the old one is not on the device
         _refuse_tracers(step)
         self._check_like(state, params)
         step = checked(int(known(step)))
@@ -84,7 +86,8 @@ class HostWindowAverager(Averager[HostLAWAState]):
         if self.check_finite and not _all_finite(params, state.snapshots[0]):
             return state._replace(refused=_number(state.refused + 1))
         count, steps = int(state.count), np.array(state.steps)
-        if of_other_settings(steps, step, self.interval, self.described.start, int(state.refused), np):
+        held, refused = marked(steps, count, np), int(state.refused)
+        if of_other_settings(held, step, self.interval, self.described.start, refused, np):
             count, steps = 0, np.zeros_like(steps)
         slot = count % self.window
         taken = each(
@@ -117,7 +120,7 @@ class HostWindowAverager(Averager[HostLAWAState]):
         return jax.tree.map(mean, params, *held)
 
     def snapshot_steps(self, state: HostLAWAState) -> list[int]:
-        return held_steps(state.steps)
+        return held_steps(state.steps, state.count)
 
     def _check_like(self, state: HostLAWAState, params: Tree) -> None:
         _refuse_tracers((state, params))

@@ -25,10 +25,17 @@ class Several:
         return {name: averager.init(params) for name, averager in self.averagers}
 
     def update(
-        self, states: Mapping[str, Any], params: Tree, step: int | Array, *, donate: bool = False
+        self,
+        states: Mapping[str, Any],
+        params: Tree,
+        step: int | Array,
+        *,
+        learning_rate: Any = None,
+        donate: bool = False,
     ) -> dict[str, Any]:
         """The states after update `step`: `Averager.update`."""
-        return {name: a.update(states[name], params, step, donate=donate) for name, a in self.averagers}
+        options = {"learning_rate": learning_rate, "donate": donate}
+        return {name: averager.update(states[name], params, step, **options) for name, averager in self.averagers}
 
     def average(self, states: Mapping[str, Any], params: Tree) -> dict[str, Tree]:
         """The averages. For one alone: `averager.average(states[name], params)`."""

@@ -19,7 +19,7 @@ class LAWAState(NamedTuple):
     Attributes:
         snapshots: a tree like the parameters, with leaves float32[L, ...] (float64 of such leaves): snapshot number n
             (0, 1, ...) is at n mod L. A leaf that is not averaged is bool[].
-        steps: int32[L], the updates of those snapshots; 0 where there is none yet.
+        steps: int32[L], the updates of those snapshots; 0 where there is none yet, which `count` tells.
         step: int32[], the last update seen.
         count: int32[], snapshots taken in so far.
         refused: int32[], snapshots that were due and not finite, or of an update before the last one seen.
@@ -55,8 +55,9 @@ class WindowAverager(DeviceAverager[LAWAState]):
         steps = jnp.zeros(self.window, jnp.int32)
         return LAWAState(with_axis(snapshots), steps, counter(), counter(), counter())
 
-    def take(self, state: LAWAState, params: Tree, step: Array) -> LAWAState:
-        anew = of_other_settings(state.steps, step, self.interval, self.described.start, state.refused, jnp)
+    def take(self, state: LAWAState, params: Tree, step: Array, rate: Any) -> LAWAState:
+        steps = marked(state.steps, state.count, jnp)
+        anew = of_other_settings(steps, step, self.interval, self.described.start, state.refused, jnp)
         count = jnp.where(anew, 0, state.count)
         steps = jnp.where(anew, 0, state.steps)
         slot = count % self.window
@@ -99,32 +100,37 @@ class WindowAverager(DeviceAverager[LAWAState]):
         return jax.tree.map(of, state.snapshots)
 
     def snapshot_steps(self, state: LAWAState) -> list[int]:
-        return held_steps(state.steps)
+        return held_steps(state.steps, state.count)
+
+
+def marked(steps: Any, count: Any, functions: Any) -> Any:
+    """int32[L], a window's `steps` with -1 where there is no snapshot yet: 0 is that of the initial weights."""
+    return functions.where(functions.arange(len(steps)) < count, steps, -1)
 
 
 def of_other_settings(steps: Any, step: Any, interval: int, start: int, refused: Any, functions: Any) -> Any:
     """Whether a window was filled under another interval or start than it goes on with at `step`: it begins anew then.
 
-    Told by its snapshots: one was not due under these, or three and more are all as far apart, farther than the
-    interval at which the next one comes, and more are lacking between them than snapshots were refused.
+    Its snapshots tell. One was not due under these. Or three and more are all as far apart, farther than the interval
+    at which the next one comes. Then more must be lacking between them than snapshots were refused.
 
     Args:
-        steps: int32[L], of the snapshots, in any order; 0 for none.
+        steps: int32[L], of the snapshots, in any order; -1 for none.
         functions: numpy, or jax.numpy.
     """
     ascending = functions.sort(steps)
-    other = functions.any((ascending > 0) & ((ascending % interval != 0) | (ascending < start)))
+    other = functions.any((ascending >= 0) & ((ascending % interval != 0) | (ascending < start)))
     if len(steps) < 3:  # too few to tell, and out after one update more
         return other
-    gaps, between = functions.diff(ascending), ascending[:-1] > 0
+    gaps, between = functions.diff(ascending), ascending[:-1] >= 0
     alike = functions.all((gaps == gaps[-1]) | ~between) & (functions.sum(between) >= 2)
     lacking = functions.sum(functions.where(between, gaps // interval - 1, 0))
     return other | (alike & (gaps[-1] > interval) & (step - ascending[-1] == interval) & (lacking > refused))
 
 
-def held_steps(steps: Any) -> list[int]:
-    """The updates in a window's `steps`, ascending."""
-    return sorted(int(step) for step in np.asarray(steps) if step)
+def held_steps(steps: Any, count: Any) -> list[int]:
+    """The updates in a window's `steps` of which there are snapshots, ascending."""
+    return sorted(int(step) for step in marked(np.asarray(steps), int(count), np) if step >= 0)
 
 
 def coefficients(average: Average, window: int) -> Array:

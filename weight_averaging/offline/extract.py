@@ -15,6 +15,7 @@ from weight_averaging.offline.forms.damage import reading
 from weight_averaging.offline.forms.pickles import load_file
 from weight_averaging.offline.forms.records import check_all
 from weight_averaging.offline.forms.trainers import MODEL_KEYS
+from weight_averaging.offline.remote import present
 from weight_averaging.tensor_names import clean_names
 from weight_averaging.torch.tracks.mean import accumulators, pairwise_mean, weighted_sum
 
@@ -26,8 +27,8 @@ def average_of_state(state: Mapping[str, Any], average: str | None = None) -> di
         state: from `state_dict()` of an averager.
         average: which one of several, as its description prints.
     Raises:
-        SnapshotError: it holds none yet, there are several and `average` is none of them, or it is a window of your
-            own, of which the state has the snapshots but not their weights.
+        SnapshotError: it holds none yet, or there are several and `average` is none of them. A window of your own is
+            refused too: the state has its snapshots but not their weights.
     """
     if state["buffers"] == "recompute":
         raise SnapshotError(
@@ -127,7 +128,7 @@ def extract(path: Path, average: str | None = None, allow: Collection[str] = ())
         SnapshotError: the file is damaged, would run code, or holds no state of an averager, or several.
     """
     with reading(path):
-        check_all(path)
+        check_all(present(path))
         contents = load_file(path, allow)
         states = list(averager_states(contents))
         if len(states) != 1:

@@ -52,8 +52,8 @@ def check_alike(layouts: Mapping[Path, Layout]) -> None:
     empty = [name for name, (shape, dtype) in usual.items() if dtype.is_floating_point and shape == (0,)]
     if empty and (any(name.endswith(".weight") for name in empty) or len(empty) == len(usual)):
         raise SnapshotError(
-            f"{paths[0]}: {empty[0]} has no elements, as where DeepSpeed's ZeRO-3 has the weights elsewhere: put them "
-            "together first, by its zero_to_fp32.py"
+            f"{paths[0]}: {empty[0]} has no elements, as where DeepSpeed's ZeRO-3 has the weights elsewhere: name its "
+            "folder instead, as global_step200"
         )
 
 

@@ -32,8 +32,8 @@ def check_low_rank(
         wanted: (average, step) pairs.
         along_run: whether snapshots are of one run.
     Raises:
-        SnapshotError: adapters are scaled differently; or they are of several runs, and the update of the average
-            would be more than a tenth off the mean of their updates.
+        SnapshotError: adapters are scaled differently. Those of several runs are refused too where the update of the
+            average would be more than a tenth off the mean of their updates.
     """
     pairs = _pairs(names)
     if not pairs:

@@ -7,8 +7,8 @@
             writer.update(step, model)
 
 Training waits for one copy of the weights in memory; a thread brings it to disk. `weight_averaging.offline.Snapshots`
-and the command `weight-averaging average` read the folder. Of replicas (DDP) one rank has the writer; of a model with
-DTensors (FSDP2) all ranks have one and call `update`, which gathers, and the first rank writes.
+and the command `weight-averaging average` read the folder. Of replicas (DDP) one rank has the writer. Of a model with
+DTensors (FSDP2) all ranks have one and call `update`, which gathers. The first rank writes.
 """
 
 import json
@@ -41,8 +41,8 @@ FORMAT = 1
 class SnapshotWriter:
     """Writes `step_<step>.safetensors` files and their manifest into a folder.
 
-    A file is in place only when it is whole, and the manifest names it only then, so a kill at any moment leaves a
-    readable folder. A run that goes on from a checkpoint writes the same files again; before saving that checkpoint
+    A file is in place only when it is whole, and the manifest names it only then. So a kill at any moment leaves a
+    readable folder. A run that resumes from a checkpoint writes the same files again. Before saving that checkpoint
     call `flush`, so that the snapshots up to it are on disk.
 
     Args:
@@ -102,8 +102,8 @@ class SnapshotWriter:
         Returns:
             Whether a snapshot was taken.
         Raises:
-            SnapshotError: the writer is closed, an earlier snapshot could not be written, another writer has the
-                folder, or the model's weights cannot be had whole (FSDP1, packed tensors).
+            SnapshotError: the writer is closed, an earlier snapshot could not be written, or another writer has the
+                folder. So it is where the model's weights cannot be had whole (FSDP1, packed tensors).
             RuntimeError: the average of an averager is in the model.
         """
         self._check()

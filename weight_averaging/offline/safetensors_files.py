@@ -2,8 +2,8 @@
 
 The format's own library maps files at the same cost (docs/results/cost.md) and writes them only as a whole.
 
-The format: eight bytes with the length of a JSON header, the header (type, shape and byte range of each tensor), then
-the tensors' bytes. https://github.com/huggingface/safetensors
+The format has eight bytes with the length of a JSON header, then the header, then the tensors' bytes. The header gives
+type, shape and byte range of each tensor. https://github.com/huggingface/safetensors
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import ctypes
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from weight_averaging.atomic_file import replacing
 from weight_averaging.averages import SnapshotError
+from weight_averaging.offline.remote import opened, ranges_of
 
 Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
@@ -34,6 +35,7 @@ TYPES = {
 _NAMES = {dtype: name for name, dtype in TYPES.items()}
 # In the metadata of our own snapshots: the names of what averagers leave as training has it, and of what is frozen.
 LATEST, FROZEN = "latest", "frozen"
+_RUN = 64 << 20  # bytes of small tensors that are fetched at once
 _MAX_HEADER = 100 << 20  # as the format's own library has it
 
 
@@ -51,6 +53,7 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._size = path.stat().st_size
+        self._elsewhere = ranges_of(path)
         # Once: a file that another takes the place of, or that is deleted, stays what it was for whoever reads it.
         self._mapped = torch.from_file(str(path), shared=False, size=self._size, dtype=torch.uint8)
         contents = bytes_of(self._mapped)
@@ -83,18 +86,46 @@ class SafetensorsFile:
             raise SnapshotError(
                 f"{path} is damaged: {self._size - 8 - length - last} bytes at its end are of no tensor"
             )
-        self.aligned = all(begin % dtype.itemsize == 0 for dtype, _, begin, _ in self._ranges.values())
+        self.aligned = self._elsewhere is None and all(
+            begin % dtype.itemsize == 0 for dtype, _, begin, _ in self._ranges.values()
+        )
         self.layout = {name: (shape, dtype) for name, (dtype, shape, _, _) in self._ranges.items()}
 
     def read(self, names: list[str]) -> dict[str, Tensor]:
         """The tensors of these names, as views of the mapped file: their bytes are read when they are used."""
         tensors = {}
+        fetched = {} if self._elsewhere is None else self._fetched(names, self._elsewhere)
         for name in names:
             dtype, shape, begin, end = self._ranges[name]
-            piece = self._mapped[begin:end]
-            if begin % dtype.itemsize:  # headers of some writers are not padded
+            piece = fetched[name] if fetched else self._mapped[begin:end]
+            if not fetched and begin % dtype.itemsize:  # headers of some writers are not padded
                 piece = piece.clone()
             tensors[name] = piece.view(dtype).view(shape)
+        return tensors
+
+    def _fetched(self, names: list[str], read: Callable[[int, int], bytes]) -> dict[str, Tensor]:
+        """The bytes of these tensors from where the file is; of neighbours at once, since each call takes its time."""
+        tensors: dict[str, Tensor] = {}
+        run: list[str] = []
+
+        def end_run() -> None:
+            start, stop = self._ranges[run[0]][2], self._ranges[run[-1]][3]
+            contents = bytearray(read(start, stop) if stop > start else b"")
+            if len(contents) != stop - start:
+                raise SnapshotError(f"{self.path} is truncated: {len(contents)} bytes of {stop - start} are there")
+            whole = torch.frombuffer(contents, dtype=torch.uint8) if contents else torch.empty(0, dtype=torch.uint8)
+            for name in run:
+                _, _, begin, end = self._ranges[name]
+                tensors[name] = whole[begin - start : end - start].clone()  # aligned
+            run.clear()
+
+        for name in sorted(set(names), key=lambda name: self._ranges[name][2:]):
+            begin, end = self._ranges[name][2:]
+            if run and (self._ranges[run[-1]][3] != begin or end - self._ranges[run[0]][2] > _RUN):
+                end_run()
+            run.append(name)
+        if run:
+            end_run()
         return tensors
 
 
@@ -206,8 +237,11 @@ class SafetensorsWriter:
 
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    found = hashlib.sha256()
+    with opened(path) as file:
+        while piece := file.read(8 << 20):
+            found.update(piece)
+    return found.hexdigest()
 
 
 def bytes_of(data: Tensor) -> memoryview:

@@ -3,13 +3,14 @@
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from torch import nn
 
 from weight_averaging import averages
 from weight_averaging.averages import Average
 from weight_averaging.averages.checks import check_step
+from weight_averaging.averages.follows_rate import checked_rate
 from weight_averaging.torch import saved_state
 from weight_averaging.torch.model.tensors import locked
 from weight_averaging.torch.options import Options, completed, shows_options
@@ -18,13 +19,19 @@ from weight_averaging.torch.state import State
 
 # What saved states have of the settings.
 SETTINGS = {"LAWA": ("window", "allow_partial", "interval"), "EMA": ("decay", "horizon", "warmup", "interval")}
+_INTO, _APART = "`with averager.averaged():` has the average in the model", "average_state_dict() is the average"
+ELSEWHERE = {  # methods and attributes of other libraries
+    **dict.fromkeys(("store", "restore", "apply_shadow", "average_parameters", "ema_scope", "apply_to"), _INTO),
+    **dict.fromkeys(("module", "ema_model", "shadow", "shadow_params", "averaged_model", "ema"), _APART),
+    **dict.fromkeys(("update_parameters", "update_model"), "update(step) follows an optimizer update"),
+}
 
 
 class Averager(Shown):
     """An average of a model's weights along training, kept in float32 (or float64) and apart from the model.
 
     The model trains on its raw weights. `swap_in` puts the average into it for evaluation and keeps the raw weights
-    aside; `swap_out` puts those back, bit for bit. Use `averaged()` for both.
+    aside. `swap_out` puts those back, bit for bit. Use `averaged()` for both.
 
     Averaged are the trainable parameters and batch-norm statistics (`torch.model.selection`). A model that changes is
     followed: what is new counts in the snapshots held with its first value, and a warning names it (docs/models.md).
@@ -37,21 +44,21 @@ class Averager(Shown):
         average: what to average, a description from `weight_averaging.averages` or one of your own
             (docs/own_average.md), with an interval. `LAWA` and `EMA` make theirs from their arguments. Of several, as
             in `Averages`, `select` says which one is shown.
-        placement: where snapshots and averages live: `"device"` is where the model is, `"host"` host memory, into which
-            snapshots are copied beside training (of replicas, that of the first rank), `"auto"` the device for
-            exponential averages, and for windows if they take no more than a tenth of its free memory.
-        buffers: `"average"` treats batch-norm statistics like parameters, `"latest"` leaves them as training has them,
+        placement: where snapshots and averages live. `"device"` is where the model is. `"host"` is host memory, into
+            which snapshots are copied while training continues (of replicas, that of the first rank). `"auto"` is the
+            device for exponential averages, and for windows if they take no more than a tenth of its free memory.
+        buffers: `"average"` treats batch-norm statistics like parameters, `"latest"` leaves them as training has them.
             `"recompute"` asks for new ones at every swap, by the function given to `swap_in`. Other buffers stay as
             they are.
-        include, exclude: names or patterns of tensors or modules, or a function of name and tensor: frozen parameters
-            and other floating-point buffers to average as well; parameters and statistics to leave as training has
-            them. Names are those without wrappers.
+        include, exclude: names or patterns of tensors or modules, or a function of name and tensor. `include` are
+            frozen parameters and other floating-point buffers to average as well. `exclude` are parameters and
+            statistics to leave as training has them. Names are those without wrappers.
         check_finite: refuse weights with a NaN or an infinity, for one more read of the weights at each snapshot. Turn
             it off where that read matters (an interval of 1) and training stops at the first NaN anyway. An accelerator
-            is not waited for: what it finds is read before the next snapshot or any use of the average, and a bad one
+            is not waited for. What it finds is read before the next snapshot or any use of the average, and a bad one
             is dropped then.
-        process_group: replicas (DDP) that average together: they agree on which snapshots are collected, one of them
-            holds what one is enough for, and `update` and `swap_in` are collective. None: each is on its own.
+        process_group: replicas (DDP) that average together. They agree on which snapshots are collected, and one of
+            them holds what one is enough for. `update` and `swap_in` are collective. None: each is on its own.
         dtype: of snapshots and averages, torch.float32 or torch.float64, which takes twice the memory. None: float64
             if any averaged tensor is float64, else float32. A float32 EMA with a decay of .9999 stands still where the
             weights differ from it by less than 3e-4 of their size (`2^-25 / (1 - decay)`); in float64 it does not.
@@ -85,6 +92,12 @@ class Averager(Shown):
         given = completed(options, type(self).__init__)
         super().__init__(model, average if isinstance(average, Iterable) else [average], given)
 
+    if not TYPE_CHECKING:  # which knows what there is
+
+        def __getattr__(self, name: str) -> Any:
+            hint = f": {ELSEWHERE[name]} (docs/migrating.md)" if name in ELSEWHERE else ""
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=self)
+
     @property
     def name(self) -> str:
         """Of messages and saved states: LAWA or EMA also where these were described; else the class."""
@@ -112,6 +125,7 @@ class Averager(Shown):
 
     def __repr__(self) -> str:
         given = self.settings()
+        given = {"share" if name == "horizon" else name: value for name, value in given.items()}  # as it is given
         settings = ", ".join(f"{n}={v!r}" for n, v in given.items() if v not in (None, False) and n != "buffers")
         now = "in the model" if self.swapped else "ready" if self.ready else "not ready"
         return f"{self.name}({settings}; {self.state}; {now})"
@@ -131,7 +145,7 @@ class Averager(Shown):
         """Whether the model holds the average now."""
         return self._swap.is_in
 
-    def update(self, step: int) -> bool:
+    def update(self, step: int, learning_rate: Any = None) -> bool:
         """Tell that `step` optimizer updates are complete; collects a snapshot when one is due.
 
         With start=0 the first call is `update(0)`, before training: the initial weights are the first snapshot.
@@ -139,12 +153,16 @@ class Averager(Shown):
         Weights with a NaN or an infinity are not collected (`check_finite`): a warning names the first such step and
         the average stays as it is.
 
+        Args:
+            learning_rate: of this update, >= 0: `optimizer.param_groups[0]["lr"]` before the scheduler's step. Needed
+                by `averages.FollowsRate`, unused by all others.
         Returns:
             Whether a snapshot was collected; on an accelerator, where one was due, before it is known to be finite.
         Raises:
             RuntimeError: the average, or that of another averager, is in the model, so that its weights are not those
                 of training.
-            TypeError, ValueError: `step` is not a whole number, or not larger than at the last call.
+            TypeError, ValueError: `step` is not a whole number, or not larger than at the last call; the learning rate
+                is missing, or none.
         """
         if self._swap.is_in:
             raise RuntimeError(f"update({step}) while the average is in the model: call swap_out() before training on")
@@ -155,6 +173,7 @@ class Averager(Shown):
                 f"update({step}) of an average that begins at the initial weights (start=0): call update(0) before "
                 "training"
             )
+        self._learning_rate = checked_rate(learning_rate, self.averages)
         self._initial = self._initial or waits
         self._swap.refuse_another(f"update({step})")
         self._swap.guard.end()
@@ -229,7 +248,7 @@ class Averager(Shown):
         """The average in the model for the length of a `with` block, which receives whether there was one to use.
 
         What is taken out of the model in the block and shares its memory (`model.state_dict()`) has the raw weights
-        after it: save it inside, or use `average_state_dict()`. Of blocks that overlap, the last to end takes it out.
+        after it. Save it inside, or use `average_state_dict()`. Of blocks that overlap, the last to end takes it out.
         """
         with self._swap.block(lambda: self.swap_in(recompute), self.swap_out) as ready:
             yield ready
@@ -241,7 +260,7 @@ class Averager(Shown):
         The tensors are not copied: save them, or take a `copy.deepcopy`, before training goes on. Taken while swapped,
         the state also holds the raw weights, since a model saved at that moment does not.
 
-        Of a model with DTensors the state holds DTensors, and is of one size whether or not a window is full, so that
+        Of a model with DTensors the state holds DTensors, and is of one size whether or not a window is full. So
         torch.distributed.checkpoint saves it from any number of ranks and loads it into the state of another.
 
         Raises:
@@ -258,9 +277,9 @@ class Averager(Shown):
         are put back again. Tensors that the state lacks count in its snapshots as they are now.
 
         Args:
-            settings: `"same"` refuses a state of other settings. `"new"` goes on from it with those of this averager:
-                of a window the snapshots are kept that it would hold itself (consecutive multiples of its interval), an
-                EMA goes on with its new decay, tensors that are not averaged here are dropped. Log lines say which.
+            settings: `"same"` refuses a state of other settings. `"new"` goes on from it with those of this averager.
+                Of a window the snapshots are kept that it would hold itself (consecutive multiples of its interval). An
+                EMA goes on with its new decay. Tensors that are not averaged here are dropped. Log lines say which.
         Raises:
             ValueError: it is the state of another averager, other settings or another model, or it was not copied and
                 training has gone on since. Nothing has changed then.

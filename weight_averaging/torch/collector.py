@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from weight_averaging.averages import Average
 from weight_averaging.averages.average import check_along_training
+from weight_averaging.averages.checks import tell_of_dead_zone
 from weight_averaging.averages.schedule import is_due, missed
 from weight_averaging.placement import promise
 from weight_averaging.torch.model.changes import Change
 from weight_averaging.torch.model.finite import Verdict, all_finite, defers, finite_later, squares
 from weight_averaging.torch.model.frozen_probe import FrozenProbe
-from weight_averaging.torch.model.masters import Masters
 from weight_averaging.torch.model.ranks import Ranks
 from weight_averaging.torch.model.spare_copy import SpareCopy
 from weight_averaging.torch.model.tensors import locked, plain_tensors
@@ -36,6 +36,8 @@ class Collector:
         As `Averager`.
     """
 
+    _total: int | None = None  # updates of the run that the average was made for
+
     @plain_tensors
     def __init__(self, model: nn.Module, averages: Iterable[Average], options: Options) -> None:
         self.averages = list(averages)
@@ -48,14 +50,14 @@ class Collector:
         self.buffers = options["buffers"]
         self._placement, self._check_finite = options["placement"], options["check_finite"]
         self.step = 0  # the last update seen
+        self._learning_rate: float | None = None  # of that update, where it was told
         self._initial = False  # whether update(0) has come
         self._model = model
-        self._weights = LiveWeights(
-            model,
-            self.buffers == "average",
-            *(options["include"], options["exclude"], options["dtype"]),
-            None if options["masters"] is None else Masters(options["masters"]),
-        )
+        chosen = options["include"], options["exclude"], options["dtype"], options["masters"]
+        self._weights = LiveWeights(model, self.buffers == "average", *chosen)
+        if self._weights.dtype == torch.float32:
+            for average in self.averages:
+                tell_of_dead_zone(str(average), average.dead_zone, "one with dtype=torch.float64")
         self._spare = promise(SpareCopy(self._weights))
         logger.info("%s of %s: %s", self.name, type(model).__name__, self._weights.selected)
         self._ranks = Ranks(options["process_group"], self._weights.global_tensors(), model.modules())
@@ -63,8 +65,7 @@ class Collector:
         self._said: set[str] = set()
         self._begun = False  # whether the snapshot under way has changed anything yet
         self._lock = threading.RLock()  # evaluations may copy the average from a thread of their own
-        self._refused = 0  # snapshots that were due and not finite
-        self._refusing = False  # whether the last one was
+        self._refused, self._refusing = 0, False  # snapshots due and not finite, and whether the last one was
         self._pending: tuple[int, list[Track], Verdict] | None = None  # a snapshot that may turn out not to be
         self._selected = self.averages[0]  # of which the average is shown
         self._make_tracks()
@@ -113,6 +114,13 @@ class Collector:
         """Go on to update `step`. Whether a snapshot was due and collected."""
         self._weights.check_masters()
         last, self.step = self.step, step
+        if self._total is not None and step > 2 * self._total:
+            self._say(
+                logging.WARNING,
+                f"update({step}): the run is more than twice as long as the total_updates={self._total} of for_run, so "
+                "the average covers a smaller share of it: pass the number of optimizer updates of the whole run",
+                "longer",
+            )
         if last and step > last + 1:
             self._say_missed(last, step)
         return self._collect(step) if self._due(step) else False
@@ -141,6 +149,8 @@ class Collector:
         self._settle()
         self._look()
         due = self._due(step)  # a model on another device has new tracks
+        for track in due:
+            track.learning_rate = self._learning_rate
         self._begun = False
         try:
             verdict = self._take_later(due) if self._defers else None
@@ -273,14 +283,15 @@ class Collector:
 
     def _move(self, change: Change | None) -> None:
         """The model is on another device, or its vector of another type: so are new tracks."""
-        held = [(track.vectors(), track.steps, track.count) for track in self._tracks]
+        held = [(track.vectors(), track.steps, track.count, track.further()) for track in self._tracks]
         self._make_tracks()
         live, device = self._weights.sources(required=False), self._weights.device
-        for track, (vectors, steps, count) in zip(self._tracks, held, strict=True):
+        for track, (vectors, steps, count, further) in zip(self._tracks, held, strict=True):
             if change is not None:
                 empty = torch.empty(self._weights.numel, dtype=self._weights.dtype, device=device)
                 vectors = [change.vector(vector.to(device), live, empty.clone()) for vector in vectors]
             track.set_vectors(vectors, steps, count)
+            track.set_further(further)
 
     def _say(self, level: int, text: str, once: str) -> None:
         """Log what need not be said twice."""

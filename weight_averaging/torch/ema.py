@@ -6,6 +6,7 @@ from torch import nn
 
 from weight_averaging.averages import exponential
 from weight_averaging.averages.horizon import WINDOW, decay_from_window, for_run
+from weight_averaging.averages.kinds import share_of
 from weight_averaging.torch.averager import Averager
 from weight_averaging.torch.options import Options, check_names, shows_options
 
@@ -19,25 +20,26 @@ class EMA(Averager):
         ema <- decay * ema + (1 - decay) * theta_t,
 
     so that no correction for the start ("debiasing") is needed. Early on a decay near 1 is still nearly that first
-    snapshot; with `warmup` or `horizon` the average grows with training.
+    snapshot; with `warmup` or `share` the average grows with training.
 
     Memory: 4 bytes per parameter, and one copy of the model for the raw weights. On an accelerator the latter is held
-    during evaluations only; with the average in host memory (8 bytes per parameter there) always, since snapshots
-    travel from it.
+    during evaluations only. With the average in host memory (8 bytes per parameter there) it is always held, since
+    snapshots travel from it.
 
     Args:
         decay: weight of the past, in [0, 1). `weight_averaging.averages.horizon.decay_from_window` gives the decay that
             matches a LAWA window.
-        horizon: instead of a decay, the share of the updates so far that the average covers, in (0, 1]: the
-            power-function average of Karras et al. (EDM2, arXiv 2312.02696, section 3.1) with exponent 2 / horizon - 2,
-            as old on average as a window over that share. 0.105 is EDM2's relative length of 0.05.
+        share: instead of a decay, the share of the updates so far that the average covers, in (0, 1]. It is the
+            power-function average of Karras et al. (EDM2, arXiv 2312.02696, section 3.1) with exponent 2 / share - 2.
+            That is as old on average as a window over that share. 0.105 is EDM2's relative length of 0.05.
+        horizon: the name that `share` had until 0.2.0. Elsewhere a horizon is a share of the whole run.
         warmup: let the (k+1)-th snapshot enter with decay min(decay, (1 + k) / (10 + k)).
         interval: updates between snapshots, nu >= 1.
         start: the first update whose weights may be collected; 0: the initial weights, by `update(0)` before training.
         model, placement, buffers, include, exclude, check_finite, process_group, dtype, masters: see `Averager`.
             Replicas of a group hold an EMA each, except in host memory.
     Raises:
-        TypeError: not just one of `decay` and `horizon`.
+        TypeError: not just one of `decay` and `share`.
         MemoryError: it would not fit in host memory.
 
     >>> import torch
@@ -57,18 +59,25 @@ class EMA(Averager):
         model: nn.Module,
         *,
         decay: float | None = None,
+        share: float | None = None,
         horizon: float | None = None,
         warmup: bool = False,
         interval: int = 1,
         start: int = 1,
         **options: Unpack[Options],
     ) -> None:
-        if decay is None and horizon is None:
+        share = share_of(share, horizon, stacklevel=4)  # beyond `shows_options`
+        if decay is None and share is None:
             raise TypeError(
                 "EMA needs a decay=: EMA.for_run(model, total_updates=...) chooses one, EMA.growing(model) needs none"
             )
-        self.decay, self.horizon, self.warmup = decay, horizon, warmup
-        super().__init__(model, exponential(decay, horizon, warmup, interval, start), **options)
+        self.decay, self.share, self.warmup = decay, share, warmup
+        super().__init__(model, exponential(decay, share, warmup, interval, start), **options)
+
+    @property
+    def horizon(self) -> float | None:
+        """`share`, by the name that it has in saved states."""
+        return self.share
 
     @classmethod
     @shows_options
@@ -87,7 +96,9 @@ class EMA(Averager):
         check_names(options, cls.for_run)
         interval, length = for_run(total_updates, horizon, window)
         decay = decay_from_window(length)
-        return cls(model, interval=interval, decay=decay, warmup=warmup, start=start, **options)
+        made = cls(model, interval=interval, decay=decay, warmup=warmup, start=start, **options)
+        made._total = total_updates
+        return made
 
     @classmethod
     @shows_options
@@ -103,8 +114,8 @@ class EMA(Averager):
 
         >>> import torch
         >>> ema = EMA.growing(torch.nn.Linear(1, 1))
-        >>> ema.horizon
+        >>> ema.share
         0.15
         """
         check_names(options, cls.growing)
-        return cls(model, horizon=share, interval=interval, start=start, **options)
+        return cls(model, share=share, interval=interval, start=start, **options)

@@ -13,7 +13,7 @@ from weight_averaging.torch.options import Options, shows_options
 class Averages(Averager):
     """Any number of averages of one model, so that one training run yields a whole grid.
 
-    Snapshots that are due after the same update are taken in one pass: the weights are read from memory once, each EMA
+    Snapshots that are due after the same update are taken in one pass. The weights are read from memory once. Each EMA
     adds its own reading and writing, and windows of one interval share the longest one's.
 
     Args:

@@ -18,8 +18,9 @@ class LAWA(Averager):
         (1 / L) * sum of theta_{t - i nu},  i = 0, ..., L - 1,
 
     with nu the interval and t the last update that was a multiple of it. Memory: window x 4 bytes per parameter for the
-    snapshots, (window + 1) x 4 beside an accelerator with `check_finite`, on the first rank of a `process_group` only,
-    and one copy of the model for the raw weights. On CUDA, snapshots travel to host memory while training goes on.
+    snapshots, and (window + 1) x 4 beside an accelerator with `check_finite`. Of a `process_group` the first rank alone
+    holds them. The raw weights take one copy of the model. On CUDA, snapshots travel to host memory while training goes
+    on.
 
     Args:
         interval: updates between snapshots, nu >= 1.
@@ -75,7 +76,7 @@ class LAWA(Averager):
         """A LAWA that covers a share of a run whose length is known.
 
         Args:
-            total_updates: of the run, T.
+            total_updates: optimizer updates of the run, T. A run of more than twice as many gets a warning.
             horizon: the share of it that the window covers, in (0, 1]; None: `horizon.suggested_horizon`, 1 % of
                 a run of 10,000 updates or more and 4 % of a shorter one.
             window: snapshots that cover it, at most: interval = horizon * T / window.
@@ -89,4 +90,6 @@ class LAWA(Averager):
         """
         check_names(options, cls.for_run)
         interval, window = for_run(total_updates, horizon, window)
-        return cls(model, interval=interval, window=window, start=start, allow_partial=allow_partial, **options)
+        made = cls(model, interval=interval, window=window, start=start, allow_partial=allow_partial, **options)
+        made._total = total_updates
+        return made

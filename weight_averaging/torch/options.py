@@ -39,6 +39,24 @@ DEFAULTS: Options = {
 }
 
 
+# What arguments are called in other libraries (docs/migrating.md).
+ELSEWHERE = {
+    "beta": "decay",
+    "momentum": "decay",
+    "update_every": "interval",
+    "update_interval": "interval",
+    "every_n_steps": "interval",
+    "window_size": "window",
+    "k": "window",
+    "update_after_step": "start",
+    "use_buffers": "buffers",
+    "device": "placement",
+    "total_steps": "total_updates",
+    "max_steps": "total_updates",
+    "num_training_steps": "total_updates",
+}
+
+
 def completed(options: Options, function: Callable[..., Any]) -> Options:
     """All options, those that are not given with their defaults.
 
@@ -67,8 +85,9 @@ def check_names(options: Options, function: Callable[..., Any]) -> None:
     """
     for name in options:
         if name not in DEFAULTS:
-            known = [n for n in inspect.signature(function).parameters if n not in ("self", "options")]
-            near = difflib.get_close_matches(name, known, 1)
+            known = [n for n in inspect.signature(function).parameters if n not in ("self", "cls", "options")]
+            ours = ELSEWHERE.get(name)
+            near = [ours] if ours in known else difflib.get_close_matches(name, known, 1)
             hint = f": did you mean {near[0]}?" if near else f"; it takes {', '.join(known)}"
             raise TypeError(f"{function.__qualname__.removesuffix('.__init__')} has no argument {name}{hint}")
 
@@ -90,6 +109,7 @@ def shows_options(function: F) -> F:
 
     @functools.wraps(function)
     def checked(*args: Any, **given: Any) -> Any:
+        check_names({name: None for name in given if name not in signature.parameters}, checked)  # type: ignore[arg-type]
         try:
             signature.bind(*args, **given)
         except TypeError as error:

@@ -63,8 +63,9 @@ def load(averager: Collector, swap: Swap, settings: dict[str, Any], state: dict[
         swap.take_out()
     averager._look()
     averager._notice(lambda: averager._weights.adopt(set(look.names)))
-    for (vectors, steps, count), track in zip(restored, averager._tracks, strict=True):
+    for (vectors, steps, count), (source, track) in zip(restored, pairs, strict=True):
         track.set_vectors(vectors, steps, count)
+        track.set_further(source or {})
     averager.step, averager._refused = int(state["step"]), 0
     if any(steps for _, steps, _ in restored):
         _say_rest(averager.name, look, state, order)
@@ -116,6 +117,7 @@ def _track_state(weights: LiveWeights, track: Track) -> dict[str, Any]:
         "average": track.description,
         "snapshot_steps": list(track.steps),
         "count": track.count,
+        **track.further(),
         "vectors": [_by_name(weights, vector) for vector in vectors] if weights.is_sharded else vectors,
     }
 

@@ -14,6 +14,7 @@ from weight_averaging.torch.model.tensors import locked
 from weight_averaging.torch.options import Options
 from weight_averaging.torch.swap import Swap
 from weight_averaging.torch.whole import WholeAverage, save, whole_state_dict
+from weight_averaging.words import counted
 
 
 class Shown(Collector):
@@ -43,8 +44,8 @@ class Shown(Collector):
         self._say(
             logging.WARNING,
             f"{self.name} is not ready at step {self.step}: the raw weights are evaluated. It will be ready "
-            f"after update {self._ready_at()}, with {self._selected.needed} snapshots {self._shown.interval} updates "
-            "apart",
+            f"after update {self._ready_at()}, with {counted(self._selected.needed, 'snapshot')}"
+            + (f" {counted(self._shown.interval, 'update')} apart" if self._selected.needed > 1 else ""),
             "not ready",
         )
         return False
@@ -63,7 +64,7 @@ class Shown(Collector):
                 the model once, on the first rank alone.
         Raises:
             RuntimeError: there is no average yet, or the model's state_dict does not have its tensors as they are, as
-                under FSDP1: then save the model's own state_dict within `averaged()`.
+                under FSDP1. Then save the model's own state_dict within `averaged()`.
             TypeError: `buffers="recompute"`, for which the same holds.
         """
         export.check("average_state_dict()", self.buffers, self._ranks)

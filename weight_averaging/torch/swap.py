@@ -96,8 +96,8 @@ class Swap:
         """Put the raw weights back, bit for bit.
 
         Raises:
-            RuntimeError: tensors of the model were removed or reshaped meanwhile; or something wrote into the
-                parameters, in which case the raw weights are back all the same.
+            RuntimeError: tensors of the model were removed or reshaped meanwhile. Where something wrote into the
+                parameters, it is raised too, but the raw weights are back all the same.
         """
         written = "" if self._shown is None else self._shown.changed(self._spare.weights)
         self._spare.restore(self.raw)

@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import nn
 
+from weight_averaging.averages import FollowsRate
 from weight_averaging.torch import Averager
 from weight_averaging.trainers.known_weights import KnownWeights
 from weight_averaging.trainers.modes import training_mode
+from weight_averaging.trainers.steps import rate_of
 
 EVALUATE = ("average", "both", "apart")
 logger = logging.getLogger("weight_averaging")
@@ -90,6 +92,14 @@ class Averaging:
                     "model on a batch of training"
                 )
         return self.averager
+
+    def _updated(self, optimizers: Iterable[Any]) -> None:
+        """One update more, by these optimizers."""
+        assert self.averager is not None
+        follows = any(isinstance(average, FollowsRate) for average in self.averager.averages)
+        # Only where it is needed: a rate that is a tensor on a device would be waited for.
+        told = {"learning_rate": rate_of(optimizers)} if follows else {}
+        self.averager.update(self.averager.step + 1, **told)
 
     def _refuse_overlap(self, everyone: Iterable[Any]) -> None:
         """A ValueError if another callback shows its average of the same weights in the same pass."""

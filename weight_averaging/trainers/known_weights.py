@@ -15,10 +15,10 @@ ELEMENTS = 8  # of each parameter
 class KnownWeights:
     """The averaged parameters of a model as they are now, told by one read of each.
 
-    They are known by checksums, bit for bit. Two things round weights and change nothing else: modules that merge them
-    in `eval()` and take them apart again, which have a `train` of their own, and another type of numbers. There (for a
-    module and what is directly in it) `ELEMENTS` of each parameter are compared. Buffers do not count, since every pass
-    in training mode moves batch-norm statistics.
+    They are known by checksums, bit for bit. Two things round weights and change nothing else. One is a module that
+    merges them in `eval()` and takes them apart again, which has a `train` of its own. The other is another type of
+    numbers. There (for a module and what is directly in it) `ELEMENTS` of each parameter are compared. Buffers do not
+    count, since every pass in training mode moves batch-norm statistics.
     """
 
     def __init__(self, averager: Averager) -> None:

@@ -26,30 +26,30 @@ class WeightAveraging(Averaging, Callback):
 
         WeightAveraging(lambda module: LAWA(module, interval=64, window=20))
 
-    An update is a batch after which an optimizer has stepped: with gradient accumulation one in so many batches, with
-    several optimizers one for all that stepped in the batch, with GradScaler none where it skipped the step, unless
-    the optimizer is a fused one, which skips on the device where nobody is told. (Lightning's `global_step` counts
-    skipped steps, and those of every optimizer.)
+    An update is a batch after which an optimizer has stepped. With gradient accumulation it is one in so many batches,
+    with several optimizers one for all that stepped in the batch. With GradScaler it is none where the step was
+    skipped. A step that a fused optimizer skips on the device counts, since nobody sees it there. (Lightning's
+    `global_step` counts skipped steps, and those of every optimizer.)
 
-    The averager's state is part of every full checkpoint, whose `state_dict` has the raw weights; `fit(ckpt_path=...)`
-    goes on bit for bit, `test(ckpt_path=...)` tests the average of that checkpoint. One without a state (of weights
+    The averager's state is part of every full checkpoint, whose `state_dict` has the raw weights. `fit(ckpt_path=...)`
+    resumes bit for bit, `test(ckpt_path=...)` tests the average of that checkpoint. One without a state (of weights
     only, or of a run without averaging) is tested as it is. After `fit` the module holds its raw weights.
 
     An average belongs to the run whose weights the module has. Weights that were loaded after `fit` are evaluated as
-    they are, and a `fit` that begins with others than the last one ended with has a new average; a warning says so.
+    they are. A `fit` that begins with others than the last one ended with has a new average. A warning says so.
 
     Under sharding (`ModelParallelStrategy`, FSDP2) every rank averages its shards; the state is gathered for the
     checkpoint, on the first rank and in its main memory. FSDP1 and DeepSpeed are refused.
 
     Args:
-        make: called once with the LightningModule, where training has it (on its device, with its shards); returns any
-            averager of `weight_averaging.torch`, of the whole module or of a part. For strategies that spawn
-            processes something that can be pickled: `functools.partial(LAWA, interval=64, window=20)`.
+        make: called once with the LightningModule, where training has it (on its device, with its shards). Returns any
+            averager of `weight_averaging.torch`, of the whole module or of a part. For strategies that spawn processes
+            something that can be pickled: `functools.partial(LAWA, interval=64, window=20)`.
         settings: `"new"` goes on with checkpoints of another window, interval or decay, and of a model with fewer or
             more averaged tensors; `"same"` refuses them. See `Averager.load_state_dict`.
         evaluate: `"average"` validates and tests the average. `"both"` does so twice, first with the raw weights, whose
             metrics are named `raw_...`. `"apart"` leaves what the trainer evaluates alone and has a pass of its own,
-            with metrics named `NAME_...`: for a second average of the same weights.
+            with metrics named `NAME_...`. It is for a second average of the same weights.
         name: of this average among several, each of which has its own state in checkpoints.
         forward: for `buffers="recompute"`: `forward(module, batch)` runs the module on a batch of training, as
             `lambda module, batch: module(batch[0])`. The batches are those of a new pass over the training data.
@@ -153,8 +153,7 @@ class WeightAveraging(Averaging, Callback):
         """One update more, if an optimizer has stepped."""
         if self._stepped:
             self._stepped = False
-            assert self.averager is not None
-            self.averager.update(self.averager.step + 1)
+            self._updated(trainer.optimizers)
 
     # Around evaluations.
 

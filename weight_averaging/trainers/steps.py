@@ -1,11 +1,17 @@
-"""Being told of every step of an optimizer, of whichever make."""
+"""Being told of every step of an optimizer, of whichever make, and its learning rate."""
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch.optim import Optimizer
+
+
+def rate_of(optimizers: Iterable[Any]) -> float | None:
+    """The largest learning rate of all groups as it is now, for averages that follow it; None if none has one."""
+    groups = [group for optimizer in optimizers for group in getattr(optimizer, "param_groups", ())]
+    return max((float(group["lr"]) for group in groups if "lr" in group), default=None)
 
 
 def watch(optimizer: Any, stepped: Callable[[], None]) -> Callable[[], object]:

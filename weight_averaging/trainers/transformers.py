@@ -32,18 +32,18 @@ class WeightAveraging(Averaging, TrainerCallback):
         trainer.train()
         averaging.save_pretrained("averaged")
 
-    A callback alone does not do: the Trainer has no event before an evaluation, and tells callbacks neither the folder
-    that it resumes from nor the one that it saves to. `attach` adds this one, puts `averaged()` around the
-    Trainer's `evaluation_loop`, and lets its `_save_checkpoint` and `_load_best_model` take the averager's state along.
+    A callback alone does not do. The Trainer has no event before an evaluation. It tells callbacks neither the folder
+    that it resumes from nor the one that it saves to. `attach` adds this one, puts `averaged()` around the Trainer's
+    `evaluation_loop`, and lets its `_save_checkpoint` and `_load_best_model` take the averager's state along.
 
-    An update is an optimizer step: one in `gradient_accumulation_steps` batches, none where GradScaler skipped it (the
-    Trainer's `global_step` counts those; fused optimizers, the default, skip on the device where nobody is told). A
-    `checkpoint-N` has the raw weights and, beside them, the averager's state; `train(resume_from_checkpoint=...)` goes
-    on bit for bit. With `load_best_model_at_end` the best checkpoint is the one whose average was best, and after
+    An update is an optimizer step: one in `gradient_accumulation_steps` batches, none where GradScaler skipped it. (The
+    Trainer's `global_step` counts those. Steps that fused optimizers, the default, skip on the device count too.) A
+    `checkpoint-N` has the raw weights and, beside them, the averager's state; `train(resume_from_checkpoint=...)`
+    resumes bit for bit. With `load_best_model_at_end` the best checkpoint is the one whose average was best. After
     training both the raw weights and the average are those of it.
 
     An average belongs to the run whose weights the model has. Weights that were loaded after `train` are evaluated as
-    they are, and a `train` that begins with others than the last one ended with has a new average; a warning says so.
+    they are. A `train` that begins with others than the last one ended with has a new average. A warning says so.
 
     Args:
         make: called with the model at the beginning of training, where training has it; returns any averager of
@@ -52,7 +52,7 @@ class WeightAveraging(Averaging, TrainerCallback):
             more averaged tensors; `"same"` refuses them. See `Averager.load_state_dict`.
         evaluate: `"average"` evaluates and predicts with the average. `"both"` does so twice, first with the raw
             weights, whose metrics are named `eval_raw_...`. `"apart"` leaves what the Trainer evaluates alone and has a
-            pass of its own, with metrics named `eval_NAME_...`: for a second average of the same weights.
+            pass of its own, with metrics named `eval_NAME_...`. It is for a second average of the same weights.
         name: of this average among several, each of which has its own file in checkpoints, `weight_averaging_NAME.pt`.
         forward: for `buffers="recompute"`: runs the model on a batch of training, by default as `model(**inputs)`.
         batches: how many of them, at most; on each rank.
@@ -215,7 +215,7 @@ class WeightAveraging(Averaging, TrainerCallback):
         if state.global_step != self._counted:
             self._counted = state.global_step
             if not self._trainer.accelerator.optimizer_step_was_skipped:
-                self.averager.update(self.averager.step + 1)
+                self._updated([self._trainer.optimizer])
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

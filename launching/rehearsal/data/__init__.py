@@ -38,24 +38,25 @@ def prepare(root: Path, name: str, python: str, environment: dict[str, str]) -> 
     folder = root / name
     if folder.exists():
         if (folder / MANIFEST).is_file():
-            if _whole(folder):
+            if _whole(folder, name):
                 return False
-            shutil.rmtree(folder)  # of another version, or somebody removed files
+            shutil.rmtree(folder)  # of another version, of another set, or somebody removed files
         else:
             raise UsageError(f"{folder} holds data that no rehearsal made: give another --data_dir for the small ones")
     unfinished = root / f".{name.replace('/', '_')}.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder.parent).free / 1e9
+        there = next(path for path in (root, *root.absolute().parents) if path.exists())
+        free = shutil.disk_usage(there).free / 1e9
         if free < GIGABYTES:
             raise UsageError(f"--data_dir={root}: {free:.1f} GB free, the small data sets want {GIGABYTES:.0f} GB")
+        folder.parent.mkdir(parents=True, exist_ok=True)
         command = [python, "-m", "launching.rehearsal.data", str(unfinished), name]
         made = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if made.returncode:
             said = (made.stderr.strip().splitlines() or ["nothing was said"])[-1]
             raise UsageError(f"the small data set {name} could not be written below {root}: {said}")
-        write_manifest(unfinished)
+        write_manifest(unfinished, name)
         os.replace(unfinished, folder)
     except OSError as error:
         raise UsageError(f"--data_dir={root}: {error}") from None
@@ -64,16 +65,18 @@ def prepare(root: Path, name: str, python: str, environment: dict[str, str]) -> 
     return True
 
 
-def write_manifest(folder: Path) -> None:
-    (folder / MANIFEST).write_text(json.dumps({"version": VERSION, "files": _sizes(folder)}, indent=0))
+def write_manifest(folder: Path, name: str) -> None:
+    made = {"version": VERSION, "set": name, "files": _sizes(folder)}
+    (folder / MANIFEST).write_text(json.dumps(made, indent=0))
 
 
-def _whole(folder: Path) -> bool:
+def _whole(folder: Path, name: str) -> bool:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
     except ValueError:
         return False
-    return manifest.get("version") == VERSION and manifest.get("files") == _sizes(folder)
+    of_this = manifest.get("version") == VERSION and manifest.get("set", name) == name
+    return of_this and manifest.get("files") == _sizes(folder)
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -16,6 +16,7 @@ from weight_averaging.averages.schedule import is_due
 from weight_averaging.jax import HostLAWAState, averaging_for
 
 from ..averaging import BUFFERS, Averaging, buffers_of
+from .optimizers import ScheduleFree
 from .training import State, compiled, on_every_device
 
 
@@ -45,14 +46,14 @@ class WeightsAverager:
         self._averager = averaging_for(weights, self._described)
         self._empty = jax.tree.map(lambda leaf: jnp.zeros(0, leaf.dtype), weights)
         self._told = False
-        self._take, self._average = compiled(self._averager.update, overwrites=(0,)), compiled(self._averager.average)
+        self._take, self._average = compiled(self._update, overwrites=(0,)), compiled(self._averager.average)
 
     def init(self, params: Any, model_state: Any) -> tuple[Any, Any]:
         """`State.averaging` and `State.raw` of a new state."""
         weights = self._averaged(params, model_state)
         state = self._averager.init(weights)
         if isinstance(state, HostLAWAState):
-            self._take, self._average = self._averager.update, self._averager.average
+            self._take, self._average = self._update, self._averager.average
             return state, weights
         return on_every_device(state), weights
 
@@ -62,12 +63,16 @@ class WeightsAverager:
             return state._replace(averaging=jax.tree.map(np.asarray, state.averaging))
         return state
 
-    def update(self, state: State, params: Any, model_state: Any, step: int) -> State:
-        """After update `step`. Nothing is computed, or waited for, unless a snapshot is due."""
+    def _update(self, averaging: Any, weights: Any, step: Any, learning_rate: Any) -> Any:
+        return self._averager.update(averaging, weights, step, learning_rate=learning_rate)
+
+    def update(self, state: State, params: Any, model_state: Any, step: int, rate: float | None = None) -> State:
+        """After update `step`, of this learning rate. Nothing is computed, or waited for, unless a snapshot is due."""
         assert self._described.interval is not None
         if not is_due(step, self._described.interval):
             return state
-        return state._replace(averaging=self._take(state.averaging, self._averaged(params, model_state), step))
+        weights = self._averaged(params, model_state)
+        return state._replace(averaging=self._take(state.averaging, weights, step, rate))
 
     def swap_in(self, state: State, params: Any, model_state: Any) -> tuple[State, Any, Any]:
         """The average in the place of the raw weights, if there is one. Once only: a second time changes nothing."""
@@ -111,6 +116,55 @@ class WeightsAverager:
             leaves = [leaf.reshape(jnp.shape(old)) for leaf, old in zip(weights["statistics"], now, strict=True)]
             model_state = jax.tree.unflatten(structure, leaves)
         return weights["params"], model_state
+
+
+class OptimizersAverage:
+    """The average that an optimizer keeps itself, in the place of the raw weights for an evaluation.
+
+    Batch-norm statistics would be those of the raw weights: a model with any is refused.
+    """
+
+    def __init__(self, optimizer: ScheduleFree, params: Any, model_state: Any) -> None:
+        if jax.tree.leaves(model_state):
+            raise ValueError(
+                f"{optimizer.settings.name} evaluates an average, and the statistics of batch norm would be those of "
+                "other weights: in JAX nothing recomputes them; take --framework=pytorch on this workload"
+            )
+        self._average = compiled(optimizer.average)
+        self._empty = jax.tree.map(lambda leaf: jnp.zeros(0, leaf.dtype), params)
+
+    def init(self, params: Any, model_state: Any) -> tuple[Any, Any]:
+        """`State.averaging` and `State.raw` of a new state."""
+        del model_state
+        return (), params
+
+    def restored(self, state: State) -> State:
+        return state
+
+    def update(self, state: State, params: Any, model_state: Any, step: int, rate: float | None = None) -> State:
+        """Nothing: the optimizer has done it."""
+        del params, model_state, step, rate
+        return state
+
+    def swap_in(self, state: State, params: Any, model_state: Any) -> tuple[State, Any, Any]:
+        """The average in the place of the raw weights. Once only: a second time changes nothing."""
+        if _holds(state.raw):
+            return state, params, model_state
+        return state._replace(raw=params), self._average(state.optimizer, params), model_state
+
+    def swap_out(self, state: State, params: Any, model_state: Any) -> tuple[State, Any, Any]:
+        """The raw weights, bit for bit."""
+        if not _holds(state.raw):
+            return state, params, model_state
+        return state._replace(raw=self._empty), state.raw, model_state
+
+    def ready(self, state: State) -> bool:
+        """Whether an evaluation would see an average."""
+        return True
+
+    def snapshot_steps(self, state: State) -> list[int]:
+        """None: there are no snapshots."""
+        return []
 
 
 def _holds(raw: Any) -> bool:

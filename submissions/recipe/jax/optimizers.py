@@ -1,8 +1,10 @@
 """The base optimizers of the submissions in JAX."""
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import optimizers
-from ..optimizers import EPSILON, OptimizerSettings
+from ..optimizers import EPSILON, MOMENTUM, OptimizerSettings, hidden_matrices
 from .nadamw import scale_by_nadam
 
 
@@ -76,8 +78,54 @@ def _ademamix(hyperparameters: Any, step_hint: int) -> dict[str, Any]:
     return {**shared, "b3": beta3, "alpha": alpha}
 
 
+@dataclass(frozen=True)
+class ScheduleFree(BaseOptimizer):
+    """One that has the learning rate itself, and evaluates an average that it keeps itself."""
+
+    def build(self, hyperparameters: Any, step_hint: int) -> optax.GradientTransformation:
+        """All of an update, whose `update` takes `learning_rate=`: optax asks for it when the optimizer is made."""
+        assert self.kind is not None
+        arguments = {**self.arguments(hyperparameters, step_hint), "weight_decay": hyperparameters.weight_decay}
+        made = partial(self.kind, **arguments)
+
+        def update(gradients: Any, state: Any, params: Any = None, *, learning_rate: Any, **extra: Any) -> Any:
+            return made(learning_rate).update(gradients, state, params, **extra)
+
+        return optax.GradientTransformationExtraArgs(made(1.0).init, update)
+
+    def average(self, state: Any, params: Any) -> Any:
+        """What is evaluated, of the optimizer's state and the weights in training."""
+        return optax.contrib.schedule_free_eval_params(state, params)
+
+
+def _muon(hyperparameters: Any, step_hint: int) -> dict[str, Any]:
+    return {**adams(hyperparameters, step_hint), "momentum": getattr(hyperparameters, "momentum", MOMENTUM)}
+
+
+def _scale_by_muon(b1: float, b2: float, eps: float, momentum: float) -> optax.GradientTransformation:
+    """That of optax for matrices, NadamW's for all else; both to be subtracted."""
+
+    def labels(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: "muon" if hidden_matrices(jax.tree_util.keystr(path), leaf.ndim) else "nadamw", params
+        )
+
+    matrices = optax.chain(optax.contrib.muon(1.0, beta=momentum, consistent_rms=0.2), optax.scale(-1.0))
+    return optax.partition({"muon": matrices, "nadamw": scale_by_nadam(b1, b2, eps)}, labels)
+
+
+def _has_muon() -> bool:
+    """Whether optax has it with a scale that suits NadamW's learning rate."""
+    made = getattr(optax.contrib, "muon", None)
+    return made is not None and "consistent_rms" in inspect.signature(made).parameters
+
+
 nadamw = BaseOptimizer(optimizers.nadamw, scale_by_nadam)
 adamw = BaseOptimizer(optimizers.adamw, optax.scale_by_adam)
 ademamix = BaseOptimizer(
     optimizers.ademamix, getattr(optax.contrib, "scale_by_ademamix", None), _ademamix, "optax>=0.2.5"
+)
+muon = BaseOptimizer(optimizers.muon, _scale_by_muon if _has_muon() else None, _muon, "optax>=0.2.7")
+schedule_free_adamw = ScheduleFree(
+    optimizers.schedule_free_adamw, getattr(optax.contrib, "schedule_free_adamw", None), requirement="optax>=0.2.5"
 )

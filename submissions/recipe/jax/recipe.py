@@ -8,8 +8,8 @@ import jax
 from absl import logging
 
 from ..base import BaseRecipe
-from .averagers import WeightsAverager, averages_statistics
-from .optimizers import BaseOptimizer
+from .averagers import OptimizersAverage, WeightsAverager, averages_statistics
+from .optimizers import BaseOptimizer, ScheduleFree
 from .resuming import shapes, unstacked
 from .training import State, compiled, compiled_step
 
@@ -24,7 +24,7 @@ class Trial:
     """
 
     step: Callable[..., Any]
-    averager: WeightsAverager | None
+    averager: WeightsAverager | OptimizersAverage | None
     shapes: dict[str, tuple[int, ...]] | None
 
 
@@ -50,12 +50,17 @@ class Recipe(BaseRecipe):
         self.check_hyperparameters(hyperparameters, workload.step_hint)
         hyperparameters = self._own_if_any(hyperparameters)
         optimizer = self.optimizer.build(hyperparameters, workload.step_hint)
-        averager, averaging, raw = None, (), ()
+        averager: WeightsAverager | OptimizersAverage | None = None
+        averaging, raw = (), ()
         if self.averages is not None:
             averager = WeightsAverager(self.averages, hyperparameters, workload.step_hint, model_params, model_state)
+        elif isinstance(self.optimizer, ScheduleFree):
+            averager = OptimizersAverage(self.optimizer, model_params, model_state)
+        if averager is not None:
             averaging, raw = averager.init(model_params, model_state)
         state = State(compiled(optimizer.init)(model_params), averaging, raw)
-        step = compiled_step(workload, optimizer, hyperparameters)
+        own_rate = self.optimizer.settings.averages
+        step = compiled_step(workload, optimizer, hyperparameters, own_rate)
         return state, Trial(step, averager, shapes((state, model_params, model_state)))
 
     def update_params(
@@ -88,17 +93,13 @@ class Recipe(BaseRecipe):
         if averager is not None:
             state, params, model_state = averager.swap_out(state, params, model_state)
 
+        learning_rate = self._learning_rate(workload, hyperparameters, global_step)
         optimizer, params, model_state, loss, grad_norm = trial.step(
-            state.optimizer,
-            params,
-            model_state,
-            batch,
-            rng,
-            self._learning_rate(workload, hyperparameters, global_step),
+            state.optimizer, params, model_state, batch, rng, learning_rate
         )
         state = state._replace(optimizer=optimizer)
         if averager is not None:
-            state = averager.update(state, params, model_state, global_step + 1)
+            state = averager.update(state, params, model_state, global_step + 1, learning_rate)
 
         if global_step <= 100 or global_step % 500 == 0:
             rate = self._learning_rate(workload, hyperparameters, global_step + 1)
@@ -136,7 +137,7 @@ def _log(
     loss: float,
     grad_norm: float,
     learning_rate: float,
-    averager: WeightsAverager | None,
+    averager: WeightsAverager | OptimizersAverage | None,
     state: State,
     global_step: int,
 ) -> None:

@@ -20,8 +20,8 @@ def shapes(tree: Any) -> dict[str, Shape]:
 def unstacked(tree: Any, expected: dict[str, Shape]) -> Any:
     """`tree`, restored from a checkpoint, in the shapes that it should have.
 
-    The official harness of September 2025 replicates what it restores as for `jax.pmap`: every leaf has one more axis,
-    of as many equal parts as there are devices, and yet another one for each time that a finished run was resumed.
+    The official harness of September 2025 replicates what it restores as for `jax.pmap`. Every leaf has one more axis,
+    of as many equal parts as there are devices. It has yet another one for each time that a finished run was resumed.
 
     Raises:
         ValueError: in one line, if it is not the state of this model and of these hyperparameters.

@@ -17,7 +17,7 @@ class State(NamedTuple):
     """The optimizer state as the harness saves it. Its structure never changes.
 
     Attributes:
-        optimizer: of the optax transformation; the first number in it counts updates.
+        optimizer: of the optax transformation.
         averaging: of the averager; () without one.
         raw: what training goes on from while the harness has something else to evaluate (averagers.py); () without an
             averager.
@@ -28,13 +28,18 @@ class State(NamedTuple):
     raw: Any
 
 
-def compiled_step(workload: Any, optimizer: optax.GradientTransformation, hyperparameters: Any) -> Callable[..., Any]:
+def compiled_step(
+    workload: Any, optimizer: optax.GradientTransformation, hyperparameters: Any, own_rate: bool = False
+) -> Callable[..., Any]:
     """One update as a function
 
         (optimizer state, params, model state, batch, random key, learning rate)
             -> (optimizer state, params, model state, loss, gradient norm after clipping)
 
     that overwrites the memory of its first three arguments. The batch is split over the devices, the rest is on each.
+
+    Args:
+        own_rate: the optimizer is given the learning rate, and its updates are added as they are.
     """
     options = {}
     if hasattr(hyperparameters, "dropout_rate"):  # else the model's own default
@@ -58,8 +63,12 @@ def compiled_step(workload: Any, optimizer: optax.GradientTransformation, hyperp
         (loss, new_model_state), gradients = jax.value_and_grad(loss_of, has_aux=True)(params, model_state, batch, rng)
         if clip is not None:
             gradients, _ = clip.update(gradients, clip.init(params))
-        updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
-        updates = jax.tree.map(lambda update: -learning_rate * update, updates)
+        if own_rate:
+            rated = optax.with_extra_args_support(optimizer)
+            updates, optimizer_state = rated.update(gradients, optimizer_state, params, learning_rate=learning_rate)
+        else:
+            updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
+            updates = jax.tree.map(lambda update: -learning_rate * update, updates)
         params = optax.apply_updates(params, updates)
         norm = jnp.sqrt(sum(jnp.sum(gradient * gradient) for gradient in jax.tree.leaves(gradients)))
         return optimizer_state, params, in_container(model_state, new_model_state), loss, norm

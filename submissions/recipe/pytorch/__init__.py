@@ -1,11 +1,12 @@
 """The recipe in PyTorch: base optimizers, learning-rate schedules, the update step, averaging."""
 
-from ..averaging import ema, growing, lawa
-from .optimizers import adamw, ademamix, nadamw, schedule_free_adamw, shampoo, soap
+from ..averaging import ema, follows_rate, growing, lawa
+from .optimizers import adamw, ademamix, muon, nadamw, schedule_free_adamw, shampoo, soap
 from .recipe import Recipe
-from .schedules import warmup_constant, warmup_cosine, warmup_stable_decay
+from .schedules import warmup_constant, warmup_cosine, warmup_inverse_sqrt, warmup_stable_decay
 
 __all__ = [
-    "Recipe", "adamw", "ademamix", "ema", "growing", "lawa", "nadamw", "schedule_free_adamw", "shampoo", "soap",
-    "warmup_constant", "warmup_cosine", "warmup_stable_decay",
+    "Recipe", "adamw", "ademamix", "ema", "follows_rate", "growing", "lawa", "muon", "nadamw", "schedule_free_adamw",
+    "shampoo", "soap", "warmup_constant", "warmup_cosine", "warmup_inverse_sqrt",
+    "warmup_stable_decay",
 ]  # fmt: skip

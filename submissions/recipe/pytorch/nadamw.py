@@ -16,9 +16,9 @@ class NadamW(torch.optim.AdamW):
         v <- b2 v + (1 - b2) g^2
         theta <- (1 - lr wd) theta - lr [(b1 m + (1 - b1) g) / (1 - b1^t)] / (sqrt(v / (1 - b2^t)) + eps)
 
-    It is not `torch.optim.NAdam`, whose momentum follows a schedule. The bracket is AdamW's first moment taken one
-    step further, so a fused AdamW step does the work on a moment moved ahead, and what it adds is taken off again.
-    Between steps `exp_avg` holds b1 m.
+    It is not `torch.optim.NAdam`, whose momentum follows a schedule. The bracket is AdamW's first moment taken one step
+    further. So a fused AdamW step does the work on a moment moved ahead, and what it adds is taken off again. Between
+    steps `exp_avg` holds b1 m.
 
     Args:
         params: parameters or parameter groups.

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from .. import optimizers
 from ..optimizers import EPSILON, OptimizerSettings
 from . import shampoo as distributed_shampoo
+from .muon import MuonBase
 from .nadamw import NadamW
 
 
@@ -93,6 +95,7 @@ schedule_free_adamw = BaseOptimizer(
     requirement="schedulefree==1.4.1",
 )
 soap = BaseOptimizer(optimizers.soap, partial(_of_package, "pytorch_optimizer", "SOAP"), _soap, PYTORCH_OPTIMIZER)
+muon = MuonBase(optimizers.muon, getattr(torch.optim, "Muon", None))
 shampoo = BaseOptimizer(
     optimizers.shampoo,
     distributed_shampoo.shampoo,

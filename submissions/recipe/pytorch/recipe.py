@@ -19,6 +19,7 @@ from ..base import BaseRecipe
 from .averagers import averager_of
 from .distributed import DEVICE, USE_PYTORCH_DDP, in_ddp
 from .gradients import backward
+from .muon import MuonBase
 from .optimizers import BaseOptimizer
 from .recent_batches import RecentBatches
 
@@ -29,7 +30,7 @@ RECOMPUTE_BATCHES = 10  # training batches that renew batch-norm statistics wher
 class Recipe(BaseRecipe):
     """The recipe with a model as a module, and its optimizer, scheduler and averager as objects with states."""
 
-    optimizer: BaseOptimizer
+    optimizer: BaseOptimizer | MuonBase
     schedule: Callable[[Optimizer, Any, int], LRScheduler]
 
     def init_optimizer_state(
@@ -96,9 +97,10 @@ class Recipe(BaseRecipe):
         logs = global_step <= 100 or global_step % 500 == 0
         grad_norm = _norm(model) if logs else 0.0  # before a step that works on the gradients in place
         optimizer_state["optimizer"].step()
+        learning_rate = optimizer_state["scheduler"].get_last_lr()[0]  # of this update
         optimizer_state["scheduler"].step()
         if averager is not None:
-            averager.update(global_step + 1)
+            averager.update(global_step + 1, learning_rate)
         if "recent_batches" in optimizer_state:
             optimizer_state["recent_batches"].append(batch)
         if logs:

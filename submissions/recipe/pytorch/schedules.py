@@ -28,6 +28,10 @@ def warmup_stable_decay(optimizer: Optimizer, hyperparameters: Any, step_hint: i
     return LambdaLR(optimizer, lambda step: schedules.warmup_stable_decay(step, step_hint, hyperparameters))
 
 
+def warmup_inverse_sqrt(optimizer: Optimizer, hyperparameters: Any, step_hint: int) -> LRScheduler:
+    return LambdaLR(optimizer, lambda step: schedules.warmup_inverse_sqrt(step, step_hint, hyperparameters))
+
+
 def _in_turn(optimizer: Optimizer, warmup_steps: int, parts: list[LRScheduler], milestones: list[int]) -> LRScheduler:
     if warmup_steps > 0:
         # From (almost) zero: LinearLR refuses a start of zero.

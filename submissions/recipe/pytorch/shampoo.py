@@ -32,8 +32,8 @@ def arguments(hyperparameters: Any, step_hint: int) -> dict[str, Any]:
 def shampoo(groups: list[dict[str, Any]], **given: Any) -> Optimizer:
     """The optimizer, grafted onto Adam, with Nesterov momentum, merged dimensions and inverse square roots.
 
-    Every rank computes all of it. The library could spread it over ranks, but then each would hold a part of the state,
-    and the harness saves that of the first alone.
+    Every rank computes all of it. The library could spread it over ranks, but then each would hold a part of the state.
+    The harness saves that of the first alone.
 
     Raises:
         ImportError: what is installed is of another commit.

@@ -68,12 +68,12 @@ def test_only_some_can_be_followed_along_training():
 
 def test_an_exponential_average_has_either_a_decay_or_a_horizon():
     assert exponential(0.9, interval=2) == EMA(decay=0.9, interval=2)
-    assert exponential(None, horizon=0.5, start=4) == Power(gamma=2.0, start=4)
+    assert exponential(None, share=0.5, start=4) == Power(gamma=2.0, start=4)
     for decay, horizon in ((None, None), (0.9, 0.1)):
-        with pytest.raises(TypeError, match="takes either a decay or a horizon"):
+        with pytest.raises(TypeError, match="takes either a decay or a share"):
             exponential(decay, horizon)
     with pytest.raises(TypeError, match="warmup goes with a decay"):
-        exponential(None, horizon=0.1, warmup=True)
+        exponential(None, share=0.1, warmup=True)
     for settings in ({"share": 0.5, "window": 3}, {}):
         with pytest.raises(ValueError, match="either a share or a window"):
             Merge(shape="linear", **settings)

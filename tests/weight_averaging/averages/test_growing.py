@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.small_models import average_of, saved, scalar_model
 from weight_averaging import EMA, Averager, offline
 from weight_averaging.averages import Growing, Power
 from weight_averaging.cli.descriptions import KINDS
@@ -56,15 +57,72 @@ def test_it_is_the_same_in_every_place():
     assert KINDS["growing"] is Growing
 
 
-def test_it_does_not_know_the_length_of_the_run():
+def test_of_few_snapshots_it_is_their_mean_weighted_towards_the_latest():
+    growing = Growing(share=0.5)  # exponent 2
+    assert growing.coefficients(1) == [1.0]
+    assert growing.coefficients(2) == pytest.approx([1 / 8, 7 / 8])
+    assert growing.coefficients(3) == pytest.approx([1 / 27, 7 / 27, 19 / 27])
+
+
+def test_with_a_start_the_share_counts_from_there():
+    """A warm-up that should not be in it leaves no trace: as if training had begun after it."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    late, alone = EMA.growing(model, start=21, interval=2), EMA.growing(model, interval=2)
+    for step in range(1, 61):
+        torch.nn.init.constant_(model.weight, float(step % 7))
+        late.update(step)
+        if step > 20:
+            alone.update(step - 20)
+    assert late.snapshot_steps == [60]
+    assert torch.equal(late.average_state_dict()["weight"], alone.average_state_dict()["weight"])
+
+
+def test_a_bfloat16_model_is_averaged_in_float32():
+    model = scalar_model(torch.bfloat16)
+    ema, seen = EMA.growing(model), []
+    for value in np.random.default_rng(3).normal(size=200):
+        torch.nn.init.constant_(model.weight, float(value))
+        seen.append(model.weight.item())
+        ema.update(len(seen))
+    (held,) = ema.state_dict()["tracks"][0]["vectors"]
+    assert held.dtype == torch.float32
+    assert held.item() == pytest.approx(np.dot(Growing().coefficients(200), seen), rel=1e-5, abs=1e-6)
+    assert average_of(ema, model) == held.bfloat16().item()
+
+
+def test_after_a_million_updates_it_moves_on_in_float64_or_with_an_interval():
+    """A new snapshot's weight is then 13 in a million: times a difference of .1 %, float32 rounds it away."""
+
+    def moved(interval, dtype, target=1.001):
+        model = scalar_model()
+        torch.nn.init.constant_(model.weight, 1.0)
+        ema = EMA.growing(model, interval=interval, dtype=dtype)
+        ema.update(interval)
+        state = saved(ema)
+        state["step"], state["tracks"][0]["count"] = 1_000_000, 1_000_000 // interval
+        state["tracks"][0]["snapshot_steps"] = [1_000_000]
+        ema.load_state_dict(state)
+        torch.nn.init.constant_(model.weight, target)
+        for step in range(1_000_000 + interval, 1_002_001, interval):
+            ema.update(step)
+        return ema.state_dict()["tracks"][0]["vectors"][0].item() - 1.0
+
+    expected = 0.001 * (1 - (1_000_000 / 1_002_000) ** (2 / 0.15 - 1))
+    assert moved(1, torch.float32) == 0.0
+    assert moved(1, torch.float64) == pytest.approx(expected, rel=1e-3)
+    assert moved(1000, torch.float32) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("interval", [1, 3])
+def test_it_does_not_know_the_length_of_the_run(interval):
     """A run that is extended goes on as one that was long from the start: nothing has to be told."""
     model = torch.nn.Linear(1, 1, bias=False)
-    whole, first = EMA.growing(model), EMA.growing(model)
+    whole, first = (EMA.growing(model, interval=interval) for _ in range(2))
     for step in range(1, 61):
         torch.nn.init.constant_(model.weight, float(step % 7))
         whole.update(step)
         if step == 30:
-            second = EMA.growing(model)
+            second = EMA.growing(model, interval=interval)
             second.load_state_dict(first.state_dict())
         (first if step < 30 else second).update(step)
     assert torch.equal(whole.average_state_dict()["weight"], second.average_state_dict()["weight"])

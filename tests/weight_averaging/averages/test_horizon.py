@@ -26,6 +26,17 @@ def test_the_horizon_survives_the_clamping(horizon, window, step_hint):
         assert abs(kept - horizon) * step_hint <= max(0.5, 0.5 * window) + 1e-9
 
 
+def test_a_horizon_is_of_something():
+    assert horizons.horizon(10, horizons.window_from_decay(19 / 21), 1000.0) == pytest.approx(0.2)
+    for arguments, message in (
+        ((10, 0, 1000), "of a window >= 1 in a number of updates, not of 0 in 1000"),
+        ((10, 20, 0), "not of 20 in 0"),
+        ((0, 20, 1000), "interval must be a whole number >= 1, not 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            horizons.horizon(*arguments)
+
+
 @given(st.integers(1, 10_000))
 def test_decay_and_window_are_inverse(window):
     assert horizons.window_from_decay(horizons.decay_from_window(window)) == pytest.approx(window)

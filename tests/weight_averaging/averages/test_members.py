@@ -105,9 +105,9 @@ def test_an_exponential_average_has_a_decay_or_a_horizon():
     assert exponential(0.9) == EMA(decay=0.9)
     assert exponential(None, 0.5, interval=3, start=2) == Power(gamma=2.0, interval=3, start=2)
     for given_both in [(0.9, 0.5), (None, None)]:
-        with pytest.raises(TypeError, match="EMA takes either a decay or a horizon, not decay="):
+        with pytest.raises(TypeError, match="EMA takes either a decay or a share, not decay="):
             exponential(*given_both)
-    with pytest.raises(TypeError, match="a horizon grows from the start: warmup goes with a decay"):
+    with pytest.raises(TypeError, match="a share grows from the start: warmup goes with a decay"):
         exponential(None, 0.5, warmup=True)
 
 

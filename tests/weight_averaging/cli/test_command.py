@@ -286,7 +286,7 @@ def test_its_exit_status_says_how_it_ended(capsys, monkeypatch):
 @pytest.mark.parametrize("text", ["abc", "-1", "0", "nan", "inf"])
 def test_memory_is_a_positive_number(capsys, folder, tmp_path, text):
     said = command(capsys, "average", folder, "--lawa=window=2", f"--memory-gb={text}", f"--out={tmp_path / 'x.pt'}")
-    assert said.endswith(f"argument --memory-gb/--memory_gb: must be a number > 0, not {text}\n")
+    assert said.startswith(f"error: argument --memory-gb: must be a number > 0, not {text}; for example: ")
 
 
 def test_checksums_are_compared_if_asked(capsys, tmp_path):

@@ -170,7 +170,7 @@ def test_long_windows_are_summed_in_the_same_order(window, allow_partial):
     assert_agree(average, lambda model: LAWA(model, **given), zeros, leaves, average.update, average.average)
 
 
-@pytest.mark.parametrize("options", [{"decay": 0.9999, "warmup": True}, {"horizon": 0.02}, {"decay": 0.999}], ids=str)
+@pytest.mark.parametrize("options", [{"decay": 0.9999, "warmup": True}, {"share": 0.02}, {"decay": 0.999}], ids=str)
 def test_after_thousands_of_snapshots_an_ema_is_within_rounding_of_pytorchs(options):
     """The weights of a growing EMA are float32 here and float64 there, up to their last step."""
     average = ema(**options)

@@ -16,7 +16,8 @@ AVERAGERS = {
     "unchecked": lawa(1, 2, check_finite=False),
     "ema": ema(0.9),
     "warmup": ema(0.99, 2, warmup=True),
-    "horizon": ema(horizon=0.5),
+    "horizon": ema(share=0.5),
+    "compensated": ema(0.9, 2, compensated=True),
 }
 
 
@@ -154,7 +155,7 @@ def overwritten(params):
     return jax.tree.map(lambda leaf: leaf * 2 if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf, params)
 
 
-@pytest.mark.parametrize("name", ["lawa", "partial", "warmup"])
+@pytest.mark.parametrize("name", ["lawa", "partial", "warmup", "compensated"])
 def test_it_runs_within_scan_and_vmap(name):
     averager = AVERAGERS[name]
     params = [params_of(step) for step in range(8)]
@@ -223,8 +224,8 @@ def test_misuse_is_told_in_one_line():
         (lambda: lawa(0, 3), ValueError, "interval must be a whole number >= 1, not 0"),
         (lambda: lawa(1, 2.5), ValueError, "window must be a whole number >= 1, not 2.5"),
         (lambda: ema("0.9"), ValueError, "decay must be a number"),
-        (lambda: ema(0.9, horizon=0.1), TypeError, "either a decay or a horizon"),
-        (lambda: ema(), TypeError, "either a decay or a horizon"),
+        (lambda: ema(0.9, share=0.1), TypeError, "either a decay or a share"),
+        (lambda: ema(), TypeError, "either a decay or a share"),
         (lambda: ema(0.9).init({"seen": jnp.int32(1)}), ValueError, "nothing to average"),
     ):
         with pytest.raises(error, match=message) as caught:

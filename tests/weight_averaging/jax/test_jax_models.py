@@ -18,7 +18,7 @@ AVERAGERS = {
     "lawa": lawa(2, 3),
     "partial": lawa(3, 2, allow_partial=True),
     "ema": ema(0.5),
-    "horizon": ema(horizon=0.5),
+    "horizon": ema(share=0.5),
 }
 
 

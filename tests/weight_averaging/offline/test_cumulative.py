@@ -151,7 +151,7 @@ def test_combining_needs_a_state_for_each_coefficient():
 
 
 def test_the_name_of_0_2_0_is_there_and_says_the_new_one():
-    with pytest.warns(DeprecationWarning, match=r"posthoc\.Track is called Profile"):
+    with pytest.warns(DeprecationWarning, match=r"posthoc\.Track is called Profile now"):
         assert posthoc.Track is Profile
     with pytest.raises(AttributeError, match="has no attribute 'Tracks'"):
         _ = posthoc.Tracks

@@ -277,3 +277,16 @@ def test_epochs_count_where_one_has_no_step(tmp_path):
         torch.save({"model": state_of(1), **contents}, tmp_path / name)
     snapshots = Snapshots(tmp_path)
     assert (snapshots.unit, snapshots.steps) == ("epoch", [1, 2])
+
+
+def test_files_of_before_torch_1_6_may_run_no_code_either(tmp_path):
+    (tmp_path / "ran").mkdir()
+
+    class Removes:
+        def __reduce__(self):
+            return os.rmdir, (str(tmp_path / "ran"),)
+
+    torch.save({"w": torch.ones(2), "rest": Removes()}, tmp_path / "a_1.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(SnapshotError, match=r"a_1.pt is refused: unpickling it would call \w+.rmdir, which may run"):
+        Snapshots(tmp_path).state(1)
+    assert (tmp_path / "ran").is_dir()

@@ -319,7 +319,6 @@ def test_nested_and_circular_contents(tmp_path, capsys):
     [
         ("a_1.pt", b"\x89HDF\r\n\x1a\n" + bytes(99), "an HDF5 file, as Keras and TensorFlow write them"),
         ("a_1.pt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a pointer of Git LFS"),
-        ("a_1.pt", {"policy.pth": b"", "data": b"{}"}, "a model of stable-baselines3"),
         ("a_1.pt", {"config.json": b"", "metadata.json": b"", "model.weights.h5": b""}, "a model of Keras"),
         ("a_1.pt", {"a/data.pkl": b"", "a/constants.pkl": b"", "a/code/x.py": b""}, "TorchScript"),
         ("a_1.pt", {"w.npy": b"", "v.npy": b""}, "an .npz file of NumPy"),

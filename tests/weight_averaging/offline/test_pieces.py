@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import weight_averaging.offline.passes.pieces as module
+from tests.support.forms import command
 from tests.support.small_models import model_of, randomise
 from weight_averaging.averages import EMA, LAWA, Merge, SnapshotError
 from weight_averaging.offline import Plan, Snapshots, latest_of
@@ -231,3 +232,19 @@ def test_an_empty_file_is_told(tmp_path):
     (tmp_path / "step_1.safetensors").touch()
     with pytest.raises(SnapshotError, match=r"step_1\.safetensors is not a safetensors file, or is truncated: 0 bytes"):
         Snapshots(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "says"),
+    [
+        ((torch.float64,), "memory 16 B: 1 float64 copy and a snapshot"),
+        ((torch.bfloat16,), "memory 6 B: 1 float32 copy and a snapshot"),
+        ((torch.complex64,), "memory 16 B: 1 float32 copy and a snapshot"),
+        ((torch.float32, torch.float64), "memory 24 B: 1 float32 and float64 copy and a snapshot"),
+    ],
+)
+def test_the_plan_names_the_type_of_its_sums(tmp_path, capsys, dtypes, says):
+    for step in range(1, 5):
+        torch.save({str(kind): torch.ones(1, dtype=kind) for kind in dtypes}, tmp_path / f"step_{step}.pt")
+    said = command(capsys, "average", tmp_path, "--lawa=window=4", f"--out={tmp_path / 'a.safetensors'}")
+    assert says in said

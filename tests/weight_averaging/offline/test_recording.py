@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.weight_averaging.torch.test_unusual_tensors import Packed
+from tests.weight_averaging.torch.models.test_unusual_tensors import Packed
 from weight_averaging import torch as online
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline import LAWA, Plan

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.support.forms import command
 from tests.support.small_models import model_of, randomise
 from weight_averaging import offline
 from weight_averaging.averages import LAWA, SnapshotError
@@ -163,3 +164,12 @@ def test_eight_bit_floats_with_scales_are_refused():
     assert result["fc.weight_scale_inv"].item() == 2.0
     plain = [{"fc.weight": state["fc.weight"]} for state in states]
     assert averaged(plain)["fc.weight"].dtype == torch.float8_e4m3fn
+
+
+def test_what_a_folder_of_shards_has_beside_the_model_is_told(tmp_path, capsys):
+    dcp = pytest.importorskip("torch.distributed.checkpoint")
+    for step in (1, 2):
+        whole = {"model": {"w": torch.full((3,), float(step))}, "optimizer": {"m": torch.ones(3)}, "epoch": step}
+        dcp.save(whole, checkpoint_id=tmp_path / "run" / f"step_{step}")
+    said = command(capsys, "average", tmp_path / "run", "--lawa=window=2", f"--out={tmp_path / 'average'}")
+    assert "not in the average: epoch, optimizer" in said.splitlines()

@@ -1,6 +1,6 @@
 """What is in a checkpoint: its models, what is for training alone, and the rest. No depth or circle stops a walk."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -48,8 +48,25 @@ def is_for_training(key: Any, value: Any) -> bool:
     return all(isinstance(one, Mapping) and any(one.keys() >= keys for keys in _OPTIMIZERS) for one in some)
 
 
+def learning_rate(contents: Any) -> float | None:
+    """The largest learning rate in the first state of a torch optimizer that is found; None if there is none."""
+    for state in _mappings(contents):
+        if state.keys() >= _OPTIMIZERS[0] and isinstance(state["param_groups"], list):
+            rates = [group.get("lr") for group in state["param_groups"] if isinstance(group, Mapping)]
+            known = [float(rate) for rate in rates if isinstance(rate, int | float | Tensor)]
+            return max(known, default=None)
+    return None
+
+
 def averager_states(contents: Any) -> Iterator[Mapping[str, Any]]:
     """The states of our averagers, wherever in a checkpoint they are."""
+    return (value for value in _mappings(contents, is_averager_state) if is_averager_state(value))
+
+
+def _mappings(
+    contents: Any, ends: Callable[[Mapping[Any, Any]], bool] = lambda value: False
+) -> Iterator[Mapping[Any, Any]]:
+    """All of them in a checkpoint, each once and before what is in it; what is in one at which it `ends` is not."""
     seen: set[int] = set()
     left = [contents]
     while left:
@@ -57,10 +74,11 @@ def averager_states(contents: Any) -> Iterator[Mapping[str, Any]]:
         if not isinstance(value, Mapping | list | tuple) or id(value) in seen:
             continue
         seen.add(id(value))
-        if isinstance(value, Mapping) and is_averager_state(value):
+        if isinstance(value, Mapping):
             yield value
-        else:
-            left += reversed(list(value.values() if isinstance(value, Mapping) else value))
+            if ends(value):
+                continue
+        left += reversed(list(value.values() if isinstance(value, Mapping) else value))
 
 
 def models_beside(contents: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -1,6 +1,8 @@
 """Folders of torch.distributed.checkpoint: one model in the files of many processes, read without any of those."""
 
+import json
 import pickle
+import shutil
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +14,7 @@ from torch import Tensor
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.forms.contents import TRAINING
 from weight_averaging.offline.forms.hugging_face import read_json
-from weight_averaging.offline.forms.source import Source, joined
+from weight_averaging.offline.forms.source import WholeFolder, joined
 from weight_averaging.offline.forms.trainers import MODEL_KEYS
 
 # What the folder's `.metadata`, a pickle, may be made of; everything else is refused.
@@ -53,12 +55,12 @@ class _Restricted(pickle.Unpickler):
         raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
 
 
-class ShardedFolder(Source):
+class ShardedFolder(WholeFolder):
     """The model in a checkpoint folder.
 
     Raises:
-        SnapshotError: the folder is damaged, its metadata would run code, there is no model in it, or an averager had
-            its average in the model when it was written.
+        SnapshotError: the folder is damaged, its metadata would run code, or there is no model in it. So it is where
+            an averager had its average in the model when the folder was written.
     """
 
     form = "folder of torch.distributed.checkpoint"
@@ -103,7 +105,17 @@ class ShardedFolder(Source):
                 self.layout = layout
             self._keys |= found
 
-    def nested(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    def write(self, state: Mapping[str, Tensor], folder: Path, about: Mapping[str, str]) -> None:
+        import torch.distributed.checkpoint as dcp  # slow to import, and not in every build of torch
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there is no process group
+            dcp.save(self._nested(state), checkpoint_id=folder)
+        for file in self._beside():
+            shutil.copyfile(file, folder / file.name)
+        (folder / ABOUT).write_text(json.dumps(dict(about)) + "\n")
+
+    def _nested(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Tensors by their names here as the checkpoint had them: dicts in dicts, lists as dicts too."""
         result: dict[str, Any] = {}
         for name, value in state.items():
@@ -113,6 +125,11 @@ class ShardedFolder(Source):
                 inner = inner.setdefault(part, {})
             inner[last] = value
         return result
+
+    def _beside(self) -> list[Path]:
+        """What libraries have there too: Megatron-core's `metadata.json` and `common.pt`, Lightning's `meta.pt`."""
+        kept = [path for path in self.path.iterdir() if path.is_file() and not path.name.startswith(".")]
+        return [path for path in kept if path.suffix != ".distcp" and path.name != ABOUT]
 
     def left_out(self, names: Collection[str]) -> list[str]:
         there = {self._keys[name] for name in names if name in self._keys}

@@ -1,5 +1,6 @@
 """Flax's checkpoints in one file: `checkpoint_STEP` of flax.training and of the AlgoPerf harness in JAX, `.msgpack`."""
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -18,14 +19,15 @@ from weight_averaging.offline.forms.flax_format import (
     tensor_of,
     unpacked,
 )
-from weight_averaging.offline.forms.source import NoModelError, Source, joined
+from weight_averaging.offline.forms.source import NoModelError, WholeFile, joined
 from weight_averaging.offline.forms.trainers import EPOCH_KEYS, STEP_KEYS, count
 from weight_averaging.offline.layouts import Layout
 
+_STEP = re.compile(r"checkpoint_\d+")
 _MODEL_KEYS = ("model_params", "params", "model", "variables")  # the first is the official harness's
 
 
-class FlaxSource(Source):
+class FlaxSource(WholeFile):
     """One file.
 
     Raises:
@@ -33,6 +35,7 @@ class FlaxSource(Source):
     """
 
     form = "Flax checkpoint"
+    unmarked = "file of msgpack"
     loading = 'flax.training.checkpoints.restore_checkpoint("{path}", target=None)'
 
     def __init__(self, path: Path, keys: Sequence[str] = ()) -> None:
@@ -42,7 +45,7 @@ class FlaxSource(Source):
             raise SnapshotError(f"{path} holds no weights but a {type(self._tree).__name__}")
         numbers = {key: self.counter(key) for key in (*STEP_KEYS, *EPOCH_KEYS)}
         self.counters = {key: number for key, number in numbers.items() if number is not None}
-        self._models = _models(self._tree)
+        self._models = models_in(self._tree)
         self._unchosen: list[Any] = []
         if keys:
             for wanted in keys:
@@ -114,12 +117,10 @@ class FlaxSource(Source):
             tensors[name] = tensor_of(data, array.dtype).view(array.shape)
         return tensors
 
-    def write(self, state: Mapping[str, Tensor], file: IO[bytes]) -> None:
-        """Write the checkpoint with these weights instead of its own, without what is for training alone.
+    def fits(self, path: Path) -> bool:
+        return path.suffix == ".msgpack" or bool(_STEP.fullmatch(path.name))
 
-        Args:
-            state: of the model, and of `others`, by the names here; none of those that are to be left out.
-        """
+    def write(self, state: Mapping[str, Tensor], file: IO[bytes], about: Mapping[str, str]) -> None:
         import msgpack
 
         tree = self._filled(state)[0]
@@ -153,7 +154,7 @@ class FlaxSource(Source):
         return with_models(self._tree, models)
 
 
-def _models(tree: Mapping[Any, Any]) -> dict[str, Any]:
+def models_in(tree: Mapping[Any, Any]) -> dict[str, Any]:
     """The trees with weights in a checkpoint by their keys, the main one first; the checkpoint itself if it is one."""
     found = {
         str(key): inner

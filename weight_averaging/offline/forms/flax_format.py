@@ -1,6 +1,6 @@
 """Trees of arrays in msgpack, as flax.serialization has them.
 
-Extension 1 is an array and 3 a single number, both as (shape, name of the type, bytes in C order); an array of more
+Extension 1 is an array and 3 a single number, both as (shape, name of the type, bytes in C order). An array of more
 than 1 GiB is a map of parts.
 """
 

@@ -5,6 +5,7 @@ that `model.safetensors.index.json` names tensor by tensor; `pytorch_model.bin` 
 `diffusion_pytorch_model` of diffusers. Other files of weights in it are models beside: `model_1.safetensors` of
 accelerate, `2_Dense/model.safetensors` of sentence-transformers. Diffusers has its models in folders of their own
 below (`unet`, `unet_ema`), and a variant of one in the name: `diffusion_pytorch_model.fp16.safetensors`.
+Folders that are like those, with files of other names: `folders_by_name`.
 """
 
 import contextlib
@@ -12,24 +13,26 @@ import functools
 import json
 import re
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+import zipfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
+from weight_averaging.offline.forms import folders_by_name
 from weight_averaging.offline.forms.safetensors_file import SafetensorsSource
+from weight_averaging.offline.forms.scores import Score, scores_of_log
 from weight_averaging.offline.forms.source import Source, joined
 from weight_averaging.offline.forms.torch_file import TorchSource
 from weight_averaging.offline.forms.trainers import count
+from weight_averaging.offline.forms.weights_of_folder import VARIANT, chosen, is_run_in, weights
 from weight_averaging.offline.layouts import Layout, nbytes
+from weight_averaging.offline.remote import present
 from weight_averaging.tensor_names import clean_names
 
-_STEMS = ("model", "pytorch_model", "adapter_model", "diffusion_pytorch_model")
-_VARIANT = re.compile(rf"({'|'.join(_STEMS)})\.(?:(\w+)\.(?:safetensors|bin)|safetensors\.index\.(\w+)\.json)")
-_INDEX = ".index.json"
-_MAIN = ("unet", "transformer", "prior", "controlnet")  # of several models of diffusers
 # For the training that goes on from there, and not part of the model.
 _TRAINING = re.compile(
     r"(optimizer|scheduler|scaler|rng_state|random_states|sampler|dl_state_dict|custom_checkpoint)(_.*|\d*)\."
@@ -37,52 +40,6 @@ _TRAINING = re.compile(
 )
 # Models of other frameworks, which would not be averaged: of the latest they would be those of another model.
 _FOREIGN = (".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".npz", ".tflite", ".distcp", ".ckpt")
-_FOLDER_OF_OTHERS = re.compile(r"\..*|runs|logs|wandb|(checkpoint|ckpt|global_step|step|epoch|iter)[-_]?\d+")
-
-
-def is_folder(path: Path) -> bool:
-    return _weights(path) is not None
-
-
-def is_run_in(path: Path) -> bool:
-    """Whether a folder below one of Hugging Face is a checkpoint of its own, and not a part of that."""
-    return bool(_FOLDER_OF_OTHERS.fullmatch(path.name))
-
-
-def _weights(path: Path) -> str | None:
-    """The file that has the weights, or the index of those that have; it may be in a folder below."""
-    if found := _weights_in(path):
-        return found
-    parts = [
-        part
-        for part in sorted(path.iterdir() if path.is_dir() else ())
-        if part.is_dir() and not is_run_in(part) and (part / "config.json").is_file() and _weights_in(part)
-    ]
-    if not any('"_class_name"' in (part / "config.json").read_text(errors="replace") for part in parts):
-        return None
-    parts.sort(key=lambda part: _MAIN.index(part.name) if part.name in _MAIN else len(_MAIN))
-    return f"{parts[0].name}/{_weights_in(parts[0])}"
-
-
-def _weights_in(path: Path) -> str | None:
-    for suffix in (".safetensors", ".bin"):
-        for stem in _STEMS:
-            for name in (f"{stem}{suffix}", f"{stem}{suffix}{_INDEX}"):
-                if (path / name).is_file():
-                    return name
-    names = [one.name for one in path.iterdir() if _VARIANT.fullmatch(one.name)] if path.is_dir() else []
-    return min(names, default=None)
-
-
-def _chosen(path: Path, key: str) -> str:
-    """The same of the model at a key: the name of a file, or of a folder below."""
-    inner = path / key
-    if inner.is_file() and Path(key).suffix in (".safetensors", ".bin"):
-        return key
-    found = _weights_in(inner) if inner.resolve().is_relative_to(path.resolve()) else None
-    if found is None:
-        raise SnapshotError(f"{path} has no weights at --key={key}, the name of a folder or file in it")
-    return f"{key.rstrip('/')}/{found}"
 
 
 class HuggingFaceSource(Source):
@@ -98,10 +55,10 @@ class HuggingFaceSource(Source):
 
     def __init__(self, path: Path, allow: Collection[str] = (), keys: Sequence[str] = ()) -> None:
         super().__init__(path)
-        name = _chosen(path, keys[0]) if keys else _weights(path)
+        name = chosen(path, keys[0]) if keys else weights(path)
         assert name is not None
         for key in keys[1:]:
-            _chosen(path, key)
+            chosen(path, key)
         self._keys = [key.rstrip("/") for key in keys]
         folder = name.rpartition("/")[0]
         self._in = f"{folder}/" if folder else ""
@@ -117,7 +74,8 @@ class HuggingFaceSource(Source):
             self.files = {tensor: self._in + part for tensor, part in in_folder.items()}
         self._main = name
         parts = [name] if self.index is None else sorted(set(self.files.values()))
-        self.form = f"Hugging Face folder ({len(parts)} {Path(parts[0]).suffix} of weights)"
+        self._library = folders_by_name.library_of(path, name)
+        self.form = f"{self._library or 'Hugging Face'} folder ({len(parts)} {Path(parts[0]).suffix} of weights)"
         self._parts: dict[str, Source] = {}
         for part in parts:
             if not (path / part).is_file():
@@ -138,19 +96,25 @@ class HuggingFaceSource(Source):
         self.mapped = all(part.mapped for part in self._parts.values())
         if (path / "trainer_state.json").is_file() and (step := self.counter("global_step")) is not None:
             self.counters = {"global_step": step}
+        elif self._library:
+            self.counters = folders_by_name.counters_in(path) or self._parts[name].counters
 
     def _look_beside(self, allow: Collection[str]) -> None:
         """Find what lies beside the weights: other weights, what is copied, and what is left out."""
         unchosen: set[str] = set()
+        kept: list[str] = []
         for file in _files(self.path, self.not_copied):
             name = file.relative_to(self.path).as_posix()
             if name in self._parts or name == self._main:
                 continue
-            if _TRAINING.fullmatch(file.name):
+            speechbrains = file.suffix == ".ckpt" and folders_by_name.is_speechbrains(self.path)
+            if speechbrains and not zipfile.is_zipfile(file):
+                self._copied.append(name)
+            elif _TRAINING.fullmatch(file.name) and not speechbrains:
                 self.not_copied[name] = "for training"
-            elif file.suffix in _FOREIGN:
+            elif file.suffix in _FOREIGN and not speechbrains:
                 self.not_copied[name] = "not averaged"
-            elif file.suffix in (".safetensors", ".bin", ".pt", ".pth"):
+            elif file.suffix in (".safetensors", ".bin", ".pt", ".pth") or speechbrains:
                 if self._keys and not any(f"{name}/".startswith(f"{key}/") for key in self._keys):
                     self.not_copied[name] = "not asked for"
                     unchosen |= {f"{folder}/"} if (folder := name.rpartition("/")[0]) else set()
@@ -160,7 +124,10 @@ class HuggingFaceSource(Source):
                 except SnapshotError as error:
                     if file.suffix == ".safetensors" or "damaged" in str(error):
                         raise
-                    self.not_copied[name] = "no weights are found in it"
+                    if speechbrains:  # whose recovery asks for all that was saved
+                        kept.append(name)
+                    else:
+                        self.not_copied[name] = "no weights are found in it"
                     continue
                 self._parts[name] = source
                 for own, kind in source.layout.items():
@@ -168,10 +135,20 @@ class HuggingFaceSource(Source):
                     self.others[tensor], self.files[tensor], self._own_name[tensor] = kind, name, own
             else:
                 self._copied.append(name)
-        self._copied = [name for name in self._copied if not name.startswith(tuple(unchosen))]
+        self._copied = [name for name in self._copied if not name.startswith(tuple(unchosen))] + kept
+        if kept:
+            self.note = f"an average keeps {', '.join(kept)} of the latest: SpeechBrain's recovery asks for all parts"
+
+    def scores(self) -> Mapping[str, Score]:
+        state = self.path / "trainer_state.json"
+        if not state.is_file():
+            return next(iter(self._parts.values())).scores()
+        return scores_of_log(read_json(state).get("log_history"), self.counter("global_step"))
 
     def counter(self, key: str) -> int | None:
         state = self.path / "trainer_state.json"
+        if self._library:
+            return self.counters.get(key, self._parts[self._main].counter(key))
         return count(read_json(state).get(key)) if state.is_file() else None
 
     def read(self, names: list[str]) -> dict[str, Tensor]:
@@ -183,6 +160,10 @@ class HuggingFaceSource(Source):
 
     def checksum(self, name: str) -> int | None:
         return self._parts[self.files[name]].checksum(self._own_name[name])
+
+    def part(self, file: str) -> Source:
+        """One of the files of weights."""
+        return self._parts[file]
 
     def left_out(self, names: Collection[str]) -> list[str]:
         return [f"{name} ({reason})" for name, reason in self.not_copied.items()]
@@ -206,6 +187,8 @@ class HuggingFaceSource(Source):
     @property
     def loading(self) -> str:
         """What loads such a folder."""
+        if self._library:
+            return folders_by_name.loading(self.path, self._main)
         path, folder = '"{path}"', self.path / self._in
         if (self.path / "modules.json").is_file():
             return f"sentence_transformers.SentenceTransformer({path})"
@@ -215,7 +198,7 @@ class HuggingFaceSource(Source):
             return f"accelerate.load_checkpoint_in_model(model, {path})"
         config = read_json(folder / "config.json")
         more = f', subfolder="{self._in[:-1]}"' if self._in else ""
-        if variant := _VARIANT.fullmatch(Path(self._main).name):
+        if variant := VARIANT.fullmatch(Path(self._main).name):
             more += f', variant="{variant[2] or variant[3]}"'
         if isinstance(config.get("_class_name"), str):
             return f"diffusers.{config['_class_name']}.from_pretrained({path}{more})"
@@ -227,11 +210,15 @@ class HuggingFaceSource(Source):
         """Write all but the weights into `folder`: config, tokenizer, code, and the index for weights of `layout`."""
         for name in self._copied:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self.path / name, folder / name)
-        if float32 and (folder / "config.json").is_file():  # or from_pretrained would round them again
+            shutil.copyfile(present(self.path / name), folder / name)
+        if (folder / "config.json").is_file():
             config = read_json(folder / "config.json")
-            config |= {key: "float32" for key in ("dtype", "torch_dtype") if key in config}
-            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            wide = {
+                key: "float32" for key in ("dtype", "torch_dtype") if float32 or _too_narrow(config.get(key), layout)
+            }
+            if config.keys() & wide:  # or from_pretrained would round them again
+                config |= {key: wide[key] for key in config if key in wide}
+                (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         if self.index is not None:
             model = {name: kind for name, kind in layout.items() if name not in self.others}
             metadata = self.index.get("metadata")
@@ -244,8 +231,14 @@ class HuggingFaceSource(Source):
             (folder / self._main).write_text(json.dumps(index, indent=2) + "\n")
 
 
+def _too_narrow(dtype: Any, layout: Layout) -> bool:
+    """Whether it is a type of 16 bits, and all weights are float32: of models of unlike types."""
+    kinds = {kind for _, kind in layout.values() if kind.is_floating_point}
+    return dtype in ("bfloat16", "float16") and kinds == {torch.float32}
+
+
 def _open(path: Path, allow: Collection[str]) -> Source:
-    return _Part(path) if path.suffix == ".safetensors" else TorchSource(path, allow)
+    return _Part(path) if path.suffix == ".safetensors" else TorchSource(present(path), allow)
 
 
 def _files(folder: Path, left_out: dict[str, str]) -> Iterator[Path]:
@@ -256,7 +249,7 @@ def _files(folder: Path, left_out: dict[str, str]) -> Iterator[Path]:
             if path.is_file():
                 yield path
             elif path.is_dir() and not path.is_symlink():
-                if _FOLDER_OF_OTHERS.fullmatch(path.name) or (path / ".metadata").exists():
+                if is_run_in(path) or (path / ".metadata").exists():
                     left_out[path.relative_to(folder).as_posix()] = "not part of the model"
                 else:
                     left.append(path)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
 
-_ABOUT = "extra/weight_averaging.json"  # torch.load passes over records that it does not know
+ABOUT = "extra/weight_averaging.json"  # torch.load passes over records that it does not know
 
 
 class Records:
@@ -40,8 +40,8 @@ class Records:
                 pickled = records.get("data.pkl")
                 if pickled is not None and pickled.CRC:
                     file.read(pickled)
-                if _ABOUT in records and records[_ABOUT].file_size < 1 << 20:
-                    about = json.loads(file.read(records[_ABOUT]))
+                if ABOUT in records and records[ABOUT].file_size < 1 << 20:
+                    about = json.loads(file.read(records[ABOUT]))
                     self.about = about if isinstance(about, dict) else {}
         except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
             raise SnapshotError(f"{path} is damaged: {error}") from None
@@ -83,4 +83,4 @@ def add_about(file: IO[bytes], about: Mapping[str, str]) -> None:
     """Write strings about an average into a file that torch.save just wrote."""
     with zipfile.ZipFile(file, "a") as records:
         top = records.namelist()[0].partition("/")[0]
-        records.writestr(zipfile.ZipInfo(f"{top}/{_ABOUT}"), json.dumps(dict(about)))
+        records.writestr(zipfile.ZipInfo(f"{top}/{ABOUT}"), json.dumps(dict(about)))

@@ -2,11 +2,13 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
+from weight_averaging.offline.forms.scores import Score, scores_of_strings
 from weight_averaging.offline.forms.source import Source
 from weight_averaging.offline.forms.trainers import EPOCH_KEYS, STEP_KEYS
 from weight_averaging.offline.safetensors_files import FROZEN, LATEST, SafetensorsFile
@@ -35,6 +37,9 @@ class SafetensorsSource(Source):
         self.average = self._file.metadata.get("average", "")
         counts = {key: self._file.metadata.get(key, "") for key in (*STEP_KEYS, *EPOCH_KEYS)}
         self.counters = {key: int(text) for key, text in counts.items() if text.isdecimal() and len(text) < 19}
+
+    def scores(self) -> Mapping[str, Score]:
+        return scores_of_strings(self._file.metadata)
 
     def counter(self, key: str) -> int | None:
         text = self._file.metadata.get(key, "")

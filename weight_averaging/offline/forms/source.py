@@ -3,10 +3,12 @@
 import abc
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import IO
 
 from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
+from weight_averaging.offline.forms.scores import Score
 from weight_averaging.offline.layouts import Layout
 
 
@@ -23,6 +25,7 @@ class Source(abc.ABC):
         note: what is unusual about what is averaged; else empty.
         own_names: whether names are those of the model for sure, so that nothing in them is a wrapper's.
         mapped: tensors are contiguous views of mapped files, whose bytes are read when they are used.
+        learning_rate: in the state of a torch optimizer that is in the checkpoint; None if there is none.
         latest, frozen: names of what averagers leave as training has it, and of what of it is frozen.
     """
 
@@ -32,6 +35,7 @@ class Source(abc.ABC):
     note: str = ""
     own_names: bool = False
     mapped: bool = False
+    learning_rate: float | None = None
     latest: frozenset[str] = frozenset()
     frozen: frozenset[str] = frozenset()
 
@@ -52,9 +56,55 @@ class Source(abc.ABC):
         """What of the checkpoint is not in one of the same form that has tensors of these names, in words."""
         return []
 
+    def scores(self) -> Mapping[str, Score]:
+        """The metrics that the checkpoint has of itself, by name."""
+        return {}
+
     def counter(self, key: str) -> int | None:
         """The whole number at a key of the checkpoint, dots leading further in; None if there is none."""
         return self.counters.get(key)
+
+
+class WholeFile(Source):
+    """One file, like which averages can be written.
+
+    Attributes:
+        unmarked: what users call such a file, if it cannot say of itself that it is an average; else empty.
+    """
+
+    unmarked: str = ""
+    loading: str
+
+    @abc.abstractmethod
+    def fits(self, path: Path) -> bool:
+        """Whether an average at `path` would be such a file, by its name."""
+
+    @abc.abstractmethod
+    def write(self, state: Mapping[str, Tensor], file: IO[bytes], about: Mapping[str, str]) -> None:
+        """Write the file with these weights instead of its own, without what is for training alone.
+
+        Args:
+            state: of the model, and of `others`; none of those that are to be left out.
+            about: strings about the average, that go into the file.
+        """
+
+    def check(self, layout: Layout) -> None:
+        """Raise a SnapshotError if a file of this form cannot hold tensors of these shapes and types."""
+
+
+class WholeFolder(Source):
+    """A folder, like which averages can be written."""
+
+    loading: str
+
+    @abc.abstractmethod
+    def write(self, state: Mapping[str, Tensor], folder: Path, about: Mapping[str, str]) -> None:
+        """Write a checkpoint with these weights into an empty folder: see `WholeFile.write`."""
+
+
+def ending(path: Path) -> str:
+    """The suffix of a path: `.pth.tar` is one."""
+    return ".pth.tar" if path.name.endswith(".pth.tar") else path.suffix
 
 
 def joined(key: str, name: str) -> str:

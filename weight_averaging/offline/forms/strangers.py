@@ -4,6 +4,7 @@ import contextlib
 import zipfile
 from pathlib import Path
 
+NOT_READ = (".keras", ".h5", ".hdf5", ".npz", ".gguf")  # names by which such files go
 _MAGIC = (
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras and TensorFlow write them"),
     (b"GGUF", "a GGUF file, whose weights are quantised"),
@@ -12,12 +13,11 @@ _MAGIC = (
     (b"\x1f\x8b", "compressed by gzip"),
     (b"BZh", "compressed by bzip2"),
     (b"version https://git-lfs", "a pointer of Git LFS, without the file itself"),
-    (b"{", "JSON, with a model's structure or the array tree of Equinox"),
+    (b"{", "JSON, with a model's structure"),
 )
 # What a zip holds that is none of torch.save's.
 _IN_ZIP = (
     ("model.weights.h5", "a model of Keras"), ("metadata.json", "a model of Keras"), ("constants.pkl", "TorchScript"),
-    ("policy.pth", "a model of stable-baselines3, which has its policy's state dict in it as policy.pth"),
     ("saved_model.pb", "a model of TensorFlow"),
 )  # fmt: skip
 
@@ -26,8 +26,6 @@ def other_format(path: Path) -> str:
     """What a file is, in a few words, if it is known and not a file of torch.save; else nothing."""
     with open(path, "rb") as file:
         head = file.read(64)
-    if path.suffix == ".eqx":
-        return "a file of Equinox"
     for magic, name in _MAGIC:
         if head.startswith(magic):
             return name
@@ -54,12 +52,17 @@ def other_format(path: Path) -> str:
 
 def other_folder(path: Path) -> str:
     """The same of a folder: what it is, if it is known and not read; else nothing."""
-    for folder in (path, path / "default"):
-        if any((folder / name).exists() for name in ("_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt")):
-            return "a checkpoint of Orbax"
+    if is_orbax(path):
+        return "a checkpoint of Orbax"
     if (path / "saved_model.pb").exists():
         return "a model of TensorFlow"
     return ""
+
+
+def is_orbax(path: Path) -> bool:
+    """Whether a folder is a checkpoint of Orbax, or one that it did not finish."""
+    names = ("_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt")
+    return any((folder / name).exists() for folder in (path, path / "default") for name in names)
 
 
 def is_msgpack(path: Path) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -14,12 +14,14 @@ from weight_averaging.offline.forms.contents import (
     is_extra,
     is_for_training,
     is_state_dict,
+    learning_rate,
     models_beside,
     with_models,
 )
 from weight_averaging.offline.forms.pickles import load_file
-from weight_averaging.offline.forms.records import Records
-from weight_averaging.offline.forms.source import NoModelError, Source, joined
+from weight_averaging.offline.forms.records import Records, add_about
+from weight_averaging.offline.forms.scores import Score, scores_of
+from weight_averaging.offline.forms.source import NoModelError, WholeFile, ending, joined
 from weight_averaging.offline.forms.trainers import (
     MODEL_KEYS,
     about,
@@ -35,7 +37,7 @@ from weight_averaging.offline.layouts import layout_of
 _RAW, _AVERAGING = "current_model_state", "averaging_state"
 
 
-class TorchSource(Source):
+class TorchSource(WholeFile):
     """Args:
         keys: of the models to average, the main one first, dots leading further in; none: all that are there.
 
@@ -64,9 +66,15 @@ class TorchSource(Source):
                 "averaged are the EMAs of mmengine's EMAHook (state_dict), and apart from them the raw weights "
                 "(ema_state_dict): --key ema_state_dict takes those alone"
             )
+        elif self._key is not None and "ds_version" in self._contents:
+            self.note = (
+                "averaged is the copy that DeepSpeed trains with: where its optimizer holds float32 weights, name the "
+                f"folder instead, as {path.parent}"
+            )
         self.extra = {name: value for name, value in self._saved.items() if is_extra(name)}
         self._state = {name: value for name, value in self._saved.items() if not is_extra(name)}
         _check(path, self._state)
+        self.learning_rate = learning_rate(self._contents)
         self.averagers = [str(state["averager"]) for state in averager_states(self._contents)]
         self._beside = self._find_others()
         beside = {key: {n: v for n, v in model.items() if not is_extra(n)} for key, model in self._beside.items()}
@@ -97,6 +105,9 @@ class TorchSource(Source):
                 found[key] = model
         return found
 
+    def scores(self) -> Mapping[str, Score]:
+        return scores_of(self._contents, self.path) if self._key is not None else {}
+
     def counter(self, key: str) -> int | None:
         return count(_at(self._contents, key))
 
@@ -115,6 +126,13 @@ class TorchSource(Source):
             state: of the model, under any names, and of `others`; none of those that are to be left out.
         """
         return self._filled(state)[0]
+
+    def fits(self, path: Path) -> bool:
+        return ending(path) == ending(self.path)
+
+    def write(self, state: Mapping[str, Tensor], file: IO[bytes], about: Mapping[str, str]) -> None:
+        torch.save(self.filled(state), file)
+        add_about(file, about)
 
     def left_out(self, names: Collection[str]) -> list[str]:
         return self._filled(dict.fromkeys(names))[1]
@@ -153,7 +171,9 @@ def _find_model(
     state = contents if key is None else _at(contents, key)
     if not any(isinstance(value, Tensor) for value in state.values()):
         shown = ", ".join(map(str, list(contents)[:8]))
-        raise NoModelError(f"{path} holds no state dict; its keys are {shown}", is_for_training(None, contents))
+        there = [key for key, _ in models_beside(contents, {})] if key is None else []
+        hint = f"; name the model by --key={' or --key='.join(there[:8])}" if there else ""
+        raise NoModelError(f"{path} holds no state dict; its keys are {shown}{hint}", is_for_training(None, contents))
     if key in MODEL_KEYS and not keys and all(isinstance(contents.get(name), Mapping) for name in (_RAW, _AVERAGING)):
         return key, state, contents[_RAW]
     return key, state, state

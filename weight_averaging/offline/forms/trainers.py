@@ -22,8 +22,8 @@ MODEL_KEYS = ("model_params", "model_state_dict", "model", "state_dict", "module
 
 # Where checkpoints say how far training was: completed updates, or epochs.
 STEP_KEYS = (
-    "global_step", "global_steps", "step", "steps", "iteration", "iter", "iter_num", "num_updates", "updates",
-    "completed_steps", "num_steps",
+    "global_step", "global_steps", "step", "steps", "step_count", "iteration", "iter", "iter_num", "num_updates",
+    "updates", "completed_steps", "num_steps", "num_timesteps",
 )  # fmt: skip
 EPOCH_KEYS = ("epoch", "epochs", "epochs_run")
 _FAIRSEQ = "optimizer_history"  # a list whose last entry has them

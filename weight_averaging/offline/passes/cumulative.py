@@ -1,7 +1,7 @@
 """Sums over all snapshots so far, from which the mean over any range takes two reads: dense sweeps of the horizon.
 
-The sums are float64: the difference of two of them is as good as float32 sums of the range itself as long as a range
-is not less than about 2^-29 of all.
+The sums are float64. The difference of two of them is as good as float32 sums of the range itself, for ranges above
+2^-29 of all or so.
 """
 
 import json

@@ -1,8 +1,8 @@
 """Models that go through piece by piece, each piece of all snapshots before the next one.
 
-The sums of a piece stay in the processor's cache from one snapshot to the next, and their memory serves the next piece:
-sums of whole models would go through memory once for every snapshot, and their fresh pages cost the system more than
-the arithmetic (docs/results/offline_cost.md).
+The sums of a piece stay in the processor's cache from one snapshot to the next, and their memory serves the next piece.
+Sums of whole models would go through memory once for every snapshot. Their fresh pages cost the system more than the
+arithmetic (docs/results/offline_cost.md).
 """
 
 import collections
@@ -22,6 +22,7 @@ from weight_averaging.offline.passes.sums import BLOCK, sum_type
 from weight_averaging.offline.reading.checksums import Checksums
 from weight_averaging.offline.reading.fetching import fetch
 from weight_averaging.offline.reading.snapshots import Snapshots
+from weight_averaging.offline.remote import stamp_of
 
 # Step, a part of the weights, and what compares it with the checksums of its file when it has been worked on.
 Part = tuple[int, State, Callable[[State], None]]
@@ -50,7 +51,7 @@ class Piece:
 def groups(layout: Layout, models: int, budget: int, cut: bool) -> list[list[Piece]]:
     """The model cut into groups of pieces of different tensors.
 
-    `models` float32 copies of a group and one snapshot of it fit into `budget` bytes.
+    `models` sums of a group and one snapshot of it fit into `budget` bytes.
 
     Args:
         cut: groups are as small as the cache, and large tensors are cut. Else a piece is a tensor, and one that does
@@ -79,6 +80,12 @@ def memory(layout: Layout, models: int, cut: list[list[Piece]]) -> int:
     return max(sum((p.stop - p.start) * _bytes(layout[p.name], models) for p in group) for group in cut)
 
 
+def sums_of(layout: Layout) -> str:
+    """The types that averages of these tensors are summed up in, in words."""
+    kinds = {sum_type(dtype) for _, dtype in layout.values() if dtype.is_floating_point or dtype.is_complex}
+    return " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds)) or "float32"
+
+
 def _bytes(kind: tuple[tuple[int, ...], torch.dtype], models: int) -> int:
     """Of an element, with `models` sums of it."""
     _, dtype = kind
@@ -98,12 +105,12 @@ def streams(
     cut = list(cut)
     everything = [*snapshots.layout, *snapshots.others]
     opened: dict[int, tuple[Source, dict[str, str], Checksums]] = {}
-    stamps: dict[int, dict[Path, tuple[int, int]]] = {}
+    stamps: dict[int, dict[Path, tuple[int, int, object]]] = {}
 
     def state(step: int, pieces: list[Piece]) -> tuple[State, Callable[[State], None]]:
         if step not in opened:
             stamps.setdefault(step, _stamps(snapshots.paths[step]))
-            source = snapshots.open(step)
+            source = snapshots.reader(step)
             opened[step] = source, snapshots.originals(source, everything), Checksums(source)
         source, names, checksums = opened[step] if snapshots.mapped else opened.pop(step)
         tensors = source.read([names[piece.name] for piece in pieces])
@@ -133,13 +140,13 @@ def streams(
                 raise SnapshotError(f"{path} changed while it was averaged: average again when nothing writes to it")
 
 
-def _stamps(path: Path) -> dict[Path, tuple[int, int]]:
+def _stamps(path: Path) -> dict[Path, tuple[int, int, object]]:
     """Time of the last change and size of a checkpoint's files; of one that was deleted there is nothing."""
     found = {}
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         with contextlib.suppress(FileNotFoundError):
             about = file.stat()
-            found[file] = about.st_mtime_ns, about.st_size
+            found[file] = about.st_mtime_ns, about.st_size, stamp_of(file)
     return found
 
 

@@ -1,10 +1,11 @@
 """Which snapshots the wanted averages need, and how each is made of them. See `weight_averaging.offline`."""
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from weight_averaging.averages import Average
+from weight_averaging.averages import Average, FollowsRate, SnapshotError
+from weight_averaging.averages.checks import check_rate
 from weight_averaging.offline.layouts import State
 from weight_averaging.offline.passes.memory import Memory
 from weight_averaging.offline.passes.one_pass import Pass, Result, Work
@@ -27,9 +28,10 @@ class Plan:
             `latest_of`; snapshots must then all have the same names. None: those that
             `weight_averaging.tensor_names.not_to_average` knows, in a stream of whole models, where one snapshot's
             names may have what wrappers add (`module.`, `_orig_mod.`) and another's not.
+        learning_rates: by step, for `FollowsRate` (`Snapshots.learning_rates`): as of the update that made it.
         frozen: those of `latest` that training had frozen: a warning tells if they change all the same.
     Raises:
-        SnapshotError: an average needs a snapshot that is not among `steps`.
+        SnapshotError: an average needs a snapshot that is not among `steps`, or a learning rate that is not known.
 
     Attributes:
         needed: the steps of the snapshots to feed, in order; a stream may hold others, which are passed over.
@@ -45,6 +47,7 @@ class Plan:
         float32: bool = False,
         latest: Collection[str] | None = None,
         frozen: Collection[str] = (),
+        learning_rates: Mapping[int, float] | None = None,
     ) -> None:
         self.float32 = float32
         self._frozen = frozenset(frozen)
@@ -65,7 +68,7 @@ class Plan:
             elif not average.is_recursive:
                 others.append(one := Sum(members, last, average.coefficients(len(members))))
             elif average not in recursions:
-                others.append(one := _recursion(average, steps, until[average]))
+                others.append(one := _recursion(average, steps, until[average], learning_rates or {}))
                 recursions[average] = one
             else:
                 one = recursions[average]
@@ -88,8 +91,8 @@ class Plan:
         The tensors of a state may be reused once the next is asked for: what is kept of them is copied.
 
         Raises:
-            SnapshotError: snapshots with other names, shapes or types than the first, or weights that are not finite,
-                or a snapshot that is needed does not come, or quantised weights that change.
+            SnapshotError: snapshots have other names, shapes or types than the first, or weights that are not finite.
+                So it is where a snapshot that is needed does not come, or quantised weights change.
         """
         unchanging = Unchanging(self._frozen)
         yield from Pass(self._work, Memory(again=False), unchanging).run(stream)
@@ -112,9 +115,17 @@ def _latest(steps: Sequence[int], until: int) -> int:
     return steps[bisect_right(steps, until) - 1]
 
 
-def _recursion(average: Average, steps: Sequence[int], until: int) -> Recursion:
+def _recursion(average: Average, steps: Sequence[int], until: int, rates: Mapping[int, float]) -> Recursion:
     members = average.members(steps, until)
-    weights = [average.weight(number) for number in range(2, len(members) + 1)]
+    if isinstance(average, FollowsRate):
+        if lacking := [step for step in members if step not in rates]:
+            raise SnapshotError(
+                f"{average} follows the learning rate, and that of step {lacking[0]} is not known: it is read from the "
+                "state of a torch optimizer in a checkpoint, or give it, Plan(..., learning_rates={step: rate, ...})"
+            )
+        weights = average.weights([check_rate(rates[step]) for step in members])
+    else:
+        weights = [average.weight(number) for number in range(2, len(members) + 1)]
     return Recursion(members, _latest(steps, until), weights)
 
 

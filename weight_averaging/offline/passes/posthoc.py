@@ -1,18 +1,19 @@
 """An EMA of any length after training, from stored power-function averages (EDM2, arXiv 2312.02696, section 3.2).
 
-A power-function average of exponent gamma at step t weighs the snapshot of step s <= t by a density
-(gamma + 1) s^gamma / t^(gamma + 1). The wanted one is fitted by a linear combination of the stored ones, by least
-squares over their densities; the residual tells beforehand how far the result is from the real one.
+Take a power-function average of exponent gamma at step t. It weighs the snapshot of step s <= t by a density (gamma +
+1) s^gamma / t^(gamma + 1). The wanted one is fitted by a linear combination of the stored ones, by least squares over
+their densities. The residual tells beforehand how far the result is from the real one.
 """
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from weight_averaging.moved import deprecated
 
 
 class Profile(NamedTuple):
@@ -26,7 +27,7 @@ def __getattr__(name: str) -> Any:
     """The name that Profile had until 0.2.0."""
     if name != "Track":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn(f"{__name__}.Track is called Profile", DeprecationWarning, stacklevel=2)
+    deprecated(f"{__name__}.Track", "Profile")
     return Profile
 
 

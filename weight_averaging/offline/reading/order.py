@@ -2,13 +2,13 @@
 
 One rule. Numbers come from the first of these places that all checkpoints have, and that are not the same in all:
 
-1. updates: its own counter (`global_step`, `iteration`, ...), else the number after step, iter or update in its name,
-   else in that of its folder, where each is in a folder of its own;
+1. updates: its own counter (`global_step`, `iteration`, ...), else the number after step, iter or update in its name.
+   Where each is in a folder of its own, it may be in the folder's name;
 2. the number after epoch in its name;
 3. any other number in its name: the last one that is not the same in all, unless it is that of the epoch;
 4. epochs: its own counter, else as in 1.
 
-No score (`acc=0.81`) is a number, nor a version (`-v1`).
+No score (`acc=0.81`) is a number, nor a version (`-v1`), nor a date with a time.
 """
 
 import re
@@ -26,12 +26,15 @@ _STEP = re.compile(r"(?:(?<![a-z])(?:iter(?:ation)?s?|itr|updates?|batch(?:es)?|
 _EPOCH = re.compile(r"(?<![a-z])(?:epochs?|ep)[=_.-]?(\d+)|(\d+)[=_-]?epochs?(?![a-z])", re.IGNORECASE)
 _CHECKPOINT = re.compile(r"(?<![a-z])(?:checkpoint|ckpt)[=_.-]?(\d+)$", re.IGNORECASE)  # of a folder
 _SUFFIX = re.compile(r"(\.(pt|pth|ckpt|tar|bin|safetensors))+$")
-# Numbers that are no place in a run: 0.81, 1e-4, acc=81, the 1 of -v1, the parts of a hash.
+# Numbers that are no place in a run: 0.81, 1e-4, acc=81, the 1 of -v1, the parts of a hash, a date and time.
 _NO_PLACE = re.compile(
-    r"\d+\.\d+(?:e[+-]?\d+)?|\d+e-\d+|[a-z]+=-?\d+(?:\.\d+)?|(?<![a-z])v\d+(?![a-z\d])", re.IGNORECASE
+    r"\d+\.\d+(?:e[+-]?\d+)?|\d+e-\d+|[a-z]+=-?\d+(?:\.\d+)?|(?<![a-z])v\d+(?![a-z\d])"
+    r"|\d{4}-\d\d-\d\d[+_T -]\d\d[-:]\d\d[-:]\d\d(?:\+\d\d)?",
+    re.IGNORECASE,
 )
 # Words in the names of what is a copy of a snapshot, or an average already.
 _ASIDE = {"best", "last", "latest", "recovery", "tmp", "ave", "avg", "average", "averaged"}
+BEST = "'best' in its name"
 # First words in the names of what lies beside a model, for the training that goes on.
 _SIDECAR = {"optimizer", "optim", "scheduler", "scaler", "rng"}
 
@@ -95,10 +98,14 @@ def is_aside(path: Path, others: Sequence[Path]) -> str:
 
 
 def copies(sources: Sequence[Source]) -> dict[Path, str]:
-    """Checkpoints of a folder without a number in their name whose own counter is that of another: with the reason."""
+    """Checkpoints of a folder that another one has too, or that have no place among the others: with the reason.
+
+    No number is in their names, and their own counter is that of another; or they are litgpt's `final`, without one.
+    """
     own = {source.path: Places(source, False) for source in sources}
     named = {p.step[0]: path for path, p in own.items() if p.step is not None and re.search(r"\d", path.name)}
-    return {
+    unknown = {path: "its step is not known" for path, p in own.items() if path.name == "final" and p.step is p.epoch}
+    return (unknown if len(named) == len(own) - len(unknown) else {}) | {
         path: f"of the same step as {named[place.step[0]].name}"
         for path, place in own.items()
         if place.step is not None and place.step[0] in named and not re.search(r"\d", path.name)
@@ -108,7 +115,7 @@ def copies(sources: Sequence[Source]) -> dict[Path, str]:
 def numbered(sources: Sequence[Source]) -> tuple[str, dict[Path, int], str]:
     """What counts, "step" or "epoch"; the number of each checkpoint; and where numbers are from, in words.
 
-    Epochs that are counted from 0 get one more, so that the first is 1, and so do numbers 0, 1, 2, ... of no label.
+    Epochs that are counted from 0 get one more, so that the first is 1. So do numbers 0, 1, 2, ... without a label.
 
     Raises:
         SnapshotError: the place of one is not known, or not certain.
@@ -187,8 +194,9 @@ def from_place(sources: Sequence[Source], place: str) -> tuple[str, dict[Path, i
     """The same as `numbered`, with the place as a user says it.
 
     Args:
-        place: `order`: 1, 2, ... as the checkpoints come; `name`, `folder`: the last number in it; `name:1`, `name:-2`:
-            its first, its last but one; anything else: a key of the checkpoint, with dots leading further in.
+        place: `order` is 1, 2, ... as the checkpoints come. `name` and `folder` are the last number in it, `name:1` and
+            `name:-2` its first and its last but one. Anything else is a key of the checkpoint, with dots leading
+            further in.
     Raises:
         SnapshotError: a checkpoint has no number there.
     """

@@ -3,11 +3,13 @@
 Forms of checkpoints: `weight_averaging.offline.forms`. Steps: `weight_averaging.offline.reading.order`. Pickles are
 read with `weights_only=True`: one that would run code is refused. torch files and safetensors are mapped, not loaded.
 
-A checkpoint written while an averager of `weight_averaging.torch` had its average in the model (the AlgoPerf harness
-saves right after an evaluation) holds the average as its weights; the raw ones are in the averager's own state,
-wherever in the checkpoint that is, and those are what comes out here.
+A checkpoint may be written while an averager of `weight_averaging.torch` had its average in the model. (The AlgoPerf
+harness saves right after an evaluation.) Then it holds the average as its weights. The raw ones are in the averager's
+own state, wherever in the checkpoint that is. Those come out here.
 """
 
+import copy
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -16,27 +18,27 @@ from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.forms import INSTEAD_OF_FOLDERS, WANTED, is_checkpoint, open_checkpoint
-from weight_averaging.offline.forms.hugging_face import is_folder, is_run_in
 from weight_averaging.offline.forms.source import NoModelError, Source, key_of
-from weight_averaging.offline.forms.strangers import other_folder
+from weight_averaging.offline.forms.strangers import NOT_READ, other_folder
+from weight_averaging.offline.forms.weights_of_folder import is_folder, is_run_in
 from weight_averaging.offline.layouts import Layout, check_alike, nbytes
 from weight_averaging.offline.reading.checksums import Checksums
 from weight_averaging.offline.reading.fetching import fetching
-from weight_averaging.offline.reading.order import copies, from_place, is_aside, numbered
+from weight_averaging.offline.reading.order import BEST, copies, from_place, is_aside, numbered
 from weight_averaging.tensor_names import clean_names
 
 
 class Snapshots:
     """The snapshots of a folder, or of a list. Of each the names, shapes and types are looked at, the weights are not.
 
-    In a folder, copies of a snapshot (links, `*_best`, `*_last`) and averages are left out, and so is a model that lies
-    beside `checkpoint-STEP` folders of Hugging Face; a list is taken as it is.
+    In a folder, copies of a snapshot (links, `*_best`, `*_last`) and averages are left out. So is a model that lies
+    beside `checkpoint-STEP` folders of Hugging Face. A list is taken as it is.
 
     Args:
         where: a folder of checkpoints, or the checkpoints.
         allow: classes that pickles may be made of, by their full names (`argparse.Namespace`).
-        keys: of the models in the checkpoints that are wanted, the main one first (`state_dict_ema`, `state.model`; a
-            folder of Hugging Face has them by the name of the folder or file in it); default: all.
+        keys: of the models in the checkpoints that are wanted, the main one first (`state_dict_ema`, `state.model`). A
+            folder of Hugging Face has them by the name of the folder or file in it. Default: all.
         step_from: where the number of each checkpoint is, for `order.from_place`; default: the rule of `order`.
     Raises:
         SnapshotError: there is none, a file is damaged or would run code, a step is unknown or there twice, or the
@@ -56,6 +58,7 @@ class Snapshots:
         latest: the names of what averagers leave as training has it, in all files; empty if that is not known.
         frozen: those of `latest` that are frozen.
         nbytes: of one snapshot's weights.
+        learning_rates: by step, where a checkpoint has the state of a torch optimizer.
         mapped: a part of a tensor can be read without the rest, in all files.
     """
 
@@ -69,6 +72,9 @@ class Snapshots:
     ) -> None:
         self._allow, self._keys = tuple(allow), tuple(dict.fromkeys(keys))
         self.left_out: dict[Path, str] = {}
+        for one in [where] if isinstance(where, Path | str) else where:
+            if isinstance(one, str) and "://" in one:
+                raise SnapshotError(f"{one}: give what weight_averaging.offline.remote.Remote().path makes of it")
         if isinstance(where, Path | str):
             self.folder = Path(where)
             entries = self._of_folder()
@@ -88,6 +94,8 @@ class Snapshots:
         self.paths = dict(sorted(found.items()))
         latest = sources[self.paths[self.steps[-1]]]
         self.form = latest.form
+        rates = {step: sources[path].learning_rate for step, path in self.paths.items()}
+        self.learning_rates = {step: rate for step, rate in rates.items() if rate is not None}
         self.notes = list(dict.fromkeys(source.note for source in sources.values() if source.note))
         self._find_others(list(sources.values()))
         self.latest = set(frozenset.intersection(*(source.latest for source in sources.values())))
@@ -123,6 +131,9 @@ class Snapshots:
             if reason := is_aside(path, entries) or (f"the same file as {same.name}" if same != path else ""):
                 self.left_out[path] = reason
         kept = [path for path in entries if path not in self.left_out]
+        numbered_ones = len(entries) > 1 and all(re.search(r"\d", path.name) for path in entries)
+        if not kept and numbered_ones and set(self.left_out.values()) == {BEST}:  # copies of what is not there
+            kept, self.left_out = entries, {}
         if not kept:
             self._nothing()
         return kept
@@ -136,6 +147,9 @@ class Snapshots:
         for path in (self.folder, *sorted(path for path in self.folder.iterdir() if path.is_dir())):
             if other := other_folder(path):
                 raise SnapshotError(f"{path} is {other}, which is not read: {INSTEAD_OF_FOLDERS}")
+        for path in sorted(self.folder.iterdir()):
+            if path.suffix in NOT_READ and path.is_file():
+                open_checkpoint(path)  # which says what it is
         raise SnapshotError(f"{self.folder} holds no snapshot: {WANTED}")
 
     def _look(self, entries: list[Path], in_folder: bool) -> dict[Path, Source]:
@@ -160,9 +174,13 @@ class Snapshots:
             sources = {path: source for path, source in sources.items() if path not in self.left_out}
         if not sources:
             self._nothing()
-        check_alike({path: dict(zip(_names(source), source.layout.values())) for path, source in sources.items()})
+        return self._agree(sources)
+
+    def _agree(self, sources: dict[Path, Source]) -> dict[Path, Source]:
+        """Set `layout`, if they are alike. The checkpoints in the order in which they count where no step is known."""
+        check_alike({path: dict(zip(names_of(source), source.layout.values())) for path, source in sources.items()})
         first = next(iter(sources.values()))
-        self.layout: Layout = dict(zip(_names(first), first.layout.values()))
+        self.layout: Layout = dict(zip(names_of(first), first.layout.values()))
         return sources
 
     @property
@@ -173,17 +191,30 @@ class Snapshots:
         """The checkpoint of a step."""
         return open_checkpoint(self.paths[step], self._allow, self._keys)
 
+    def reader(self, step: int) -> Source:
+        """The checkpoint of a step, to read tensors as `layout` has them."""
+        return self.open(step)
+
+    def only(self, steps: Collection[int]) -> "Snapshots":
+        """Those of these steps alone."""
+        some = copy.copy(self)
+        some.paths = {step: path for step, path in self.paths.items() if step in steps}
+        some.form = some.open(some.steps[-1]).form
+        return some
+
     def latest_up_to(self, step: int) -> int:
         """The step of the latest snapshot up to `step`."""
         return max(number for number in self.steps if number <= step)
 
     def saved_names(self, source: Source) -> dict[str, str]:
         """What the tensors are called in a checkpoint, by their names in `layout` and `others`."""
-        return dict(zip(_names(source), source.layout)) | {name: name for name in self.others if name in source.others}
+        return dict(zip(names_of(source), source.layout)) | {
+            name: name for name in self.others if name in source.others
+        }
 
     def state(self, step: int, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """The weights of one snapshot, or those of these names; read when they are used, where that is possible."""
-        source = self.open(step)
+        source = self.reader(step)
         originals = self.originals(source, names)
         tensors = source.read(list(originals.values()))
         return {name: tensors[original] for name, original in originals.items()}
@@ -205,7 +236,7 @@ class Snapshots:
         whole = names is None or len(names) == len(self.layout)  # of a few tensors the system would fetch too much
         for step, after in zip(steps, [*steps[1:], None]):
             with fetching([self.paths[after]] if whole and after is not None else []):
-                source = self.open(step)
+                source = self.reader(step)
                 originals = self.originals(source, names)
                 tensors = source.read(list(originals.values()))
                 yield step, {name: tensors[original] for name, original in originals.items()}
@@ -214,6 +245,6 @@ class Snapshots:
                     checksums.see(original, tensor)
 
 
-def _names(source: Source) -> list[str]:
+def names_of(source: Source) -> list[str]:
     """The names of a checkpoint's tensors without what wrappers add."""
     return list(source.layout) if source.own_names else clean_names(list(source.layout))

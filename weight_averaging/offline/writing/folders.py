@@ -1,9 +1,7 @@
-"""Averages that are folders: put in place whole; those of torch.distributed.checkpoint."""
+"""Averages that are folders: put in place whole."""
 
-import json
 import os
 import shutil
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -12,14 +10,15 @@ import torch
 from torch import Tensor
 
 from weight_averaging.atomic_file import partial_beside
-from weight_averaging.offline.forms.distributed import ABOUT, ShardedFolder
-from weight_averaging.offline.forms.hugging_face import is_folder
+from weight_averaging.offline.forms.source import WholeFolder
+from weight_averaging.offline.forms.strangers import is_orbax
+from weight_averaging.offline.forms.weights_of_folder import is_folder
 from weight_averaging.offline.layouts import Layout
 
 
 def is_checkpoint_folder(path: Path) -> bool:
     """Whether a folder is a checkpoint, which may be written over if that is asked for."""
-    return is_folder(path) or (path / ".metadata").is_file()
+    return is_folder(path) or (path / ".metadata").is_file() or is_orbax(path)
 
 
 def put_folder(partial: Path, path: Path, overwrite: bool) -> None:
@@ -36,11 +35,11 @@ def put_folder(partial: Path, path: Path, overwrite: bool) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
-class ShardedWriter:
-    """A folder of torch.distributed.checkpoint by this one process, written when all tensors are there."""
+class WholeFolderWriter:
+    """A folder that is written when all tensors are there."""
 
     def __init__(
-        self, path: Path, source: ShardedFolder, layout: Layout, about: Mapping[str, str], overwrite: bool
+        self, path: Path, source: WholeFolder, layout: Layout, about: Mapping[str, str], overwrite: bool
     ) -> None:
         self._path, self._source, self._layout, self._about = path, source, layout, about
         self._overwrite = overwrite
@@ -52,7 +51,7 @@ class ShardedWriter:
             self._state[name] = torch.empty(shape, dtype=dtype)
         self._state[name].view(-1)[start : start + part.numel()].copy_(part.reshape(-1))
 
-    def __enter__(self) -> "ShardedWriter":
+    def __enter__(self) -> "WholeFolderWriter":
         return self
 
     def __exit__(
@@ -60,15 +59,10 @@ class ShardedWriter:
     ) -> None:
         if kind is not None:
             return
-        import torch.distributed.checkpoint as dcp  # slow to import, and not in every build of torch
-
         partial = partial_beside(self._path)
         partial.mkdir()
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that there is no process group
-                dcp.save(self._source.nested(self._state), checkpoint_id=partial)
-            (partial / ABOUT).write_text(json.dumps(dict(self._about)) + "\n")
+            self._source.write(self._state, partial, self._about)
             put_folder(partial, self._path, self._overwrite)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

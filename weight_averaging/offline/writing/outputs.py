@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import os
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,19 +15,16 @@ from torch import Tensor
 from weight_averaging.atomic_file import partial_beside, replacing
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.forms import shown
-from weight_averaging.offline.forms.distributed import ShardedFolder
 from weight_averaging.offline.forms.flax_file import FlaxSource
 from weight_averaging.offline.forms.hugging_face import HuggingFaceSource
 from weight_averaging.offline.forms.records import add_about
-from weight_averaging.offline.forms.source import Source
-from weight_averaging.offline.forms.torch_file import TorchSource
+from weight_averaging.offline.forms.source import Source, WholeFile, WholeFolder, ending
 from weight_averaging.offline.layouts import Layout
 from weight_averaging.offline.reading.order import is_aside
 from weight_averaging.offline.safetensors_files import SafetensorsWriter
-from weight_averaging.offline.writing.folders import ShardedWriter, is_checkpoint_folder, put_folder
+from weight_averaging.offline.writing.folders import WholeFolderWriter, is_checkpoint_folder, put_folder
 
 _TORCH = (".pt", ".pth", ".pth.tar", ".bin", ".ckpt")
-_STEP_OF_FLAX = re.compile(r"checkpoint_\d+")
 
 
 class Writer(contextlib.AbstractContextManager[Any], Protocol):
@@ -38,21 +34,14 @@ class Writer(contextlib.AbstractContextManager[Any], Protocol):
         """Take the elements of a tensor from number `start` on."""
 
 
-def ending(path: Path) -> str:
-    """The suffix of a path: `.pth.tar` is one."""
-    return ".pth.tar" if path.name.endswith(".pth.tar") else path.suffix
-
-
 def is_folder_for(path: Path, source: Source) -> bool:
     """Whether an average at `path` would be a folder, as its snapshots are."""
-    return isinstance(source, HuggingFaceSource | ShardedFolder) and ending(path) not in (".safetensors", *_TORCH)
+    return isinstance(source, HuggingFaceSource | WholeFolder) and ending(path) not in (".safetensors", *_TORCH)
 
 
 def _is_like(path: Path, source: Source) -> bool:
-    """Whether both are files of torch.save with the same suffix, or of Flax."""
-    if isinstance(source, FlaxSource):
-        return path.suffix == ".msgpack" or bool(_STEP_OF_FLAX.fullmatch(path.name))
-    return isinstance(source, TorchSource) and ending(path) == ending(source.path)
+    """Whether an average at `path` would be a file like its snapshots."""
+    return isinstance(source, WholeFile) and source.fits(path)
 
 
 def has_others(path: Path, source: Source) -> bool:
@@ -79,15 +68,14 @@ def writer_for(
         overwrite: whether it takes the place of what is there.
     """
     about = {"format": "pt", **about}  # without which transformers would not read it
-    if isinstance(source, ShardedFolder) and is_folder_for(path, source):
-        return ShardedWriter(path, source, layout, about, overwrite)
+    if isinstance(source, WholeFolder) and is_folder_for(path, source):
+        return WholeFolderWriter(path, source, layout, about, overwrite)
     if is_folder_for(path, source):
         assert isinstance(source, HuggingFaceSource)
         return _FolderWriter(path, source, layout, about, float32, overwrite)
-    if isinstance(source, TorchSource) and _is_like(path, source):
-        return _WholeWriter(path, _torch_save(path, source.filled, about), layout, overwrite)
-    if isinstance(source, FlaxSource) and _is_like(path, source):
-        return _WholeWriter(path, source.write, layout, overwrite)
+    if isinstance(source, WholeFile) and source.fits(path):
+        source.check(layout)
+        return _WholeWriter(path, lambda state, file: source.write(state, file, about), layout, overwrite)
     return state_dict_writer(path, layout, about, overwrite)
 
 
@@ -95,7 +83,12 @@ def state_dict_writer(path: Path, layout: Layout, about: Mapping[str, str], over
     """What writes a state dict alone, as `.safetensors` or in a file of torch.save."""
     if path.suffix == ".safetensors":
         return SafetensorsWriter(path, layout, about, overwrite)
-    return _WholeWriter(path, _torch_save(path, dict, about), layout, overwrite)
+
+    def save(state: dict[str, Tensor], file: IO[bytes]) -> None:
+        torch.save(state, file)
+        add_about(file, about)
+
+    return _WholeWriter(path, save, layout, overwrite)
 
 
 def check_path(path: Path, source: Source | None = None, overwrite: bool = False) -> None:
@@ -104,8 +97,8 @@ def check_path(path: Path, source: Source | None = None, overwrite: bool = False
     Args:
         source: of the average; None: a state dict is written.
     Raises:
-        SnapshotError: its suffix is none of those of `writer_for`, it is `.ckpt` and snapshots are not, or it is there
-            already and must not be written over.
+        SnapshotError: its suffix is none of those of `writer_for`, or it is `.ckpt` and snapshots are not. So it is
+            where it is there already and must not be written over.
     """
     try:
         str(path).encode()
@@ -119,14 +112,14 @@ def check_path(path: Path, source: Source | None = None, overwrite: bool = False
         return
     if source is not None and ending(path) == ".ckpt" and not _is_like(path, source):
         raise SnapshotError(f"{path}: a .ckpt is made of .ckpt files, not of a {source.form}: name a .safetensors")
-    is_flaxs = source is not None and isinstance(source, FlaxSource) and _is_like(path, source)
+    like = source if isinstance(source, WholeFile) and source.fits(path) else None
     beside = source is not None and path.absolute().parent == source.path.absolute().parent
-    if is_flaxs and beside and not is_aside(path, [path]):
+    if like is not None and like.unmarked and beside and not is_aside(path, [path]):
         raise SnapshotError(
-            f"{path}: a file of msgpack cannot say that it is an average, and would be a snapshot there: name another "
-            "folder, or average.msgpack"
+            f"{path}: a {like.unmarked} cannot say that it is an average, and would be a snapshot there: name another "
+            f"folder, or average{path.suffix or '.msgpack'}"
         )
-    if not is_flaxs and ending(path) not in (".safetensors", *(_TORCH if source is not None else (".pt", ".pth"))):
+    if like is None and ending(path) not in (".safetensors", *(_TORCH if source is not None else (".pt", ".pth"))):
         raise SnapshotError(f"{path}: the name must end in .safetensors or .pt")
     if path.is_dir():
         raise SnapshotError(f"{path} is a folder: name a file")
@@ -136,8 +129,8 @@ def check_path(path: Path, source: Source | None = None, overwrite: bool = False
 
 def loading(path: Path, source: Source) -> str:
     """What loads an average at `path`."""
-    if (isinstance(source, HuggingFaceSource | ShardedFolder) and is_folder_for(path, source)) or (
-        isinstance(source, TorchSource | FlaxSource) and _is_like(path, source)
+    if (isinstance(source, HuggingFaceSource | WholeFolder) and is_folder_for(path, source)) or (
+        isinstance(source, WholeFile) and source.fits(path)
     ):
         return source.loading.replace("{path}", str(path))
     if isinstance(source, FlaxSource) and path.suffix == ".safetensors":
@@ -179,22 +172,10 @@ class _WholeWriter(Writer):
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None:
             with replacing(self._path, overwrite=self._overwrite) as file:
-                self._save(self._state, file)
-
-
-def _torch_save(
-    path: Path, contents: Callable[[dict[str, Tensor]], Any], about: Mapping[str, str]
-) -> Callable[[dict[str, Tensor], IO[bytes]], None]:
-    """What writes contents made of a state dict by torch.save, and `about` into the file's own records."""
-
-    def save(state: dict[str, Tensor], file: IO[bytes]) -> None:
-        try:
-            torch.save(contents(state), file)
-        except RecursionError:
-            raise SnapshotError(f"{path}: what the checkpoints hold is nested too deeply") from None
-        add_about(file, about)
-
-    return save
+                try:
+                    self._save(self._state, file)
+                except RecursionError:
+                    raise SnapshotError(f"{self._path}: what the checkpoints hold is nested too deeply") from None
 
 
 class _FolderWriter(Writer):
@@ -229,7 +210,8 @@ class _FolderWriter(Writer):
             with contextlib.ExitStack() as stack:
                 for file, part in layouts.items():
                     (self._partial / file).parent.mkdir(parents=True, exist_ok=True)
-                    self._parts[file] = stack.enter_context(state_dict_writer(self._partial / file, part, self._about))
+                    writer = writer_for(self._partial / file, self._source.part(file), part, self._about, self._float32)
+                    self._parts[file] = stack.enter_context(writer)
                 self._stack = stack.pop_all()
         except BaseException:
             shutil.rmtree(self._partial, ignore_errors=True)

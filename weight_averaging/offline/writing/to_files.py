@@ -12,6 +12,7 @@ from weight_averaging.offline.layouts import Layout
 from weight_averaging.offline.passes.pieces import groups, streams
 from weight_averaging.offline.passes.plan import Plan
 from weight_averaging.offline.reading.snapshots import Snapshots
+from weight_averaging.offline.writing.batch_norm import Recompute, RecomputingWriter
 from weight_averaging.offline.writing.outputs import Writer, has_others, writer_for
 
 
@@ -23,6 +24,8 @@ def average_to_files(
     on_read: Callable[[int], object] = lambda count: None,
     plain_names: bool = False,
     overwrite: bool = True,
+    recompute: Recompute | None = None,
+    said: Callable[[str], object] = lambda line: None,
 ) -> None:
     """Write each wanted average to its file, or folder: see `outputs.writer_for`.
 
@@ -34,6 +37,9 @@ def average_to_files(
         on_read: told the number of bytes whenever some have been read.
         plain_names: names are those of the model without wrappers, instead of those of the latest snapshot.
         overwrite: whether what is there already is written over.
+        recompute: gives the model and batches for batch-norm statistics of the averages (`batch_norm`); None: they are
+            averaged.
+        said: told in a line what that did.
     Raises:
         SnapshotError: a snapshot is damaged, is unlike the others or has changed.
         OSError: an output cannot be written; FileExistsError where it is there and must not be written over.
@@ -53,7 +59,10 @@ def average_to_files(
             }
             about = {"average": str(average), snapshots.unit: str(step)}
             about["members"] = ",".join(map(str, average.members(snapshots.steps, step)))
-            writers[average, step] = writer_for(path, source, layout, about, plan.float32, overwrite), names
+            writer = writer_for(path, source, layout, about, plan.float32, overwrite)
+            if recompute is not None:
+                writer = RecomputingWriter(writer, recompute, snapshots.layout, names, said)
+            writers[average, step] = writer, names
         for writer, _ in writers.values():
             stack.enter_context(writer)
         cut = groups(chosen, plan.peak, budget, snapshots.mapped)

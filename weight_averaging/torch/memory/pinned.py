@@ -1,6 +1,6 @@
 """Pinned host memory of the size that is asked for.
 
-torch's own allocator rounds pinned memory up to a power of two, and keeps it: the window of criteo1tb, 45 GB in vectors
+torch's own allocator rounds pinned memory up to a power of two, and keeps it. The window of criteo1tb, 45 GB in vectors
 of 2.16 GB, took 92 GB and a minute to reserve (measured on an H100, torch 2.11). Pages of our own that are registered
 with the driver take what they are.
 """

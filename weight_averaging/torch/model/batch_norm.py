@@ -44,12 +44,13 @@ def recompute_batch_norm(model: nn.Module, forward_passes: Iterable[Callable[[],
     """Set the running statistics to those that training batches have under the weights now in the model.
 
     The statistics of averaged weights are not the average of the statistics (Izmailov et al. 2018, arXiv 1803.05407,
-    section 3.2). They start from zero, each use of a layer updates them as in training, r <- (1 - m) r + m batch, and
-    in the end the start is corrected for: r / (1 - (1 - m)^n) after n uses. Unlike `torch.optim.swa_utils.update_bn`
+    section 3.2). They start from zero, and each use of a layer updates them as in training, r <- (1 - m) r + m batch.
+    In the end the start is corrected for: r / (1 - (1 - m)^n) after n uses. Unlike `torch.optim.swa_utils.update_bn`
     this takes any way to call the model, and modules that are batch norm in all but name.
 
-    Layers keep their statistics if the passes do not reach them, if their momentum is 0, and if they are frozen: in
-    evaluation mode while the model is in training mode. (With all of the model in evaluation mode there is no telling.)
+    Layers keep their statistics if the passes do not reach them, if their momentum is 0, and if they are frozen. A
+    frozen layer is in evaluation mode while the model is in training mode. (With all of the model in evaluation mode
+    there is no telling.)
 
     Args:
         model: gets into training mode for the passes, and every module back into its own after them.

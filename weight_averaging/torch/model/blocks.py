@@ -1,7 +1,7 @@
 """A flat vector cut into blocks, and the checks on their values.
 
-Averaging is bound by memory traffic, so the vector is walked in blocks that stay in the processor's cache while all
-averages take them in: for these the weights are read from memory once, and once before that to check them.
+Averaging is bound by memory traffic, so the vector is walked in blocks. A block stays in the processor's cache while
+all averages take it in. For these the weights are read from memory once, and once before that to check them.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """What has happened to the tensors of a model between two looks at it.
 
-The rule: a tensor goes on under its name if it has the same shape, whatever its type, memory layout and device are now,
-and under a new name if it is the same parameter. Every other one is new, also what a parametrisation makes of a
-parameter, and what is not there any more is dropped.
+The rule: a tensor keeps its place under its name if it has the same shape, whatever its type, layout and device are
+now. Under a new name it does so if it is the same parameter. Every other one is new, also what a parametrisation makes
+of a parameter. What is not there any more is dropped.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Whether a snapshot was finite, asked when it is taken and answered later.
 
-A device that runs behind the processor answers when it comes to it. To wait would let it run dry, at every snapshot; so
-the snapshot is taken in as if it were good, in a way that can be undone, and the answer is read before the next one is
+A device that runs behind the processor answers when it comes to it. To wait would let it run dry, at every snapshot. So
+the snapshot is taken in as if it were good, in a way that can be undone. The answer is read before the next one is
 taken or anything is made of this one. By then it has been there for long.
 """
 

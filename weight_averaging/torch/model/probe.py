@@ -11,8 +11,8 @@ ELEMENTS = 8  # of each tensor: what merges or swaps weights changes nearly all 
 class Probe:
     """Some elements of each averaged parameter as they are now.
 
-    Version counters would tell too much, since a layer may merge weights and take them out again, and too little, since
-    writes to `.data` do not count. Costs a look at each tensor and one operation for each type.
+    Version counters would tell too much, since a layer may merge weights and take them out again. They would tell too
+    little, since writes to `.data` do not count. Costs a look at each tensor and one operation for each type.
     """
 
     def __init__(self, weights: LiveWeights) -> None:

@@ -14,7 +14,7 @@ from weight_averaging.torch.model.blocks import Block, blocks_of
 from weight_averaging.torch.model.changes import Change, Known, change_of
 from weight_averaging.torch.model.finite import finite, squares
 from weight_averaging.torch.model.look import FSDP2, Look, present, reshard_flat
-from weight_averaging.torch.model.masters import Masters
+from weight_averaging.torch.model.masters import Masters, Source
 from weight_averaging.torch.model.selection import Entry, Selection, named_modules
 from weight_averaging.torch.model.tensors import local, real, writing
 
@@ -30,7 +30,7 @@ class LiveWeights:
         model: any module; the names are those without wrappers.
         buffers, include, exclude: see `Selection`.
         dtype: of the vector, torch.float32 or torch.float64; None: float64 if any of the tensors is so, else float32.
-        masters: of parameters, which are read in their place.
+        masters: of parameters, which are read in their place; see `Masters`.
     Raises:
         ValueError, TypeError: there is nothing to average, or something that cannot be; see `Selection`.
 
@@ -50,9 +50,10 @@ class LiveWeights:
         include: Choice = None,
         exclude: Choice = None,
         dtype: torch.dtype | None = None,
-        masters: Masters | None = None,
+        masters: Source | None = None,
     ) -> None:
-        self._model, self._asked, self._masters = model, dtype, masters
+        self._model, self._asked = model, dtype
+        self._masters = None if masters is None else Masters(masters)
         self._unread = True  # whether no master has been read yet
         self._selection = Selection(buffers, include, exclude)
         self._selection.check(model)
@@ -198,8 +199,8 @@ class LiveWeights:
     def read(self) -> Iterator[tuple[Block, list[Tensor]]]:
         """Each block with its current values: flat tensors of one type, on one device, that make it up in order.
 
-        They are views of the model where it has them so; else, and where they would be many and small, scratch space,
-        to be read before the next block is asked for.
+        They are views of the model where it has them so. Else, and where they would be many and small, they are scratch
+        space, to be read before the next block is asked for.
         """
         tensors = self.sources()
         if len(self.blocks) == 1 and self.blocks[0].is_small:  # a small model, where every operation on a tensor counts

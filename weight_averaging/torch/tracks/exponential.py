@@ -16,8 +16,9 @@ def lerp_if(good: Tensor, averages: list[Tensor], values: list[Tensor], weight: 
     """averages += weight (values - averages) if `good` is true, a 0-d boolean tensor on their device; else nothing.
 
     A weight of 0 would not do, since 0 x NaN is NaN. Fused SGD has what is needed: it reads and writes once, in few
-    launches, and leaves out a step whose gradients overflowed. With the weight as learning rate, the values as
-    gradients to ascend and a weight decay of 1 its step is this one (on a CPU bit for bit, with a weight below .5).
+    launches, and leaves out a step whose gradients overflowed. The weight is the learning rate, the values are the
+    gradients to ascend, and the weight decay is 1. Its step is this one then (on a CPU bit for bit, with a weight below
+    .5).
     """
     if weight < 0.5 and good.device.type in ("cuda", "cpu"):
         torch._fused_sgd_(
@@ -34,7 +35,7 @@ class ExponentialTrack(Track):
 
     def __init__(self, *arguments: Any, average: Average) -> None:
         super().__init__(*arguments)
-        self._weight = average.weight
+        self._average = average
         self.description = str(average)
         self._ema = self._memory.new(self.weights.numel) if self._memory is not None else None
         self._copied: Tensor | None = None  # where snapshots arrive that come from another memory
@@ -43,6 +44,11 @@ class ExponentialTrack(Track):
         self._before: tuple[list[int], int] = ([], 0)  # steps and count before the last one
         if self._copies is not None and self._memory is not None:
             self._copied = self._memory.new(self.weights.numel)
+
+    def _weight(self, number: int) -> float:
+        """With which snapshot number 2, 3, ... enters."""
+        weight: float = self._average.weight(number)
+        return weight
 
     def _unused_vectors(self) -> int:
         return int(not self.steps)

@@ -2,15 +2,17 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from weight_averaging import placement as host
-from weight_averaging.averages import Average
+from weight_averaging.averages import Average, FollowsRate
 from weight_averaging.placement import promise, size
 from weight_averaging.torch.memory.host_copies import CudaStreams, HostCopies, NoStreams
 from weight_averaging.torch.memory.placement import Memory, choose
 from weight_averaging.torch.model.ranks import Ranks
 from weight_averaging.torch.model.spare_copy import SpareCopy
 from weight_averaging.torch.tracks.exponential import ExponentialTrack
+from weight_averaging.torch.tracks.follows_rate import RateTrack
 from weight_averaging.torch.tracks.track import Track
 from weight_averaging.torch.tracks.window import WindowTrack
 
@@ -64,13 +66,18 @@ class TrackMaker:
         placement = "device" if self._placement == "auto" else self._placement
         by_owner, timing = placement == "host", (average.interval, average.start)
         if by_owner and not self._ranks.is_owner:
-            return ExponentialTrack(self._spare, *timing, None, None, True, average=average)
+            return self._recursion(average, *timing, None, None, True)
         # In other memory than the model's, the snapshot that arrives has a vector of its own.
         vectors = 2 if placement == "host" and self._weights.device.type != "cpu" else 1
         holds = f"an exponential average of {self._weights.numel:,} weights"
         memory = self._memory(placement, vectors, holds, by_owner)
         used = self._used(memory)
-        return promise(ExponentialTrack(self._spare, *timing, memory, used, by_owner, average=average))
+        return promise(self._recursion(average, *timing, memory, used, by_owner))
+
+    def _recursion(self, average: Average, *arguments: Any) -> ExponentialTrack:
+        if isinstance(average, FollowsRate):
+            return RateTrack(self._spare, *arguments, average=average)
+        return ExponentialTrack(self._spare, *arguments, average=average)
 
     def _memory(self, placement: str, vectors: int, holds: str, by_owner: bool) -> Memory:
         weights = self._weights

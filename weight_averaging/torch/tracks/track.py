@@ -4,7 +4,7 @@ A track takes in a snapshot block by block, all tracks that are due in one pass 
 """
 
 import abc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -34,9 +34,11 @@ class Track(abc.ABC):
         steps: of the snapshots that the track holds (a window) or the last one taken in (an EMA); oldest first.
         count: snapshots taken in so far.
         description: of an exponential average, with all its numbers; of a window nothing.
+        learning_rate: of the snapshot to come, where it is told.
     """
 
     description = ""
+    learning_rate: float | None = None
 
     def __init__(
         self,
@@ -113,6 +115,13 @@ class Track(abc.ABC):
     @abc.abstractmethod
     def set_vectors(self, vectors: Iterable[Tensor], steps: list[int], count: int) -> None:
         """Take over a saved state, by copying, except for vectors that are this track's own memory already."""
+
+    def further(self) -> dict[str, Any]:
+        """What a state has of the track beside vectors, steps and count: numbers by name."""
+        return {}
+
+    def set_further(self, saved: Mapping[str, Any]) -> None:  # noqa: B027 - not every track has something
+        """Take over what `further` gave, if it is in a saved state."""
 
     @abc.abstractmethod
     def follow(self, change: Change, live: list[Tensor]) -> None:

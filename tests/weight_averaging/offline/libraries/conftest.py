@@ -1,6 +1,11 @@
-"""torchvision for GPUs beside torch for CPUs: its operators do not load, and no test needs them, but importing does."""
+"""torchvision and torchaudio for GPUs beside torch for CPUs: what they compiled does not load, and no test needs it.
+
+Libraries import them all the same.
+"""
 
 import importlib.util
+import sys
+import types
 
 import torch
 
@@ -15,3 +20,9 @@ if importlib.util.find_spec("torchvision") is not None:
         _OPERATORS.append(torch.library.Library("torchvision", "DEF"))
         _OPERATORS[0].define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _OPERATORS[0].define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+if importlib.util.find_spec("torchaudio") is not None and not torch.cuda.is_available():
+    without = types.ModuleType("torchaudio._extension")
+    without._IS_TORCHAUDIO_EXT_AVAILABLE = without._IS_ALIGN_AVAILABLE = False
+    without.fail_if_no_align = lambda function: function
+    sys.modules["torchaudio._extension"] = without

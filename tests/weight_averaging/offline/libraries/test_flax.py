@@ -159,15 +159,3 @@ def test_the_raw_weights_of_a_submission_are_averaged(tmp_path, capsys, statisti
     restored = checkpoints.restore_checkpoint(str(out), target=None)
     assert_mean(restored["model_params"], [one["params"] for one in raw])
     assert_mean(restored["model_state"]["batch_stats"]["mean"].reshape(-1), [one["statistics"] for one in raw])
-
-
-def test_checkpoints_of_orbax_are_called_by_their_name(tmp_path, capsys):
-    orbax = pytest.importorskip("orbax.checkpoint")
-    with orbax.CheckpointManager(tmp_path / "manager") as manager:
-        manager.save(1, args=orbax.args.StandardSave({"params": {"w": jnp.ones(2)}}))
-    with orbax.StandardCheckpointer() as checkpointer:
-        checkpointer.save(tmp_path / "several" / "checkpoint_1", {"w": jnp.ones(2)})
-    for where, path in (("manager", "manager/1"), ("several", "several/checkpoint_1"), ("manager/1", "manager/1")):
-        said = command(capsys, "inspect", tmp_path / where)
-        assert said.startswith(f"error: {tmp_path / path} is a checkpoint of Orbax, which is not read: restore it, and")
-        assert said.count("\n") == 1

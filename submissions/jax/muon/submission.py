@@ -1,0 +1,12 @@
+"""Muon for matrices and NadamW for all else, with warmup and cosine decay."""
+
+from ...recipe.jax import Recipe, muon, warmup_cosine
+
+recipe = Recipe(optimizer=muon, schedule=warmup_cosine)
+
+init_optimizer_state = recipe.init_optimizer_state
+update_params = recipe.update_params
+prepare_for_eval = recipe.prepare_for_eval
+data_selection = recipe.data_selection
+get_batch_size = recipe.get_batch_size
+check_hyperparameters = recipe.check_hyperparameters

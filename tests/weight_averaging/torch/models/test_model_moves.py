@@ -1,0 +1,86 @@
+"""A model and its averager elsewhere: copied, or on another device; the averages go along."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.small_models import model_of, randomise, value_of
+from tests.weight_averaging.torch.models.test_model_changes import KINDS, averaged, words
+from weight_averaging.torch import EMA
+
+
+@KINDS
+def test_new_tracks_take_over_what_the_old_ones_held(make):
+    """As for a model on another device, here on the same."""
+    model, twin = model_of(), model_of()
+    averager, other = make(model), make(twin)
+    for step in range(1, 6):
+        for m, a in ((model, averager), (twin, other)):
+            randomise(m, step)
+            a.update(step)
+        if step == 3:
+            averager._move(None)
+        np.testing.assert_array_equal(value_of(averager, model), value_of(other, twin))
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+@KINDS
+def test_a_parameter_renamed_right_after_a_copy_goes_on(make, how, caplog):
+    model = model_of()
+    averager = make(model)
+    gains = []
+    for step in (1, 2, 3):
+        if step == 3:
+            pair = (model, averager)
+            model, averager = copy.deepcopy(pair) if how == "deepcopy" else pickle.loads(pickle.dumps(pair))
+            model[1].register_parameter("gain", model[1]._parameters.pop("weight"))
+        randomise(model, step)
+        averager.update(step)
+        gains.append(next(p for name, p in model[1].named_parameters() if name != "bias").detach().clone())
+    expected = (
+        (gains[1] + gains[2]) / 2 if not isinstance(averager, EMA) else gains[0] / 4 + gains[1] / 4 + gains[2] / 2
+    )
+    torch.testing.assert_close(averaged(averager, model)["1.gain"], expected)
+    assert words(caplog) == []
+
+
+@KINDS
+def test_a_model_found_on_another_device_at_a_snapshot_goes_on_there(make, monkeypatch):
+    """The device is another one in name only."""
+    model, twin = model_of(), model_of()
+    averager, other = make(model), make(twin)
+    moved = False
+
+    def look():
+        nonlocal moved
+        if step == 3 and not moved:
+            moved = True
+            averager._weights.device = torch.device("cpu")
+
+    monkeypatch.setattr(averager._weights, "look", look)
+    for step in range(1, 7):
+        if step == 3:
+            averager._weights.device = torch.device("meta")
+        for m, a in ((model, averager), (twin, other)):
+            randomise(m, step)
+            a.update(step)
+    assert moved
+    np.testing.assert_array_equal(value_of(averager, model), value_of(other, twin))
+
+
+@KINDS
+@pytest.mark.gpu
+def test_a_model_that_moves_takes_its_averages_along(make):
+    model, twin = model_of(), model_of()
+    averager, other = make(model), make(twin)
+    for step in range(1, 5):
+        if step == 3:
+            model.cuda()
+        for m, a in ((model, averager), (twin, other)):
+            randomise(m, step)
+            a.update(step)
+    for mine, theirs in zip(averaged(averager, model).values(), averaged(other, twin).values(), strict=True):
+        torch.testing.assert_close(mine.cpu(), theirs)

@@ -1,0 +1,89 @@
+"""What newcomers and users of other libraries write first gets one line that says what to write here."""
+
+import copy
+import logging
+import pickle
+
+import pytest
+import torch
+
+from weight_averaging import EMA, LAWA, Averager
+from weight_averaging.torch.averager import ELSEWHERE as ATTRIBUTES
+from weight_averaging.torch.options import ELSEWHERE as ARGUMENTS
+
+
+def model() -> torch.nn.Module:
+    return torch.nn.Linear(1, 1, bias=False)
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_an_argument_of_another_library_is_answered_by_ours(name):
+    makers = [lambda **given: EMA(model(), **given), lambda **given: LAWA(model(), **given)]
+    makers += [lambda **given: LAWA.for_run(model(), **given)]
+    said = []
+    for make in makers:
+        with pytest.raises(TypeError) as raised:
+            make(**{name: 3})
+        said.append(str(raised.value))
+    assert any(line.endswith(f"has no argument {name}: did you mean {ARGUMENTS[name]}?") for line in said), said
+    assert not any("\n" in line for line in said)
+
+
+@pytest.mark.parametrize("name", [*ATTRIBUTES, "nothing_like_it"])
+def test_an_attribute_of_another_library_is_answered_by_ours(name):
+    lawa = LAWA(model(), interval=1, window=2)
+    assert not hasattr(lawa, name)
+    with pytest.raises(AttributeError) as raised:
+        getattr(lawa, name)
+    said = str(raised.value)
+    assert said.startswith(f"'LAWA' object has no attribute {name!r}")
+    assert said.endswith(f"{ATTRIBUTES[name]} (docs/migrating.md)" if name in ATTRIBUTES else repr(name))
+
+
+def test_hints_of_attributes_name_what_there_is():
+    averager = Averager(model(), EMA(model(), decay=0.5).averages[0])
+    for name in ("averaged", "average_state_dict", "update"):
+        assert callable(getattr(averager, name))
+    for other in (copy.deepcopy(averager), pickle.loads(pickle.dumps(averager))):
+        assert other.settings() == averager.settings()
+
+
+@pytest.mark.parametrize("kind", [LAWA, EMA])
+def test_a_run_much_longer_than_said_is_reported_once(kind, caplog):
+    averager = kind.for_run(model(), total_updates=100)
+    with caplog.at_level(logging.WARNING, "weight_averaging"):
+        for step in range(1, 201):
+            averager.update(step)
+        assert not caplog.records
+        for step in range(201, 300):
+            averager.update(step)
+    assert [record.getMessage() for record in caplog.records] == [
+        "update(201): the run is more than twice as long as the total_updates=100 of for_run, so the average covers a "
+        "smaller share of it: pass the number of optimizer updates of the whole run"
+    ]
+
+
+def test_a_snapshot_and_an_update_are_singular(caplog):
+    with caplog.at_level(logging.WARNING, "weight_averaging"):
+        for window, interval in ((1, 4), (2, 1), (2, 4)):
+            with LAWA(model(), window=window, interval=interval).averaged():
+                pass
+    assert [record.getMessage().partition(", with ")[2] for record in caplog.records] == [
+        "1 snapshot", "2 snapshots 1 update apart", "2 snapshots 4 updates apart",
+    ]  # fmt: skip
+
+
+def test_a_first_update_of_0_is_not_said_to_come_after_one():
+    averager = LAWA(model(), interval=1, window=2)
+    with pytest.raises(ValueError, match=r"^update\(0\) as the first call: pass .* with start=0$"):
+        averager.update(0)
+    averager.update(3)
+    with pytest.raises(ValueError, match=r"^update\(2\) after update\(3\): "):
+        averager.update(2)
+
+
+@pytest.mark.parametrize(("given", "end"), [(1e5, "100000.0: 100000?"), (1.5, "not 1.5"), (float("inf"), "not inf")])
+def test_a_length_that_is_a_float_is_answered_by_the_whole_number(given, end):
+    with pytest.raises(ValueError, match="total_updates must be a whole number >= 1") as raised:
+        LAWA.for_run(model(), total_updates=given)
+    assert str(raised.value).endswith(end)
