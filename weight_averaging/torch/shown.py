@@ -60,8 +60,8 @@ class Shown(Collector):
 
         Args:
             full: whole tensors in main memory on the first rank, instead of each rank's shards, and nothing on the
-                others. They are gathered one by one: no device holds more than one whole tensor, and main memory holds
-                the model once, on the first rank alone.
+                others. They are gathered one by one, so that no device holds more than one whole tensor. The main
+                memory of the first rank holds the model once.
         Raises:
             RuntimeError: there is no average yet, or the model's state_dict does not have its tensors as they are, as
                 under FSDP1. Then save the model's own state_dict within `averaged()`.

@@ -1,7 +1,7 @@
 """Master weights: the float32 copies from which an optimizer trains a model of fewer bits.
 
-A bfloat16 model is its masters, rounded. An average of roundings is off by up to 2^-9 of a weight; that of the masters
-is not, and is rounded once, on its way into the model.
+A bfloat16 model is its masters, rounded. An average of roundings is off by up to 2^-9 of a weight. That of the masters
+is not. It is rounded once, on its way into the model.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -33,9 +33,9 @@ class Masters:
     """The masters of a model's parameters.
 
     Args:
-        source: a mapping from parameters; a function of a parameter, which returns its master or None; or an optimizer
-            that keeps them where `_LISTS` and `_STATES` say, also inside the wrappers of accelerate and Lightning, or
-            DeepSpeed's of ZeRO-1 and -2, of which each master is gathered at each use.
+        source: a mapping from parameters, or a function of a parameter, which returns its master or None. Or it is an
+            optimizer that keeps them where `_LISTS` and `_STATES` say, also inside the wrappers of accelerate and
+            Lightning. Or it is DeepSpeed's of ZeRO-1 or -2, of which each master is gathered at each use.
     Raises:
         TypeError: it is something else.
     """
