@@ -4,8 +4,8 @@ import json
 import re
 import sys
 
-# PyTorch is chosen by the machine: `make TORCH=...`.
-LEFT_OUT = {"torch", "weight-averaging"}
+# PyTorch is chosen by the machine, and these two with it: `make TORCH=...`.
+LEFT_OUT = {"torch", "torchaudio", "torchvision", "weight-averaging"}
 
 print("# What `make` installs: what setup.cfg asks for, as `make lock` resolved it. The library needs none of it.")
 packages = [item["metadata"] for item in json.load(sys.stdin)["install"]]

@@ -1,8 +1,8 @@
 """Draw docs/averaging.png, which shows what averaging is, and docs/growing.png: `python -m scripts.picture`.
 
 Nothing in them is sketched. In the first one SGD at a constant learning rate goes down a valley of 40 weights with
-noisy gradients, and the library's LAWA averages what it visits. The second one has weights that the library gives, and
-runs whose numbers are in docs/results/evidence/data.
+noisy gradients. The library's LAWA averages what it visits. The second one has weights that the library gives, and runs
+whose numbers are in docs/results/evidence/data.
 """
 
 import sys

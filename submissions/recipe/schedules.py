@@ -46,7 +46,7 @@ def warmup_inverse_sqrt(step: int, step_hint: int, hyperparameters: Any) -> floa
     """Linear warmup over w = max(1, `warmup_factor * step_hint`) updates, then sqrt(w / step).
 
     That of Vaswani et al. (2017, arXiv 1706.03762, section 5.3). Beyond its warmup it does not know the length of the
-    run; so an average that grows gives a model at any time (Meterez et al. 2026, arXiv 2602.03702).
+    run. With an average that grows it gives a model at any time (Meterez et al. 2026, arXiv 2602.03702).
     """
     warmup_steps = int(hyperparameters.warmup_factor * step_hint)
     first = max(1, warmup_steps)

@@ -165,13 +165,13 @@ def test_it_works_beside_one_framework_alone_or_none(tmp_path, wheel, framework,
 
 
 def test_all_that_setup_cfg_asks_for_is_pinned():
-    """But for PyTorch, which is chosen by the machine, and for libraries whose tests `make test` does not run."""
+    """But for PyTorch, which is chosen by the machine."""
     lines = (ROOT / "requirements/constraints.txt").read_text().splitlines()
     pins = {need.name: need for need in map(Requirement, lines[1:])}
     settings = configparser.ConfigParser(inline_comment_prefixes=("#",))
     settings.read(ROOT / "setup.cfg")
-    extras = {name: text for name, text in settings["options.extras_require"].items() if name != "test-trainers"}
-    asked = [Requirement(line) for text in extras.values() for line in text.splitlines() if line]
+    extras = settings["options.extras_require"].values()
+    asked = [Requirement(line) for text in extras for line in text.splitlines() if line]
     assert len(asked) > 50
     for need in asked:
         if need.name != "torch":

@@ -1,7 +1,7 @@
 """Files of torch.save read without a class or function of theirs: whatever is no tensor or plain value is a stand-in.
 
-Nothing that a file names is imported or called. So whole modules and the states of DeepSpeed can be looked into where
-their libraries are not installed, or their classes not trusted.
+Nothing that a file names is imported or called. So whole modules and the states of DeepSpeed are read without their
+libraries, and without trust in their classes.
 """
 
 import pickle
@@ -144,8 +144,8 @@ def _dtype_of(storage: str) -> torch.dtype:
     names = {"Half": "float16", "Float": "float32", "Double": "float64", "BFloat16": "bfloat16", "Char": "int8",
              "Byte": "uint8", "Short": "int16", "Int": "int32", "Long": "int64", "Bool": "bool",
              "ComplexFloat": "complex64", "ComplexDouble": "complex128", "Untyped": "uint8"}  # fmt: skip
-    dtype: torch.dtype = getattr(torch, names[storage.removesuffix("Storage")])
-    return dtype
+    found: torch.dtype = getattr(torch, names[storage.removesuffix("Storage")])
+    return found
 
 
 def state_of_module(module: Any) -> dict[str, Any]:
@@ -160,9 +160,9 @@ def state_of_module(module: Any) -> dict[str, Any]:
         if not left:
             return found
         prefix, one, above = left.pop()
-        inside = one.state if isinstance(one, StandIn) else None
-        if inside is None or not is_module(one) or id(one) in above:
+        if not is_module(one) or id(one) in above:
             continue
+        inside = one.state
         passing = inside.get("_non_persistent_buffers_set") or ()
         for kind in ("_parameters", "_buffers"):
             for name, value in inside[kind].items():

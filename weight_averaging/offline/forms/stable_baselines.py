@@ -93,8 +93,8 @@ class StableBaselinesSource(WholeFile):
     def write(self, state: Mapping[str, Tensor], file: IO[bytes], about: Mapping[str, str]) -> None:
         models: dict[str, dict[str, Tensor]] = {}
         for name, value in state.items():
-            part, own = self.files[name]
-            models.setdefault(part, {})[own] = value
+            inside, own = self.files[name]
+            models.setdefault(inside, {})[own] = value
         with zipfile.ZipFile(self.path) as old, zipfile.ZipFile(file, "w") as new:
             for info in old.infolist():
                 if info.filename in models:
