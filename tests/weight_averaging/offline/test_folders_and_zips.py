@@ -117,6 +117,22 @@ def test_steps_of_stable_baselines3_are_in_its_files(tmp_path, capsys):
     assert "checkpoints: 2, steps 100, 200" in command(capsys, "inspect", tmp_path)
 
 
+def test_models_beside_the_policy_of_stable_baselines3_are_chosen_by_their_key(tmp_path, capsys):
+    for step in (1, 2):
+        path = tmp_path / "run" / f"ppo_{step}.zip"
+        path.parent.mkdir(exist_ok=True)
+        zipped(path, state_of(step), step)
+        with zipfile.ZipFile(path, "a") as file, file.open("actor.pth", "w", force_zip64=True) as part:
+            torch.save(state_of(10 + step), part)
+    out = tmp_path / "mean.zip"
+    command(capsys, "average", tmp_path / "run", "--lawa=window=2", "--exclude=actor:*", f"--out={out}")
+    with zipfile.ZipFile(out) as file:
+        with file.open("policy.pth") as part:
+            is_mean(torch.load(part), [state_of(1), state_of(2)])
+        with file.open("actor.pth") as part:
+            is_mean(torch.load(part), [state_of(12)])
+
+
 def test_open_clip(tmp_path, capsys):
     states = [state_of(seed) for seed in (1, 2, 3)]
     for epoch, state in enumerate(states, start=1):
