@@ -247,6 +247,14 @@ def test_metadata_comes_back_as_json_has_it(tmp_path):
     assert read_manifest(tmp_path)["metadata"] == {"sizes": [1, 2], "by": {"3": "three"}}
 
 
+def test_a_model_whose_own_names_are_like_a_wrappers_keeps_them(tmp_path):
+    model = nn.Module()
+    model.module = nn.Linear(2, 2)
+    with SnapshotWriter(tmp_path, interval=1) as writer:
+        writer.update(1, model)
+    assert list(Snapshots(tmp_path).layout) == ["module.weight", "module.bias"]
+
+
 def test_snapshots_may_be_pruned_while_they_are_written(tmp_path):
     model = nn.Linear(2, 2)
     with SnapshotWriter(tmp_path, interval=1) as writer:
