@@ -204,7 +204,8 @@ def test_of_a_model_beside_the_one_that_its_key_asks_for_nothing_is_copied(tmp_p
             (folder / "config.json").write_text('{"_class_name": "UNet2DModel"}')
         (folder.parent / "notes.txt").write_text("copied")
     out = tmp_path / "average"
-    command(capsys, "average", tmp_path / "run", "--lawa=window=2", f"--out={out}", "--key=unet_ema")
+    said = command(capsys, "average", tmp_path / "run", "--lawa=window=2", f"--out={out}", "--key=unet_ema")
+    assert "unet/diffusion_pytorch_model.safetensors (not asked for)" in said
     assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()) == [
         "notes.txt", "unet_ema/config.json", "unet_ema/diffusion_pytorch_model.safetensors",
     ]  # fmt: skip
