@@ -1,5 +1,6 @@
 """Another submission and its average, written as a folder: by the command, from files that somebody else wrote."""
 
+import csv
 import json
 import subprocess
 from pathlib import Path
@@ -102,7 +103,10 @@ def test_run_without_being_written_first_and_resumed(tmp_path, theirs, averaging
     again = command(tmp_path, "run", *flags, "--max_global_steps=9", "--resume_last_run")
     assert again.returncode == 0, again.stderr
     assert [path.name for path in (tmp_path / "dist" / "averaged").iterdir()] == [folder.name]
-    assert "update 6" in again.stderr + again.stdout
+    (path,) = (tmp_path / "runs").rglob("trial_1/eval_measurements.csv")
+    with path.open() as file:
+        rows = [(int(row["global_step"]), int(row["preemption_count"])) for row in csv.DictReader(file)]
+    assert rows == [(1, 0), (3, 0), (6, 0), (9, 1)]
 
 
 def test_another_base_or_setting_is_another_folder(tmp_path, theirs):

@@ -1,4 +1,4 @@
-"""Two processes under Lightning, over gloo; `-m tests.processes.lightning_ranks FOLDER STRATEGY ...`."""
+"""Two processes (or four) under Lightning, over gloo; `-m tests.processes.lightning_ranks FOLDER STRATEGY ...`."""
 
 import sys
 import warnings
@@ -48,17 +48,38 @@ class Sharded(Module):
             fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
 
 
+class TensorParallel(Module):
+    """Shards of tensor parallelism, and over those of FSDP2 where the mesh has both."""
+
+    def configure_model(self):
+        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+        if not hasattr(self.net[0].weight, "device_mesh"):
+            self.net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+            parallelize_module(
+                self.net, self.device_mesh["tensor_parallel"], {"0": ColwiseParallel(), "2": RowwiseParallel()}
+            )
+            if self.device_mesh["data_parallel"].size() > 1:
+                fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
+
 def full(module: torch.nn.Module) -> torch.Tensor:
     tensors = [p.detach() for p in module.parameters()]  # whole ones where FSDP has left them gathered
     return torch.cat([(t.full_tensor() if hasattr(t, "full_tensor") else t).double().reshape(-1) for t in tensors])
 
 
-def fsdp2(folder: Path) -> None:
+def sharded(folder: Path, module: type[Module], data: int, tensor: int) -> None:
+    """Args: `data` and `tensor` are the lengths of the mesh."""
+
     def trainer(*callbacks, **settings):
         strategy = ModelParallelStrategy(
-            data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=settings.pop("distributed")
+            data_parallel_size=data,
+            tensor_parallel_size=tensor,
+            save_distributed_checkpoint=settings.pop("distributed"),
         )
-        return trainer_of(folder, *callbacks, strategy=strategy, devices=2, use_distributed_sampler=False, **settings)
+        settings |= {"devices": data * tensor, "use_distributed_sampler": False}
+        return trainer_of(folder, *callbacks, strategy=strategy, **settings)
 
     import tests.weight_averaging.trainers.test_lightning
 
@@ -67,14 +88,14 @@ def fsdp2(folder: Path) -> None:
     for distributed in (True, False):
         name = f"sharded_{distributed}"
         saving = ModelCheckpoint(folder / name, every_n_train_steps=12, filename="{step}", save_top_k=-1)
-        recorder, averaging, whole = Recorder(), WeightAveraging(make), Sharded()
+        recorder, averaging, whole = Recorder(), WeightAveraging(make), module()
         trainer(recorder, averaging, saving, distributed=distributed).fit(whole)
         step, weights = whole.evaluated[-1]
         expected = np.mean([np.asarray(w) for w in recorder.snapshots[1:step:2][-3:]], axis=0)
         np.testing.assert_allclose(weights, expected, atol=1e-6)
         np.testing.assert_array_equal(full(whole), recorder.snapshots[-1])
 
-        again, restored = Sharded(), WeightAveraging(make)
+        again, restored = module(), WeightAveraging(make)
         run = trainer(restored, distributed=distributed)
         run.fit(again, ckpt_path=folder / name / "step=12.ckpt")
         np.testing.assert_array_equal(full(again), full(whole))
@@ -108,13 +129,16 @@ def recomputed(folder: Path) -> None:
     assert everywhere[0] == everywhere[1]
 
 
+SHARDED = {"fsdp2": (Sharded, 2, 1), "tensor": (TensorParallel, 1, 2), "fsdp2_tensor": (TensorParallel, 2, 2)}
+
+
 def main(folder: Path, strategies: list[str]) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     for strategy in strategies:
-        if strategy == "fsdp2":
+        if strategy in SHARDED:
             if hasattr(torch.distributed.fsdp, "fully_shard"):  # torch 2.5 does not run it on a CPU
-                fsdp2(folder / strategy)
+                sharded(folder / strategy, *SHARDED[strategy])
         else:
             replicated(folder / strategy, {"ddp": "ddp", "spawn": "ddp_spawn"}[strategy])
         if strategy == "ddp":

@@ -10,13 +10,14 @@ import torch.distributed as dist
 from tests.processes import rank_replicas, rank_shards
 
 
-def main(rank: int, ranks: int, folder: str, checks: list[str]) -> None:
+def main(rank: int, ranks: int, folder: str, checks: list[str], where: dict | None = None) -> None:
+    """Args: `checks` are names of functions in `where`, with their arguments behind colons."""
     torch.set_num_threads(1)
     store = Path(folder, f"store_{os.getppid()}")
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
     for check in checks:
         name, *arguments = check.split(":")
-        function = getattr(rank_replicas if hasattr(rank_replicas, name) else rank_shards, name)
+        function = (where or {**vars(rank_shards), **vars(rank_replicas)})[name]
         function(*(int(x) if x.isdigit() else x for x in arguments))
     dist.destroy_process_group()
 

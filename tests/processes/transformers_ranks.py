@@ -1,4 +1,4 @@
-"""Two processes under Hugging Face's Trainer, over gloo; started by test_transformers.py."""
+"""Two processes under Hugging Face's Trainer, over gloo; `-m tests.processes.transformers_ranks FOLDER [fsdp2]`."""
 
 import sys
 from pathlib import Path
@@ -48,5 +48,57 @@ def main(folder: Path) -> None:
     print("as expected", flush=True)
 
 
+def shards(model: torch.nn.Module) -> LAWA:
+    return LAWA(model, interval=2, window=3)
+
+
+def full(model: torch.nn.Module) -> np.ndarray:
+    tensors = [p.detach() for p in model.parameters()]
+    whole = [(t.full_tensor() if hasattr(t, "full_tensor") else t).clone() for t in tensors]
+    return torch.cat([tensor.double().reshape(-1) for tensor in whole]).numpy()
+
+
+def fsdp2(folder: Path) -> None:
+    """The plugin of accelerate, which shards models only where it finds an accelerator: here it is told of one."""
+    import accelerate.state
+    from accelerate.utils import DistributedType
+
+    import tests.weight_averaging.trainers.test_transformers
+
+    begin = accelerate.state.PartialState.__init__
+
+    def begun(self, *args, **kwargs):
+        begin(self, *args, **kwargs)
+        if self._shared_state["distributed_type"] == DistributedType.MULTI_CPU:
+            self._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+    accelerate.state.PartialState.__init__ = begun
+    tests.weight_averaging.trainers.test_transformers.flat = full
+    config = {"version": 2, "transformer_layer_cls_to_wrap": ["GPT2Block"], "state_dict_type": "FULL_STATE_DICT"}
+    settings = {"ddp_backend": "gloo", "per_device_train_batch_size": 1, "fsdp": True, "fsdp_config": config}
+    recorder = Recorder()
+    whole = trainer_of(folder, recorder, **settings)
+    averaging = WeightAveraging(shards).attach(whole)
+    whole.train()
+    assert whole.accelerator.is_fsdp2
+    assert hasattr(next(whole.model.parameters()), "device_mesh")
+    seen = dict(whole.evaluated)
+    for step in (8, 12):
+        np.testing.assert_allclose(seen[step], reference.lawa(recorder.snapshots[1:step:2], 3), atol=1e-6)
+    np.testing.assert_array_equal(full(whole.model), recorder.snapshots[-1])
+
+    again = trainer_of(folder, model=tiny(seed=5), **settings)
+    restored = WeightAveraging(shards).attach(again)
+    again.train(resume_from_checkpoint=str(folder / "checkpoint-8"))
+    np.testing.assert_array_equal(full(again.model), full(whole.model))
+    with averaging.averaged(), restored.averaged():
+        np.testing.assert_array_equal(full(again.model), seen[12])
+    restored.averager.save_average(folder / "average")
+    dist.barrier()
+    tiny().config.save_pretrained(folder / "average")
+    np.testing.assert_array_equal(flat(GPT2LMHeadModel.from_pretrained(folder / "average")), seen[12])
+    print("as expected", flush=True)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    (fsdp2 if sys.argv[2:] == ["fsdp2"] else main)(Path(sys.argv[1]))

@@ -53,9 +53,8 @@ class Collector:
         self._learning_rate: float | None = None  # of that update, where it was told
         self._initial = False  # whether update(0) has come
         self._model = model
-        self._weights = LiveWeights(
-            model, self.buffers == "average", options["include"], options["exclude"], options["dtype"]
-        )
+        chosen = options["include"], options["exclude"], options["dtype"], options["masters"]
+        self._weights = LiveWeights(model, self.buffers == "average", *chosen)
         if self._weights.dtype == torch.float32:
             for average in self.averages:
                 tell_of_dead_zone(str(average), average.dead_zone, "one with dtype=torch.float64")
@@ -113,6 +112,7 @@ class Collector:
 
     def _pass(self, step: int) -> bool:
         """Go on to update `step`. Whether a snapshot was due and collected."""
+        self._weights.check_masters()
         last, self.step = self.step, step
         if self._total is not None and step > 2 * self._total:
             self._say(
@@ -269,7 +269,7 @@ class Collector:
             self._follow(change)
 
     def _follow(self, change: Change) -> None:
-        live = self._weights.tensors()
+        live = self._weights.sources(required=False)
         if change.words and any(track.steps for track in self._tracks):
             logger.warning(
                 "the model has changed after update %d (%s): in the snapshots held, what is new counts as it is now",
@@ -285,7 +285,7 @@ class Collector:
         """The model is on another device, or its vector of another type: so are new tracks."""
         held = [(track.vectors(), track.steps, track.count, track.further()) for track in self._tracks]
         self._make_tracks()
-        live, device = self._weights.tensors(), self._weights.device
+        live, device = self._weights.sources(required=False), self._weights.device
         for track, (vectors, steps, count, further) in zip(self._tracks, held, strict=True):
             if change is not None:
                 empty = torch.empty(self._weights.numel, dtype=self._weights.dtype, device=device)

@@ -31,16 +31,26 @@ def check(what: str, buffers: str, ranks: Ranks) -> None:
         raise RuntimeError(f"{what} cannot be had under FSDP1: save the model's own state_dict within averaged()")
 
 
-def average_state_dict(model: nn.Module, weights: LiveWeights, write: Write) -> dict[str, Any]:
-    """The state dict of a plain model with the average in it, of new tensors; see `Averager.average_state_dict`."""
+def state_of(model: nn.Module, weights: LiveWeights) -> dict[str, Any]:
+    """The state dict of a plain model, of its own tensors.
+
+    Raises:
+        RuntimeError: an averaged one is not in it.
+    """
     places = weights.index_by_id()
-    state = unwrapped(model).state_dict(keep_vars=True)
+    state: dict[str, Any] = unwrapped(model).state_dict(keep_vars=True)
     found = {places[id(value)] for value in state.values() if id(value) in places}
     for index, entry in enumerate(weights.entries):
         if index not in found and not (entry.is_buffer and entry.key in entry.module._non_persistent_buffers_set):
             raise RuntimeError(
                 f"the model's state_dict has not got {entry.name} as it is: save model.state_dict() within averaged()"
             )
+    return state
+
+
+def average_state_dict(model: nn.Module, weights: LiveWeights, write: Write) -> dict[str, Any]:
+    """The state dict of a plain model with the average in it, of new tensors; see `Averager.average_state_dict`."""
+    places, state = weights.index_by_id(), state_of(model, weights)
     averages = [torch.empty_like(tensor, memory_format=torch.preserve_format) for tensor in weights.tensors()]
     write(averages)
     shaped = [

@@ -24,6 +24,7 @@ class Options(TypedDict, total=False):
     check_finite: bool
     process_group: Any
     dtype: torch.dtype | None
+    masters: Any
 
 
 DEFAULTS: Options = {
@@ -34,6 +35,7 @@ DEFAULTS: Options = {
     "check_finite": True,
     "process_group": None,
     "dtype": None,
+    "masters": None,
 }
 
 

@@ -10,9 +10,10 @@ from weight_averaging.averages.schedule import still_held
 from weight_averaging.torch.collector import Collector
 from weight_averaging.torch.load_guard import checksums
 from weight_averaging.torch.model.batch_norm import restore_statistics
+from weight_averaging.torch.model.look import Look
 from weight_averaging.torch.model.selection import all_entries
-from weight_averaging.torch.model.tensors import forget_values, local, real, spread_like
-from weight_averaging.torch.model.weights import LiveWeights, Look
+from weight_averaging.torch.model.tensors import forget_values, local, spread_like
+from weight_averaging.torch.model.weights import LiveWeights
 from weight_averaging.torch.swap import Swap
 from weight_averaging.torch.tracks.track import Track
 from weight_averaging.torch.tracks.window import WindowTrack
@@ -54,7 +55,9 @@ def load(averager: Collector, swap: Swap, settings: dict[str, Any], state: dict[
     look, order = _fits(averager, state, drop=how == "new")
     sources = state["tracks"] if how == "same" else [_source(state["tracks"], track) for track in averager._tracks]
     pairs = list(zip(sources, averager._tracks, strict=True))
-    restored = [_restored(averager, look, state, source, track, order) for source, track in pairs]
+    # On all ranks, also those that hold no vectors: masters may have to be gathered.
+    live = averager._weights.sources(required=False, look=look) if None in order else look.found
+    restored = [_restored(averager, look, live, state, source, track, order) for source, track in pairs]
 
     if swap.is_in:
         swap.take_out()
@@ -142,12 +145,19 @@ def _kept(saved: dict[str, Any], track: Track) -> list[int]:
 
 
 def _restored(
-    averager: Collector, look: Look, state: dict[str, Any], saved: dict[str, Any] | None, track: Track, order: Order
+    averager: Collector,
+    look: Look,
+    live: list[Tensor],
+    state: dict[str, Any],
+    saved: dict[str, Any] | None,
+    track: Track,
+    order: Order,
 ) -> tuple[list[Tensor], list[int], int]:
     """The vectors, steps and count of a saved track, in the order of this model's tensors.
 
     Args:
         look, order: from `_fits`.
+        live: of what the state lacks the values as they are now.
         state: the whole state that `saved` is part of.
     Raises:
         ValueError: vectors are missing, not as long as their shapes say, or overwritten since.
@@ -167,7 +177,7 @@ def _restored(
         if isinstance(vector, Tensor) and track.is_stale(vector, step, taken):
             raise _stale()
     by_step = dict(zip(steps, vectors))
-    return [_flat(look, by_step[step], state, order) for step in kept], kept, count
+    return [_flat(look, live, by_step[step], state, order) for step in kept], kept, count
 
 
 def _refuse_stale_raw(averager: Collector, swap: Swap, state: dict[str, Any]) -> None:
@@ -232,8 +242,7 @@ def _say_rest(kind: str, look: Look, state: dict[str, Any], order: Order) -> Non
         logger.warning("%s (%d tensors) of the saved %s are dropped", _some(dropped), len(dropped), kind)
 
 
-def _flat(look: Look, vector: Any, state: dict[str, Any], order: Order) -> Tensor:
-    live = [real(local(tensor.detach())) for tensor in look.found]
+def _flat(look: Look, live: list[Tensor], vector: Any, state: dict[str, Any], order: Order) -> Tensor:
     if isinstance(vector, dict):  # by name, as of a model with DTensors
         places = zip(look.names, live, order, strict=True)
         shards = [tensor if index is None else local(vector[name]) for name, tensor, index in places]
@@ -241,8 +250,8 @@ def _flat(look: Look, vector: Any, state: dict[str, Any], order: Order) -> Tenso
             raise ValueError(
                 "the saved DTensors are not spread as this model's: load them with torch.distributed.checkpoint"
             )
-        like = next(tensor for tensor, index in zip(shards, order, strict=True) if index is not None)
-        return torch.cat([tensor.reshape(-1).to(like) for tensor in shards])
+        dtype = next(iter(vector.values())).dtype  # what is new here may be of another
+        return torch.cat([t.reshape(-1).to(dtype) for t in shards])
     numels = [torch.Size(shape).numel() for shape in state["shapes"]]
     if vector.numel() != sum(numels):
         raise ValueError(f"a saved vector has {vector.numel()} elements, its shapes {sum(numels)}")

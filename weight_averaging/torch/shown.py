@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from weight_averaging.torch.collector import Collector
 from weight_averaging.torch.model.tensors import locked
 from weight_averaging.torch.options import Options
 from weight_averaging.torch.swap import Swap
+from weight_averaging.torch.whole import WholeAverage, save, whole_state_dict
 from weight_averaging.words import counted
 
 
@@ -27,6 +29,7 @@ class Shown(Collector):
         self._settle()
         if not self._swap.is_in:
             self._look()
+            self._weights.check_masters(before_swap=True)
         for track in self._tracks:
             track.vectors()
         if self.ready:
@@ -48,12 +51,17 @@ class Shown(Collector):
         return False
 
     @locked
-    def average_state_dict(self) -> dict[str, Any]:
+    def average_state_dict(self, full: bool = False) -> dict[str, Any]:
         """The average as a state dict of the plain model, without touching the model: to deploy, export or publish.
 
         Names are those of the model without wrappers, types the model's own. What is not averaged (frozen parameters,
-        other buffers) is there as the model has it. All tensors are new memory. Of replicas all must call it.
+        other buffers) is there as the model has it. All tensors are new memory. Of replicas, and of shards where `full`
+        is true, all ranks must call it.
 
+        Args:
+            full: whole tensors in main memory on the first rank, instead of each rank's shards, and nothing on the
+                others. They are gathered one by one, so that no device holds more than one whole tensor. The main
+                memory of the first rank holds the model once.
         Raises:
             RuntimeError: there is no average yet, or the model's state_dict does not have its tensors as they are, as
                 under FSDP1. Then save the model's own state_dict within `averaged()`.
@@ -62,7 +70,36 @@ class Shown(Collector):
         export.check("average_state_dict()", self.buffers, self._ranks)
         if not self._prepare():
             raise RuntimeError(f"there is no average yet: {self!r}")
+        if full:
+            return whole_state_dict(self._whole(), self._ranks.is_first)
         return export.average_state_dict(self._model, self._weights, self._write)
+
+    @locked
+    def save_average(self, folder: str | Path, max_shard_size: int = 5 * 10**9) -> None:
+        """Save the average as Hugging Face does: `model.safetensors`, or parts of it and their index.
+
+        `from_pretrained(folder)` takes it once the config is there, `safetensors.torch.load_file` at once. The folder
+        is in place when all of it is written. Names and types are those of `average_state_dict`; of tied tensors the
+        first is there, and the metadata names the others (as of `safetensors.torch.save_model`). Of replicas and shards
+        all ranks must call it. Tensors are gathered one by one: the first rank holds one part in main memory, no rank
+        the whole model.
+
+        Args:
+            folder: a new one, or an empty one.
+            max_shard_size: bytes of a part, except where one tensor has more.
+        Raises:
+            RuntimeError, TypeError: as `average_state_dict`; or the first rank could not write, on the others.
+            OSError: on the first rank: so it is, or the folder is not empty.
+            ModuleNotFoundError: safetensors is not installed.
+        """
+        export.check("save_average()", self.buffers, self._ranks)
+        if not self._prepare():
+            raise RuntimeError(f"there is no average yet: {self!r}")
+        save(self._whole(), Path(folder), max_shard_size, self._ranks, self._weights.device)
+
+    def _whole(self) -> WholeAverage:
+        track, state = self._shown, export.state_of(self._model, self._weights)
+        return WholeAverage(state, self._weights, self._ranks, lambda block: track.average(block, self._selected))
 
     @locked
     def copy_to(self, other: nn.Module) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 import torch.distributed as dist
 
 from weight_averaging.torch import Averager
+from weight_averaging.torch.model.tensors import spread, whole
 
 
 def gathered(state: dict[str, Any]) -> dict[str, Any]:
@@ -16,18 +17,18 @@ def gathered(state: dict[str, Any]) -> dict[str, Any]:
         state: of `Averager.state_dict()`; vectors of DTensors are there by name.
     """
 
-    def whole(vector: Any) -> Any:
+    def first_has(vector: Any) -> Any:
         if not isinstance(vector, dict):
             return vector
         result = {}
         for name, tensor in vector.items():  # one at a time, so that no rank but the first ever holds a whole vector
-            full = tensor.full_tensor()
+            full = whole(tensor)
             if dist.get_rank() == 0:
                 result[name] = full.cpu()
         return result
 
     tracks = [
-        {**track, "vectors": [whole(vector) for vector in track["vectors"][: len(track["snapshot_steps"])]]}
+        {**track, "vectors": [first_has(vector) for vector in track["vectors"][: len(track["snapshot_steps"])]]}
         for track in state["tracks"]
     ]
     return {**state, "tracks": tracks}
@@ -38,19 +39,12 @@ def scattered(state: dict[str, Any], averager: Averager) -> dict[str, Any]:
     vectors = [vector for track in averager.state_dict()["tracks"] for vector in track["vectors"]]
     if not vectors or not isinstance(vectors[0], dict):  # without DTensors: whole ones by name are taken as they are
         return state
-    from torch.distributed.tensor import distribute_tensor
-
     like = vectors[0]
 
-    def spread(vector: Any) -> Any:
+    def spread_all(vector: Any) -> Any:
         if not isinstance(vector, dict):
             return vector  # of a model without DTensors: refused by load_state_dict, which says so
-        return {
-            name: distribute_tensor(tensor.to(like[name].device), like[name].device_mesh, like[name].placements)
-            if name in like
-            else tensor
-            for name, tensor in vector.items()
-        }
+        return {name: spread(tensor, like[name]) if name in like else tensor for name, tensor in vector.items()}
 
-    tracks = [{**track, "vectors": [spread(vector) for vector in track["vectors"]]} for track in state["tracks"]]
+    tracks = [{**track, "vectors": [spread_all(vector) for vector in track["vectors"]]} for track in state["tracks"]]
     return {**state, "tracks": tracks}

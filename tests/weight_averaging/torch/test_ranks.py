@@ -9,9 +9,9 @@ import torch.distributed
 from tests.support.warm_python import python
 
 
-def run(ranks: int, folder, *checks: str) -> None:
+def run(ranks: int, folder, *checks: str, module: str = "rank_checks") -> None:
     result = subprocess.run(
-        [python(), "-m", "tests.processes.rank_checks", str(ranks), str(folder), *checks],
+        [python(), "-m", f"tests.processes.{module}", str(ranks), str(folder), *checks],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -51,3 +51,35 @@ def test_fsdp1(tmp_path):
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 def test_replicas_evaluate_the_same_batch_norm_statistics(tmp_path):
     run(2, tmp_path, "statistics_of_replicas:auto", "statistics_of_replicas:host")
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_every_mesh_is_averaged_as_the_whole_model_and_goes_from_four_ranks_to_two_to_three(tmp_path):
+    kinds = ["fsdp2", "tensor", "fsdp2_tensor", "hsdp", "tensor_of_replicas", "two_meshes"]
+    run(4, tmp_path, *(f"average_and_save:{kind}:{tmp_path}" for kind in kinds), module="mesh_checks")
+    run(2, tmp_path, f"go_on:fsdp2_tensor:fsdp2:{tmp_path}", f"go_on:tensor:tensor:{tmp_path}", module="mesh_checks")
+    run(
+        3,
+        tmp_path,
+        f"go_on:fsdp2_tensor_then:tensor:{tmp_path}",
+        f"go_on:tensor_then:fsdp2:{tmp_path}",
+        module="mesh_checks",
+    )
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_the_whole_average_of_shards_comes_to_the_first_rank_and_into_files_part_by_part(tmp_path):
+    kinds = ["fsdp2", "tensor", "fsdp2_tensor", "hsdp"]
+    run(4, tmp_path, *(f"whole_on_the_first_rank:{kind}:{tmp_path}" for kind in kinds), module="mesh_checks")
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_states_that_one_rank_writes_come_back_to_every_mesh(tmp_path):
+    kinds = ["fsdp2", "tensor", "fsdp2_tensor", "hsdp"]
+    run(4, tmp_path, *(f"through_the_first_rank:{kind}" for kind in kinds), module="mesh_checks")
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_a_rank_that_does_not_come_or_dies_leaves_the_others_whole(tmp_path):
+    run(2, tmp_path, "a_rank_that_does_not_come", module="mesh_checks")
+    run(2, tmp_path, f"a_rank_that_dies_while_the_average_is_saved:{tmp_path}", module="mesh_checks")

@@ -256,9 +256,20 @@ def test_what_cannot_be_averaged_is_refused(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("strategies", [["ddp", "fsdp2"], pytest.param(["spawn"], marks=pytest.mark.heavy)])
+@pytest.mark.parametrize(
+    "strategies",
+    [
+        ["ddp", "fsdp2"],
+        ["tensor"],
+        *(pytest.param([strategy], marks=pytest.mark.heavy) for strategy in ("spawn", "fsdp2_tensor")),
+    ],
+    ids="_".join,
+)
 def test_two_processes(tmp_path, strategies):
-    launch = [] if "spawn" in strategies else ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    ranks = 4 if "fsdp2_tensor" in strategies else 2
+    launch = (
+        [] if "spawn" in strategies else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    )
     command = [python(), *launch, "-m", "tests.processes.lightning_ranks", str(tmp_path), *strategies]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)

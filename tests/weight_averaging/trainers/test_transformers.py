@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+import torch.distributed.fsdp
 
 from tests.support import ROOT
 
@@ -193,11 +194,14 @@ def test_an_error_in_an_evaluation_leaves_the_raw_weights(tmp_path):
     np.testing.assert_array_equal(flat(trainer.model), recorder.snapshots[-1])
 
 
-def test_two_processes(tmp_path):
+@pytest.mark.parametrize("how", [[], ["fsdp2"]], ids=["ddp", "fsdp2"])
+def test_two_processes(tmp_path, how):
+    if how and not hasattr(torch.distributed.fsdp, "fully_shard"):
+        pytest.skip("FSDP2 does not run on a CPU in this torch")
     command = [python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, "-m", "tests.processes.transformers_ranks", str(tmp_path)],
+        [*command, "-m", "tests.processes.transformers_ranks", str(tmp_path), *how],
         capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]

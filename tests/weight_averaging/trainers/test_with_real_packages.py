@@ -1,9 +1,14 @@
 """What other packages do around an average, with those packages themselves: `make test-trainers` installs them."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 
+from tests.support import ROOT
 from weight_averaging import EMA, LAWA
 
 pytestmark = pytest.mark.trainers
@@ -118,3 +123,16 @@ def test_a_hyperparameter_search_leaves_an_earlier_runs_state_alone(tmp_path):
     )
     assert held(tmp_path) == [300.0, 400.0]
     assert held(tmp_path / "run-0") == [3.0, 4.0]
+
+
+def test_zero_1_and_2_of_deepspeed_are_averaged_from_their_float32_masters():
+    """`DS_BUILD_OPS=0 pip install --no-build-isolation deepspeed` brings it onto a machine without a GPU."""
+    pytest.importorskip("deepspeed")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(
+        [*command, "-m", "tests.processes.deepspeed_ranks", "1", "2"],
+        capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    assert done.stdout.count("as expected") == 2

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from weight_averaging.torch.model.selection import has_running_statistics, named_modules
 from weight_averaging.torch.model.tensors import plain_tensors, writing
 
-
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 

@@ -22,8 +22,10 @@ class Ranks:
     """
 
     def __init__(self, process_group: Any, tensors: Iterable[Tensor], modules: Iterable[nn.Module]) -> None:
-        meshes = {t.device_mesh for t in tensors if hasattr(t, "device_mesh")}
-        groups = {m.process_group for m in modules if hasattr(m, "_handle") and hasattr(m, "process_group")}
+        # In the order of the model: all ranks must come to the groups in one order, and that of a set is no rank's.
+        meshes = dict.fromkeys(t.device_mesh for t in tensors if hasattr(t, "device_mesh"))
+        flat = [m for m in modules if hasattr(m, "_handle") and hasattr(m, "process_group")]
+        groups = dict.fromkeys(m.process_group for m in flat)
         if process_group is not None and (meshes or groups):
             raise ValueError("process_group is for replicas (DDP); under FSDP every rank averages its own shards")
         self.group = process_group
@@ -40,6 +42,11 @@ class Ranks:
     def is_owner(self) -> bool:
         """Whether this rank holds what only one replica needs to hold."""
         return self.group is None or dist.get_rank(self.group) == 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the first of the ranks that share a model or hold it together; true of one on its own."""
+        return all(dist.get_rank(group) == 0 for group in self._sharing)
 
     def holders(self, by_owner: bool) -> int:
         """How many ranks on this machine hold the same: of replicas those of a group, of shards all (torchrun)."""

@@ -41,7 +41,7 @@ class SpareCopy:
         self._follow()
         if self._apart is None:
             self._apart = torch.empty(self.weights.numel, dtype=self.weights.dtype, device=self.weights.device)
-        torch._foreach_copy_(self.weights.views(self._apart), self.weights.tensors())
+        torch._foreach_copy_(self.weights.views(self._apart), self.weights.sources())
         return self._apart
 
     def reserve(self) -> None:

@@ -19,6 +19,11 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """All of a DTensor, on every rank of its mesh: collective. Any other tensor as it is."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
 def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
     """This rank's shard as a DTensor that is spread as `like` is; as it is if that is none."""
     if not is_sharded(like):
@@ -33,6 +38,20 @@ def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
         shape=like.shape,
         stride=like.stride(),
     )
+
+
+def spread(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, which every rank has, spread as `like` is and on its device; whole if that is no DTensor.
+
+    Unlike torch's distribute_tensor it takes shards of tensor parallelism that FSDP2 has cut again (2-D meshes).
+    """
+    if not is_sharded(like):
+        return tensor.to(like.device)
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, offset = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)  # type: ignore[attr-defined]
+    here = tensor[tuple(slice(start, start + length) for start, length in zip(offset, shape, strict=True))]
+    return spread_like(here.to(like.device).contiguous(), like)
 
 
 def real(tensor: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """A model's floating-point tensors, as they are now, as one flat vector, read and written in blocks."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,10 @@ from weight_averaging.include_exclude import Choice
 from weight_averaging.torch.model.blocks import Block, blocks_of
 from weight_averaging.torch.model.changes import Change, Known, change_of
 from weight_averaging.torch.model.finite import finite, squares
-from weight_averaging.torch.model.selection import Entry, Selected, Selection, named_modules
-from weight_averaging.torch.model.tensors import is_sharded, local, real, writing
+from weight_averaging.torch.model.look import FSDP2, Look, present, reshard_flat
+from weight_averaging.torch.model.masters import Masters, Source
+from weight_averaging.torch.model.selection import Entry, Selection, named_modules
+from weight_averaging.torch.model.tensors import local, real, writing
 
 
 class LiveWeights:
@@ -28,6 +30,7 @@ class LiveWeights:
         model: any module; the names are those without wrappers.
         buffers, include, exclude: see `Selection`.
         dtype: of the vector, torch.float32 or torch.float64; None: float64 if any of the tensors is so, else float32.
+        masters: of parameters, which are read in their place; see `Masters`.
     Raises:
         ValueError, TypeError: there is nothing to average, or something that cannot be; see `Selection`.
 
@@ -36,7 +39,7 @@ class LiveWeights:
         numel: elements of the vector.
         blocks: what it is cut into.
         dtype, device: of the vector.
-        is_single: whether all tensors have them.
+        is_single: whether all tensors have them, and are what is read.
         version: how often the model has been walked over.
     """
 
@@ -47,8 +50,11 @@ class LiveWeights:
         include: Choice = None,
         exclude: Choice = None,
         dtype: torch.dtype | None = None,
+        masters: Source | None = None,
     ) -> None:
         self._model, self._asked = model, dtype
+        self._masters = None if masters is None else Masters(masters)
+        self._unread = True  # whether no master has been read yet
         self._selection = Selection(buffers, include, exclude)
         self._selection.check(model)
         self._adopted: set[str] = set()
@@ -70,18 +76,18 @@ class LiveWeights:
             return None
         return self._scan()
 
-    def preview(self, adopt: set[str]) -> "Look":
+    def preview(self, adopt: set[str]) -> Look:
         """What a look would find if frozen parameters and buffers of these names were averaged too. Changes nothing."""
         modules = [module for _, module in named_modules(self._model)]
-        gathering: list[Callable[[], object]] = [m.reshard for m in modules if isinstance(m, _FSDP2)]
+        gathering: list[Callable[[], object]] = [m.reshard for m in modules if isinstance(m, FSDP2)]
         handles: list[Any] = [handle for m in modules if hasattr(handle := getattr(m, "_handle", None), "reshard")]
-        gathering += [partial(_reshard_flat, handle) for handle in handles]
+        gathering += [partial(reshard_flat, handle) for handle in handles]
         for reshard in gathering:
             reshard()
         same = {known.present_id for known in self._known}
         names = self._adopted.union(adopt, (known.name for known in self._known))
         selected = self._selection.of(self._model, names, same)
-        found = [_present(entry) for entry in selected.entries]
+        found = [present(entry) for entry in selected.entries]
         look = Look(selected, modules, gathering, bool(handles), found)
         if not (look.is_flat or look.is_sharded or any(tensor.numel() for tensor in found)):
             name = type(self._model).__name__
@@ -110,7 +116,8 @@ class LiveWeights:
         self.blocks = blocks_of(tensors, self.device)
         self.numel = sum(t.numel() for t in tensors)
         self.dtype = self._asked or (torch.float64 if torch.float64 in {t.dtype for t in tensors} else torch.float32)
-        self.is_single = all(t.dtype == self.dtype and t.device == self.device for t in tensors)
+        alike = all(t.dtype == self.dtype and t.device == self.device for t in tensors)
+        self.is_single = alike and self._masters is None
         self.version += 1
         self._staging = self._gathered = None
         self._signature = self._sign(self._modules, self.entries)
@@ -152,6 +159,39 @@ class LiveWeights:
         tensors = self.global_tensors()
         return [real(local(tensor)) for tensor in tensors] if self.is_sharded else tensors
 
+    def sources(self, required: bool = True, look: Look | None = None) -> list[Tensor]:
+        """What snapshots are read from: `tensors()`, and in the place of those that have one their masters.
+
+        Args:
+            required: whether parameters of fewer than 32 bits must have a master.
+            look: of another look at the model than the last one.
+        Raises:
+            ValueError: a parameter has no master, and must have one.
+        """
+        entries = self.entries if look is None else look.selected.entries
+        tensors = self.tensors() if look is None else [real(local(tensor.detach())) for tensor in look.found]
+        return tensors if self._masters is None else self._masters.live(entries, tensors, required)
+
+    def check_masters(self, before_swap: bool = False) -> None:
+        """Refuse masters that the model was not rounded from: before the first snapshot and every swap.
+
+        Raises:
+            ValueError: so it is; or before the first snapshot, one is missing.
+        """
+        if self._masters is not None and (before_swap or self._unread):
+            if not before_swap:
+                self.sources()
+                self._unread = False
+            self._masters.check(self.entries, self.tensors())
+
+    def write_masters(self, write: Callable[[list[Tensor]], object]) -> None:
+        """Overwrite the masters, if there are any, with what `write` puts into tensors like the model's."""
+        if self._masters is not None:
+            tensors = self.tensors()
+            values = [torch.empty_like(tensor, dtype=self.dtype) for tensor in tensors]
+            write(values)
+            self._masters.overwrite(self.entries, tensors, values)
+
     def index_by_id(self) -> dict[int, int]:
         """The place of each tensor, by the id of the object that its module has."""
         return {id(tensor): index for index, entry in enumerate(self.entries) if (tensor := entry.tensor()) is not None}
@@ -162,7 +202,7 @@ class LiveWeights:
         They are views of the model where it has them so. Else, and where they would be many and small, they are scratch
         space, to be read before the next block is asked for.
         """
-        tensors = self.tensors()
+        tensors = self.sources()
         if len(self.blocks) == 1 and self.blocks[0].is_small:  # a small model, where every operation on a tensor counts
             if self._gathered is None:
                 self._gathered = self.views(self.scratch())
@@ -196,7 +236,7 @@ class LiveWeights:
 
     def not_finite(self) -> str:
         """The name of the first tensor that is not finite; empty if all are. Slow."""
-        for name, tensor in zip(self.names, self.tensors()):
+        for name, tensor in zip(self.names, self.sources()):
             if not torch.isfinite(tensor.to(self.dtype)).all():
                 return name
         return ""
@@ -243,57 +283,3 @@ class LiveWeights:
             known if tensor is None else replace(known, identity=TensorWeakRef(tensor))
             for known, tensor in zip(self._known, found, strict=True)
         ]
-
-
-@dataclass(frozen=True)
-class Look:
-    """What a look at a model finds.
-
-    Attributes:
-        selected, modules: the tensors that are averaged, and where; all modules.
-        gathering: what spreads parameters over the ranks again that FSDP has gathered.
-        is_flat: whether parameters are pieces of flat vectors (FSDP1), whose objects come and go.
-        found: the tensors' objects.
-    """
-
-    selected: Selected
-    modules: list[nn.Module]
-    gathering: list[Callable[[], object]]
-    is_flat: bool
-    found: list[Tensor]
-
-    @property
-    def names(self) -> list[str]:
-        return [entry.name for entry in self.selected.entries]
-
-    @property
-    def is_sharded(self) -> bool:
-        return any(map(is_sharded, self.found))
-
-    @property
-    def shapes(self) -> list[tuple[int, ...]]:
-        """Whole ones, the same on every rank."""
-        return [tuple(real(tensor.detach()).shape) for tensor in self.found]
-
-    @property
-    def local_shapes(self) -> list[tuple[int, ...]]:
-        return [tuple(real(local(tensor.detach())).shape) for tensor in self.found]
-
-
-def _reshard_flat(handle: Any) -> None:
-    """FSDP1's; before its first pass it has gathered nothing yet."""
-    if hasattr(handle.flat_param, "_local_shard"):
-        handle.reshard(True)
-
-
-@runtime_checkable
-class _FSDP2(Protocol):
-    def unshard(self) -> object: ...
-
-    def reshard(self) -> object: ...
-
-
-def _present(entry: Entry) -> Tensor:
-    tensor = entry.tensor()
-    assert tensor is not None, entry.name
-    return tensor

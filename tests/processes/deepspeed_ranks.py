@@ -1,0 +1,107 @@
+"""DeepSpeed's ZeRO-1 and -2 on two ranks of a CPU, over gloo; started by test_with_real_packages.py."""
+
+import os
+import sys
+import tempfile
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+os.environ["DS_ACCELERATOR"] = "cpu"
+import deepspeed
+from deepspeed.utils import safe_get_full_fp32_param
+from torch import nn
+
+from tests.support import reference
+from tests.support.small_models import saved
+from weight_averaging.torch import EMA, LAWA
+
+UPDATES = 6
+
+
+def engine_of(stage: int) -> tuple:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 3))
+    config = {
+        "train_micro_batch_size_per_gpu": 4,
+        "zero_optimization": {"stage": stage},
+        "bf16": {"enabled": True},
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-2, "torch_adam": True}},
+    }
+    engine, optimizer, _, _ = deepspeed.initialize(model=model, config=config, model_parameters=model.parameters())
+    return engine, optimizer
+
+
+def exact(engine: nn.Module) -> np.ndarray:
+    masters = [safe_get_full_fp32_param(parameter) for parameter in engine.parameters()]
+    return torch.cat([master.double().reshape(-1) for master in masters]).numpy()
+
+
+def weights(engine: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().reshape(-1) for parameter in engine.parameters()])
+
+
+def train(engine: nn.Module, averagers: list, steps: range) -> list[np.ndarray]:
+    seen = []
+    for step in steps:
+        generator = torch.Generator().manual_seed(10 * step + dist.get_rank())
+        loss = engine(torch.randn(4, 16, generator=generator).bfloat16()).float().square().mean()
+        engine.backward(loss)
+        engine.step()
+        seen.append(exact(engine))
+        assert all(averager.update(step) for averager in averagers)
+    return seen
+
+
+def make(engine: nn.Module, optimizer: object) -> list:
+    return [
+        LAWA(engine.module, interval=1, window=4, masters=optimizer),
+        EMA(engine.module, decay=0.7, masters=safe_get_full_fp32_param),
+        LAWA(engine.module, interval=1, window=4, masters=optimizer, process_group=dist.group.WORLD),
+    ]
+
+
+def check(stage: int) -> None:
+    engine, optimizer = engine_of(stage)
+    averagers = make(engine, optimizer)
+    seen = train(engine, averagers, range(1, UPDATES + 1))
+    raw = weights(engine)
+    values = [reference.lawa(seen, 4), reference.ema(seen, 0.7), reference.lawa(seen, 4)]
+    for averager, value in zip(averagers, values, strict=True):
+        with averager.averaged():
+            differ = weights(engine) != torch.from_numpy(value).float().bfloat16()
+            assert differ.float().mean() < 1e-2, differ.float().mean()  # rounded once, but for ties
+            np.testing.assert_allclose(weights(engine).double().numpy(), value, rtol=2**-8, atol=1e-8)
+        assert torch.equal(weights(engine), raw)
+        assert averager.average_state_dict().keys() == engine.module.state_dict().keys()
+    for vector in averagers[0]._tracks[0].vectors()[-1:]:
+        np.testing.assert_array_equal(vector.double().numpy(), seen[-1])  # the masters, bit for bit
+
+    folder = [tempfile.mkdtemp()]
+    dist.broadcast_object_list(folder)
+    engine.save_checkpoint(folder[0], tag="now")
+    states = [saved(averager) for averager in averagers]
+    dist.broadcast_object_list(states)  # as of the first rank, whose window is for both
+    after = train(engine, averagers, range(UPDATES + 1, UPDATES + 4))
+
+    other, again = engine_of(stage)
+    resumed = make(other, again)
+    other.load_checkpoint(folder[0], tag="now")
+    for averager, state in zip(resumed, states, strict=True):
+        averager.load_state_dict(state)
+    np.testing.assert_array_equal(train(other, resumed, range(UPDATES + 1, UPDATES + 4)), after)
+    for averager, restored in zip(averagers, resumed, strict=True):
+        with averager.averaged(), restored.averaged():
+            assert torch.equal(weights(engine), weights(other))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # which compiles for minutes, and gloo does as well
+    deepspeed.init_distributed("gloo")
+    for stage in map(int, sys.argv[1:]):
+        check(stage)
+    dist.barrier()
+    print("as expected", flush=True)
+    dist.destroy_process_group()
