@@ -32,7 +32,7 @@ def swapped(*_: object, **__: object) -> bool:
 PLACES = {
     "checkpoint": (checkpoints, "save", lambda *_: True),
     "evaluation while swapped": (WORKLOAD, "eval_model", swapped),
-    "snapshot": (Averager, "update", lambda averager, step: step % averager.interval == 0),
+    "snapshot": (Averager, "update", lambda averager, step, **_: step % averager.interval == 0),
     "swap": (Averager, "swap_in", lambda *_: True),
     "row of the logs": (MetricsLogger, "append_scalar_metrics", lambda *_, **__: True),
     "snapshot file": (SnapshotWriter, "_write", lambda *_: True),

@@ -104,7 +104,7 @@ def train(rank: int, name: str, folder: Path, store: Path, begun: Any) -> None:
 PLACES: dict[str, tuple[Any, str, Any]] = {
     "checkpoint": (checkpoints, "save", lambda *_, **__: True),
     "evaluation": (sys.modules[__name__], "evaluate", lambda *_: True),
-    "snapshot": (Averager, "update", lambda averager, step: step % averager.interval == 0),
+    "snapshot": (Averager, "update", lambda averager, step, **_: step % averager.interval == 0),
     "swap": (Averager, "swap_in", lambda *_: True),
 }
 OF_THE_WRITER = ("checkpoint", "half a checkpoint file")

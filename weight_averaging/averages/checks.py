@@ -28,7 +28,7 @@ def check_step(step: object, last: int) -> int:
         raise TypeError(f"update takes the number of completed updates, a whole number, not {step!r}{hint}") from None
     if number <= last:
         hint = "; an average that begins at the initial weights is made with start=0" if number == last == 0 else ""
-        before = f"update({number}) after update({last})" if last > 0 else f"update({number}) as the first call"
+        before = f"update({number}) after update({last})" if last > 0 else f"update({number}) before update(1)"
         raise ValueError(f"{before}: pass the number of completed updates, 1, 2, ...{hint}")
     return int(number)
 

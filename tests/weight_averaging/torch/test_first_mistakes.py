@@ -75,7 +75,7 @@ def test_a_snapshot_and_an_update_are_singular(caplog):
 
 def test_a_first_update_of_0_is_not_said_to_come_after_one():
     averager = LAWA(model(), interval=1, window=2)
-    with pytest.raises(ValueError, match=r"^update\(0\) as the first call: pass .* with start=0$"):
+    with pytest.raises(ValueError, match=r"^update\(0\) before update\(1\): pass .* with start=0$"):
         averager.update(0)
     averager.update(3)
     with pytest.raises(ValueError, match=r"^update\(2\) after update\(3\): "):

@@ -126,7 +126,7 @@ def test_an_average_may_begin_at_the_initial_weights(make):
 @every
 def test_the_initial_weights_are_not_forgotten_nor_taken_unasked(make):
     model = scalar_model()
-    with pytest.raises(ValueError, match=r"update\(0\) after update\(0\).*made with start=0"):
+    with pytest.raises(ValueError, match=r"update\(0\) before update\(1\).*made with start=0"):
         make(model).update(0)
     averager = make(model, start=0)
     with pytest.raises(ValueError, match=r"update\(1\) of an average that begins at the initial weights"):
@@ -135,7 +135,7 @@ def test_the_initial_weights_are_not_forgotten_nor_taken_unasked(make):
     resumed = make(model, start=0)
     resumed.load_state_dict(saved(averager))
     for one in (averager, resumed, *copy.deepcopy((model, averager))[1:]):
-        with pytest.raises(ValueError, match="after update"):
+        with pytest.raises(ValueError, match="before update"):
             one.update(0)
     assert averager.update(1)
 
