@@ -2,7 +2,7 @@
 
 import inspect
 from collections import namedtuple
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Protocol
@@ -32,7 +32,7 @@ class Around(Protocol):
     def averaged(self, state: Any, params: Any, model_state: Any) -> tuple[Any, Any, Any]:
         """With the average in the place of the raw weights, if there is one."""
 
-    def fingerprint(self, params: Any) -> Any:
+    def fingerprint(self, params: Any) -> Sequence[float]:
         """A few numbers of every weight, to see whether somebody has changed them."""
 
 
@@ -114,7 +114,7 @@ def averaged(
             state, given = opened(given)
             before = None if on_top else here.fingerprint(given["current_param_container"])
             theirs, params, model_state = prepare(**given)
-            if before is not None and before != here.fingerprint(params):
+            if before is not None and not _same(before, here.fingerprint(params)):
                 raise ValueError(
                     f"{base.__name__} brings other weights to evaluations itself: average on with on_top=True, or not"
                 )
@@ -151,6 +151,11 @@ def averaged(
         init_optimizer_state, update_params, prepare_for_eval, data_selection, base.get_batch_size, kind, point,
         calls_per_update,
     )  # fmt: skip
+
+
+def _same(before: Sequence[float], after: Sequence[float]) -> bool:
+    """Whether all numbers are alike; a NaN, as of a run that diverged, is like another."""
+    return all(one == other or (one != one and other != other) for one, other in zip(before, after, strict=True))
 
 
 def _divided(kind: Averaging, point: Mapping[str, Any] | None, hyperparameters: Any) -> tuple[Any, Any]:

@@ -113,6 +113,16 @@ def test_a_base_that_swaps_weights_for_evaluations_is_refused_or_averaged_on_pur
     np.testing.assert_allclose(run.prepare().weights()[parameters], np.mean(after[1:], axis=0)[parameters], rtol=1e-6)
 
 
+def test_a_run_that_diverges_is_evaluated_as_it_is(framework):
+    """A base that has a function for evaluations changes no NaN: its run is no error."""
+    base = base_of(framework)
+    run = Run(averaged(base, lawa, framework=framework), framework, {**POINT, **LAWA, "learning_rate": 1e30})
+    assert callable(base.prepare_for_eval)
+    run.update(5).prepare()
+    assert np.isnan(run.weights()).any()
+    run.update(2).prepare()
+
+
 def test_a_base_that_accumulates_is_averaged_by_its_updates(caplog):
     def accumulating(update):
         def update_params(**given):

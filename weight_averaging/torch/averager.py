@@ -279,7 +279,8 @@ class Averager(Shown):
         Args:
             settings: `"same"` refuses a state of other settings. `"new"` goes on from it with those of this averager.
                 Of a window the snapshots are kept that it would hold itself (consecutive multiples of its interval). An
-                EMA goes on with its new decay. Tensors that are not averaged here are dropped. Log lines say which.
+                EMA goes on with its new decay; one that grows counts the updates taken in, in its new interval. Tensors
+                that are not averaged here are dropped. Log lines say which.
         Raises:
             ValueError: it is the state of another averager, other settings or another model, or it was not copied and
                 training has gone on since. Nothing has changed then.

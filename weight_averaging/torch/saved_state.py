@@ -164,14 +164,17 @@ def _restored(
     """
     if saved is None:
         return [], [], 0
-    steps, kept, count = list(saved["snapshot_steps"]), _kept(saved, track), int(saved["count"])
+    steps, kept, taken = list(saved["snapshot_steps"]), _kept(saved, track), int(saved["count"])
+    # What grows with training grows with the updates, of which a snapshot stands for an interval.
+    is_new = saved["interval"] != track.interval and not isinstance(track, WindowTrack)
+    count = max(1, round(taken * saved["interval"] / track.interval)) if is_new and taken else taken
     if track.by_owner and not averager._ranks.is_owner:
         return [], kept, count
     vectors = saved["vectors"][: len(steps)]
     if len(vectors) < len(steps):
         raise ValueError("the state was saved by a rank that holds no snapshots: load that of the group's first rank")
     for step, vector in zip(steps, vectors):
-        if isinstance(vector, Tensor) and track.is_stale(vector, step, count):
+        if isinstance(vector, Tensor) and track.is_stale(vector, step, taken):
             raise _stale()
     by_step = dict(zip(steps, vectors))
     return [_flat(look, live, by_step[step], state, order) for step in kept], kept, count

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.support.small_models import average_of, saved, scalar_model
 from weight_averaging import EMA, Averager, offline
-from weight_averaging.averages import Growing, Power
+from weight_averaging.averages import FollowsRate, Growing, Power
 from weight_averaging.cli.descriptions import KINDS
 from weight_averaging.jax import averaging, ema_growing
 
@@ -126,6 +126,37 @@ def test_it_does_not_know_the_length_of_the_run(interval):
             second.load_state_dict(first.state_dict())
         (first if step < 30 else second).update(step)
     assert torch.equal(whole.average_state_dict()["weight"], second.average_state_dict()["weight"])
+
+
+@given(
+    st.sampled_from([1, 3, 20]),
+    st.sampled_from([1, 4, 20]),
+    st.sampled_from(["growing", "follows the rate", "warm-up"]),
+    st.integers(200, 260),
+)
+@settings(max_examples=15, deadline=None)
+def test_with_another_interval_it_covers_the_same_share_of_the_updates(interval, another, kind, resumed):
+    """What was taken in counts by its updates: soon the run is one that had the new interval from the start."""
+
+    def made(model, interval):
+        if kind == "growing":
+            return EMA.growing(model, 0.3, interval=interval)
+        if kind == "warm-up":
+            return EMA(model, decay=0.9999, warmup=True, interval=interval)
+        return Averager(model, FollowsRate(share=0.3, interval=interval))
+
+    models = [torch.nn.Linear(1, 1, bias=False, dtype=torch.float64) for _ in range(2)]
+    first, fresh = made(models[0], interval), made(models[1], another)
+    averagers = [first, fresh]
+    for step in range(1, 1001):
+        for model, averager in zip(models, averagers):
+            torch.nn.init.constant_(model.weight, float(step))
+            averager.update(step, learning_rate=0.1)
+        if step == resumed:
+            averagers[0] = made(models[0], another)
+            averagers[0].load_state_dict(first.state_dict(), settings="new")
+    ages = [1000 - average_of(averager, model) for averager, model in zip(averagers, models)]
+    assert ages[0] == pytest.approx(ages[1], rel=0.05)
 
 
 @pytest.mark.parametrize("share", [0, -0.1, 1.5, float("nan")])

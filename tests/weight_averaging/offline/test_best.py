@@ -111,6 +111,39 @@ def test_the_order_is_that_of_values_and_the_later_of_equal_ones(values, higher,
         assert result.state["w"][0].item() == pytest.approx(sum(order[:count]) / count)
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    values=st.lists(st.floats(0.001, 1.0), min_size=3, max_size=3, unique=True),
+    shown=st.sampled_from(["", ".4f", "e", "E"]),
+    joined=st.sampled_from(["acc={}", "acc_{}", "acc:{}", "acc-{}", "acc{}", "acc={}-val_acc=7", "val_acc=7-acc={}"]),
+    ended=st.sampled_from([".pt", "-v1.pt", "_b2.pt"]),
+)
+def test_the_number_in_a_name_is_the_one_that_was_written_there(values, shown, joined, ended):
+    texts = {step: format(value, shown) for step, value in enumerate(values, start=1)}
+    wanted = {step: float(text) for step, text in texts.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        for step, text in texts.items():
+            torch.save({"w": torch.ones(1)}, Path(folder) / f"step_{step}-{joined.format(text)}{ended}")
+        if len(set(wanted.values())) > 1:
+            assert offline.best(offline.Snapshots(folder), 3, "acc").values == wanted
+
+
+@pytest.mark.parametrize("text", ["-0.5", "=-0.5", "=+0.5", "=.5", "--0.5"])
+def test_a_hyphen_after_a_name_is_no_sign(tmp_path, text):
+    for step, one in enumerate([text, text.replace("5", "25")], start=1):
+        torch.save({"w": torch.ones(1)}, tmp_path / f"step_{step}-acc{one}.pt")
+    sign = -1 if text in ("=-0.5", "--0.5") else 1
+    found = offline.best(offline.Snapshots(tmp_path), 2, "acc")
+    assert found.values == {1: sign * 0.5, 2: sign * 0.25}
+
+
+def test_a_number_with_a_comma_is_none(tmp_path):
+    for step in (1, 2):
+        torch.save({"w": torch.ones(1)}, tmp_path / f"step_{step}-acc={step},5.pt")
+    with pytest.raises(SnapshotError, match="has no number called acc"):
+        offline.best(offline.Snapshots(tmp_path), 1, "acc")
+
+
 def test_safetensors_hold_metrics_in_their_metadata(tmp_path):
     for step, value in VALUES.items():
         save_file({"w": torch.ones(2)}, tmp_path / f"step_{step}.safetensors", {"acc": str(value), "by": "me"})

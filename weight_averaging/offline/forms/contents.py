@@ -49,13 +49,24 @@ def is_for_training(key: Any, value: Any) -> bool:
 
 
 def learning_rate(contents: Any) -> float | None:
-    """The largest learning rate in the first state of a torch optimizer that is found; None if there is none."""
+    """The largest learning rate in all states of torch optimizers, as trainers have it; None if there is none."""
+    found: list[float | None] = []
     for state in _mappings(contents):
         if state.keys() >= _OPTIMIZERS[0] and isinstance(state["param_groups"], list):
-            rates = [group.get("lr") for group in state["param_groups"] if isinstance(group, Mapping)]
-            known = [float(rate) for rate in rates if isinstance(rate, int | float | Tensor)]
-            return max(known, default=None)
-    return None
+            found += [number(group.get("lr")) for group in state["param_groups"] if isinstance(group, Mapping)]
+    return max((rate for rate in found if rate is not None), default=None)
+
+
+def number(value: Any) -> float | None:
+    """A number, also as a tensor or of NumPy; None if it is none."""
+    try:
+        if isinstance(value, Tensor):
+            value = value.item() if value.numel() == 1 else None
+        elif type(value).__module__ == "numpy" and getattr(value, "size", 0) == 1:
+            value = value.item()
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    except (RuntimeError, OverflowError):  # a tensor without a value, or an integer of a thousand digits
+        return None
 
 
 def averager_states(contents: Any) -> Iterator[Mapping[str, Any]]:

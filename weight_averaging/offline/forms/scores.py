@@ -12,9 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
-from weight_averaging.offline.forms.contents import is_for_training, is_state_dict
+from weight_averaging.offline.forms.contents import is_for_training, is_state_dict, number
 from weight_averaging.offline.forms.trainers import EPOCH_KEYS, STEP_KEYS
 
 _MOST = 1000  # numbers of a checkpoint that are looked at
@@ -32,18 +30,6 @@ class Score(NamedTuple):
     value: float
     where: str
     mode: str = ""
-
-
-def number(value: Any) -> float | None:
-    """A number, also as a tensor or of NumPy; None if it is none."""
-    try:
-        if isinstance(value, Tensor):
-            value = value.item() if value.numel() == 1 else None
-        elif type(value).__module__ == "numpy" and getattr(value, "size", 0) == 1:
-            value = value.item()
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-    except (RuntimeError, OverflowError):  # a tensor without a value, or an integer of a thousand digits
-        return None
 
 
 def scores_of(contents: Any, path: Path) -> dict[str, Score]:

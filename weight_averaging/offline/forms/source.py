@@ -25,7 +25,7 @@ class Source(abc.ABC):
         note: what is unusual about what is averaged; else empty.
         own_names: whether names are those of the model for sure, so that nothing in them is a wrapper's.
         mapped: tensors are contiguous views of mapped files, whose bytes are read when they are used.
-        learning_rate: in the state of a torch optimizer that is in the checkpoint; None if there is none.
+        learning_rate: the largest in states of torch optimizers that are in the checkpoint; None if there is none.
         latest, frozen: names of what averagers leave as training has it, and of what of it is frozen.
     """
 

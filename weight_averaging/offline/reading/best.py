@@ -4,7 +4,7 @@ One rule. The metric is taken from the first of these places that all checkpoint
 
 1. What a checkpoint holds (`weight_averaging.offline.forms.scores`). That is the metric of this name, or the only one
    whose last word after a dot it is. Of a Trainer's log it is also the one with `eval_` before.
-2. The number after it in the checkpoint's name: `val_loss=0.12`, `best_loss_3.45`.
+2. The number after it in the checkpoint's name: `val_loss=0.12`, `best_loss_3.45`, `acc-0.91`.
 
 Which values are better is what the caller says, else what Lightning wrote down (`mode`), else what the name says. Lower
 is better for a loss, an error and the like, higher for an accuracy, BLEU and the like. Otherwise it must be said. A
@@ -34,7 +34,7 @@ _HIGHER = {
     "acc", "accuracy", "top1", "top5", "acc1", "acc5", "f1", "auc", "auroc", "bleu", "rouge", "map", "miou", "iou",
     "dice", "precision", "recall", "r2", "psnr", "ssim", "mrr", "ndcg", "exact",
 }  # fmt: skip
-_NUMBER = r"(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?![\d.]*\d)"
+_NUMBER = r"([+-]?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?)(?![\d.,]*\d|[eE][+-]?\d)"
 _IN_NAME = re.compile(rf"([A-Za-z][\w/]*?)={_NUMBER}", re.IGNORECASE)
 
 
@@ -157,7 +157,10 @@ def _own(source: Source, metric: str) -> Score | None:
 
 
 def _named(source: Source, metric: str) -> Score | None:
-    found = set(re.findall(rf"(?<![A-Za-z]){re.escape(metric)}[=_:]?{_NUMBER}", source.path.name))
+    # A hyphen after a name is between it and the number: acc-0.91. A sign follows what says so: loss=-0.5.
+    number = rf"{re.escape(metric)}[=_:-]?{_NUMBER}"
+    name = source.path.name
+    found = set(re.findall(rf"(?<!\w){number}", name)) or set(re.findall(rf"(?<![A-Za-z]){number}", name))
     if len(found) > 1:
         raise SnapshotError(f"{source.path} has {len(found)} numbers after {metric} in its name: name the metric whole")
     return Score(float(found.pop()), f"the number after {metric!r} in its name") if found else None

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from weight_averaging.torch.model.selection import has_running_statistics, named_modules
 from weight_averaging.torch.model.tensors import plain_tensors, writing
 
+DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
 
 def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
     """By name the modules that keep running statistics by a momentum: those of torch and others built like them."""
@@ -53,8 +55,9 @@ def recompute_batch_norm(model: nn.Module, forward_passes: Iterable[Callable[[],
     there is no telling.)
 
     Args:
-        model: gets into training mode for the passes, and every module back into its own after them.
-        forward_passes: callables, each of which runs the model on one batch, without dropout.
+        model: gets into training mode for the passes, but for dropout layers of torch, which evaluations do without
+            too. Every module gets back into its own after them.
+        forward_passes: callables, each of which runs the model on one batch, without dropout of another make.
     Raises:
         ValueError: there is no forward pass.
         Anything that a pass raises: the statistics are then as before.
@@ -81,6 +84,9 @@ def recompute_batch_norm(model: nn.Module, forward_passes: Iterable[Callable[[],
     ]
     try:
         model.train()
+        for module in model.modules():
+            if isinstance(module, DROPOUT):
+                module.eval()
         for name, layer in layers.items():
             layer.train(name not in frozen)
             for buffer in layer._buffers.values():

@@ -37,6 +37,17 @@ def test_the_statistics_are_those_of_the_batches_under_the_weights_as_they_are(m
         recompute_batch_norm(model, [])
 
 
+@pytest.mark.parametrize("dropout", [nn.Dropout, nn.Dropout1d, nn.AlphaDropout, nn.FeatureAlphaDropout])
+def test_dropout_is_off_as_in_evaluations(dropout):
+    model = nn.Sequential(nn.Linear(3, 4), nn.Sequential(dropout(0.5)), nn.BatchNorm1d(4))
+    data = batches(1)[0]
+    random = torch.get_rng_state()
+    recompute_batch_norm(model, [lambda: model(data)])
+    torch.testing.assert_close(model[2].running_mean, model[0](data).mean(0).detach())
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(module.training for module in model.modules())
+
+
 class OtherBatchNorm(nn.Module):
     """Batch norm in all but name, as in AlgoPerf's speech models: it replaces its buffers at every pass."""
 
