@@ -84,7 +84,8 @@ class Masters:
         if not names:
             return
         value, master = torch.cat(values), torch.cat(masters)
-        far = (value - master).abs() > torch.cat(room)  # no NaN is, nor what has overflowed
+        # No NaN is far, nor what has overflowed in fewer bits.
+        far = ((value - master).abs() > torch.cat(room)) & value.isfinite()
         if place := far.nonzero().flatten()[:1].tolist():
             name, is_, of = names[place[0]], value[place[0]].item(), master[place[0]].item()
             raise ValueError(

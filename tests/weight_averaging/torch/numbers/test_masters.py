@@ -342,3 +342,9 @@ def test_a_state_of_masters_loads_where_there_are_none():
     assert all(
         torch.equal(a, b) for a, b in zip(lawa.average_state_dict().values(), other.average_state_dict().values())
     )
+
+
+def test_a_weight_that_overflows_in_fewer_bits_has_its_own_master_still():
+    model, master = torch.nn.Linear(1, 1, bias=False).half(), torch.tensor([[70_000.0]])
+    model.weight.data.copy_(master)
+    assert LAWA(model, interval=1, window=1, masters={model.weight: master}).update(1)
