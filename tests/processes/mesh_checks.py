@@ -218,8 +218,8 @@ def a_rank_that_does_not_come() -> None:
     train(model, [lawa], range(1, 4))
     raw, held = full(model), [vector.clone() for vector in lawa._tracks[0].vectors()]
     store = dist.distributed_c10d._get_default_store()
-    # The first rank waits in `update`, the other one for the average, each with nobody there. The one whose time is over
-    # first closes the connection.
+    # The first rank waits in `update`, the other one for the average, each with nobody there. The one whose time is
+    # over first closes the connection.
     ended = r"(?i)timed? ?out|closed by peer|reset by peer"
     began = time.monotonic()
     if first:
