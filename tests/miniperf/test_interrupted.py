@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,12 @@ from tests.support.warm_python import python
 
 
 def interrupted(command: list[str], when: Callable[[], object]) -> list[str]:
-    """The lines on stderr of a command that is sent SIGINT `when` it is time; a shell's background jobs ignore it."""
+    """The lines on stderr of a command that is sent SIGINT `when` it is time; a shell's background jobs ignore it.
+
+    Not by the warm Python, which has JAX: an interrupt in its callback of the garbage collection is swallowed.
+    """
     process = subprocess.Popen(
-        [python(), "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
