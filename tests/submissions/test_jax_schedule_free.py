@@ -15,7 +15,7 @@ from submissions.recipe.jax import Recipe, lawa, schedule_free_adamw, warmup_con
 from submissions.recipe.schedules import warmup_constant as factor
 from tests.submissions.test_base_optimizers import matrix_and_gradients
 from tests.support import reference
-from tests.support.jax_runs import Regression, point
+from tests.support.jax_runs import Regression, Run
 
 pytestmark = pytest.mark.skipif(schedule_free_adamw.missing() is not None, reason="optax has no Schedule-Free")
 SUBMISSION = importlib.import_module("submissions.jax.schedule_free_adamw.submission")
@@ -49,41 +49,12 @@ class Plain(Regression):
         return batch["inputs"] @ params["kernel"] + params["bias"], model_state
 
 
-class Run:
-    def __init__(self, workload=None):
-        self.workload, self.step = workload or Plain(), 0
-        self.params, self.model_state = self.workload.init_model_fn(jax.random.PRNGKey(0))
-        self.hyperparameters = point(**POINT)
-        self.state = SUBMISSION.init_optimizer_state(
-            self.workload, self.params, self.model_state, self.hyperparameters, None
-        )
-
-    def common(self):
-        return {
-            "workload": self.workload, "current_param_container": self.params, "current_params_types": None,
-            "model_state": self.model_state, "hyperparameters": self.hyperparameters, "loss_type": None,
-            "optimizer_state": self.state, "eval_results": [], "global_step": self.step,
-            "rng": jax.random.PRNGKey(self.step),
-        }  # fmt: skip
-
-    def update(self, count=1):
-        for _ in range(count):
-            rng = np.random.RandomState(self.step)
-            batch = {"inputs": rng.randn(8, 5).astype(np.float32), "targets": rng.randn(8).astype(np.float32)}
-            self.state, self.params, self.model_state = SUBMISSION.update_params(batch=batch, **self.common())
-            self.step += 1
-        return self
-
-    def prepare(self):
-        self.state, self.params, self.model_state = SUBMISSION.prepare_for_eval(**self.common())
-        return self
-
-    def kernel(self):
-        return np.array(self.params["kernel"])
+def run(workload=None):
+    return Run("schedule_free_adamw", workload or Plain(), **POINT)
 
 
 def test_evaluations_see_the_average_and_training_never_does():
-    often, never = Run(), Run()
+    often, never = run(), run()
     for _ in range(12):
         raw = never.update().kernel()
         assert (often.update().kernel() == raw).all()  # bit for bit
@@ -96,10 +67,10 @@ def test_evaluations_see_the_average_and_training_never_does():
 
 @pytest.mark.parametrize("evaluated", [False, True])
 def test_a_resumed_run_goes_on_bit_for_bit(evaluated):
-    whole = Run().update(7)
+    whole = run().update(7)
     if evaluated:
         whole.prepare()
-    other = Run()
+    other = run()
     saved = jax.tree.map(np.asarray, (whole.state[0], whole.params))
     (state, other.params), other.step = jax.tree.map(jnp.asarray, saved), 7
     other.state = (state, other.state[1])
@@ -109,7 +80,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(evaluated):
 
 def test_what_cannot_be_is_refused_in_one_line():
     with pytest.raises(ValueError, match="the statistics of batch norm would be those of other weights") as error:
-        Run(Regression())
+        run(Regression())
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=r"brings an average of its own .* leave averaging=lawa out"):
         Recipe(optimizer=schedule_free_adamw, schedule=warmup_constant, averaging=lawa)

@@ -48,10 +48,10 @@ class Regression:
 class Run:
     """As `submission_runner.train_once` calls a submission."""
 
-    def __init__(self, name="lawa", **hyperparameters):
+    def __init__(self, name="lawa", workload=None, **hyperparameters):
         self.submission = importlib.import_module(f"submissions.jax.{name}.submission")
         self.hyperparameters = point(**hyperparameters)
-        self.workload = Regression()
+        self.workload = workload or Regression()
         self.params, self.model_state = self.workload.init_model_fn(jax.random.PRNGKey(0))
         self.state = self.submission.init_optimizer_state(
             self.workload, self.params, self.model_state, self.hyperparameters, None
