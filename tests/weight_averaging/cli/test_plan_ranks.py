@@ -64,7 +64,9 @@ def test_what_cannot_be_is_named(capsys, arguments, said):
 def test_the_command_says_what_is_gathered(capsys):
     said = command(capsys, "plan", "--params=7B", "--dtype=bf16", "--ranks=64", "--zero=1", "--step_seconds=1")
     assert "64 ranks, ZeRO-1;" in said
-    assert "A snapshot of the LAWA waits 2.21 s for\n55.1 GB from other ranks, one of the EMA 4.41 s for 110 GB." in said
+    assert (
+        "A snapshot of the LAWA waits 2.21 s for\n55.1 GB from other ranks, one of the EMA 4.41 s for 110 GB." in said
+    )
     assert "whole average" not in said
     said = command(
         capsys,
