@@ -6,12 +6,13 @@ import tempfile
 import weakref
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 import deepspeed
-from deepspeed.utils import safe_get_full_fp32_param
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_local_fp32_param
 from torch import nn
 
 from tests.support import reference
@@ -98,6 +99,25 @@ def check(stage: int) -> None:
             assert torch.equal(weights(engine), weights(other))
 
 
+def pieces(stage: int) -> None:
+    """ZeRO-3: the engine's module is refused; the pieces of the float32 masters are averaged by themselves."""
+    engine, optimizer = engine_of(stage)
+    with pytest.raises(ValueError, match="a placeholder of DeepSpeed's ZeRO-3"):
+        LAWA(engine.module, interval=1, window=3, masters=optimizer)
+    here = dict(engine.module.named_parameters())
+    held = nn.ParameterDict({name.replace(".", "_"): safe_get_local_fp32_param(p) for name, p in here.items()})
+    lawa = LAWA(held, interval=1, window=3, model_parallel_group=dist.group.WORLD)
+    seen = train(engine, [lawa], range(1, UPDATES + 1))
+    averages = lawa.average_state_dict()
+    found = []
+    for name, parameter in here.items():
+        parts = [torch.empty_like(averages[name.replace(".", "_")]) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, averages[name.replace(".", "_")])
+        found.append(torch.cat(parts)[: parameter.ds_numel])
+    np.testing.assert_allclose(torch.cat(found).double().numpy(), reference.lawa(seen, 3), rtol=1e-6, atol=1e-8)
+    np.testing.assert_array_equal(exact(engine), seen[-1])
+
+
 def gathered(stage: int) -> None:
     """Bytes that a snapshot and a swap reduce over the ranks, and those of masters held at once, are `plan`'s."""
     engine, optimizer = engine_of(stage)
@@ -149,7 +169,7 @@ if __name__ == "__main__":
     deepspeed.init_distributed("gloo")
     for argument in sys.argv[1:]:
         *name, stage = argument.split(":")
-        (gathered if name else check)(int(stage))
+        {"": check, "gathered": gathered, "pieces": pieces}["".join(name)](int(stage))
     dist.barrier()
     print("as expected", flush=True)
     dist.destroy_process_group()

@@ -13,3 +13,15 @@ def test_the_tests_that_the_docs_name_are_there():
         named = re.findall(r"`(test_\w+)`", page.read_text())
         assert not (missing := sorted(set(named) - there)), (page.name, missing)
     assert len(re.findall(r"`(test_\w+)`", (ROOT / "docs/models.md").read_text())) > 40
+
+
+def test_every_row_of_parallelism_names_a_test_or_says_why_not():
+    text = (ROOT / "docs/engine.md").read_text()
+    rows = [
+        line.strip("| ").split(" | ")
+        for head in ("| parallelism | averages | test |", "| trainer | with | test, or why not |")
+        for line in text.partition(head)[2].partition("\n\n")[0].splitlines()[2:]
+    ]
+    assert len(rows) > 15
+    for row in rows:
+        assert re.search(r"`test_\w+`|refused|not tried|the same$|the tests there$", row[-1]), row

@@ -125,14 +125,32 @@ def test_a_hyperparameter_search_leaves_an_earlier_runs_state_alone(tmp_path):
     assert held(tmp_path / "run-0") == [3.0, 4.0]
 
 
-def test_zero_1_and_2_of_deepspeed_are_averaged_from_their_float32_masters():
+@pytest.mark.parametrize(
+    "checks",
+    [(["1", "2"]), (["pieces:3"])],
+    ids=["zero_1_and_2", "zero_3"],
+)
+def test_deepspeed_is_averaged_from_its_float32_masters(checks):
     """`DS_BUILD_OPS=0 pip install --no-build-isolation deepspeed` brings it onto a machine without a GPU."""
     pytest.importorskip("deepspeed")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(
-        [*command, "-m", "tests.processes.deepspeed_ranks", "1", "2"],
+        [*command, "-m", "tests.processes.deepspeed_ranks", *checks],
         capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     assert done.stdout.count("as expected") == 2
+
+
+def test_lightning_runs_fsdp1_and_deepspeed_on_no_cpu(monkeypatch):
+    """The reason why `WeightAveraging` refuses both: what cannot be run here cannot be shown to be right."""
+    pl = pytest.importorskip("lightning.pytorch")
+    with pytest.raises(ValueError, match="`fsdp` requires a GPU accelerator"):
+        pl.Trainer(strategy="fsdp", accelerator="cpu", logger=False)
+    pytest.importorskip("deepspeed")
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29999"}.items():
+        monkeypatch.setenv(name, value)
+    trainer = pl.Trainer(strategy="deepspeed", accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    with pytest.raises(RuntimeError, match="only supported on CUDA GPUs"):
+        trainer.fit(pl.demos.boring_classes.BoringModel())
