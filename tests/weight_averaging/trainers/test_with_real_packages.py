@@ -146,6 +146,7 @@ def test_deepspeed_is_averaged_from_its_float32_masters(checks):
 def test_lightning_runs_fsdp1_and_deepspeed_on_no_cpu(monkeypatch):
     """The reason why `WeightAveraging` refuses both: what cannot be run here cannot be shown to be right."""
     pl = pytest.importorskip("lightning.pytorch")
+    demos = pytest.importorskip("lightning.pytorch.demos.boring_classes")
     with pytest.raises(ValueError, match="`fsdp` requires a GPU accelerator"):
         pl.Trainer(strategy="fsdp", accelerator="cpu", logger=False)
     pytest.importorskip("deepspeed")
@@ -153,4 +154,4 @@ def test_lightning_runs_fsdp1_and_deepspeed_on_no_cpu(monkeypatch):
         monkeypatch.setenv(name, value)
     trainer = pl.Trainer(strategy="deepspeed", accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     with pytest.raises(RuntimeError, match="only supported on CUDA GPUs"):
-        trainer.fit(pl.demos.boring_classes.BoringModel())
+        trainer.fit(demos.BoringModel())
