@@ -155,3 +155,27 @@ def test_lightning_runs_fsdp1_and_deepspeed_on_no_cpu(monkeypatch):
     trainer = pl.Trainer(strategy="deepspeed", accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     with pytest.raises(RuntimeError, match="only supported on CUDA GPUs"):
         trainer.fit(demos.BoringModel())
+
+
+def test_the_handlers_of_ignite_in_the_docs():
+    engines = pytest.importorskip("ignite.engine")
+    text = (ROOT / "docs/trainers.md").read_text().partition("## ignite")[2]
+    names = {"torch": torch, "nn": nn, "LAWA": LAWA, "model": nn.Linear(1, 1, bias=False)}
+    names["trainer"] = engines.Engine(
+        lambda engine, batch: names["model"].weight.data.fill_(float(engine.state.iteration))
+    )
+    names["evaluator"] = engines.Engine(lambda engine, batch: names["model"].weight.item())
+    exec(text.partition("```py\n")[2].partition("```")[0], names)
+    names["trainer"].run(range(4), max_epochs=2)
+    assert names["lawa"].snapshot_steps == [6, 7, 8]
+    names["evaluator"].run([0])
+    assert names["evaluator"].state.output == 7
+    assert names["model"].weight.item() == 8
+
+    def fails(engine, batch):
+        raise KeyError("in the evaluation")
+
+    names["evaluator"]._process_function = fails
+    with pytest.raises(KeyError, match="in the evaluation"):
+        names["evaluator"].run([0])
+    assert names["model"].weight.item() == 8
