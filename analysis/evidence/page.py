@@ -55,6 +55,7 @@ def write(evidence: Evidence, folder: Path) -> list[Path]:
         parts += ["## At the end\n", _final(decay, "cosine to zero"), ""]
         if constant:
             parts += ["## Six variants\n", _variants(decay, constant), "", _final(constant, "constant rate"), ""]
+            parts += [_final(constant, "constant rate", decay), ""]
         parts += ["## How long the window should be\n", _windows(evidence), ""]
         lengths = {part: runs for part in ("A", "B", "C") if (runs := evidence.of(part, DECAY))}
         figure("best_window", figures.best_window(lengths), "The best window over the elapsed updates")
@@ -149,18 +150,29 @@ def _along_each(runs: dict[str, list[Run]], name: str) -> str:
     return markdown(pd.DataFrame(rows))
 
 
-def _final(runs: dict[str, list[Run]], what: str) -> str:
+def _final(runs: dict[str, list[Run]], what: str, decay: dict[str, list[Run]] | None = None) -> str:
+    """Differences to the raw weights of the same runs, or to those that the same seeds have with decay."""
     names = [name for name in figures.ALONG if _has(runs, name)]
-    found = {name: summaries.differences(runs, name) for name in names}
-    rows = [
-        {
-            f"final metric, {what}": f"{workload} ({mine[0].facts['metric']})", "n": str(len(mine)),
-            "raw": f"{np.mean([run.final(RAW) for run in mine]):.5g}", "margin": f"{summaries.MARGINS[workload]:g}",
-            **{figures.ALONG[name]: found[name][workload].shown() for name in names},
-        }
-        for workload, mine in runs.items()
-    ]  # fmt: skip
-    return f"Average minus raw, paired by seed; more is better whatever the metric.\n\n{markdown(pd.DataFrame(rows))}"
+    found = {name: summaries.differences(runs, name, decay) for name in names}
+    raw, head = (
+        ("raw", "Average minus raw") if decay is None else ("decayed", "Average minus the raw weights of a decayed run")
+    )
+    rows = []
+    for workload, mine in runs.items():
+        if any(workload not in found[name] for name in names):
+            continue
+        seeds = {run.key[3] for run in mine}
+        against = mine if decay is None else [run for run in decay[workload] if run.key[3] in seeds]
+        rows.append(
+            {
+                f"final metric, {what}": f"{workload} ({mine[0].facts['metric']})",
+                "n": str(len(against)),
+                raw: f"{np.mean([run.final(RAW) for run in against]):.5g}",
+                "margin": f"{summaries.MARGINS[workload]:g}",
+            }
+            | {figures.ALONG[name]: found[name][workload].shown() for name in names}
+        )
+    return f"{head}, paired by seed; more is better whatever the metric.\n\n{markdown(pd.DataFrame(rows))}"
 
 
 def _variants(decay: dict[str, list[Run]], constant: dict[str, list[Run]]) -> str:
