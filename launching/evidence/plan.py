@@ -141,7 +141,7 @@ def load(path: Path) -> dict[str, list[Variant]]:
                 raise UsageError(f"{path}, part {part}: the submission {variant.submission!r} is unknown")
             result.setdefault(str(part), []).append(variant)
             if variant.best_of:
-                other: dict[str, Any] = {"rates": variant.best_of, "widen": False, "hopeless": {}, "best_of": []}
+                other: dict[str, Any] = {"rates": variant.best_of, "widen": False, "best_of": []}
                 name = f"{variant.name}{OTHER_RATE}"
                 result[str(part)].append(dataclasses.replace(variant, name=name, instead_of=variant.name, **other))
     return result
@@ -195,9 +195,10 @@ def hopeless(variant: Variant, workload: str, out: Path) -> bool:
 
 
 def _wanted(variant: Variant, among: Sequence[Variant], workload: str, seed: int, out: Path) -> bool:
-    """Of a variant and the one instead of it: seed 0 of the first, then whichever is left."""
-    if variant.instead_of:
-        return hopeless(next(one for one in among if one.name == variant.instead_of), workload, out)
+    """Of a variant and the one instead of it: seed 0 of the first, then whichever is not hopeless."""
+    others = [one for one in among if one.name == variant.instead_of]
+    if variant.instead_of and not any(hopeless(other, workload, out) for other in others):
+        return False
     return seed == 0 or not hopeless(variant, workload, out)
 
 
