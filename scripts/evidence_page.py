@@ -12,12 +12,12 @@ from pathlib import Path
 
 from absl import flags
 
-from analysis.evidence import data, page, published
+from analysis.evidence import data, page, published_page
 from scripts.start import start
 
 FLAGS = flags.FLAGS
 
-PAGES = {"suite": page.write, "published": published.write}
+PAGES = {"suite": page.write, "published": published_page.write}
 
 flags.DEFINE_enum("study", "suite", list(PAGES), "Which page: of the suite, or of the published submissions.")
 flags.DEFINE_string("folder", "docs/results/evidence", "Folder of the page, with the numbers in `data` there.")
