@@ -101,7 +101,7 @@ def _outcome(path: Path) -> str:
 
 def _state(variants: list[plan.Variant], out: Path) -> str:
     """How much is done, and how long the rest may take a single process: by what such runs have taken so far."""
-    everything = plan.count(variants, FLAGS.workloads, FLAGS.seeds)
+    everything = plan.count(variants, out, FLAGS.workloads, FLAGS.seeds)
     done = [one for one in everything if one.finished(out)]
     taken: dict[tuple[str, str], list[float]] = {}
     for one in done:

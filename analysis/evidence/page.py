@@ -64,7 +64,7 @@ def write(evidence: Evidence, folder: Path) -> list[Path]:
             "The best of six windows is chosen in hindsight, for each seed and share. Both are evaluated every 5 % of "
             "training here, interpolated, with no running median.\n"
         )
-    parts += ["## What was run\n", _ran(evidence), "", _searched(evidence)]
+    parts += ["## What was run\n", _ran(evidence), "", rates_tried(evidence)]
     path = folder / "README.md"
     with replacing(path) as file:
         file.write(("\n".join(parts).rstrip() + "\n").encode())
@@ -273,7 +273,8 @@ def _fall(runs: Sequence[Run]) -> str:
     return f"{(mean.max() - mean[-1]) / margin:.1f}"
 
 
-def _searched(evidence: Evidence) -> str:
+def rates_tried(evidence: Evidence) -> str:
+    """A table of the searches, with its heading; nothing where there were none."""
     if evidence.searches.empty:
         return ""
     rows = []
