@@ -10,7 +10,6 @@ from tests.support.english import WORN, docstring_sentences, docstrings, median_
 
 MOST = 18  # words, the median over a page's sentences
 LONGEST = 25  # words of a sentence
-PAGES_NEXT = {"docker.md", "growing.md", "jax.md", "models.md"}  # pages that still have longer ones
 
 
 def worn_out(text: str) -> list[str]:
@@ -23,8 +22,7 @@ def test_a_page_is_short_sentences_without_worn_out_turns(page: Path):
     text = " ".join(page.read_text().split())
     assert not worn_out(text)
     assert median_words(page.read_text()) <= MOST
-    if page.name not in PAGES_NEXT:
-        assert [sentence for sentence in sentences(page.read_text()) if len(sentence.split()) > LONGEST] == []
+    assert [sentence for sentence in sentences(page.read_text()) if len(sentence.split()) > LONGEST] == []
 
 
 def test_sentences_are_those_of_running_text():
