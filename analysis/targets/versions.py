@@ -39,7 +39,7 @@ def guess(there: set[str], told: dict[str, dict[str, list[Any]]]) -> str:
     """The version that fits the runs best, or `own` if none knows any of their workloads.
 
     Versions share workloads. They are told apart by step hint, target and budget of the meta data, then by which
-    workloads are there and count; what is left goes to the newest.
+    workloads are there and count. What is left goes to the newest.
 
     Args:
         there: the workloads of the runs.

@@ -12,8 +12,8 @@ class ShuffledBatches:
     """Endless batches of chunks, shuffled anew in every epoch, of which each rank gets its part.
 
     A split is cut into chunks of `context + 1` tokens from its beginning on, regardless of documents; what is left at
-    the end is not used. Batch b consists of the chunks b * size ... (b + 1) * size - 1 of the epochs one after the
-    other, and rank r of n gets the r-th of n equal parts of it, so that n ranks together see what one would.
+    the end is not used. Batch b consists of the chunks from b * size to (b + 1) * size - 1 of the epochs one after the
+    other. Rank r of n gets the r-th of n equal parts of it. So n ranks together see what one would.
 
     Args:
         tokens: of the split.
