@@ -59,6 +59,8 @@ class Averager(Shown):
             is dropped then.
         process_group: replicas (DDP) that average together. They agree on which snapshots are collected, and one of
             them holds what one is enough for. `update` and `swap_in` are collective. None: each is on its own.
+        model_parallel_group: ranks with other tensors of the same model (pipeline stages, experts). They agree on which
+            snapshots are collected, and have one whole average and one state, both collective (docs/models.md).
         dtype: of snapshots and averages, torch.float32 or torch.float64, which takes twice the memory. None: float64
             if any averaged tensor is float64, else float32. A float32 EMA with a decay of .9999 stands still where the
             weights differ from it by less than 3e-4 of their size (`2^-25 / (1 - decay)`). One in float64 does not.
@@ -289,7 +291,7 @@ class Averager(Shown):
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy.deepcopy, together with the model: all that training on needs, unshared."""
-        if self._ranks.group is not None:
+        if self._ranks.group is not None or self._ranks.parts is not None:
             raise TypeError("an averager with a process_group cannot be pickled or deep-copied: use its state_dict()")
         self._settle()
         return {**self.__dict__, "_lock": None}
