@@ -10,6 +10,7 @@ those with `check_finite=False`.
 """
 
 import argparse
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -20,9 +21,8 @@ from weight_averaging.torch import EMA, LAWA
 WINDOW = 20
 
 
-def model_of(numel: int) -> nn.Module:
-    """A model with tensors from 1e3 to 1.6e7 elements that add up to at least `numel`, like a Transformer's."""
-    width = 1024
+def model_of(numel: int, width: int = 1024) -> nn.Module:
+    """A model with tensors of `width` to 4 width^2 elements that add up to at least `numel`, like a Transformer's."""
     layers = []
     count = 0
     while count < numel:
@@ -32,9 +32,8 @@ def model_of(numel: int) -> nn.Module:
     return nn.ModuleList([*layers]).to(device())
 
 
-def measure(numel: int, rounds: int) -> list[tuple[str, float, float]]:
+def measure(model: nn.Module, rounds: int) -> list[tuple[str, float, float]]:
     """Rows (name, seconds, ratio to its limit)."""
-    model = model_of(numel)
     count = sum(p.numel() for p in model.parameters())
     a, b = (torch.randn(count, device=device()) for _ in range(2))
     step = iter(range(1, 1 << 60))
@@ -58,18 +57,14 @@ def measure(numel: int, rounds: int) -> list[tuple[str, float, float]]:
         for block in lawa._weights.blocks:  # the mean alone, without writing it into the model
             lawa._shown.average(block, lawa._selected)
 
-    def prepare() -> None:
-        lawa.swap_in()
-        lawa._swapped = False  # the next round starts from the average, which costs the same
-
-    actions = {
+    actions: dict[str, Callable[[], object]] = {
         "copy_": lambda: b.copy_(a),
         "lerp_": lambda: b.lerp_(a, 0.1),
         "EMA.update": lambda: ema.update(next(step)),
         "LAWA.update": lambda: lawa.update(next(step)),
         **{name: lambda averager=averager: averager.update(next(step)) for name, averager in unchecked.items()},
         f"LAWA mean of {WINDOW}": mean,
-        f"swap in, LAWA of {WINDOW}": prepare,
+        f"swap in, LAWA of {WINDOW}": lawa.adopt,  # the next round starts from the average, which costs the same
         "swap in + out, EMA": swap,
         **peers(model),
     }
@@ -129,7 +124,7 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"{machine()}; {arguments.numel:.3g} parameters, median of {arguments.rounds}\n")
     print("| action | ms | ratio to its limit |\n|---|---|---|")
-    for name, seconds, ratio in measure(arguments.numel, arguments.rounds):
+    for name, seconds, ratio in measure(model_of(arguments.numel), arguments.rounds):
         print(f"| {name} | {1e3 * seconds:.1f} | {ratio:.2f} |")
     small = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.LayerNorm(16), nn.Linear(16, 2)).to(
         device()

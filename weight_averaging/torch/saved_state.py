@@ -48,7 +48,7 @@ def state_of(averager: Collector, swap: Swap, settings: dict[str, Any]) -> dict[
 def load(averager: Collector, swap: Swap, settings: dict[str, Any], state: dict[str, Any], how: str) -> None:
     """See `Averager.load_state_dict`, whose `settings` is `how` here. All checks come first, then all changes."""
     differing = _differing(averager, settings, state, how)
-    swap.refuse_another("load_state_dict()")
+    swap.refuse_another("load_state_dict")
     averager._settle()
     if swap.is_in:
         _refuse_stale_raw(averager, swap, state)
