@@ -1,5 +1,6 @@
 """The benchmark of updates runs to its end, and an EMA's update stays near what moving its bytes takes."""
 
+import os
 import statistics
 import time
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks import averaging_cost
+from weight_averaging import torch as torch_averages
 from weight_averaging.torch import EMA
 
 LIMIT = 1.5  # of the time of one flat `lerp_`
@@ -14,7 +16,12 @@ MODEL = {"numel": 12_000_000, "width": 512}  # 48 MB: beyond most caches
 
 
 def test_the_benchmark_has_a_row_for_each_action():
-    rows = averaging_cost.measure(averaging_cost.model_of(1, width=32), rounds=1)
+    both = {"": torch_averages, ", before": averaging_cost.earlier(os.getcwd())}
+    assert both[", before"] is not torch_averages
+    rows = averaging_cost.measure(averaging_cost.model_of(1, width=32), 1, both)
+    rows += [(name, seconds, 1.0) for name, seconds in averaging_cost.small(1, both, calls=2).items()]
+    names = {"update, not due", "update, not due, before", "EMA.update", "EMA.update, before"}
+    assert names < {row[0] for row in rows}
     assert {"EMA.update", "EMA.update, unchecked", "swap in, LAWA of 20", "torch swa_utils EMA"} < {r[0] for r in rows}
     assert all(seconds > 0 and ratio > 0 for _, seconds, ratio in rows)
 
