@@ -93,6 +93,7 @@ class Averager(Shown):
     def __init__(self, model: nn.Module, average: Average | Iterable[Average], **options: Unpack[Options]) -> None:
         given = completed(options, type(self).__init__)
         super().__init__(model, average if isinstance(average, Iterable) else [average], given)
+        self._follows_rate = any(isinstance(average, averages.FollowsRate) for average in self.averages)
 
     if not TYPE_CHECKING:  # which knows what there is
 
@@ -175,10 +176,9 @@ class Averager(Shown):
                 f"update({step}) of an average that begins at the initial weights (start=0): call update(0) before "
                 "training"
             )
-        self._learning_rate = checked_rate(learning_rate, self.averages)
+        self._learning_rate = checked_rate(learning_rate, self.averages) if self._follows_rate else None
         self._initial = self._initial or waits
-        self._swap.refuse_another(f"update({step})")
-        self._swap.guard.end()
+        self._swap.train_on(step)
         return self._pass(step)
 
     @locked
@@ -199,7 +199,7 @@ class Averager(Shown):
             raise TypeError('buffers="recompute" needs a function to do it: swap_in(recompute=...)')
         if self._swap.is_in:
             return True
-        self._swap.refuse_another("swap_in()")
+        self._swap.refuse_another("swap_in")
         if not self._prepare():
             return False
         self._swap.bring_in(self._write, recompute if self.buffers == "recompute" else None)

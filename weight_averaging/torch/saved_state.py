@@ -53,7 +53,7 @@ def load(averager: Collector, swap: Swap, settings: dict[str, Any], state: dict[
     differing = _differing(averager, settings, state, how)
     if averager._ranks.parts is not None:
         state = state_of_one(state, averager._weights, averager._ranks)
-    swap.refuse_another("load_state_dict()")
+    swap.refuse_another("load_state_dict")
     averager._settle()
     if swap.is_in:
         _refuse_stale_raw(averager, swap, state)
