@@ -11,8 +11,8 @@ from pathlib import Path
 
 from absl import flags
 
-from analysis.evidence import data, page
 from scripts.start import start
+from weight_averaging.interrupts import importing
 
 FLAGS = flags.FLAGS
 
@@ -21,6 +21,8 @@ flags.DEFINE_string("collect", None, "Folder with results of scripts.evidence, w
 
 
 def run() -> None:
+    with importing():  # here, since a wrong flag is told without pandas and matplotlib
+        from analysis.evidence import data, page
     folder = Path(FLAGS.folder)
     if FLAGS.collect is not None:
         runs, searches = data.collect(Path(FLAGS.collect), folder / "data")
