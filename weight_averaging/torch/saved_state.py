@@ -53,7 +53,7 @@ def load(averager: Collector, swap: Swap, settings: dict[str, Any], state: dict[
     differing = _differing(averager, settings, state, how)
     if averager._ranks.parts is not None:
         state = state_of_one(state, averager._weights, averager._ranks)
-    swap.refuse_another("load_state_dict()")
+    swap.refuse_another("load_state_dict")
     averager._settle()
     if swap.is_in:
         _refuse_stale_raw(averager, swap, state)
@@ -76,8 +76,10 @@ def load(averager: Collector, swap: Swap, settings: dict[str, Any], state: dict[
         _say_rest(averager.name, look, state, order)
     if differing:
         changed = ", ".join(f"{key} {state[key]!r} -> {settings[key]!r}" for key in differing)
-        had = [len(source["snapshot_steps"]) if source else 0 for source in sources]
-        kept = ", ".join(f"{len(steps)} of {count}" for (_, steps, _), count in zip(restored, had))
+        kept = ", ".join(
+            f"{len(steps)} of {len(source['snapshot_steps'])}" if source else "none, as the state has no such average"
+            for (_, steps, _), source in zip(restored, sources)
+        )
         name = averager.name
         logger.warning("the saved %s goes on with other settings (%s); snapshots kept: %s", name, changed, kept)
     swap.guard.end()
@@ -135,7 +137,17 @@ def _source(saved: list[dict[str, Any]], track: Track) -> dict[str, Any] | None:
     others = [source for source in saved if source["window"] is None]
     if len(saved) == len(others) == 1:
         return others[0]
-    return next((source for source in others if source["average"] == track.description), None)
+    if same := [source for source in others if source["average"] == track.description]:
+        return same[0]
+    alike = [
+        source for source in others if _without_interval(source["average"]) == _without_interval(track.description)
+    ]
+    return alike[0] if len(alike) == 1 else None
+
+
+def _without_interval(description: str) -> list[str]:
+    """The words of an average that say how its snapshots are weighted, and not which they are."""
+    return [word for word in description.split() if not word.startswith(("interval=", "start="))]
 
 
 def _kept(saved: dict[str, Any], track: Track) -> list[int]:
