@@ -56,6 +56,12 @@ def along(run: Run, name: str, share: float, baseline: Run | None = None) -> Pai
     return Pair(float(np.log(min(there, float(run.steps)) / start)), bool(np.isinf(there)))
 
 
+def reached(run: Run, share: float) -> float:
+    """The update by which the raw weights have the best that they have by a share of training."""
+    steps, values = _best(run, RAW, None, crossing.MEDIAN_OF)
+    return crossing.first(steps, values, values[steps <= share * run.steps + 0.5][-1], lower=False)
+
+
 def target(runs: Sequence[Run]) -> float:
     """The signed validation target: the workload's at its own length, else found anew from these baselines."""
     facts = runs[0].facts

@@ -99,10 +99,10 @@ def rounded_up(trials: pd.DataFrame, entry: WhatIf, of_runs: dict[str, pd.DataFr
 
 
 def imagined(found: Results) -> pd.DataFrame:
-    """Scores and ranks of hypothetical entries, each alone in the real field."""
+    """Scores and ranks of hypothetical entries, of each submission, each alone in the real field."""
     of_runs = found.measured.curves
     rows = []
-    for name in TUNED:
+    for name in found.scores.index:
         for ratios in ("0.82", f"{FLAGS.ratios}#lawa", f"{FLAGS.ratios}#ema"):
             entry = what_if.parse(f"{name}:steps*{ratios}")
             scaled = what_if.add(found.trials, [entry])

@@ -9,11 +9,13 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from typing import NoReturn
 
 from weight_averaging import __version__
 from weight_averaging.averages import SnapshotError
 from weight_averaging.cli import average, extract, inspect, merge, plan
+from weight_averaging.interrupts import importing
 
 COMMANDS = {"average": average, "merge": merge, "extract": extract, "inspect": inspect, "plan": plan}
 EXAMPLES = """\
@@ -103,10 +105,12 @@ def _terminated(number: int, frame: object) -> None:
 
 
 def _check_torch() -> None:
-    try:
-        with warnings.catch_warnings():  # torch warns where NumPy is not installed, and nothing here needs it
-            warnings.filterwarnings("ignore", "Failed to initialize NumPy")
-            import torch
-    except ImportError:
-        raise SnapshotError("checkpoints are read with torch: pip install 'weight-averaging[torch]'") from None
+    with importing():
+        try:
+            with warnings.catch_warnings():  # torch warns where NumPy is not installed, and nothing here needs it
+                warnings.filterwarnings("ignore", "Failed to initialize NumPy")
+                import torch
+        except ImportError:
+            raise SnapshotError("checkpoints are read with torch: pip install 'weight-averaging[torch]'") from None
+        import_module("weight_averaging.offline")
     torch.set_num_threads(1)  # the work is bound by memory

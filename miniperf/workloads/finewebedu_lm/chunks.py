@@ -6,6 +6,7 @@ import numpy as np
 
 from miniperf.workloads.finewebedu_lm.shards import Tokens
 from weight_averaging.errors import UsageError
+from weight_averaging.words import counted
 
 
 class ShuffledBatches:
@@ -30,7 +31,7 @@ class ShuffledBatches:
         self._count = len(tokens) // self._length
         if self._count == 0:
             where = f"{tokens.folder}: the {tokens.split} split"
-            raise UsageError(f"{where} has {len(tokens)} tokens, fewer than one chunk of {self._length}")
+            raise UsageError(f"{where} has {counted(len(tokens), 'token')}, fewer than one chunk of {self._length}")
         if size % ranks:
             raise UsageError(f"the batch of {size} sequences does not divide by {ranks} ranks")
         self._size, self._seed, self._rank, self._ranks = size, seed, rank, ranks
