@@ -5,6 +5,7 @@ optimizer state, so that they are in every checkpoint. What it takes for the wor
 """
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
@@ -31,6 +32,7 @@ class TrackedSubmission(ModuleType):
             self.prepare_for_eval = submission.prepare_for_eval
         self._submission, self._described = submission, dict(averages)
         self.averages: Averages | None = None  # of the run under way
+        self.seconds: list[float] = []  # of each update, spent on all averages together
 
     def init_optimizer_state(self, workload: Any, model: nn.Module, *arguments: Any) -> dict[str, Any]:
         state = self._submission.init_optimizer_state(workload, model, *arguments)
@@ -42,19 +44,21 @@ class TrackedSubmission(ModuleType):
     def update_params(self, *, global_step: int, optimizer_state: dict[str, Any], **arguments: Any) -> Any:
         result = self._submission.update_params(global_step=global_step, optimizer_state=optimizer_state, **arguments)
         if self.averages is not None:
+            began = time.perf_counter()
             self.averages.update(global_step + 1)
+            self.seconds.append(time.perf_counter() - began)
         return result
 
     @contextlib.contextmanager
-    def averaged(self, name: str) -> Iterator[bool]:
-        """The average in the model within the block, which gets whether there is one yet."""
+    def averaged(self, name: str, model: Any, model_state: Any) -> Iterator[tuple[Any, Any] | None]:
+        """Within the block the model, here the same object, and its state have the average; None if there is none."""
         assert self.averages is not None
         self.averages.select(self._described[name])
         if not self.averages.ready:
-            yield False
+            yield None
             return
         with self.averages.averaged() as ready:
-            yield ready
+            yield (model, model_state) if ready else None
 
 
 class TrackedWorkload:
@@ -65,7 +69,7 @@ class TrackedWorkload:
 
     Args:
         workload: whose `step_hint` is replaced.
-        submission: has the averages.
+        submission: has the averages: a `TrackedSubmission`, of here or of jax_tracking.py.
         evaluate_every: updates between the evaluations.
         every: evaluations from one of an average to the next, by its name. The last one of a run has all.
         test_every: likewise of the test set.
@@ -74,7 +78,7 @@ class TrackedWorkload:
     def __init__(
         self,
         workload: Any,
-        submission: TrackedSubmission,
+        submission: Any,
         step_hint: int,
         evaluate_every: int,
         every: Mapping[str, int],
@@ -97,7 +101,7 @@ class TrackedWorkload:
     has_reached_test_target = has_reached_validation_target
 
     def eval_model(
-        self, batch_size: int, model: nn.Module, model_state: Any, rng: Any, data_dir: str, _: Any, step: int
+        self, batch_size: int, model: Any, model_state: Any, rng: Any, data_dir: str, _: Any, step: int
     ) -> dict[str, float]:
         """The target metric on the validation set, and on the test set where that is due."""
         number, rest = divmod(step, self._evaluate_every)
@@ -107,17 +111,17 @@ class TrackedWorkload:
             counts["test"] = self._workload.num_test_examples
         metric, result = self._workload.target_metric_name, {}
 
-        def evaluate(behind: str) -> None:
+        def evaluate(behind: str, model: Any, model_state: Any) -> None:
             for split, count in counts.items():
                 values = self._workload._eval_model_on_split(
                     split, count, batch_size, model, model_state, rng, data_dir, step
                 )
                 result[f"{split}/{metric}{behind}"] = float(values[metric])
 
-        evaluate("")
+        evaluate("", model, model_state)
         for name, every in self._every.items():
             if last or (number % every == 0 and not first):
-                with self._submission.averaged(name) as ready:
-                    if ready:
-                        evaluate(f"@{name}")
+                with self._submission.averaged(name, model, model_state) as averaged:
+                    if averaged is not None:
+                        evaluate(f"@{name}", *averaged)
         return result

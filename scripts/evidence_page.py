@@ -2,25 +2,34 @@
 
     python -m scripts.evidence_page                             # docs/results/evidence from its data folder
     python -m scripts.evidence_page --collect=runs/evidence     # first take over what scripts.evidence has finished
+    python -m scripts.evidence_page --study=published --folder=docs/results/published_submissions
 
 `--collect` replaces the numbers in <folder>/data by those of all finished runs there; runs under way are left out.
 Then, as without it, <folder>/README.md and its figures are made from <folder>/data alone, and say what was not run.
 """
 
+import importlib
 from pathlib import Path
 
 from absl import flags
 
-from analysis.evidence import data, page
 from scripts.start import start
+from weight_averaging.interrupts import importing
 
 FLAGS = flags.FLAGS
 
+PAGES = {"suite": "page", "published": "published_page"}  # modules of analysis.evidence
+
+flags.DEFINE_enum("study", "suite", list(PAGES), "Page to write: of the suite, or of the published submissions.")
 flags.DEFINE_string("folder", "docs/results/evidence", "Folder of the page, with the numbers in `data` there.")
 flags.DEFINE_string("collect", None, "Folder with results of scripts.evidence, which are taken over first.")
 
 
 def run() -> None:
+    with importing():  # here, since a wrong flag is told without pandas and matplotlib
+        from analysis.evidence import data
+
+        page = importlib.import_module(f"analysis.evidence.{PAGES[FLAGS.study]}")
     folder = Path(FLAGS.folder)
     if FLAGS.collect is not None:
         runs, searches = data.collect(Path(FLAGS.collect), folder / "data")

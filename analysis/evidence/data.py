@@ -1,7 +1,7 @@
 """Numbers by seed: collected from the folder that scripts.evidence writes, and read again from compact CSV files.
 
-`runs.csv` has a line a run, `searches.csv` a line a run that only told how good a rate is, and
-`<part>_<workload>_<variant>.csv` all evaluations of such runs, with the seed in the first column.
+`runs.csv` has a line for each run. `searches.csv` has one for each run that only told how good a rate is.
+`<part>_<workload>_<variant>.csv` has all evaluations of such runs, with the seed in the first column.
 """
 
 import json
@@ -25,6 +25,8 @@ FACTS = (
     "batch_size", "passes", "metric", "higher_is_better", "target_share", "validation_target", "test_target",
     "submission_seconds", "evaluation_seconds",
 )  # fmt: skip
+# Of newer runs, beside them.
+SHARE = "averaging_share"  # seconds of all averages together over those of training alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +134,7 @@ def collect(source: Path, data: Path) -> tuple[int, int]:
     searches: list[dict[str, Any]] = []
     tables: dict[str, list[pd.DataFrame]] = {}
     for search, facts, table in found:
-        line = {name: facts[name] for name in FACTS}
+        line = {name: facts[name] for name in FACTS} | ({SHARE: facts[SHARE]} if SHARE in facts else {})
         if search:
             best = table["validation"].max() if facts["higher_is_better"] else table["validation"].min()
             line |= {"best": best, "final": table["validation"].iloc[-1]}

@@ -1,7 +1,7 @@
-"""Updates of an average over those of the raw run that it is of: to a target, and to what that run has along the way.
+"""Updates that an average needs over those that its raw run needs: to a target, and to scores along the way.
 
-By the rules (docs/results/rules.md, sections 10 and 11): crossings of running medians of five evaluations,
-interpolated; baseline and average on one grid of evaluations; a miss counts with the whole run.
+The rules are in docs/results/rules.md, sections 10 and 11. Crossings are of running medians of five evaluations,
+interpolated. Baseline and average have one grid of evaluations. A miss counts with the whole run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -54,6 +54,12 @@ def along(run: Run, name: str, share: float, baseline: Run | None = None) -> Pai
     start = crossing.first(steps, values, by_then[-1], lower=False)
     there = _first(run, name, by_then[-1], None)
     return Pair(float(np.log(min(there, float(run.steps)) / start)), bool(np.isinf(there)))
+
+
+def reached(run: Run, share: float) -> float:
+    """The update by which the raw weights have the best that they have by a share of training."""
+    steps, values = _best(run, RAW, None, crossing.MEDIAN_OF)
+    return crossing.first(steps, values, values[steps <= share * run.steps + 0.5][-1], lower=False)
 
 
 def target(runs: Sequence[Run]) -> float:

@@ -21,9 +21,9 @@ WINDOW = 20  # snapshots, as in the submissions
 class FollowsRate(Average):
     """A growing average whose share of the updates so far follows the root of the learning rate.
 
-    Its mean age after update t is to be `share` / 2 * t * sqrt(rate / top rate), so that it neither lags nor needs an
-    end where the rate is annealed. A snapshot enters a recursion with decay d, and the mean age goes from a to
-    d (a + interval): so d is the age wanted over a + interval, cut to what a plain mean of all snapshots would have.
+    Its mean age after update t is to be `share` / 2 * t * sqrt(rate / top rate). So it neither lags nor needs an end
+    where the rate is annealed. A snapshot enters a recursion with decay d, and the mean age goes from a to d (a +
+    interval). So d is the age wanted over a + interval, cut to what a plain mean of all snapshots would have.
 
     Args:
         share: at the top rate; that of `Power` with exponent 2 / share - 2.
@@ -58,14 +58,16 @@ def _decays(average: FollowsRate) -> list[float]:
     return decays
 
 
-def averages(step_hint: int, evaluate_every: int, schedule: str, settings: dict[str, float]) -> dict[str, Average]:
+def averages(
+    step_hint: int, evaluate_every: int, schedule: str | None, settings: dict[str, float]
+) -> dict[str, Average]:
     """All of them by name, for a run of `step_hint` updates.
 
     Windows and EMAs are those of the submissions with a horizon of so many percent and a window of 20. What grows takes
     snapshots every thousandth of the run or a little more often, so that one is taken at every evaluation.
 
     Args:
-        schedule, settings: as of `FollowsRate`.
+        schedule, settings: as of `FollowsRate`; without a schedule that average is left out.
     """
     result: dict[str, Average] = {}
     for horizon in LAWA_HORIZONS:
@@ -77,6 +79,8 @@ def averages(step_hint: int, evaluate_every: int, schedule: str, settings: dict[
     interval = max(d for d in range(1, max(1, step_hint // 1000) + 1) if evaluate_every % d == 0)
     for share in SHARES:
         result[f"growing_{share * 100:g}"] = Power(gamma=exponent_from_share(share), interval=interval)
+    if schedule is None:
+        return result
     result["follows_rate_15"] = FollowsRate(
         share=0.15, schedule=schedule, settings=tuple(sorted(settings.items())), step_hint=step_hint, interval=interval
     )

@@ -97,6 +97,22 @@ def linear(inputs: int, outputs: int, name: str) -> nn.Dense:
     return nn.Dense(outputs, kernel_init=uniform(inputs), bias_init=uniform(inputs), name=name)
 
 
+class Dropout(nn.Dropout):
+    """flax's, whose rate may also be traced: a submission may hand its own through a jit that it wraps around us.
+
+    The mask is the same then, and so are the outputs, up to rounding.
+    """
+
+    def __call__(self, inputs: jax.Array, deterministic: bool | None = None, rng: Any = None) -> jax.Array:
+        if not isinstance(self.rate, jax.Array):
+            return super().__call__(inputs, deterministic, rng)
+        if nn.merge_param("deterministic", self.deterministic, deterministic):
+            return inputs
+        keep = 1.0 - self.rate
+        mask = jax.random.bernoulli(self.make_rng(self.rng_collection) if rng is None else rng, keep, inputs.shape)
+        return jnp.where(mask, inputs / jnp.where(keep > 0, keep, 1.0), 0.0)
+
+
 def layer_norm(name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name)
 

@@ -41,8 +41,11 @@ COLOURS = {"jax": style.COLOURS[-1], "pytorch": style.COLOURS[1]}
 
 
 def runs_of(found: Results) -> pd.DataFrame:
-    """`to_target.studies` with the share of the step hint at the target and at the end, the seconds per update (between
-    the first evaluation and the last) and how far apart evaluations are."""
+    """`to_target.studies`, with where in training the target and the end lie, and how fast it went.
+
+    It adds the share of the step hint at both, and how far apart evaluations are. It also adds the seconds per update,
+    between the first evaluation and the last.
+    """
     folders = found.logs.runs["folder"]
     gaps = found.logs.evaluations.groupby("run")["score"].agg(lambda times: times.diff().median())
     hint = found.best["workload"].map(found.targets["step_hint"]).astype(float)
@@ -96,10 +99,10 @@ def rounded_up(trials: pd.DataFrame, entry: WhatIf, of_runs: dict[str, pd.DataFr
 
 
 def imagined(found: Results) -> pd.DataFrame:
-    """Scores and ranks of hypothetical entries, each alone in the real field."""
+    """Scores and ranks of hypothetical entries, of each submission, each alone in the real field."""
     of_runs = found.measured.curves
     rows = []
-    for name in TUNED:
+    for name in found.scores.index:
         for ratios in ("0.82", f"{FLAGS.ratios}#lawa", f"{FLAGS.ratios}#ema"):
             entry = what_if.parse(f"{name}:steps*{ratios}")
             scaled = what_if.add(found.trials, [entry])

@@ -84,8 +84,8 @@ def test_averages_are_those_of_the_weights_in_float64(tmp_path, monkeypatch):
 
     def watched_evaluate(self, batch_size, model, *arguments):
         for name in self._submission._described:
-            with self._submission.averaged(name) as ready:
-                if ready:
+            with self._submission.averaged(name, model, arguments[0]) as averaged:
+                if averaged is not None:
                     found[name] = (arguments[-1], flat(model))
         return evaluate(self, batch_size, model, *arguments)
 
@@ -162,6 +162,37 @@ def test_a_search_without_end_says_that_it_stopped_at_an_edge(tmp_path):
         for run in waiting:
             finish(run, tmp_path, 1 - run.rate)  # the lower, the better
     assert [(run.rate, run.at_edge) for run in waiting] == [(0.005 / 64, True)]
+
+
+def test_a_hopeless_rate_gives_way_to_the_best_of_three(tmp_path):
+    path = tmp_path / "plan.yaml"
+    levels = {"mini_imagenet_vit": 0.8, "mini_criteo1tb": 0.46}
+    run = {"name": "a", "submission": "board/a", "seeds": 2, "workloads": list(levels), "learning_rate": 0.1}
+    rescue = {"hopeless": levels, "best_of": [1, 3, 0.333]}
+    path.write_text(yaml.safe_dump({"defaults": {}, "parts": {"P": {"runs": [{**run, **rescue}]}}}))
+    both = plan.load(path)["P"]
+
+    def waiting(workload, seeds=2):
+        runs = plan.todo(both, tmp_path, only=[workload], seeds=seeds)
+        return [(one.variant.name, one.seed, one.rate, one.search) for one in runs]
+
+    (first,) = plan.todo(both, tmp_path, only=["mini_criteo1tb"], seeds=1)
+    finish(first, tmp_path, 0.45)  # a loss: good enough, so its other seeds come
+    assert waiting("mini_criteo1tb") == [("a", 1, 0.1, False)]
+
+    (first,) = plan.todo(both, tmp_path, only=["mini_imagenet_vit"], seeds=1)
+    finish(first, tmp_path, 0.7)  # an accuracy
+    rates = sorted(plan.todo(both, tmp_path, only=["mini_imagenet_vit"]), key=lambda one: one.rate)
+    assert [(one.rate, one.search) for one in rates] == [(0.0333, True), (0.1, True), (0.3, True)]
+    assert len(plan.count(both, tmp_path, ["mini_imagenet_vit"])) == 3
+    for one, final in zip(rates, (0.6, 0.7, 0.75), strict=True):
+        finish(one, tmp_path, final)
+    assert waiting("mini_imagenet_vit", seeds=1) == [("a_other_rate", 0, 0.3, False)]  # and nothing beyond the three
+    (other,) = plan.todo(both, tmp_path, only=["mini_imagenet_vit"], seeds=1)
+    finish(other, tmp_path, 0.75)  # hopeless too
+    assert waiting("mini_imagenet_vit") == []
+    finish(other, tmp_path, 0.85)
+    assert waiting("mini_imagenet_vit") == [("a_other_rate", 1, 0.3, False)]
 
 
 def test_runs_come_seed_by_seed_and_workload_by_workload(tmp_path):

@@ -19,7 +19,7 @@ from weight_averaging.torch.model.ranks import Ranks
 from weight_averaging.torch.model.spare_copy import SpareCopy
 from weight_averaging.torch.model.tensors import locked, plain_tensors
 from weight_averaging.torch.model.weights import LiveWeights
-from weight_averaging.torch.options import Options
+from weight_averaging.torch.options import Options, groups_of
 from weight_averaging.torch.tracks.make import TrackMaker
 from weight_averaging.torch.tracks.track import Track
 
@@ -60,7 +60,7 @@ class Collector:
                 tell_of_dead_zone(str(average), average.dead_zone, "one with dtype=torch.float64")
         self._spare = promise(SpareCopy(self._weights))
         logger.info("%s of %s: %s", self.name, type(model).__name__, self._weights.selected)
-        self._ranks = Ranks(options["process_group"], self._weights.global_tensors(), model.modules())
+        self._ranks = Ranks(*groups_of(options), self._weights.global_tensors(), model.modules())
         self._frozen = FrozenProbe()
         self._said: set[str] = set()
         self._begun = False  # whether the snapshot under way has changed anything yet

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from miniperf.workloads.criteo1tb.data import NUMBERS, Criteo1TbData
-from miniperf.workloads.jax import JaxWorkload, linear, summed
+from miniperf.workloads.jax import Dropout, JaxWorkload, linear, summed
 
 EMBEDDING_DIM = 16
 
@@ -36,7 +36,7 @@ class DLRM(nn.Module):
         products = (rows @ rows.transpose(0, 2, 1))[:, upper[0], upper[1]]
         joined = jnp.concatenate([dense, products], axis=1)
         hidden = nn.relu(linear(joined.shape[1], 128, "top_hidden")(joined))
-        hidden = nn.Dropout(dropout_rate)(nn.relu(linear(128, 64, "top_hidden2")(hidden)), deterministic=not train)
+        hidden = Dropout(dropout_rate)(nn.relu(linear(128, 64, "top_hidden2")(hidden)), deterministic=not train)
         return linear(64, 1, "output")(hidden).squeeze(1)
 
 

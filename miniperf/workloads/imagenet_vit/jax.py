@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from miniperf.workloads.imagenet_vit.data import CLASSES, SIDE, ImagenetVitData
-from miniperf.workloads.jax import JaxWorkload, layer_norm, linear, summed, uniform
+from miniperf.workloads.jax import Dropout, JaxWorkload, layer_norm, linear, summed, uniform
 
 PATCH = 7
 WIDTH, DEPTH, HEADS = 64, 2, 4
@@ -23,9 +23,9 @@ class Block(nn.Module):
         qkv = linear(WIDTH, 3 * WIDTH, "qkv")(layer_norm("norm1")(x))
         q, k, v = jnp.moveaxis(qkv.reshape(batch, length, 3, HEADS, WIDTH // HEADS), 2, 0)
         mixed = jax.nn.dot_product_attention(q, k, v).reshape(batch, length, WIDTH)
-        x = x + nn.Dropout(dropout_rate)(linear(WIDTH, WIDTH, "projection")(mixed), deterministic=not train)
+        x = x + Dropout(dropout_rate)(linear(WIDTH, WIDTH, "projection")(mixed), deterministic=not train)
         hidden = nn.gelu(linear(WIDTH, 2 * WIDTH, "mlp1")(layer_norm("norm2")(x)), approximate=False)
-        return x + nn.Dropout(dropout_rate)(linear(2 * WIDTH, WIDTH, "mlp2")(hidden), deterministic=not train)
+        return x + Dropout(dropout_rate)(linear(2 * WIDTH, WIDTH, "mlp2")(hidden), deterministic=not train)
 
 
 class ViT(nn.Module):

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from miniperf.workloads.jax import layer_norm, linear
+from miniperf.workloads.jax import Dropout, layer_norm, linear
 from miniperf.workloads.librispeech_deepspeech.data import DeepSpeechData
 from miniperf.workloads.speech.data import SYMBOLS
 from miniperf.workloads.speech.jax import LSTM, MaskedBatchNorm, SpeechWorkload, Subsampling
@@ -36,7 +36,7 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, paddings: jax.Array, dropout_rate: float, train: bool) -> jax.Array:
         x = nn.relu(linear(WIDTH, WIDTH, "linear")(MaskedBatchNorm(name="batch_norm")(x, paddings, train)))
-        return nn.Dropout(dropout_rate)(x, deterministic=not train)
+        return Dropout(dropout_rate)(x, deterministic=not train)
 
 
 class DeepSpeech(nn.Module):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from miniperf.workloads.jax import JaxWorkload, linear, uniform
+from miniperf.workloads.jax import Dropout, JaxWorkload, linear, uniform
 from miniperf.workloads.speech.data import (
     BINS,
     BLANK,
@@ -88,7 +88,7 @@ class Subsampling(nn.Module):
             x = nn.relu(conv(x)) * (1 - paddings)[:, :, None, None]  # else the bias would leak out of the padding
         x = x.swapaxes(2, 3).reshape(*x.shape[:2], -1)
         x = linear(self.channels * output_lengths(BINS), self.width, "linear")(x)
-        return nn.Dropout(dropout_rate)(x, deterministic=not train), paddings
+        return Dropout(dropout_rate)(x, deterministic=not train), paddings
 
 
 class LSTM(nn.Module):

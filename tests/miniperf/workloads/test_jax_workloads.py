@@ -224,3 +224,22 @@ def test_a_submission_in_the_other_framework_is_one_line(framework, other):
     with pytest.raises(UsageError, match=rf"it is a submission in {other}; run it with --framework={other}") as error:
         submission.load(f"submissions/{other}/lawa/submission.py", framework)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "mini_finewebedu_lm"])
+def test_a_traced_dropout_rate_is_the_same_as_a_number(name, rate):
+    """Published submissions hand their rate through a jit that they wrap around `model_fn`."""
+    workload = workloads.make(name, "jax")
+    params, state = workload.init_model_fn(JAX.key(random_utils.key_from_seed(0)))
+    batch = next(workload._build_input_queue(random_utils.key_from_seed(1), "train", "", 4))
+    key = JAX.key(random_utils.key_from_seed(2))
+
+    def loss(params, rate):
+        logits, _ = workload.model_fn(params, batch, state, TRAIN, key, True, rate)
+        return workload.loss_fn(batch["targets"], logits, batch["weights"])["summed"]
+
+    static = jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, rate)
+    traced = jax.jit(jax.value_and_grad(loss))(params, rate)
+    for one, other in zip(jax.tree.leaves(static), jax.tree.leaves(traced), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-6)
