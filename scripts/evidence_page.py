@@ -19,7 +19,7 @@ FLAGS = flags.FLAGS
 
 PAGES = {"suite": page.write, "published": published_page.write}
 
-flags.DEFINE_enum("study", "suite", list(PAGES), "Which page: of the suite, or of the published submissions.")
+flags.DEFINE_enum("study", "suite", list(PAGES), "Study that the page is of: the suite, or the published submissions.")
 flags.DEFINE_string("folder", "docs/results/evidence", "Folder of the page, with the numbers in `data` there.")
 flags.DEFINE_string("collect", None, "Folder with results of scripts.evidence, which are taken over first.")
 

@@ -19,7 +19,7 @@ def test_the_index_says_which_pages_have_numbers_by_seed():
     rows = re.findall(
         r"^\| \[(\w+)\]\(\1/README\.md\) \|.*\| (.+) \|$", (RESULTS / "README.md").read_text(), re.MULTILINE
     )
-    assert len(rows) == 10
+    assert len(rows) == 11
     for folder, by_seed in rows:
         links = [RESULTS / link for link in re.findall(r"\]\(([\w/.]+)\)", by_seed)]
         assert all(link.exists() for link in links)
