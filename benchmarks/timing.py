@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 
 
-def medians(actions: Mapping[str, Callable[[], object]], rounds: int = 9) -> dict[str, float]:
+def medians(
+    actions: Mapping[str, Callable[[], object]], rounds: int = 9, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
     """Median seconds of each action over `rounds`, taken in turns after one warm-up each."""
     for action in actions.values():
         action()
@@ -18,10 +20,10 @@ def medians(actions: Mapping[str, Callable[[], object]], rounds: int = 9) -> dic
     for _ in range(rounds):
         for name, action in actions.items():
             synchronize()
-            start = time.perf_counter()
+            start = clock()
             action()
             synchronize()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 

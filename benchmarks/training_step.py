@@ -8,6 +8,12 @@ caches is not in it.
 
 The paper's language model of 124 million parameters, where at an interval of 64 one update in 64 collects; and on a CPU
 the submissions lawa and ema on the miniature workloads, over whole intervals, in processor time of one thread.
+
+    python -m benchmarks.training_step --parallel=fsdp2 --ranks=2
+
+A residual network of 2.1 million weights over gloo processes of one thread. Turns of 64 steps without averaging, with a
+LAWA and with an EMA of an interval of 64 alternate. `run` is the median ratio of a turn to the one without, `in update`
+that of all its time to the time outside of `update`, and bytes are those held on the rank that has most.
 """
 
 import argparse
@@ -18,6 +24,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import parallel_step
 from benchmarks.timing import device, machine, synchronize
 from miniperf import random_utils, submission, workloads
 from miniperf.workloads.finewebedu_lm.model import Decoder, token_losses
@@ -148,6 +155,16 @@ def language_model(steps: int, batch: int, length: int, window: int, sizes: Size
     return batch * length / seconds, ratios
 
 
+def parallel(kind: str, ranks: int, rounds: int) -> None:
+    """Prints the table of one kind."""
+    print(f"{machine()}; {rounds} rounds of {parallel_step.INTERVAL} steps\n")
+    print(
+        "| parallelism | ranks | averaging | ms a step | run | in update | MB a rank |\n|---|---|---|---|---|---|---|"
+    )
+    for name, step, run, inside, held in parallel_step.measure(kind, ranks, rounds):
+        print(f"| {kind} | {ranks} | {name} | {step:.1f} | {run:.3f} | {inside:.4f} | {held / 1e6:.1f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="turns of 64 updates on each workload (default: 3)")
@@ -155,7 +172,14 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=20, help="of its LAWA, half a GB a snapshot (default: 20)")
     parser.add_argument("--batch", type=int, default=1, help="sequences a step (default: 1)")
     parser.add_argument("--length", type=int, default=256, help="tokens a sequence (default: 256)")
+    parser.add_argument("--parallel", choices=parallel_step.KINDS, help="over several processes instead")
+    parser.add_argument("--ranks", type=int, default=2, help="of them; fsdp2_tensor takes 4 (default: 2)")
     arguments = parser.parse_args()
+    if arguments.parallel:
+        if arguments.parallel == "fsdp2_tensor" and (arguments.ranks < 4 or arguments.ranks % 2):
+            parser.error(f"fsdp2_tensor takes 4 ranks, or a higher even number, not {arguments.ranks}")
+        parallel(arguments.parallel, arguments.ranks, arguments.rounds)
+        return
     print(f"{machine()}\n")
     print("| workload | " + " | ".join(VARIANTS) + " |\n|" + "---|" * (len(VARIANTS) + 1))
 

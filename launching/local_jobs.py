@@ -12,6 +12,7 @@ from typing import Generic, Self, TypeVar
 from miniperf import workloads
 from miniperf.logs import evaluations_of
 from miniperf.progress import summary
+from weight_averaging.words import counted
 
 POLL_SECONDS = 0.2
 Kind = TypeVar("Kind", bound="Job")
@@ -69,7 +70,7 @@ class Job(abc.ABC):
     def result(self) -> str:
         """What came of it, in words."""
         if len(self.trials) > 1:
-            return f"{len(self.trials)} averages evaluated"
+            return f"{counted(len(self.trials), 'average')} evaluated"
         workload = workloads.make(self.workload, self.framework)
         return summary(workload, evaluations_of(self.folder(self.trials[0])))
 

@@ -1,6 +1,6 @@
 """Evaluating averages of a run's snapshots on its workload, into log folders of the official form.
 
-Each grid point gets a log folder, as if averaged in training: its rows carry the baseline's submission time at that
+Each grid point gets a log folder, as if averaged in training. Its rows carry the baseline's submission time at that
 step, from the run's own evaluations.
 """
 
@@ -56,8 +56,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Point:
-    """A grid point: what is averaged and when it is evaluated, ascending; where the rows go, of which settings, and
-    what can be done where another's are there already."""
+    """A grid point: what is averaged, and when it is evaluated, ascending.
+
+    It also says where the rows go, of which settings they are, and what can be done where another's are there
+    already.
+    """
 
     average: Average
     steps: Sequence[int]

@@ -17,9 +17,9 @@ def folder() -> Path:
 def cached(name: str, generate: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """What `generate` returns, from the cache if it is there.
 
-    The file is written under another name and then moved, so that a kill leaves no half of it and processes that
-    generate it at the same time do not meet. It is a zip archive, whose checksums are verified at every reading: a
-    damaged file is generated anew, with a line that says so.
+    The file is written under another name and then moved. So a kill leaves no half of it, and processes that generate
+    it at the same time do not meet. It is a zip archive, whose checksums are verified at every reading: a damaged file
+    is generated anew, with a line that says so.
 
     Args:
         name: of the file; let it carry a version, to be raised whenever `generate` changes.

@@ -1,10 +1,11 @@
 """The training loop of the official harness, for one trial: its order of calls, clock, evaluations and checkpoints.
 
-What an evaluation is made of: evaluating.py. What goes into a checkpoint, and how a run goes on from it: resuming.py.
-Differences, all on purpose: evaluations can be counted in updates (`eval_every_n_steps`), and then no time budget ends
-the run, so that it is the same on every machine; training can go on past the targets (`continue_after_target`);
-checkpoints are written atomically, checked when read, and hold the random state, so that a resumed run ends bit for bit
-as an unbroken one; and an error inside an evaluation ends the run instead of being retried.
+What an evaluation is made of: evaluating.py. What goes into a checkpoint, and how a run resumes from it: resuming.py.
+
+The differences are all on purpose. Evaluations can be counted in updates (`eval_every_n_steps`). Then no time budget
+ends the run, so that it is the same on every machine. Training can continue past the targets (`continue_after_target`).
+Checkpoints are written atomically, checked when read, and hold the random state. So a resumed run ends bit for bit as
+an unbroken one. An error inside an evaluation ends the run instead of being retried.
 """
 
 import time

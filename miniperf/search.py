@@ -1,6 +1,6 @@
 """Tuning search spaces: JSON files in AlgoPerf's two forms, checked before any training.
 
-- A list of points: [{"learning_rate": 1e-3, ...}, ...], of which the first `num_trials` are run.
+- A list of points: [{"learning_rate": 1e-3, ...}, ...], of which the first `num_trials` are run. It must have so many.
 - A dict of ranges: {"learning_rate": {"min": 1e-4, "max": 1e-2, "scaling": "log"}, "beta2": {"feasible_points":
   [0.99, 0.999]}}, sampled by a Halton sequence. The sequence is seeded: the same file, number and seed always give the
   same trials (the official harness shuffles them without a seed).
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from weight_averaging.errors import UsageError
+from weight_averaging.words import counted
 
 
 def load(path: str | Path, num_trials: int | None, seed: int = 0) -> list[Any]:
@@ -37,6 +38,8 @@ def load(path: str | Path, num_trials: int | None, seed: int = 0) -> list[Any]:
         points = _from_list(space) if isinstance(space, list) else _from_dict(space, num_trials, seed)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
+    if num_trials is not None and num_trials > len(points):
+        raise UsageError(f"--num_tuning_trials={num_trials}: {path} has {counted(len(points), 'point')}")
     try:
         kind = namedtuple("Hyperparameters", list(points[0]))  # type: ignore[misc]  # names known at run time only
     except ValueError as error:

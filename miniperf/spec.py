@@ -1,7 +1,7 @@
 """The AlgoPerf API (https://github.com/mlcommons/algorithmic-efficiency, `algoperf/spec.py`) under the same names.
 
-In a process that already runs the official harness, its own classes are re-exported, so that a miniature workload
-registered there is a real `algoperf.spec.Workload` and enum members compare equal.
+In a process that already runs the official harness, its own classes are re-exported. So a miniature workload registered
+there is a real `algoperf.spec.Workload`, and enum members compare equal.
 """
 
 import abc

@@ -36,6 +36,8 @@ def load(path: str, framework: str = "pytorch") -> ModuleType:
     with _standing_in(framework):
         try:
             module = importlib.import_module(".".join(parts.with_suffix("").parts))
+        except SystemExit as error:
+            raise UsageError(f"{path} ends the process while it is imported: sys.exit({error.code!r})") from None
         except ImportError as error:
             if str(error.name).partition(".")[0] not in (*PACKAGES, "miniperf"):
                 raise

@@ -23,6 +23,8 @@ from miniperf.progress import summary
 from miniperf.runner import train_once
 from miniperf.settings import Settings
 from weight_averaging.errors import UsageError
+from weight_averaging.interrupts import importing
+from weight_averaging.words import counted
 
 FLAGS = flags.FLAGS
 
@@ -94,7 +96,8 @@ flags.DEFINE_boolean(
 def run() -> None:
     """Run the trials that the flags ask for. UsageError for anything the user can mend, before any training."""
     trials = check_flags()
-    framework = frameworks.load(FLAGS.framework)
+    with importing():
+        framework = frameworks.load(FLAGS.framework)
     framework.begin()
     with framework.connected():
         _run(framework, trials)
@@ -111,7 +114,7 @@ def check_flags() -> list[Any]:
     space, count = FLAGS.tuning_search_space, FLAGS.num_tuning_trials
     trials = search.trials(FLAGS.tuning_ruleset, space, count, FLAGS.rng_seed or 0)
     if not trials[FLAGS.hparam_start_index : FLAGS.hparam_end_index]:
-        raise UsageError(f"--hparam_start_index and --hparam_end_index leave none of the {len(trials)} trials")
+        raise UsageError(f"--hparam_start_index and --hparam_end_index leave none of {counted(len(trials), 'trial')}")
     return trials
 
 

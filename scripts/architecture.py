@@ -12,6 +12,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from scripts.start import start
+
 ROOT = Path(__file__).parents[1]
 TOP = ("weight_averaging", "submissions", "miniperf", "analysis", "launching", "scripts")
 # Rooms within a package; what is in none of them belongs to the package.
@@ -199,4 +201,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -22,9 +22,11 @@ Without --workload this is the command `weight-averaging average`, whose flags m
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weight_averaging import interrupts
 from weight_averaging.averages import Average, SnapshotError
 from weight_averaging.cli import average as command
 from weight_averaging.cli.common import listed, not_averaged
@@ -158,6 +160,8 @@ def _trials(
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     try:
+        with interrupts.importing():
+            import_module("weight_averaging.offline")
         run(args)
     except (ValueError, OSError) as error:  # SnapshotError and UsageError among them
         print(f"error: {error}", file=sys.stderr)
@@ -169,4 +173,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    interrupts.raise_again()
     main()

@@ -21,19 +21,21 @@ workload (targets) and into tuned_trials.json beside the search space.
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from absl import flags
 
 from launching import suite_jobs
 from launching.suite_jobs import Training
-from miniperf import random_utils, search, workloads
-from miniperf.calibration import BASELINE, HEAD, Run, calibrate, place
-from miniperf.noise_scale import simple_noise_scale, workload_gradients
+from miniperf import search, workloads
 from scripts.start import start
 from weight_averaging.errors import UsageError
-from weight_averaging.offline import Snapshots
+from weight_averaging.interrupts import importing
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from miniperf.calibration import Run
 
 FLAGS = flags.FLAGS
 
@@ -51,7 +53,9 @@ flags.DEFINE_integer("jobs", os.cpu_count(), "Number of runs at a time; default:
 NOISE_BATCHES = 64
 
 
-def job(run: Run) -> Training:
+def job(run: "Run") -> Training:
+    from miniperf.calibration import place
+
     workload = workloads.make(run.workload)
     return Training(
         framework="pytorch",
@@ -67,12 +71,14 @@ def job(run: Run) -> Training:
     )
 
 
-def folder(run: Run) -> Path:
+def folder(run: "Run") -> Path:
     return job(run).folder(run.trial)
 
 
-def tables(runs: list[Run]) -> list[pd.DataFrame]:
+def tables(runs: "list[Run]") -> "list[pd.DataFrame]":
     """The evaluations of each run, trained now if they are not there yet."""
+    import pandas as pd
+
     if failed := suite_jobs.run([job(run) for run in runs], FLAGS.jobs):
         raise UsageError(f"{failed[0].folder(failed[0].trials[0])}: the run failed: see {failed[0].log}")
     return [pd.read_csv(folder(run) / "eval_measurements.csv") for run in runs]
@@ -84,8 +90,13 @@ def tuned_before() -> dict[str, int]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def noise_scale(run: Run) -> float:
+def noise_scale(run: "Run") -> float:
     """Of the gradients at the snapshot that a run kept where the target lies, in examples."""
+    from miniperf import random_utils
+    from miniperf.calibration import BASELINE, place
+    from miniperf.noise_scale import simple_noise_scale, workload_gradients
+    from weight_averaging.offline import Snapshots
+
     workload: Any = workloads.make(run.workload)
     hyperparameters = search.load(f"{FLAGS.search_spaces}/{BASELINE}.json", None)[run.trial - 1]
     model, _ = workload.init_model_fn(random_utils.key_from_seed(0))
@@ -99,6 +110,8 @@ def noise_scale(run: Run) -> float:
 
 
 def run() -> None:
+    with importing():  # here, since a wrong flag is told without torch and pandas
+        from miniperf.calibration import BASELINE, HEAD, calibrate
     for name in FLAGS.workloads:
         if name not in workloads.WORKLOADS:
             raise UsageError(f"--workloads={name} is no miniature; choose from {', '.join(workloads.WORKLOADS)}")

@@ -22,14 +22,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 from absl import logging as absl_logging
 
-from launching.evidence import plan, records, runs
 from miniperf import workloads
 from scripts.start import start
 from weight_averaging.errors import UsageError
+from weight_averaging.interrupts import importing
+from weight_averaging.words import counted
+
+if TYPE_CHECKING:
+    from launching.evidence import plan
 
 FLAGS = flags.FLAGS
 
@@ -46,6 +51,8 @@ WAIT_SECONDS = 10
 
 
 def run() -> None:
+    with importing():  # here, since a wrong flag is told without torch and pandas
+        from launching.evidence import plan
     parts = plan.load(Path(FLAGS.plan))
     if unknown := [name for name in FLAGS.part if name not in parts]:
         raise UsageError(f"--part={','.join(unknown)} is not in {FLAGS.plan}; it has {', '.join(parts)}")
@@ -74,7 +81,9 @@ def run() -> None:
         raise
 
 
-def _part(variants: list[plan.Variant], out: Path) -> None:
+def _part(variants: "list[plan.Variant]", out: Path) -> None:
+    from launching.evidence import plan, runs
+
     while waiting := list(plan.todo(variants, out, FLAGS.workloads, FLAGS.seeds)):
         if FLAGS.list:
             print(_state(variants, out), *(f"  next: {one.name}" for one in waiting), sep="\n")
@@ -94,13 +103,17 @@ def _part(variants: list[plan.Variant], out: Path) -> None:
 
 
 def _outcome(path: Path) -> str:
+    from launching.evidence import records
+
     facts = records.about(path)
     training, evaluations = facts["submission_seconds"], facts["evaluation_seconds"]
     return f"{records.final(path):.6g}, {training:.0f} s of training, {evaluations:.0f} s of evaluations"
 
 
-def _state(variants: list[plan.Variant], out: Path) -> str:
+def _state(variants: "list[plan.Variant]", out: Path) -> str:
     """How much is done, and how long the rest may take a single process: by what such runs have taken so far."""
+    from launching.evidence import plan, records
+
     everything = plan.count(variants, out, FLAGS.workloads, FLAGS.seeds)
     done = [one for one in everything if one.finished(out)]
     taken: dict[tuple[str, str], list[float]] = {}
@@ -112,7 +125,7 @@ def _state(variants: list[plan.Variant], out: Path) -> str:
     typical = sum(means.values()) / len(means) if means else float("nan")
     left = sum(means.get((one.workload, one.variant.name), typical) for one in everything if not one.finished(out))
     hours = f"about {left / 3600:.1f} h left for one process" if means else "no estimate yet"
-    return f"part {variants[0].part}: {len(done)} of {len(everything)} runs, {hours if left else 'all done'}"
+    return f"part {variants[0].part}: {len(done)} of {counted(len(everything), 'run')}, {hours if left else 'all done'}"
 
 
 if __name__ == "__main__":

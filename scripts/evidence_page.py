@@ -8,16 +8,17 @@
 Then, as without it, <folder>/README.md and its figures are made from <folder>/data alone, and say what was not run.
 """
 
+import importlib
 from pathlib import Path
 
 from absl import flags
 
-from analysis.evidence import data, page, published_page
 from scripts.start import start
+from weight_averaging.interrupts import importing
 
 FLAGS = flags.FLAGS
 
-PAGES = {"suite": page.write, "published": published_page.write}
+PAGES = {"suite": "page", "published": "published_page"}  # modules of analysis.evidence
 
 flags.DEFINE_enum("study", "suite", list(PAGES), "Study that the page is of: the suite, or the published submissions.")
 flags.DEFINE_string("folder", "docs/results/evidence", "Folder of the page, with the numbers in `data` there.")
@@ -25,11 +26,15 @@ flags.DEFINE_string("collect", None, "Folder with results of scripts.evidence, w
 
 
 def run() -> None:
+    with importing():  # here, since a wrong flag is told without pandas and matplotlib
+        from analysis.evidence import data
+
+        page = importlib.import_module(f"analysis.evidence.{PAGES[FLAGS.study]}")
     folder = Path(FLAGS.folder)
     if FLAGS.collect is not None:
         runs, searches = data.collect(Path(FLAGS.collect), folder / "data")
         print(f"{folder / 'data'}: {runs} runs, {searches} of searches")
-    for path in PAGES[FLAGS.study](data.load(folder / "data"), folder):
+    for path in page.write(data.load(folder / "data"), folder):
         print(f"written: {path}")
 
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from miniperf.workloads.finewebedu_lm.prepare import Settings, prepare
 from miniperf.workloads.finewebedu_lm.sources import Source
 from scripts.start import start
+from weight_averaging.words import counted
 
 FLAGS = flags.FLAGS
 
@@ -53,8 +54,9 @@ def run() -> None:
         index = prepare(source, settings, folder, FLAGS.threads, report)
     for split, shards in index["splits"].items():
         tokens = sum(shard["tokens"] for shard in shards)
-        print(f"{split}: {tokens:,} tokens in {len(shards)} shards")
-    print(f"{folder}: {index['documents']:,} documents, {time.perf_counter() - begin:.1f} s")
+        print(f"{split}: {tokens:,} tokens in {counted(len(shards), 'shard')}")
+    documents = index["documents"]
+    print(f"{folder}: {documents:,} document{'' if documents == 1 else 's'}, {time.perf_counter() - begin:.1f} s")
 
 
 if __name__ == "__main__":

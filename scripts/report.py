@@ -13,18 +13,18 @@ of its own.
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
-from analysis.comparisons import comparison, draw
-from analysis.figures import learning_curves, ratios, style
-from analysis.measures import crossing, results
-from analysis.measures.results import Results
-from analysis.reading import files, logs
-from analysis.report import page, tables
+from analysis.reading import files
 from analysis.targets import versions
-from analysis.text import markdown
 from scripts.start import start
+from weight_averaging.interrupts import importing
+from weight_averaging.words import counted
+
+if TYPE_CHECKING:
+    from analysis.measures.results import Results
 
 FLAGS = flags.FLAGS
 
@@ -50,6 +50,12 @@ flags.DEFINE_string(
 
 
 def run() -> None:
+    with importing():  # here, since a wrong flag is told without pandas and matplotlib
+        from analysis.comparisons import comparison, draw
+        from analysis.figures import learning_curves, ratios, style
+        from analysis.measures import crossing, results
+        from analysis.reading import logs
+        from analysis.report import page
     read = logs.read(FLAGS.runs, FLAGS.framework).only(FLAGS.submissions)
     baseline, asked, median_of = FLAGS.baseline, None, crossing.MEDIAN_OF
     if FLAGS.comparison is not None:
@@ -80,7 +86,9 @@ def run() -> None:
         print(line, file=sys.stderr)
     print(text)
     names += [path.name for path in drawn if path.suffix != ".pdf"]
-    print(f"\n{len(found.logs.runs)} runs. In {out}: {', '.join(names)} (pictures also as .pdf), report.html")
+    print(
+        f"\n{counted(len(found.logs.runs), 'run')}. In {out}: {', '.join(names)} (pictures also as .pdf), report.html"
+    )
     print(f"next: open {out / 'report.html'} in a browser")
 
 
@@ -88,7 +96,11 @@ def _beside(runs: Path) -> Path:
     return Path(f"{runs.name.split('.tar')[0]}_report") if files.is_archive(runs) else runs / "report"
 
 
-def _text(found: Results) -> str:
+def _text(found: "Results") -> str:
+    from analysis.measures import results
+    from analysis.report import tables
+    from analysis.text import markdown
+
     parts = [f"Scores by {results.title(found)}:", markdown(tables.ranking(found))]
     by_submission = tables.by_submission(found.compared, found.baseline)
     parts += ["By workload:", tables.format_by_submission(by_submission, found.baseline)]

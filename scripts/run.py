@@ -37,6 +37,7 @@ from absl import app, flags
 from launching import average_submission, engines, official, own_submissions, submission_info
 from launching.official_workloads import base_name
 from miniperf import command_line, frameworks, search, submission_runner, workloads
+from weight_averaging import interrupts
 from weight_averaging.errors import UsageError
 
 FLAGS = flags.FLAGS
@@ -285,4 +286,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    interrupts.raise_again()
     app.run(main, flags_parser=command_line.parsed)

@@ -10,18 +10,20 @@ data.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from absl import flags
 
-from analysis.measures import results, score, speedup, to_target, what_if
-from analysis.measures.results import Results
-from analysis.reading import files, logs
-from analysis.report import tables
+from analysis.reading import files
 from analysis.targets import versions
-from analysis.text import markdown
 from scripts.start import start
-from weight_averaging.errors import UsageError
+from weight_averaging.interrupts import importing
+from weight_averaging.words import counted
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from analysis.measures.results import Results
 
 FLAGS = flags.FLAGS
 
@@ -46,6 +48,11 @@ flags.DEFINE_string("out", None, "Folder for the text, the CSV files and the pic
 
 
 def run() -> None:
+    with importing():  # here, since a wrong flag is told without pandas
+        from analysis.measures import results, score, to_target, what_if
+        from analysis.reading import logs
+        from analysis.report import tables
+        from analysis.text import markdown
     imagined = [what_if.parse(text) for text in FLAGS.what_if]
     read = logs.read(FLAGS.logs).only(FLAGS.submissions)
     found = results.of(read, FLAGS.version, FLAGS.baseline, "seconds", imagined, FLAGS.gpus)
@@ -64,7 +71,11 @@ def run() -> None:
         _write(files.output_folder(FLAGS.out), found, fastest, "\n\n".join(text))
 
 
-def _write(out: Path, found: Results, fastest: pd.Series, text: str) -> None:
+def _write(out: Path, found: "Results", fastest: "pd.Series", text: str) -> None:
+    import pandas as pd
+
+    from analysis.measures import speedup, to_target
+
     (out / "scores.md").write_text(text + "\n")
     by_rule = pd.DataFrame({"score": found.scores, "score_fastest_trial": fastest})
     by_rule.join(found.hours).sort_values("score", ascending=False).to_csv(out / "scores.csv", index_label="submission")
@@ -81,8 +92,13 @@ def _write(out: Path, found: Results, fastest: pd.Series, text: str) -> None:
     style.save(profiles, out / "performance_profiles")
 
 
-def _notes(found: Results, fastest: pd.DataFrame) -> str:
-    lines = [f"{len(found.logs.runs)} runs, {len(found.logs.evaluations)} evaluations", *found.notes]
+def _notes(found: "Results", fastest: "pd.DataFrame") -> str:
+    from analysis.measures import to_target
+
+    lines = [
+        f"{counted(len(found.logs.runs), 'run')}, {counted(len(found.logs.evaluations), 'evaluation')}",
+        *found.notes,
+    ]
     differ = to_target.difference(found.trials, found.best, fastest)
     compared, ties = differ.attrs["compared"], differ.attrs["ties"]
     if len(differ):
@@ -100,4 +116,4 @@ def _notes(found: Results, fastest: pd.DataFrame) -> str:
 
 
 if __name__ == "__main__":
-    start(run, UsageError)
+    start(run)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from absl import app
 
 from miniperf import command_line
+from weight_averaging import interrupts
 from weight_averaging.errors import UsageError
 
 
@@ -27,4 +28,5 @@ def start(run: Callable[[], None], after: str = "the same command starts anew") 
         except KeyboardInterrupt:
             command_line.stopped(after)
 
+    interrupts.raise_again()
     app.run(main, flags_parser=command_line.parsed)

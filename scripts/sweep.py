@@ -17,6 +17,7 @@ from absl import flags
 from launching import slurm, sweep
 from miniperf import frameworks
 from scripts.start import start
+from weight_averaging.words import counted
 
 FLAGS = flags.FLAGS
 
@@ -79,7 +80,7 @@ def run() -> None:
             print(f"{job.name}: {sweep.text_of([cost])}")
         print("each runs: " + shlex.join(next(iter(waiting)).command()) if waiting else "nothing to do")
     in_queue = f", {len(queued)} in the queue" if queued else ""
-    print(f"{len(waiting)} of {len(jobs)} jobs to run{in_queue}: {sweep.text_of(list(waiting.values()))}")
+    print(f"{len(waiting)} of {counted(len(jobs), 'job')} to run{in_queue}: {sweep.text_of(list(waiting.values()))}")
     if FLAGS.dry_run:
         return
     report = f"python -m scripts.report --runs={FLAGS.experiment_dir}"

@@ -28,9 +28,9 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from weight_averaging import moved
-from weight_averaging.averages.horizon import suggest
 
 if TYPE_CHECKING:
+    from weight_averaging.averages.horizon import suggest
     from weight_averaging.torch import EMA, LAWA, Averager, Averages, recompute_batch_norm
 
 moved.install()
@@ -40,9 +40,11 @@ __all__ = ["EMA", "LAWA", "Averager", "Averages", "__version__", "recompute_batc
 
 
 def __getattr__(name: str) -> Any:
-    """The names of `weight_averaging.torch`, imported when one is asked for."""
+    """The names of `weight_averaging.torch`, and `suggest`: imported when one is asked for."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "suggest":
+        return import_module(".averages.horizon", __name__).suggest
     try:
         module = import_module(".torch", __name__)
     except ModuleNotFoundError as error:

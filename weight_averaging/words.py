@@ -1,6 +1,15 @@
 """Numbers and names in messages. Pure Python."""
 
 
+def fault_of(error: BaseException) -> str:
+    """What went wrong in a user's code, in one line.
+
+    >>> fault_of(SystemExit(3)), fault_of(ValueError("two\\n lines"))
+    ('SystemExit: 3', 'ValueError: two lines')
+    """
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 def counted(number: int, one: str, several: str = "") -> str:
     """How many of what.
 

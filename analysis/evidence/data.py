@@ -1,7 +1,7 @@
 """Numbers by seed: collected from the folder that scripts.evidence writes, and read again from compact CSV files.
 
-`runs.csv` has a line a run, `searches.csv` a line a run that only told how good a rate is, and
-`<part>_<workload>_<variant>.csv` all evaluations of such runs, with the seed in the first column.
+`runs.csv` has a line for each run. `searches.csv` has one for each run that only told how good a rate is.
+`<part>_<workload>_<variant>.csv` has all evaluations of such runs, with the seed in the first column.
 """
 
 import json

@@ -13,6 +13,7 @@ from analysis.evidence.summaries import CONSTANT, DECAY, MOMENTS, PAPERS, PRIMAR
 from analysis.figures import style
 from analysis.text import markdown
 from weight_averaging.atomic_file import replacing
+from weight_averaging.words import counted
 
 PLANNED = {"A": "the suite at its own length, 10 seeds", "B": "ten times the schedule, 3 seeds",
            "C": "thirty times, language model and graphs, 3 seeds", "D": "schedules, 3 seeds",
@@ -55,6 +56,7 @@ def write(evidence: Evidence, folder: Path) -> list[Path]:
         parts += ["## At the end\n", _final(decay, "cosine to zero"), ""]
         if constant:
             parts += ["## Six variants\n", _variants(decay, constant), "", _final(constant, "constant rate"), ""]
+            parts += [_final(constant, "constant rate", decay), ""]
         parts += ["## How long the window should be\n", _windows(evidence), ""]
         lengths = {part: runs for part in ("A", "B", "C") if (runs := evidence.of(part, DECAY))}
         figure("best_window", figures.best_window(lengths), "The best window over the elapsed updates")
@@ -77,7 +79,7 @@ def _status(evidence: Evidence, drawn: Sequence[Conclusion]) -> str:
         if here:
             by = {(run.key[1], run.key[2]) for run in here}
             seeds = [sum(run.key[1:3] == key for run in here) for key in by]
-            counts.append(f"{part}: {len(here)} runs, {min(seeds)} to {max(seeds)} seeds each")
+            counts.append(f"{part}: {counted(len(here), 'run')}, {min(seeds)} to {max(seeds)} seeds each")
     missing = [f"{part} ({what})" for part, what in PLANNED.items() if part not in evidence.parts()]
     text = f"Run so far: {'; '.join(counts)}. "
     text += f"Not run: {', '.join(missing)}." if missing else "Every part has runs."
@@ -149,18 +151,29 @@ def _along_each(runs: dict[str, list[Run]], name: str) -> str:
     return markdown(pd.DataFrame(rows))
 
 
-def _final(runs: dict[str, list[Run]], what: str) -> str:
+def _final(runs: dict[str, list[Run]], what: str, decay: dict[str, list[Run]] | None = None) -> str:
+    """Differences to the raw weights of the same runs, or to those that the same seeds have with decay."""
     names = [name for name in figures.ALONG if _has(runs, name)]
-    found = {name: summaries.differences(runs, name) for name in names}
-    rows = [
-        {
-            f"final metric, {what}": f"{workload} ({mine[0].facts['metric']})", "n": str(len(mine)),
-            "raw": f"{np.mean([run.final(RAW) for run in mine]):.5g}", "margin": f"{summaries.MARGINS[workload]:g}",
-            **{figures.ALONG[name]: found[name][workload].shown() for name in names},
-        }
-        for workload, mine in runs.items()
-    ]  # fmt: skip
-    return f"Average minus raw, paired by seed; more is better whatever the metric.\n\n{markdown(pd.DataFrame(rows))}"
+    found = {name: summaries.differences(runs, name, decay) for name in names}
+    raw, head = (
+        ("raw", "Average minus raw") if decay is None else ("decayed", "Average minus the raw weights of a decayed run")
+    )
+    rows = []
+    for workload, mine in runs.items():
+        if any(workload not in found[name] for name in names):
+            continue
+        seeds = {run.key[3] for run in mine}
+        against = mine if decay is None else [run for run in decay[workload] if run.key[3] in seeds]
+        rows.append(
+            {
+                f"final metric, {what}": f"{workload} ({mine[0].facts['metric']})",
+                "n": str(len(against)),
+                raw: f"{np.mean([run.final(RAW) for run in against]):.5g}",
+                "margin": f"{summaries.MARGINS[workload]:g}",
+            }
+            | {figures.ALONG[name]: found[name][workload].shown() for name in names}
+        )
+    return f"{head}, paired by seed; more is better whatever the metric.\n\n{markdown(pd.DataFrame(rows))}"
 
 
 def _variants(decay: dict[str, list[Run]], constant: dict[str, list[Run]]) -> str:

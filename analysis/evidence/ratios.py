@@ -1,7 +1,7 @@
-"""Updates of an average over those of the raw run that it is of: to a target, and to what that run has along the way.
+"""Updates that an average needs over those that its raw run needs: to a target, and to scores along the way.
 
-By the rules (docs/results/rules.md, sections 10 and 11): crossings of running medians of five evaluations,
-interpolated; baseline and average on one grid of evaluations; a miss counts with the whole run.
+The rules are in docs/results/rules.md, sections 10 and 11. Crossings are of running medians of five evaluations,
+interpolated. Baseline and average have one grid of evaluations. A miss counts with the whole run.
 """
 
 from collections.abc import Mapping, Sequence

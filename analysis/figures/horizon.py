@@ -16,8 +16,11 @@ _PARTS = {"window": "averaging_window", "decay": "averaging_decay"}
 
 
 def against_horizon(rows: pd.DataFrame, baseline: str, targets: pd.DataFrame, y: str, line: str, x: str) -> Figure:
-    """y against the horizon as a share of training, or in updates: with a parabola over all runs of a workload, or, for
-    lines told apart by another hyperparameter than the window, without."""
+    """y against the horizon as a share of training, or in updates.
+
+    A parabola goes over all runs of a workload. There is none for lines told apart by another hyperparameter than the
+    window.
+    """
     labels = [
         _parts(base, h) if line == "part" else _with(base, h, line) for base, h in zip(rows["base"], rows["hparams"])
     ]
@@ -43,8 +46,9 @@ def _with(base: str, hparams: dict[str, Any], name: str) -> str:
 
 
 def heatmap(rows: pd.DataFrame, targets: pd.DataFrame, y: str) -> Figure:
-    """A panel per workload: interval across, window or decay upwards, the mean over seeds in the cell, or, where one
-    missed the target, the number of misses.
+    """A panel per workload: interval across, window or decay upwards.
+
+    A cell has the mean over seeds. Where a seed missed the target, it has the number of misses.
 
     Raises:
         UsageError: no run has an interval.
@@ -91,8 +95,10 @@ def heatmap(rows: pd.DataFrame, targets: pd.DataFrame, y: str) -> Figure:
 
 
 def optima(rows: pd.DataFrame, baseline: str, targets: pd.DataFrame, y: str, line: str) -> str:
-    """Per workload the parabola's best horizon with its interval, the best run of the grid, and the baseline; for each
-    value of the hyperparameter `line`, if that names one."""
+    """Per workload the parabola's best horizon with its interval, the best run of the grid, and the baseline.
+
+    If `line` names a hyperparameter, there is a row for each of its values.
+    """
     rows = rows.assign(value=[h.get(line, np.nan) for h in rows["hparams"]])
     table = []
     for workload, target in targets.iterrows():

@@ -35,7 +35,7 @@ def learning_curves(
     """One panel per workload: the validation metric, a line per submission, the target dashed.
 
     Lines are means over studies (the best trial of each), bands go from the lowest to the highest. A bar across the
-    target (on a broken line another mark) is at the mean of the steps (or seconds) to it; a submission of which a study
+    target (on a broken line another mark) is at the mean of the steps (or seconds) to it. A submission of which a study
     missed the target has none, and is named above the panel. Of many ranked submissions the first are coloured, the
     others grey, and all are named by their rank.
 

@@ -12,9 +12,10 @@ ANNEALED = "{}, annealed by then"
 def against_shorter(
     of_runs: dict[str, pd.DataFrame], targets: pd.DataFrame, baseline: str, trials: pd.DataFrame
 ) -> Figure:
-    """One panel per workload: the validation metric along the runs of the longest schedule, the baseline's and their
-    averages (mean over seeds, band from the lowest to the highest), and the last value of the baseline's runs of each
-    shorter schedule at the update where that ends.
+    """One panel per workload: the validation metric along the longest schedule, and where shorter schedules end.
+
+    The longest schedule has the baseline's runs and their averages (mean over seeds, band from the lowest to the
+    highest). Of each shorter schedule there is the last value of the baseline's runs, at the update where it ends.
 
     Args:
         of_runs, targets: of `Measured.curves` and `targets.resolve`.

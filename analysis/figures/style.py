@@ -51,9 +51,9 @@ plt.rcParams.update(
 def looks(names: Iterable[str], baseline: str | None = None) -> dict[str, tuple[str, str]]:
     """Colour and line style of each submission, the baseline first.
 
-    A submission of this repository has the same colour on every page, by what it averages, and a line style by the rest
-    of its name; the baseline is black. The others take the colours that are left, then other line styles: by name, or,
-    if they are many, the first colours for the first of `names`.
+    A submission of this repository has the same colour on every page, by what it averages. Its line style is by the
+    rest of its name. The baseline is black. The others take the colours that are left, then other line styles. They
+    take them by name. If they are many, the first of `names` take the first colours.
     """
     given = list(dict.fromkeys(names))
     names = _by_name(given, baseline) if len(given) <= MANY else given

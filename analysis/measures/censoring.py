@@ -2,8 +2,8 @@
 
 A miss is a censored observation: it says only that the time to target is larger than what was run. Dropping misses
 would flatter whoever misses often, and so would counting a run that diverged early by its short length. A miss counts
-with the whole budget of the workload instead, which the ruleset sets (self-tuning: a multiple), as in the restricted
-mean survival time and in the official compute_speedups. A workload that a submission never ran is missed in every
+with the whole budget of the workload instead, which the ruleset sets (self-tuning: a multiple). The restricted mean
+survival time and the official compute_speedups do so too. A workload that a submission never ran is missed in every
 study.
 """
 
@@ -16,8 +16,8 @@ from analysis.targets.resolve import base
 def budgets(best: pd.DataFrame, targets: pd.DataFrame, unit: str) -> pd.Series:
     """Per workload that anyone ran and that counts, what a miss counts with, in seconds or steps.
 
-    In seconds the budget, or, where runs end by steps, the furthest run of all submissions; in steps the step hint or
-    the furthest run, whichever is more.
+    In seconds it is the budget, or, where runs end by steps, the furthest run of all submissions. In steps it is the
+    step hint or the furthest run, whichever is more.
 
     Args:
         best: of `to_target.studies`.

@@ -29,8 +29,8 @@ def interesting_range(
 ) -> tuple[float, float]:
     """Limits of a vertical axis: from a little beyond the best value to what is left after a sixth of training.
 
-    The far end leaves out the worst quarter of the submissions, so that one that diverged does not flatten the others,
-    and is no further from the target than half way to zero, so that the target's neighbourhood can be seen whatever the
+    The far end leaves out the worst quarter of the submissions, so that one that diverged does not flatten the others.
+    It is no further from the target than half way to zero. So the target's neighbourhood can be seen, whatever the
     start.
 
     Args:

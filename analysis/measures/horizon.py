@@ -25,8 +25,11 @@ def schedule_length(hparams: dict[str, Any], step_hint: float) -> float:
 
 
 def horizon_of(hparams: dict[str, Any], step_hint: float) -> float:
-    """nu * L / T of a run; an EMA counts with the window of the same mean age, L = (1 + beta) / (1 - beta), a merge
-    with its share at the end. NaN for one that does not average."""
+    """nu * L / T of a run; NaN for one that does not average.
+
+    An EMA counts with the window of the same mean age, L = (1 + beta) / (1 - beta). A merge counts with its share at
+    the end.
+    """
     length = schedule_length(hparams, step_hint)
     if "averaging_horizon" in hparams:
         return hparams["averaging_horizon"] * step_hint / length
@@ -41,8 +44,11 @@ def horizon_of(hparams: dict[str, Any], step_hint: float) -> float:
 
 def measure(measured: Measured, until: float) -> pd.DataFrame:
     """`Measured.trials` of the first share `until` of each run's schedule, with the columns horizon (of the run) and
-    gain: by how much its best value is better than that of the run it averages (same workload, seed and
-    hyperparameters), in the metric's unit."""
+    gain.
+
+    The gain is how much better its best value is than that of the run it averages, in the metric's unit. The two have
+    the same workload, seed and hyperparameters.
+    """
     logs, targets = measured.logs, measured.targets
     hint = logs.runs["workload"].map(targets["step_hint"])
     lengths = pd.Series([schedule_length(h, t) for h, t in zip(logs.runs["hparams"], hint)], index=logs.runs.index)
@@ -75,8 +81,9 @@ class Optimum:
 
 
 def optimum(rows: pd.DataFrame, x: str, y: str, lower: bool, up_to: float = FITTED_UP_TO) -> Optimum | None:
-    """Where the mean over seeds of the parabolas in log x is best: least squares of y for each seed by itself, since
-    runs of one seed share their training. Of runs with a horizon up to `up_to`.
+    """Where the mean over seeds of the parabolas in log x is best, of runs with a horizon up to `up_to`.
+
+    Least squares of y is for each seed by itself, since runs of one seed share their training.
 
     The interval is `intervals.vertex`, cut to the range of x, and the whole range for a parabola that opens the wrong
     way; NaN of a single seed. A parabola with no optimum inside the range counts with the better end. A value of x at
@@ -112,9 +119,10 @@ def _vertex(curve: np.ndarray, ends: tuple[float, float], lower: bool) -> float:
 def leads(measured: Measured, baseline: str, shares: tuple[float, ...] = SHARES) -> Leads:
     """How soon averages of each horizon get where the baseline is at a share of its training, over all workloads.
 
-    Of each workload, seed and share the updates that the average needs over the baseline's (`lead.pairs`; one that
-    never gets there counts with the whole training); horizons in bins a factor of two wide, around .01; geometric mean
-    in a bin, then over workloads, with the interval for workloads like these (`intervals.student`).
+    For each workload, seed and share, it takes the updates that the average needs over the baseline's (`lead.pairs`).
+    An average that never gets there counts with the whole training. Horizons are in bins a factor of two wide, around
+    0.01. The geometric mean is in a bin, then over workloads, with the interval for workloads like these
+    (`intervals.student`).
 
     Returns:
         Rows: the bins' middles that all workloads have runs in.

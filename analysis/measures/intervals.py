@@ -7,8 +7,8 @@ the others):
 - `suite`, over seeds with the workloads given: .93 to .97.
 - `student` over workloads, a number each: .95 to .97, but .97 to .99 where spreads over seeds differ tenfold and
   workloads hardly.
-- `each`, a single workload: .95 from `OWN_FROM` seeds on. With 3 seeds .93 to .95 in the mean over workloads, down to
-  .90 on the one with the largest spread: three seeds do not tell whether spreads are alike.
+- `each`, a single workload: .95 from `OWN_FROM` seeds on. With 3 seeds .93 to .95 in the mean over workloads, and down
+  to .90 on the one with the largest spread. Three seeds do not tell whether spreads are alike.
 - `vertex`, the best point of a parabola: .95, also where seeds differ in it. With 3 seeds and noise as large as
   what is at stake, one interval in four is the whole range.
 """
@@ -111,8 +111,8 @@ def student(values: np.ndarray) -> Interval:
 def vertex(a: np.ndarray, b: np.ndarray) -> Interval:
     """Of where the mean over seeds of a x^2 + b x has its optimum, from the coefficients of each (last axis).
 
-    All points at which t does not tell the mean slope b + 2 a x from zero (Fieller 1954): nothing is divided, and seeds
-    may have optima of their own. Without end where the curvature may be zero.
+    It has all points at which t does not tell the mean slope b + 2 a x from zero (Fieller 1954). Nothing is divided,
+    and seeds may have optima of their own. Without end where the curvature may be zero.
     """
     n = a.shape[-1]
     if n < 2:

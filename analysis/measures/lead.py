@@ -38,12 +38,13 @@ def pairs(
     unit: Unit = "steps",
     shares: Sequence[float] = SHARES,
 ) -> pd.DataFrame:
-    """Updates, or seconds, to the best value that the baseline's run of the same study has reached by a share of its
-    training, over the baseline's own.
+    """Updates, or seconds, to what the baseline has reached by a share of its training, over the baseline's own.
+
+    What it has reached is the best value of its run of the same study.
 
     A single target asks who is first at one level; this asks at several, each named by when the baseline gets there.
     Training is the step hint's updates, or the time in which the baseline's median run makes them, at most the budget.
-    Crossings are those of running medians, interpolated; the best so far is carried on, also beyond the end of a run
+    Crossings are those of running medians, interpolated. The best so far is carried on, also beyond the end of a run
     that reached the target or broke off.
 
     Args:

@@ -25,8 +25,8 @@ def seconds_per_step(logs: Logs) -> pd.Series:
 def odd(logs: Logs, targets: pd.DataFrame) -> pd.DataFrame:
     """The submissions and workloads whose steps cannot be updates.
 
-    Their time per step, in the median over runs, is more than `TOO_SLOW` times what it should be: the budget over the
-    step hint where the benchmark says them, else that of the fastest submission.
+    Their time per step, in the median over runs, is more than `TOO_SLOW` times what it should be. That is the budget
+    over the step hint where the benchmark says them, else the time of the fastest submission.
 
     Returns:
         Rows (submission, workload), columns seconds_per_step and expected.

@@ -1,11 +1,11 @@
 """How much sooner a submission reaches the target than a baseline, with its uncertainty.
 
 A miss counts with the budget (`analysis.measures.censoring`). The ratio then compares the time spent until target or
-budget. It errs in a known direction, which the result names: with misses of the submission alone the true ratio is
-larger (>=), of the baseline alone smaller (<=); with misses of both it is undetermined (?).
+budget. It errs in a known direction, which the result names. With misses of the submission alone the true ratio is
+larger (>=), of the baseline alone smaller (<=). With misses of both it is undetermined (?).
 
 An interval is that of the time until target or budget. For the time to target one end of it holds where one side
-misses, the lower with >= and the upper with <=, and neither where both do.
+misses: the lower with >=, the upper with <=. Neither holds where both miss.
 """
 
 from collections.abc import Sequence
@@ -60,8 +60,8 @@ def compare(
 ) -> dict[str, Speedup]:
     """Compare submissions with the baseline on the scored base workloads that one of the two ran.
 
-    Studies are paired by the random seed where the runs' meta data say it, else by the study's number; a workload
-    whose studies have nothing in common is compared unpaired.
+    Studies are paired by the random seed where the runs' meta data say it, else by the study's number. A workload whose
+    studies have nothing in common is compared unpaired.
 
     Args:
         best: of `to_target.studies`, of all submissions: the furthest run may be anyone's.
@@ -93,8 +93,10 @@ def shown(result: Speedup) -> str:
 
 
 def interval(low: float, high: float, bound: str) -> str:
-    """A 95 % interval as text: the ends that hold for the time to target, or, after a "?", those of the time until
-    target or budget."""
+    """A 95 % interval as text: the ends that hold for the time to target.
+
+    After a "?" the ends are those of the time until target or budget.
+    """
     if np.isnan(low):
         return "-"
     return {">=": f">= {low:.2f}", "<=": f"<= {high:.2f}", "?": f"? {low:.2f} to {high:.2f}"}.get(
@@ -154,8 +156,10 @@ def _speedup(pairs: dict[str, tuple[_Side, _Side]], official: float) -> Speedup:
 
 
 def official(times: pd.DataFrame, budget: pd.Series, submission: str, baseline: str) -> float:
-    """The ratio as the official compute_speedups takes it: of medians over studies, a missed median with the budget and
-    one second, geometric mean over all workloads; NaN where either has no run of one."""
+    """The ratio as the official compute_speedups takes it: of medians over studies, geometric mean over all workloads.
+
+    A missed median counts with the budget and one second. The ratio is NaN where either has no run of a workload.
+    """
     medians = times.reindex(columns=budget.index).loc[[submission, baseline]].to_numpy()
     ours, theirs = np.where(np.isinf(medians), budget.to_numpy() + 1, medians)
     return float(np.exp(np.log(ours / theirs).mean()))

@@ -42,11 +42,14 @@ class Measured:
     def trials(self) -> pd.DataFrame:
         """One row per run: where it reached the target and how far it went.
 
-        `logs.runs` with the columns reached (bool), evaluations (number of them before the one that reached the
-        target), steps and seconds (at that evaluation; inf if missed), last_steps and last_seconds (at the end), best
-        (the best validation metric, whenever it occurred), shortfall (from best to the target, in the metric's unit,
-        negative once passed), final (the last) and count (evaluations in all); and crossed_steps and crossed_seconds,
-        where the running median of the evaluations crosses the target, interpolated (inf if never).
+        It is `logs.runs` with further columns:
+
+        - reached (bool), and evaluations, the number of them before the one that reached the target;
+        - steps and seconds at that evaluation, inf if missed; last_steps and last_seconds, at the end;
+        - crossed_steps and crossed_seconds, where the running median of the evaluations crosses the target,
+          interpolated; inf if never;
+        - best, the best validation metric, whenever it occurred; final, the last one; count, evaluations in all;
+        - shortfall, from best to the target, in the metric's unit; negative once passed.
         """
         runs, value = self.logs.runs, self.values
         lower_is_better = runs["workload"].map(self.targets["lower"])
@@ -148,8 +151,11 @@ def studies(table: pd.DataFrame, rule: Rule = "fewest_evaluations") -> pd.DataFr
 
 
 def submissions(best: pd.DataFrame, unit: str = "seconds") -> pd.DataFrame:
-    """Median over studies: rows submissions, columns workloads; inf where half of the studies or more missed, NaN
-    where there is no run, or no steps that count (analysis/measures/pace.py)."""
+    """Median over studies: rows submissions, columns workloads.
+
+    It is inf where half of the studies or more missed. It is NaN where there is no run, or no steps that count
+    (analysis/measures/pace.py).
+    """
     with np.errstate(invalid="ignore"):  # the median of two infinities
         medians = best.dropna(subset=unit).groupby(["submission", "workload"])[unit].median()
     # pandas averages the middle two; inf and inf give NaN there.
@@ -158,12 +164,13 @@ def submissions(best: pd.DataFrame, unit: str = "seconds") -> pd.DataFrame:
 
 
 def difference(table: pd.DataFrame, best: pd.DataFrame, fastest: pd.DataFrame) -> pd.DataFrame:
-    """Studies in which the trial of the official rule is not the fastest: the seconds of both, and what the official
-    one adds as a share.
+    """Studies in which the trial of the official rule is not the fastest.
 
-    attrs: compared, the studies that reached the target; ties, those where several trials have the fewest evaluations
-    at different times, so that the official code's choice depends on how the file system lists them; spread, the
-    largest difference in such a tie as a share.
+    It has the seconds of both, and what the official one adds as a share.
+
+    attrs: compared, the studies that reached the target; ties and spread. In a tie several trials have the fewest
+    evaluations at different times. There the official code's choice depends on how the file system lists them. The
+    spread is the largest difference in such a tie, as a share.
 
     Args:
         table: of `Measured.trials`.

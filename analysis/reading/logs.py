@@ -28,11 +28,11 @@ class Logs:
     """What was read.
 
     Attributes:
-        runs: one row per trial, numbered 0, 1, ...: submission, study, workload, framework, trial, folder (where it
-            came from), and the dicts hparams, meta and flags, empty where there is no such file.
-        evaluations: one row per evaluation, in the order of training: `run` (a row of `runs`), the columns of the
-            csv files (NaN where a file has no such column), among them global_step (completed updates) and score
-            (seconds of submission time).
+        runs: one row per trial, numbered 0, 1, ...: submission, study, workload, framework, trial, and folder (where it
+            came from). The dicts hparams, meta and flags are empty where there is no such file.
+        evaluations: one row per evaluation, in the order of training: `run` (a row of `runs`) and the columns of the
+            csv files. A value is NaN where a file has no such column. Among them are global_step (completed updates)
+            and score (seconds of submission time).
         columns: for each run the columns that its file has.
         skipped: what was left out, and what counts though it looks odd (reason `KEPT`), one row each: path, reason.
     """
@@ -76,14 +76,16 @@ class _Place(NamedTuple):
 def read(sources: str | Path | Sequence[str | Path], framework: str | None = None) -> Logs:
     """All runs of one or several folders or tar archives, or those in one framework.
 
-    Left out, counted and named in `skipped`: trials without an eval_measurements.csv, files elsewhere than in a
-    trial's folder, files without global_step or without an evaluation, half-written lines (too few fields, or a last
-    line without a newline whose last number decides something and may be cut), evaluations that a resumed run did
-    again or that no time was taken of, and links that lead nowhere.
+    What is left out is counted and named in `skipped`:
+
+    - trials without an eval_measurements.csv, files elsewhere than in a trial's folder, links that lead nowhere;
+    - files without global_step or without an evaluation;
+    - half-written lines: too few fields, or no newline at the end and a last number that decides something;
+    - evaluations that a resumed run did again, or that no time was taken of.
 
     Raises:
-        UsageError: a source does not exist, is no archive, or holds no run; two submissions or runs of one name; runs
-            of one workload in two frameworks.
+        UsageError: a source does not exist, is no archive, or holds no run. Two submissions or runs have one name. Runs
+            of one workload are in two frameworks.
     """
     sources = [sources] if isinstance(sources, str | Path) else list(sources)
     table = Table()

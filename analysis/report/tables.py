@@ -14,10 +14,12 @@ from analysis.text import markdown, number
 
 def by_submission(trials: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """One row per workload and submission: steps and seconds to target over runs, and the ratio of steps to the
-    baseline's, as in `speedup.compare`: the geometric mean over pairs of runs.
+    baseline's.
 
-    Means are over the runs that reached the target; `reached` counts them, and the ratio is left empty unless all runs
-    of both did, since a mean over the lucky ones would flatter. `best` is the mean over runs of the best validation
+    The ratio is the geometric mean over pairs of runs, as in `speedup.compare`.
+
+    Means are over the runs that reached the target, which `reached` counts. The ratio is left empty unless all runs of
+    both did, since a mean over the lucky ones would flatter. `best` is the mean over runs of the best validation
     metric, whenever it occurred, and `final` of the last.
     """
     finite = trials.assign(**{unit: trials[unit].replace(np.inf, np.nan) for unit in ("steps", "seconds")})

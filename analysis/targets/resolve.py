@@ -31,8 +31,8 @@ def resolve(logs: Logs, version: str | None = None) -> pd.DataFrame:
         base workload of each that counts) and notes (lines).
 
     Raises:
-        UsageError: no target is known for any workload, or for one that counts; runs of one workload that counts
-            disagree, or the version with them; a metric's column is missing; two rulesets.
+        UsageError: no target is known for any workload, or for one that counts. Runs of one workload that counts
+            disagree, or the version with them. A metric's column is missing. There are two rulesets.
     """
     there = sorted(logs.runs["workload"].unique())
     told = versions.told(logs)

@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from analysis.reading.logs import Logs
-from analysis.reading.meta import of_workloads
 from weight_averaging.errors import UsageError
+
+if TYPE_CHECKING:
+    from analysis.reading.logs import Logs
 
 VERSIONS = Path(__file__).parent / "versions"
 OWN = "own"  # the version of runs whose workloads no benchmark version knows: each says its target itself
@@ -30,8 +31,10 @@ def counted(data: dict[str, Any]) -> set[str]:
     return {name for name, entry in data["workloads"].items() if entry.get("scored", True)}
 
 
-def told(logs: Logs) -> dict[str, dict[str, list[Any]]]:
+def told(logs: "Logs") -> dict[str, dict[str, list[Any]]]:
     """By the names in `KEYS`, what the meta data of the runs say of each workload, the most frequent first."""
+    from analysis.reading.meta import of_workloads  # with pandas; the names of versions need none
+
     return {key: of_workloads(logs, name) for key, name in KEYS.items()}
 
 
@@ -39,7 +42,7 @@ def guess(there: set[str], told: dict[str, dict[str, list[Any]]]) -> str:
     """The version that fits the runs best, or `own` if none knows any of their workloads.
 
     Versions share workloads. They are told apart by step hint, target and budget of the meta data, then by which
-    workloads are there and count; what is left goes to the newest.
+    workloads are there and count. What is left goes to the newest.
 
     Args:
         there: the workloads of the runs.

@@ -21,9 +21,9 @@ WINDOW = 20  # snapshots, as in the submissions
 class FollowsRate(Average):
     """A growing average whose share of the updates so far follows the root of the learning rate.
 
-    Its mean age after update t is to be `share` / 2 * t * sqrt(rate / top rate), so that it neither lags nor needs an
-    end where the rate is annealed. A snapshot enters a recursion with decay d, and the mean age goes from a to
-    d (a + interval): so d is the age wanted over a + interval, cut to what a plain mean of all snapshots would have.
+    Its mean age after update t is to be `share` / 2 * t * sqrt(rate / top rate). So it neither lags nor needs an end
+    where the rate is annealed. A snapshot enters a recursion with decay d, and the mean age goes from a to d (a +
+    interval). So d is the age wanted over a + interval, cut to what a plain mean of all snapshots would have.
 
     Args:
         share: at the top rate; that of `Power` with exponent 2 / share - 2.

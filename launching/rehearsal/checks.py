@@ -9,6 +9,7 @@ import numpy as np
 
 from launching.rehearsal.averages import Promise, expected
 from launching.rehearsal.record import RESTORED, SEEN, TRAINED, UPDATED, Record
+from weight_averaging.words import counted
 
 # Relative to the largest weight: float32 sums of a few numbers, and a cast.
 TOLERANCE = 1e-6
@@ -106,7 +107,7 @@ def _seen(record: Record, events: list[dict[str, Any]], updates: int) -> Check:
         other = [step for step, values in seen.items() if not np.array_equal(values, updated[step])]
         if not other and not first[0]["averaging_hook"]:
             return Check(name, True, "raw weights, as promised")
-        return Check(name, None, f"other than the raw weights at {len(other)} of {len(seen)} evaluations")
+        return Check(name, None, f"other than the raw weights at {len(other)} of {counted(len(seen), 'evaluation')}")
     promise = Promise(**given)
     averages, worst = 0, 0.0
     for step, values in seen.items():
@@ -119,7 +120,7 @@ def _seen(record: Record, events: list[dict[str, Any]], updates: int) -> Check:
         worst = max(worst, distance)
     if not averages:
         return Check(name, None, f"raw weights at all {len(seen)} evaluations: {promise.name} is not full by {updates}")
-    return Check(name, True, f"{averages} of {len(seen)} evaluations, within {worst:.1e}")
+    return Check(name, True, f"{averages} of {counted(len(seen), 'evaluation')}, within {worst:.1e}")
 
 
 def _raw_back(record: Record, updates: int) -> Check:
@@ -136,7 +137,7 @@ def _raw_back(record: Record, updates: int) -> Check:
         if distance > TOLERANCE:
             return Check(name, False, f"update {step} began {distance:.1e} away from the weights of update {step - 1}")
         worst = max(worst, distance)
-    return Check(name, True, f"in {len(trained)} updates, within {worst:.1e}")
+    return Check(name, True, f"in {counted(len(trained), 'update')}, within {worst:.1e}")
 
 
 def _restored(record: Record, events: list[dict[str, Any]], killed_after: int) -> Check:

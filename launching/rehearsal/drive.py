@@ -19,6 +19,7 @@ from launching.official_workloads import needs_of
 from launching.rehearsal import checks, data, sizes
 from launching.rehearsal.record import Record
 from weight_averaging.errors import UsageError
+from weight_averaging.words import counted
 
 ROOT = Path(__file__).parents[2]  # of this repository
 POLL_SECONDS = 0.1
@@ -287,7 +288,7 @@ def _scored(folder: Path, found: list[dict[str, Any]]) -> None:
         rows = read.evaluations
         steps = [int(step) for step in rows["global_step"]]
         good = bool(steps) and steps == sorted(steps) and len(read.runs) == 1
-        says = f"{len(steps)} evaluations, {read.runs['workload'].iloc[0]}"
+        says = f"{counted(len(steps), 'evaluation')}, {read.runs['workload'].iloc[0]}"
     except (UsageError, KeyError, IndexError) as error:
         good, says = False, str(error)
     found.append({"name": "logs", "passed": good, "says": says})

@@ -1,6 +1,6 @@
 """What a rehearsal writes down while the harness's runner is at work, and reads afterwards.
 
-Of the weights a sample is kept, the same entries at every moment: an average is made entry by entry, so a sample shows
+Of the weights a sample is kept, the same entries at every moment. An average is made entry by entry. So a sample shows
 whether it is right, and takes kilobytes.
 """
 

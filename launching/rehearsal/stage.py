@@ -2,8 +2,8 @@
 
     REHEARSAL=settings.json python -m launching.rehearsal.stage [flags of submission_runner]
 
-Neither the runner nor a submission is changed: workloads are subclasses with smaller numbers, and a submission's
-functions are called through others that note the time and a sample of the weights. `settings.json` has the fields of
+Neither the runner nor a submission is changed. Workloads are subclasses with smaller numbers. A submission's functions
+are called through others that note the time and a sample of the weights. `settings.json` has the fields of
 `Stage`.
 """
 

@@ -41,8 +41,8 @@ class Framework(Protocol):
         ...
 
     def begin(self) -> None:
-        """Called once in a process, before any data or model: one thread, since the operations are too small to split
-        and results must not depend on the number of cores."""
+        """Called once in a process, before any data or model. It sets one thread: the operations are too small to
+        split, and results must not depend on the number of cores."""
         ...
 
     def key(self, pair: Any) -> Any:

@@ -41,8 +41,11 @@ COLOURS = {"jax": style.COLOURS[-1], "pytorch": style.COLOURS[1]}
 
 
 def runs_of(found: Results) -> pd.DataFrame:
-    """`to_target.studies` with the share of the step hint at the target and at the end, the seconds per update (between
-    the first evaluation and the last) and how far apart evaluations are."""
+    """`to_target.studies`, with where in training the target and the end lie, and how fast it went.
+
+    It adds the share of the step hint at both, and how far apart evaluations are. It also adds the seconds per update,
+    between the first evaluation and the last.
+    """
     folders = found.logs.runs["folder"]
     gaps = found.logs.evaluations.groupby("run")["score"].agg(lambda times: times.diff().median())
     hint = found.best["workload"].map(found.targets["step_hint"]).astype(float)

@@ -27,6 +27,7 @@ def run_cli(*arguments: str, cwd: str | None = None) -> subprocess.CompletedProc
         (["--submission=lawaa"], "--submission=lawaa is unknown; choose from adamw,"),
         (["--submission_path=nowhere.py"], "--submission_path=nowhere.py does not exist below"),
         (["--num_tuning_trials=0"], "--num_tuning_trials must be >= 1, not 0"),
+        (["--num_tuning_trials=7"], "--num_tuning_trials=7: tuning_search_spaces/miniperf/lawa.json has 6 points"),
     ],
 )
 def test_the_command_line_says_what_is_wrong(tmp_path, arguments, message):

@@ -3,6 +3,7 @@
 import os
 import sys
 import tempfile
+import weakref
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from torch import nn
 
 from tests.support import reference
 from tests.support.small_models import saved
-from weight_averaging.torch import EMA, LAWA
+from weight_averaging.cli.costs import Machine, Run, cost
+from weight_averaging.torch import EMA, LAWA, collector
 
 UPDATES = 6
 
@@ -96,12 +98,58 @@ def check(stage: int) -> None:
             assert torch.equal(weights(engine), weights(other))
 
 
+def gathered(stage: int) -> None:
+    """Bytes that a snapshot and a swap reduce over the ranks, and those of masters held at once, are `plan`'s."""
+    engine, optimizer = engine_of(stage)
+    collector.defers = lambda device: True  # as on an accelerator
+    averagers = {
+        "lawa": LAWA(engine.module, interval=1, window=2, masters=optimizer),
+        "ema": EMA(engine.module, decay=0.7, masters=optimizer),
+    }
+    train(engine, list(averagers.values()), range(1, 3))
+    reduced, held, most = 0, 0, 0
+    inner, get = deepspeed.comm.all_reduce, deepspeed.utils.safe_get_full_fp32_param
+
+    def all_reduce(tensor: torch.Tensor, *args: object, **kwargs: object) -> object:
+        nonlocal reduced
+        reduced += tensor.numel() * tensor.element_size()
+        return inner(tensor, *args, **kwargs)
+
+    def kept(parameter: torch.Tensor) -> torch.Tensor:
+        nonlocal held, most
+        master = get(parameter)
+        size = 4 * master.numel()
+        held, most = held + size, max(most, held + size)
+        weakref.finalize(master.untyped_storage() if hasattr(master, "untyped_storage") else master, drop, size)
+        return master
+
+    def drop(size: int) -> None:
+        nonlocal held
+        held -= size
+
+    deepspeed.comm.all_reduce, deepspeed.utils.safe_get_full_fp32_param = all_reduce, kept
+    params = sum(parameter.numel() for parameter in engine.parameters())
+    run, ranks = Run(params=params, dtype_bytes=2, ranks=2, zero=stage), dist.get_world_size()
+    for kind, averager in averagers.items():
+        paper = cost(kind, "device", run, Machine())
+        reduced = most = 0
+        averager.update(3)
+        passed = reduced * 2 * (ranks - 1) / ranks  # by an all-reduce, of each rank
+        reduced = 0
+        averager.swap_in()
+        averager.swap_out()
+        assert passed == paper.gathered, (kind, passed, paper)
+        assert reduced == most == run.gathered, (kind, reduced, most, run.gathered)
+    deepspeed.comm.all_reduce, deepspeed.utils.safe_get_full_fp32_param = inner, get
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # which compiles for minutes, and gloo does as well
     deepspeed.init_distributed("gloo")
-    for stage in map(int, sys.argv[1:]):
-        check(stage)
+    for argument in sys.argv[1:]:
+        *name, stage = argument.split(":")
+        (gathered if name else check)(int(stage))
     dist.barrier()
     print("as expected", flush=True)
     dist.destroy_process_group()

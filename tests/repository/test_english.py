@@ -10,16 +10,6 @@ from tests.support.english import WORN, docstring_sentences, docstrings, median_
 
 MOST = 18  # words, the median over a page's sentences
 LONGEST = 25  # words of a sentence
-PAGES_NEXT = {"docker.md", "growing.md", "jax.md", "models.md"}  # pages that still have longer ones
-DOCSTRINGS_NEXT = {  # files that still have longer ones
-    "weight_averaging/averages/kinds.py",
-    "weight_averaging/torch/averager.py",
-    "weight_averaging/trainers/transformers.py",
-    "launching/evidence/averages.py",
-    "launching/rehearsal/record.py",
-    "launching/rehearsal/stage.py",
-    "scripts/published/leaderboard_a100.py",
-}
 
 
 def worn_out(text: str) -> list[str]:
@@ -32,8 +22,7 @@ def test_a_page_is_short_sentences_without_worn_out_turns(page: Path):
     text = " ".join(page.read_text().split())
     assert not worn_out(text)
     assert median_words(page.read_text()) <= MOST
-    if page.name not in PAGES_NEXT:
-        assert [sentence for sentence in sentences(page.read_text()) if len(sentence.split()) > LONGEST] == []
+    assert [sentence for sentence in sentences(page.read_text()) if len(sentence.split()) > LONGEST] == []
 
 
 def test_sentences_are_those_of_running_text():
@@ -63,14 +52,12 @@ nor = "is this block"
     ]  # fmt: skip
 
 
-ROOMS = ("weight_averaging", "submissions", "launching", "scripts")
+ROOMS = ("weight_averaging", "submissions", "miniperf", "analysis", "launching", "scripts")
 MODULES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_public_docstring_has_short_sentences(path: Path, request):
-    if str(path.relative_to(ROOT)) in DOCSTRINGS_NEXT:
-        request.applymarker(pytest.mark.xfail(reason="not rewritten yet", strict=False))
+def test_a_public_docstring_has_short_sentences(path: Path):
     for name, text in docstrings(path).items():
         for sentence in docstring_sentences(text):
             assert len(sentence.split()) <= LONGEST, f"{name}: {sentence}"

@@ -19,6 +19,8 @@ def check_step(step: object, last: int) -> int:
         TypeError: it is no whole number.
         ValueError: it is not larger.
     """
+    if type(step) is int and step > last:
+        return step
     try:
         number = operator.index(step)  # type: ignore[arg-type]
         if isinstance(step, bool):

@@ -98,10 +98,10 @@ SHAPES: dict[str, Callable[[float], float]] = {
 class Merge(Average):
     """The latest snapshots, merged so as to stand for a decay of the learning rate over them.
 
-    Tian et al., "WSM: Decay-Free Learning Rate Schedule via Checkpoint Merging" (arXiv 2507.17634): at a constant
-    learning rate, the sum of c_j theta_j over snapshots j = 0, ..., n-1 is theta_0 plus the updates between snapshots
-    j-1 and j, weighted by w_j = c_j + ... + c_{n-1}. So c_j = w_j - w_{j+1} with w_j = s(j / n) for a decay s, which is
-    1 at j = 0 and 0 at j = n. `linear` is the plain mean, that is, `Tail` or `LAWA`.
+    Tian et al., "WSM: Decay-Free Learning Rate Schedule via Checkpoint Merging" (arXiv 2507.17634). The sum of c_j
+    theta_j over snapshots j = 0, ..., n-1 is theta_0 plus weighted updates. Those between snapshots j-1 and j, at a
+    constant learning rate, have the weight w_j = c_j + ... + c_{n-1}. So c_j = w_j - w_{j+1}, with w_j = s(j / n). The
+    decay s is 1 at j = 0 and 0 at j = n. `linear` is the plain mean, that is, `Tail` or `LAWA`.
 
     Args:
         shape: s, one of `linear`, `cosine` and `1-sqrt`; snapshots count as equally far apart.
@@ -192,8 +192,8 @@ def _power_weight(gamma: float, number: Any, functions: Any) -> Any:
 class Growing(Average):
     """An average that covers a constant share of the updates so far, however long the run will be.
 
-    It is `Power` with the exponent 2 / share - 2, whose snapshots are as old on average as those of a window over
-    that share: t share / 2 at update t. `from_sigma_rel` takes the relative width that EDM2's users know.
+    It is `Power` with the exponent 2 / share - 2. Its snapshots are as old on average as those of a window over that
+    share: t share / 2 at update t. `from_sigma_rel` takes the relative width that EDM2's users know.
 
     Args:
         share: of the updates so far, in (0, 1]; 1 is the plain mean of all. A seventh was best, or level with the best
@@ -233,9 +233,9 @@ class Growing(Average):
 class Ramp(Average):
     """An EMA whose decay goes from `decay` to `final` over `length` snapshots, and stays there.
 
-    So move the teachers of BYOL (Grill et al. 2020, arXiv 2006.07733: tau = 1 - (1 - tau_base) (cos(pi k /
-    K) + 1) / 2) and DINO (Caron et al. 2021, arXiv 2104.14294), `cosine` to 1; and of data2vec (Baevski et al. 2022,
-    arXiv 2202.03555), `linear`. Snapshot number k + 2 enters with the decay at k, since the first begins.
+    The teachers of BYOL (Grill et al. 2020, arXiv 2006.07733) and DINO (Caron et al. 2021, arXiv 2104.14294) move so:
+    `cosine` to 1. BYOL has tau = 1 - (1 - tau_base) (cos(pi k / K) + 1) / 2. That of data2vec (Baevski et al. 2022,
+    arXiv 2202.03555) moves by `linear`. Snapshot number k + 2 enters with the decay at k, since the first begins.
 
     Args:
         decay: at first, in [0, 1).

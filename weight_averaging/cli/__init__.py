@@ -8,11 +8,13 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import NoReturn
 
 from weight_averaging import __version__
 from weight_averaging.averages import SnapshotError
 from weight_averaging.cli import average, extract, inspect, merge, plan
+from weight_averaging.interrupts import importing
 
 COMMANDS = {"average": average, "merge": merge, "extract": extract, "inspect": inspect, "plan": plan}
 EXAMPLES = """\
@@ -102,8 +104,10 @@ def _terminated(number: int, frame: object) -> None:
 
 
 def _check_torch() -> None:
-    try:
-        import torch
-    except ImportError:
-        raise SnapshotError("checkpoints are read with torch: pip install 'weight-averaging[torch]'") from None
+    with importing():
+        try:
+            import torch
+        except ImportError:
+            raise SnapshotError("checkpoints are read with torch: pip install 'weight-averaging[torch]'") from None
+        import_module("weight_averaging.offline")
     torch.set_num_threads(1)  # the work is bound by memory

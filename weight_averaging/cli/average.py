@@ -192,9 +192,9 @@ def write(
         made = f"made of {counted(len(members), 'snapshot')}, {which}"
         print(f"{path}: " + (title or f"{average} as of {snapshots.unit} {step}, {made}"))
     extra = list(getattr(latest, "extra", ()))
-    if extra and any(path.suffix == ".safetensors" for path in outputs.values()):
+    if extra and any(not has_others(path, latest) for path in outputs.values()):
         left_out = counted(len(extra), "entry", "entries")
-        print(f"left out of safetensors files: {left_out} of extra state, as {extra[0]}")
+        print(f"left out of files that are a state dict of tensors alone: {left_out} of extra state, as {extra[0]}")
     names = snapshots.saved_names(latest)
     if not args.plain_names and any(name != saved for name, saved in names.items()):
         print(f"names are as saved ({next(iter(names.values()))}, ...): --plain-names drops what wrappers add")

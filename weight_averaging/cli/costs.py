@@ -15,7 +15,15 @@ are float32 (4 bytes). Bandwidths count bytes read and bytes written.
                       12 n L, partial sums included, on the host 4 n L read there and 4 n to the device
 
 Replicas (DDP) hold one average for all, on the first rank, where it is a window or on the host. Every rank of a sharded
-model (FSDP) holds its shard's. Launches and the work of the processor are not counted: of small models they are what an
+model (FSDP2, tensor parallel) holds its shard's, and nothing is gathered. Under ZeRO-1 and -2 a model of fewer than 32
+bits is averaged from its float32 masters, which DeepSpeed gathers on each of the g ranks that share them:
+
+    a snapshot      device memory + 4 n for that long; over the network 8 n (g - 1) / g (an all-reduce), for an EMA
+                    twice, since it is known before that all are finite; training waits
+    a swap          one such all-reduce, to compare them with the model
+    a whole file    each rank of s that share a copy: d n s (s - 1) / s over the network, and d n s to the host
+
+Launches and the work of the processor are not counted: of small models they are what an
 update costs. How near this comes to what was measured: docs/scale.md.
 """
 
@@ -36,7 +44,9 @@ class Run:
         params: weights of the whole model.
         dtype_bytes: of a weight of the model, 4 for float32.
         ranks: processes, one a device.
-        shards: ranks that share one copy of the weights (FSDP); 1: each has all (DDP).
+        shards: ranks that share one copy of the weights (FSDP2); 1: each has all (DDP).
+        zero: stage of ZeRO; 1 and 2 as DeepSpeed has them, 3 shards over all ranks that tensor parallelism leaves.
+        tensor_parallel: ranks that share each layer's weights; each of them has its own `shards` besides.
         window: snapshots of a LAWA.
         interval: updates between snapshots.
         step_seconds: of an update without averaging.
@@ -48,23 +58,53 @@ class Run:
     dtype_bytes: int = 4
     ranks: int = 1
     shards: int = 1
+    zero: int = 0
+    tensor_parallel: int = 1
     window: int = 20
     interval: int = 64
     step_seconds: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("params", "dtype_bytes", "ranks", "shards", "window", "interval"):
+        for name in ("params", "dtype_bytes", "ranks", "shards", "tensor_parallel", "window", "interval"):
             if not 1 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be >= 1, not {getattr(self, name):g}")
         if not 0 < self.step_seconds < math.inf:
             raise ValueError(f"step_seconds must be > 0, not {self.step_seconds:g}")
-        if self.ranks % self.shards:
-            raise ValueError(f"shards must divide ranks: {self.ranks} ranks are no multiple of {self.shards} shards")
+        if self.zero not in (0, 1, 2, 3):
+            raise ValueError(f"zero must be 0, 1, 2 or 3, not {self.zero}")
+        if self.ranks % self.tensor_parallel:
+            raise ValueError(
+                f"tensor_parallel must divide ranks: {self.ranks} ranks are no multiple of {self.tensor_parallel}"
+            )
+        if self.alike % self.shards:
+            of = f" (of {self.ranks}, by tensor_parallel)" if self.tensor_parallel > 1 else ""
+            raise ValueError(
+                f"shards must divide ranks: {self.alike} ranks{of} are no multiple of {self.shards} shards"
+            )
+        if self.zero in (1, 2) and self.shards > 1:
+            raise ValueError(
+                f"zero={self.zero} leaves the weights whole on each rank: give shards, or zero=3, or neither"
+            )
+
+    @property
+    def alike(self) -> int:
+        """Ranks that tensor parallelism leaves: that have, or share, the same part of each layer."""
+        return self.ranks // self.tensor_parallel
+
+    @property
+    def parts(self) -> int:
+        """Ranks that have one copy of the weights together."""
+        return self.tensor_parallel * (self.alike if self.zero == 3 and self.shards == 1 else self.shards)
 
     @property
     def weights(self) -> float:
         """On a rank."""
-        return self.params / self.shards
+        return self.params / self.parts
+
+    @property
+    def gathered(self) -> float:
+        """Bytes of float32 masters that DeepSpeed gathers on a rank at each use."""
+        return 4 * self.weights if self.zero in (1, 2) and self.dtype_bytes < 4 else 0.0
 
 
 @dataclass(frozen=True)
@@ -78,6 +118,7 @@ class Machine:
         device_gbs, host_gbs: of the memories, the host's for all its ranks together.
         pcie_gbs: from a device to the host, each on its own.
         disk_gbs: of what snapshots are written to, for the node.
+        network_gbs: of what each rank receives from others.
     Raises:
         ValueError: in one line, for a value that cannot be.
     """
@@ -89,6 +130,7 @@ class Machine:
     host_gbs: float = 48.0
     pcie_gbs: float = 25.0
     disk_gbs: float = 1.0
+    network_gbs: float = 25.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -103,7 +145,7 @@ class Cost:
     Attributes:
         device: on the rank that has most, beside training; `evaluation`: while the average is in the model.
         host: on a node; `disk`: of all snapshots that the window needs.
-        traffic: a snapshot, to the host or the disk, of the rank that has most.
+        traffic: a snapshot, to the host or the disk, of the rank that has most; `gathered`: to it from other ranks.
         update: of the device for one snapshot; `exposed`: beyond that, where training waits for a copy.
         share: of a step, on average.
         swap: in and out.
@@ -115,6 +157,7 @@ class Cost:
     host: float
     disk: float
     traffic: float
+    gathered: float
     update: float
     exposed: float
     share: float
@@ -126,9 +169,9 @@ def cost(kind: Kind, place: Place, run: Run, machine: Machine) -> Cost:
     """What a LAWA or an EMA costs with its averages on the device or the host, or made from snapshots on disk."""
     n, d, length = run.weights, run.dtype_bytes, run.window
     on_node = min(run.ranks, machine.ranks_per_node)
-    by_owner = run.shards == 1 and (kind == "lawa" or place == "host")
+    by_owner = run.parts == 1 and (kind == "lawa" or place == "host")
     holders = 1 if by_owner else on_node  # ranks of a node that hold something
-    cast = 0 if d == 4 else 2 * n * (d + 4)
+    cast = 0 if d == 4 or run.gathered else 2 * n * (d + 4)
     device_rate, link = machine.device_gbs * 1e9, machine.pcie_gbs * 1e9
     device = host = disk = traffic = exposed = 0.0
     copies = 24 * n / device_rate
@@ -145,11 +188,19 @@ def cost(kind: Kind, place: Place, run: Run, machine: Machine) -> Cost:
         traffic = 4 * n
         read = 4 * n * length if kind == "lawa" else 4 * n
         swap = copies + holders * read / (machine.host_gbs * 1e9) + 4 * n / link
-    else:  # training waits for a copy in host memory, and a thread writes that
+    else:  # of the model's own weights; training waits for a copy in host memory, and a thread writes that
         evaluation = update = swap = 0.0
-        writers = on_node if run.shards > 1 else 1
+        writers = on_node if run.parts > 1 else 1
         host, disk, traffic = writers * d * n, run.params * d * length, d * n
         exposed, link = traffic / link, machine.disk_gbs * 1e9 / writers
+    gathered = 0.0
+    if run.gathered and place != "disk":
+        once = 2 * run.gathered * (run.alike - 1) / run.alike
+        gathered = once if kind == "lawa" else 2 * once
+        exposed += gathered / (machine.network_gbs * 1e9)
+        swap += once / (machine.network_gbs * 1e9)
+        device += run.gathered
+        evaluation = max(evaluation, device)
     seconds = update / device_rate
     until_next = run.interval * run.step_seconds
     late = max(0.0, traffic / link - until_next)  # before the next one is due
@@ -159,7 +210,17 @@ def cost(kind: Kind, place: Place, run: Run, machine: Machine) -> Cost:
         longer = math.ceil(traffic / link / run.step_seconds)
         limit = f"a copy takes {traffic / link:.3g} s, longer than {run.interval} updates; {longer} would hide it"
     return Cost(
-        device, evaluation, host, disk, traffic, seconds, exposed, (seconds + exposed) / until_next, swap, limit
+        device,
+        evaluation,
+        host,
+        disk,
+        traffic,
+        gathered,
+        seconds,
+        exposed,
+        (seconds + exposed) / until_next,
+        swap,
+        limit,
     )
 
 
@@ -167,12 +228,18 @@ def _limit(kind: Kind, place: Place, device: float, evaluation: float, host: flo
     if evaluation > machine.device_gb * 1e9:
         when = "training" if device > machine.device_gb * 1e9 else "an evaluation"
         need, have = (device if when == "training" else evaluation) / 1e9, machine.device_gb
-        less = "put it on the host" if place == "device" else "shard the model" if run.shards == 1 else "more shards"
+        less = "put it on the host" if place == "device" else "shard the model" if run.parts == 1 else "more shards"
         return f"device memory in {when}: {need:.3g} of {have:.3g} GB; {less}"
     if host > machine.host_gb * 1e9:
         less = "take fewer snapshots, or average from disk" if kind == "lawa" else "average from disk"
         return f"host memory: {host / 1e9:.3g} of {machine.host_gb:.3g} GB a node; {less}"
     return ""
+
+
+def whole_file(run: Run, machine: Machine) -> float:
+    """Seconds until the whole average has come to the first rank, tensor by tensor, before it is written."""
+    size = run.params * run.dtype_bytes
+    return size * (run.parts - 1) / run.parts / (machine.network_gbs * 1e9) + size / (machine.pcie_gbs * 1e9)
 
 
 def places(run: Run, machine: Machine) -> dict[tuple[Kind, Place], Cost]:

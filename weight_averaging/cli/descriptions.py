@@ -15,6 +15,7 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from weight_averaging.averages import EMA, LAWA, Average, FollowsRate, Growing, Merge, Power, SnapshotError, Tail
+from weight_averaging.words import fault_of
 
 KINDS: dict[str, type[Average]] = {
     "lawa": LAWA,
@@ -65,6 +66,8 @@ def _own(text: str) -> list[Average]:
                 average.members([], 0)
         except NotImplementedError as error:
             raise SnapshotError(f"--average {text}: {error}") from None
+        except (Exception, SystemExit) as error:  # the class is the user's: any fault of it
+            raise SnapshotError(f"--average {text}: {name} failed: {fault_of(error)}") from error
     return made
 
 
@@ -74,11 +77,10 @@ def imported(name: str, flag: str) -> object:
     sys.path.insert(0, here)
     try:
         return importlib.import_module(name)
-    except Exception as error:  # the module is the user's: any fault of it
+    except (Exception, SystemExit) as error:  # the module is the user's: any fault of it
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             raise SnapshotError(f"{flag}: there is no module {name}, in this folder or installed") from None
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise SnapshotError(f"{flag}: {name} cannot be imported: {said}") from error
+        raise SnapshotError(f"{flag}: {name} cannot be imported: {fault_of(error)}") from error
     finally:
         sys.path.remove(here)
 

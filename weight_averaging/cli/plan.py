@@ -10,7 +10,7 @@ import argparse
 import math
 from collections.abc import Callable
 
-from weight_averaging.cli.costs import BYTES, Machine, Run, places
+from weight_averaging.cli.costs import BYTES, Machine, Run, places, whole_file
 from weight_averaging.placement import size
 from weight_averaging.words import counted
 
@@ -20,6 +20,8 @@ for example:
       a language model on one GPU
   weight-averaging plan --params 7e9 --dtype bf16 --ranks 64 --shards 8 --step-seconds 1.2 --host-gb 1000
       on 8 nodes, each of them with a whole copy in 8 shards
+  weight-averaging plan --params 70e9 --dtype bf16 --ranks 256 --zero 3 --tensor-parallel 8 --step-seconds 5
+      FSDP2 over 32 groups of 8 ranks, each of which shares its layers
   weight-averaging plan --params 539e6 --ranks 4 --interval 1 --step-seconds 0.1 --pcie-gbs 12 --device-gb 8
       a slow link and little memory left
 """
@@ -42,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     number(
         "shards", run.shards, "number of ranks that share one copy of the weights (FSDP); 1: each has all (DDP)", int
     )
+    number("zero", run.zero, "stage of ZeRO: 3 shards over all ranks (FSDP2), 1 and 2 are DeepSpeed's", int)
+    number("tensor_parallel", run.tensor_parallel, "number of ranks that share each layer's weights", int)
     number("window", run.window, "number of snapshots in the LAWA", int)
     number("interval", run.interval, "number of updates between snapshots", int)
     number("step_seconds", None, "seconds of an update without averaging")
@@ -56,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     number("host_gbs", machine.host_gbs, "speed at which the node computes a mean, in GB/s: 16 cores beside an H100")
     number("pcie_gbs", machine.pcie_gbs, "bandwidth from a device to the host, in GB/s")
     number("disk_gbs", machine.disk_gbs, "speed at which a node writes snapshots, in GB/s")
+    number("network_gbs", machine.network_gbs, "bandwidth from other ranks to each, in GB/s: that of the slowest link")
 
 
 def _count(text: str) -> float:
@@ -74,16 +79,20 @@ def run(args: argparse.Namespace) -> None:
     given = vars(args)
     training = Run(
         dtype_bytes=BYTES[args.dtype],
-        **{name: given[name] for name in ("params", "ranks", "shards", "window", "interval", "step_seconds")},
+        **{name: given[name] for name in Run.__dataclass_fields__ if name != "dtype_bytes"},
     )
     machine = Machine(**{name: given[name] for name in Machine.__dataclass_fields__})
     ranks = counted(training.ranks, "rank")
-    where = f"{ranks}, {training.shards} shards" if training.shards > 1 else ranks
+    shards = training.parts // training.tensor_parallel
+    where = f"{ranks}, {shards} shards" if shards > 1 else ranks
+    where += f", tensor parallel over {training.tensor_parallel}" if training.tensor_parallel > 1 else ""
+    where += f", ZeRO-{training.zero}" if training.zero in (1, 2) else ""
     every = "update" if args.interval == 1 else f"{args.interval} updates"
     print(f"{args.params:.3g} weights in {args.dtype}, {where}; LAWA of {args.window}, every {every}\n")
     head = ("", "device", "evaluating", "host/node", "disk", "moved/snapshot", "of step time", "swap", "")
     rows: list[tuple[str, ...]] = [head]
-    for (kind, place), cost in places(training, machine).items():
+    costs = places(training, machine)
+    for (kind, place), cost in costs.items():
         rows.append(
             (
                 f"{kind.upper()}, {place}",
@@ -101,3 +110,13 @@ def run(args: argparse.Namespace) -> None:
         "\nDevice memory is that of the rank that has most, beside the model itself. Not counted: launches, which are "
         "what\nan update of a small model costs, and from disk the pass over the snapshots after training."
     )
+    if training.gathered:
+        lawa, ema = (costs[kind, "device"].gathered for kind in ("lawa", "ema"))
+        took = [f"{bytes_ / machine.network_gbs / 1e9:.3g} s" for bytes_ in (lawa, ema)]
+        print(
+            "\nThe float32 masters, gathered on each rank, are part of that. "
+            f"A snapshot of the LAWA waits {took[0]} for\n"
+            f"{size(lawa)} from other ranks, one of the EMA {took[1]} for {size(ema)}."
+        )
+    if training.parts > 1:
+        print(f"\nA whole average (save_average) is on the first rank after {whole_file(training, machine):.3g} s.")

@@ -22,6 +22,7 @@ from torch import Tensor
 from weight_averaging.atomic_file import replacing
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.remote import opened, ranges_of
+from weight_averaging.words import counted
 
 Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
@@ -36,7 +37,7 @@ _NAMES = {dtype: name for name, dtype in TYPES.items()}
 # In the metadata of our own snapshots: the names of what averagers leave as training has it, and of what is frozen.
 LATEST, FROZEN = "latest", "frozen"
 _RUN = 64 << 20  # bytes of small tensors that are fetched at once
-_MAX_HEADER = 100 << 20  # as the format's own library has it
+MAX_HEADER = 100 << 20  # as the format's own library has it
 
 
 class SafetensorsFile:
@@ -58,7 +59,7 @@ class SafetensorsFile:
         self._mapped = torch.from_file(str(path), shared=False, size=self._size, dtype=torch.uint8)
         contents = bytes_of(self._mapped)
         length = int.from_bytes(contents[:8], "little")
-        if self._size < 8 or not 2 <= length <= min(_MAX_HEADER, self._size - 8):
+        if self._size < 8 or not 2 <= length <= min(MAX_HEADER, self._size - 8):
             raise SnapshotError(f"{path} is not a safetensors file, or is truncated: {self._size} bytes")
         text = bytes(contents[8 : 8 + length])
         try:
@@ -231,7 +232,9 @@ class SafetensorsWriter:
     ) -> None:
         if kind is None and self._left:
             with self._stack:
-                raise ValueError(f"{self._path}: {len(self._left)} tensors were not written, {next(iter(self._left))}")
+                raise ValueError(
+                    f"{self._path}: {counted(len(self._left), 'tensor')} not written, {next(iter(self._left))}"
+                )
         self._stack.__exit__(kind, error, traceback)
 
 

@@ -59,13 +59,15 @@ class Averager(Shown):
             is dropped then.
         process_group: replicas (DDP) that average together. They agree on which snapshots are collected, and one of
             them holds what one is enough for. `update` and `swap_in` are collective. None: each is on its own.
+        model_parallel_group: ranks with other tensors of the same model (pipeline stages, experts). They agree on which
+            snapshots are collected, and have one whole average and one state, both collective (docs/models.md).
         dtype: of snapshots and averages, torch.float32 or torch.float64, which takes twice the memory. None: float64
             if any averaged tensor is float64, else float32. A float32 EMA with a decay of .9999 stands still where the
-            weights differ from it by less than 3e-4 of their size (`2^-25 / (1 - decay)`); in float64 it does not.
-        masters: of a model of fewer than 32 bits, whose float32 masters are averaged instead of its roundings: the
-            optimizer that keeps them, a mapping from parameters to them, or a function of a parameter that returns its
-            master or None. The average is rounded to the model's type when it is swapped in; masters are only read,
-            except by `adopt`. Parameters of 32 bits or more may have none (docs/models.md).
+            weights differ from it by less than 3e-4 of their size (`2^-25 / (1 - decay)`). One in float64 does not.
+        masters: of a model of fewer than 32 bits, whose float32 masters are averaged instead of its roundings. Give the
+            optimizer that keeps them, a mapping from parameters to them, or a function of a parameter. The function
+            returns its master or None. The average is rounded to the model's type when it is swapped in; masters are
+            only read, except by `adopt`. Parameters of 32 bits or more may have none (docs/models.md).
     Raises:
         TypeError, ValueError: a model or an argument that cannot be taken, in one line.
         MemoryError: what is to be held would not fit, before any snapshot is taken.
@@ -91,6 +93,7 @@ class Averager(Shown):
     def __init__(self, model: nn.Module, average: Average | Iterable[Average], **options: Unpack[Options]) -> None:
         given = completed(options, type(self).__init__)
         super().__init__(model, average if isinstance(average, Iterable) else [average], given)
+        self._follows_rate = any(isinstance(average, averages.FollowsRate) for average in self.averages)
 
     if not TYPE_CHECKING:  # which knows what there is
 
@@ -173,10 +176,9 @@ class Averager(Shown):
                 f"update({step}) of an average that begins at the initial weights (start=0): call update(0) before "
                 "training"
             )
-        self._learning_rate = checked_rate(learning_rate, self.averages)
+        self._learning_rate = checked_rate(learning_rate, self.averages) if self._follows_rate else None
         self._initial = self._initial or waits
-        self._swap.refuse_another(f"update({step})")
-        self._swap.guard.end()
+        self._swap.train_on(step)
         return self._pass(step)
 
     @locked
@@ -197,7 +199,7 @@ class Averager(Shown):
             raise TypeError('buffers="recompute" needs a function to do it: swap_in(recompute=...)')
         if self._swap.is_in:
             return True
-        self._swap.refuse_another("swap_in()")
+        self._swap.refuse_another("swap_in")
         if not self._prepare():
             return False
         self._swap.bring_in(self._write, recompute if self.buffers == "recompute" else None)
@@ -222,8 +224,8 @@ class Averager(Shown):
         """Let training go on from the average: the raw weights are given up. What is held stays.
 
         The optimizer is not touched, except for `masters`, which become the average too. Its moments, which were of the
-        raw weights, go on. One with other weights of its own (float32 copies that are not given as `masters`,
-        Lookahead, schedule-free) would bring the raw ones back: make it anew.
+        raw weights, go on. An optimizer with weights of its own (float32 copies not given as `masters`, Lookahead,
+        schedule-free) would bring the raw ones back: make it anew.
 
         Args:
             recompute: as of `swap_in`.
@@ -289,7 +291,7 @@ class Averager(Shown):
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy.deepcopy, together with the model: all that training on needs, unshared."""
-        if self._ranks.group is not None:
+        if self._ranks.group is not None or self._ranks.parts is not None:
             raise TypeError("an averager with a process_group cannot be pickled or deep-copied: use its state_dict()")
         self._settle()
         return {**self.__dict__, "_lock": None}

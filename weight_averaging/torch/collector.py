@@ -19,7 +19,7 @@ from weight_averaging.torch.model.ranks import Ranks
 from weight_averaging.torch.model.spare_copy import SpareCopy
 from weight_averaging.torch.model.tensors import locked, plain_tensors
 from weight_averaging.torch.model.weights import LiveWeights
-from weight_averaging.torch.options import Options
+from weight_averaging.torch.options import Options, groups_of
 from weight_averaging.torch.tracks.make import TrackMaker
 from weight_averaging.torch.tracks.track import Track
 
@@ -60,7 +60,7 @@ class Collector:
                 tell_of_dead_zone(str(average), average.dead_zone, "one with dtype=torch.float64")
         self._spare = promise(SpareCopy(self._weights))
         logger.info("%s of %s: %s", self.name, type(model).__name__, self._weights.selected)
-        self._ranks = Ranks(options["process_group"], self._weights.global_tensors(), model.modules())
+        self._ranks = Ranks(*groups_of(options), self._weights.global_tensors(), model.modules())
         self._frozen = FrozenProbe()
         self._said: set[str] = set()
         self._begun = False  # whether the snapshot under way has changed anything yet
@@ -176,7 +176,7 @@ class Collector:
     @property
     def _defers(self) -> bool:
         """Whether a snapshot is taken before it is known to be finite."""
-        return self.check_finite and defers(self._weights.device)
+        return self._check_finite and defers(self._weights.device)
 
     def _settle(self) -> None:
         """Know whether the last snapshot was finite, and if not, be as if it had never been taken.
@@ -238,14 +238,13 @@ class Collector:
 
         An average cannot give back what it has taken in, so all blocks are checked before the first is used.
         """
-        weights = self._weights
+        weights, check = self._weights, self._check_finite
         at_once = len(weights.blocks) == 1 and self._ranks.alone
-        ahead = self.check_finite and not at_once
-        if ahead and not self._ranks.all_agree(weights.are_finite(), weights.device):
+        if check and not at_once and not self._ranks.all_agree(weights.are_finite(), weights.device):
             return False
         fresh = list(due)
         for block, parts in weights.read():
-            if self.check_finite and at_once and not all_finite(parts):
+            if check and at_once and not all_finite(parts):
                 return False
             self._begun = True
             while fresh:
@@ -258,7 +257,8 @@ class Collector:
 
     def _look(self) -> None:
         """Follow the model if it has changed."""
-        self._notice(self._weights.look)
+        if self._weights.has_changed():
+            self._notice(self._weights.look)
 
     def _notice(self, look: Callable[[], Change | None]) -> None:
         kind = self._weights.device, self._weights.dtype

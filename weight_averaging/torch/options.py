@@ -23,6 +23,7 @@ class Options(TypedDict, total=False):
     exclude: Choice
     check_finite: bool
     process_group: Any
+    model_parallel_group: Any
     dtype: torch.dtype | None
     masters: Any
 
@@ -34,6 +35,7 @@ DEFAULTS: Options = {
     "exclude": None,
     "check_finite": True,
     "process_group": None,
+    "model_parallel_group": None,
     "dtype": None,
     "masters": None,
 }
@@ -73,6 +75,11 @@ def completed(options: Options, function: Callable[..., Any]) -> Options:
             f"dtype must be torch.float32 or torch.float64, not {result['dtype']!r}: with fewer bits an average stalls"
         )
     return result
+
+
+def groups_of(options: Options) -> tuple[Any, Any]:
+    """The process groups of replicas, and of ranks with other parts of the model."""
+    return options["process_group"], options["model_parallel_group"]
 
 
 def check_names(options: Options, function: Callable[..., Any]) -> None:

@@ -14,6 +14,7 @@ from weight_averaging.torch.model.look import Look
 from weight_averaging.torch.model.selection import all_entries
 from weight_averaging.torch.model.tensors import forget_values, local, spread_like
 from weight_averaging.torch.model.weights import LiveWeights
+from weight_averaging.torch.parts import state_of_all, state_of_one
 from weight_averaging.torch.swap import Swap
 from weight_averaging.torch.tracks.track import Track
 from weight_averaging.torch.tracks.window import WindowTrack
@@ -29,26 +30,30 @@ def state_of(averager: Collector, swap: Swap, settings: dict[str, Any]) -> dict[
     """See `Averager.state_dict`."""
     averager._settle()
     weights = averager._weights
-    if swap.is_in and weights.is_sharded:
-        raise RuntimeError("the state of a model with DTensors cannot be saved while swapped: call swap_out()")
-    return {
+    by_name = weights.is_sharded or averager._ranks.parts is not None
+    if swap.is_in and by_name:
+        raise RuntimeError("the state of a model over several ranks cannot be saved while swapped: call swap_out()")
+    state = {
         "averager": averager.name,
         **settings,
         "step": averager.step,
         "names": list(weights.names),
         "shapes": [list(shape) for shape in weights.shapes],
         "dtypes": [str(dtype).removeprefix("torch.") for dtype in weights.dtypes],
-        "tracks": [_track_state(weights, track) for track in averager._tracks],
+        "tracks": [_track_state(weights, track, by_name) for track in averager._tracks],
         "raw": list(swap.raw) if swap.is_in else None,
         "raw_statistics": dict(swap.statistics),
         "checksums": checksums(weights.tensors()) if swap.is_in else [],
     }
+    return state if averager._ranks.parts is None else state_of_all(state, weights, averager._ranks)
 
 
 def load(averager: Collector, swap: Swap, settings: dict[str, Any], state: dict[str, Any], how: str) -> None:
     """See `Averager.load_state_dict`, whose `settings` is `how` here. All checks come first, then all changes."""
     differing = _differing(averager, settings, state, how)
-    swap.refuse_another("load_state_dict()")
+    if averager._ranks.parts is not None:
+        state = state_of_one(state, averager._weights, averager._ranks)
+    swap.refuse_another("load_state_dict")
     averager._settle()
     if swap.is_in:
         _refuse_stale_raw(averager, swap, state)
@@ -71,8 +76,10 @@ def load(averager: Collector, swap: Swap, settings: dict[str, Any], state: dict[
         _say_rest(averager.name, look, state, order)
     if differing:
         changed = ", ".join(f"{key} {state[key]!r} -> {settings[key]!r}" for key in differing)
-        had = [len(source["snapshot_steps"]) if source else 0 for source in sources]
-        kept = ", ".join(f"{len(steps)} of {count}" for (_, steps, _), count in zip(restored, had))
+        kept = ", ".join(
+            f"{len(steps)} of {len(source['snapshot_steps'])}" if source else "none, as the state has no such average"
+            for (_, steps, _), source in zip(restored, sources)
+        )
         name = averager.name
         logger.warning("the saved %s goes on with other settings (%s); snapshots kept: %s", name, changed, kept)
     swap.guard.end()
@@ -106,10 +113,10 @@ def _differing(averager: Collector, settings: dict[str, Any], state: dict[str, A
     return differing
 
 
-def _track_state(weights: LiveWeights, track: Track) -> dict[str, Any]:
-    """The state of a track, oldest vector first; of a model with DTensors also the memory not used yet."""
+def _track_state(weights: LiveWeights, track: Track, by_name: bool) -> dict[str, Any]:
+    """The state of a track, oldest vector first; of a model that is spread over ranks also the memory not used yet."""
     size = track.window if isinstance(track, WindowTrack) else 1
-    vectors = track.slots()[:size] if weights.is_sharded else track.vectors()
+    vectors = track.slots()[:size] if by_name else track.vectors()
     return {
         "interval": track.interval,
         "start": track.start,
@@ -118,7 +125,7 @@ def _track_state(weights: LiveWeights, track: Track) -> dict[str, Any]:
         "snapshot_steps": list(track.steps),
         "count": track.count,
         **track.further(),
-        "vectors": [_by_name(weights, vector) for vector in vectors] if weights.is_sharded else vectors,
+        "vectors": [_by_name(weights, vector) for vector in vectors] if by_name else vectors,
     }
 
 
@@ -130,7 +137,17 @@ def _source(saved: list[dict[str, Any]], track: Track) -> dict[str, Any] | None:
     others = [source for source in saved if source["window"] is None]
     if len(saved) == len(others) == 1:
         return others[0]
-    return next((source for source in others if source["average"] == track.description), None)
+    if same := [source for source in others if source["average"] == track.description]:
+        return same[0]
+    alike = [
+        source for source in others if _without_interval(source["average"]) == _without_interval(track.description)
+    ]
+    return alike[0] if len(alike) == 1 else None
+
+
+def _without_interval(description: str) -> list[str]:
+    """The words of an average that say how its snapshots are weighted, and not which they are."""
+    return [word for word in description.split() if not word.startswith(("interval=", "start="))]
 
 
 def _kept(saved: dict[str, Any], track: Track) -> list[int]:

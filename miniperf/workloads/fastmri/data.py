@@ -2,9 +2,9 @@
 
 Data: slices of a real brain (brain.py), measured as a scanner would, which is simulated. A volume is seen by one coil
 (shading and phase). The Fourier transform of a slice plus complex noise is its k-space; a mask keeps a quarter of its
-columns, the centre among them. The input is the magnitude of the zero-filled inverse transform, the target that of all
-of the k-space, so the noise is in both, as in the knee scans of fastMRI (Zbontar et al. 2018, arXiv 1811.08839), whose
-mask, normalisation and loss these are.
+columns, the centre among them. The input is the magnitude of the zero-filled inverse transform, and the target that of
+all of the k-space. So the noise is in both, as in the knee scans of fastMRI (Zbontar et al. 2018, arXiv 1811.08839).
+The mask, normalisation and loss are theirs.
 """
 
 import numpy as np

@@ -15,8 +15,9 @@ WINDOW, K1, K2 = 7, 0.01, 0.03  # of SSIM
 
 
 def ssim(images: Tensor, targets: Tensor, data_range: Tensor) -> Tensor:
-    """Structural similarity of each image (Wang et al. 2004), as scikit-image defines it by default: uniform windows
-    of 7 x 7, sample covariance, mean over the windows that lie inside the image.
+    """Structural similarity of each image (Wang et al. 2004), as scikit-image defines it by default.
+
+    Windows are uniform, of 7 x 7, with the sample covariance. The mean is over the windows that lie inside the image.
 
     Args:
         images, targets: [batch, height, width].

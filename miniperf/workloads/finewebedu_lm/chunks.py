@@ -6,14 +6,15 @@ import numpy as np
 
 from miniperf.workloads.finewebedu_lm.shards import Tokens
 from weight_averaging.errors import UsageError
+from weight_averaging.words import counted
 
 
 class ShuffledBatches:
     """Endless batches of chunks, shuffled anew in every epoch, of which each rank gets its part.
 
     A split is cut into chunks of `context + 1` tokens from its beginning on, regardless of documents; what is left at
-    the end is not used. Batch b consists of the chunks b * size ... (b + 1) * size - 1 of the epochs one after the
-    other, and rank r of n gets the r-th of n equal parts of it, so that n ranks together see what one would.
+    the end is not used. Batch b consists of the chunks from b * size to (b + 1) * size - 1 of the epochs one after the
+    other. Rank r of n gets the r-th of n equal parts of it. So n ranks together see what one would.
 
     Args:
         tokens: of the split.
@@ -30,7 +31,7 @@ class ShuffledBatches:
         self._count = len(tokens) // self._length
         if self._count == 0:
             where = f"{tokens.folder}: the {tokens.split} split"
-            raise UsageError(f"{where} has {len(tokens)} tokens, fewer than one chunk of {self._length}")
+            raise UsageError(f"{where} has {counted(len(tokens), 'token')}, fewer than one chunk of {self._length}")
         if size % ranks:
             raise UsageError(f"the batch of {size} sequences does not divide by {ranks} ranks")
         self._size, self._seed, self._rank, self._ranks = size, seed, rank, ranks

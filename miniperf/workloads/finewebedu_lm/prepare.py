@@ -1,9 +1,9 @@
 """From documents to shards of tokens, so that a kill at any moment loses some seconds and changes nothing.
 
 Every document is followed by the end-of-text token. Its text decides whether it is held out, so that two documents of
-one text are on the same side. After every batch of documents the tokens are on disk, and `progress.json` says how many
-of them count, where the stream of documents is and what the checksums are so far; whatever lies beyond is cut off by
-the run that goes on from there.
+one text are on the same side. After every batch of documents the tokens are on disk. `progress.json` says how many of
+them count, where the stream of documents is and what the checksums are so far. The run that resumes from there cuts off
+whatever lies beyond.
 """
 
 import json

@@ -1,7 +1,8 @@
 """The folder of a tokenised data set: shards of uint16 tokens, `train_000000.bin`, and `index.json` that lists them.
 
-The index is written last. It has the tokenizer's name and the number of its ids, the end-of-text id, the type of a
-token, what the data was made from, and for each split its shards in order, with their numbers of tokens and CRC-32.
+The index is written last. It has the tokenizer's name and the number of its ids, the end-of-text id, and the type of a
+token. It says what the data was made from. For each split it lists the shards in order, with their numbers of tokens
+and CRC-32.
 """
 
 import json

@@ -1,16 +1,17 @@
 """mini_ogbg: on which proteins does a molecule act? A message-passing network with edge, node and global updates.
 
-Data: molecules and their measured activities in 30 assays of ChEMBL, from the package `MoleculeACE` (MIT; van Tilborg
-et al. 2022, https://doi.org/10.1021/acs.jcim.2c01073; the measurements are ChEMBL's, CC BY-SA 3.0). As in ogbg-molpcba
-a node is an atom, an edge a bond, and each assay is a yes-or-no question: active at 1 uM or less. Most molecules were
-measured in one assay only. As in virtual screening, of the pairs that nobody measured some, drawn at random, are
-presumed inactive, since a molecule made for one protein seldom acts on another; all others are missing (NaN). So
-positives are rare, as in ogbg-molpcba. Measurements alone (1.3 a molecule) teach the network little: with the line at
-100 nM, a mean average precision of .63 after 800 batches of 16, where chance gives .50.
+Data: molecules and their measured activities in 30 assays of ChEMBL, from the package `MoleculeACE`. (MIT; van Tilborg
+et al. 2022, https://doi.org/10.1021/acs.jcim.2c01073; measurements: ChEMBL, CC BY-SA 3.0.)
+
+As in ogbg-molpcba a node is an atom, an edge a bond, and each assay is a yes-or-no question: active at 1 uM or less.
+Most molecules were measured in one assay only. Of the pairs that nobody measured some, drawn at random, are presumed
+inactive, as in virtual screening. A molecule made for one protein seldom acts on another. All others are missing (NaN).
+So positives are rare, as in ogbg-molpcba. Measurements alone (1.3 a molecule) teach the network little. With the line
+at 100 nM, the mean average precision is 0.63 after 800 batches of 16, where chance gives 0.50.
 
 The network sees no stereochemistry, so stereoisomers are one molecule here, and several measurements of it in an assay
-are their mean. Splits are random by molecule, where ogbg-molpcba holds out whole scaffolds: with a few hundred
-molecules an assay whole scaffolds would make validation and test two different tasks.
+are their mean. Splits are random by molecule, where ogbg-molpcba holds out whole scaffolds. With a few hundred
+molecules an assay, whole scaffolds would make validation and test two different tasks.
 """
 
 from collections import defaultdict
@@ -88,9 +89,11 @@ def pad(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def generate() -> dict[str, np.ndarray]:
-    """All molecules of at most MAX_ATOMS in the order of the package's files, padded with zeros: nodes, ends and edges
-    as in `Molecule` with a dimension of molecules before theirs, num_nodes and num_edges [count], and targets [count,
-    assays], 1 active, 0 inactive or presumed so, NaN missing."""
+    """All molecules of at most MAX_ATOMS in the order of the package's files, padded with zeros.
+
+    The nodes, ends and edges are as in `Molecule`, with a dimension of molecules before theirs. Further there are
+    num_nodes and num_edges [count], and targets [count, assays]: 1 active, 0 inactive or presumed so, NaN missing.
+    """
     molecules: dict[str, Molecule] = {}
     measured: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for smiles, rows in measurements().groupby("smiles", sort=False):

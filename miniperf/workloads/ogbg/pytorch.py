@@ -28,8 +28,10 @@ class Update(nn.Module):
 
 
 class Round(nn.Module):
-    """A graph network block (Battaglia et al. 2018, arXiv 1806.01261, Algorithm 1) in which a node sees the sum of the
-    edges that leave it beside that of the edges that reach it."""
+    """A graph network block (Battaglia et al. 2018, arXiv 1806.01261, Algorithm 1).
+
+    A node sees two sums: of the edges that leave it, and of the edges that reach it.
+    """
 
     def __init__(self) -> None:
         super().__init__()

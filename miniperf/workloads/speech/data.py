@@ -5,9 +5,9 @@ No two utterances have the same words; each split has its own addresses, its own
 features are computed once, normalised by the training set's mean and deviation of each bin as officially, and kept. The
 targets are the letters; the metric is the word error rate of the greedy transcript.
 
-What a small model learns in a minute sets the measure. Of the 300 most frequent words, spoken faster and over more
-noise, the LSTMs still had 61 % wrong after 2,400 updates (40 seconds of one core); of 60 words, spoken slowly and
-clearly, they have 13 to 14 % wrong after 1,500 (25 seconds).
+What a small model learns in a minute of one core sets the measure. With the 300 most frequent words, spoken faster and
+over more noise, the LSTMs had 61 % wrong after 2,400 updates (40 seconds). With 60 words, spoken slowly and clearly,
+they have 13 to 14 % wrong after 1,500 updates (25 seconds).
 """
 
 import math
@@ -68,8 +68,11 @@ def output_lengths(frames: Any) -> Any:
 
 
 def spoken(texts: list[str], variants: np.ndarray, rng: np.random.RandomState) -> Iterator[tuple[str, str, np.ndarray]]:
-    """The texts that fit, each with the voice that spoke it and its log-mel spectrum: no longer than MAX_FRAMES, and
-    with enough outputs of the models to be aligned. CTC needs one for each letter, and one between two equal ones."""
+    """The texts that fit, each with the voice that spoke it and its log-mel spectrum.
+
+    One that fits is no longer than MAX_FRAMES, and the models have enough outputs for it to be aligned. CTC needs one
+    for each letter, and one between two equal ones.
+    """
     count = -(-len(texts) // UTTERANCES_PER_SPEAKER)
     speakers = [Speaker.draw(variant, rng) for variant in rng.choice(variants, count)]
     voices = [speaker for speaker in speakers for _ in range(UTTERANCES_PER_SPEAKER)][: len(texts)]

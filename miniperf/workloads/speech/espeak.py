@@ -2,14 +2,14 @@
 
     python espeak.py FOLDER < utterances > sounds
 
-FOLDER holds the shared library and its data. An utterance is a line of JSON, [text, voice, pitch, rate]; what is
-written for it is the number of its samples (int32), then these (int16, SAMPLE_RATE), little endian. Nothing is played:
-the engine hands its samples to a callback before espeak_Synth returns.
+FOLDER holds the shared library and its data. An utterance is a line of JSON, [text, voice, pitch, rate]. Written for it
+are the number of its samples (int32), then these (int16, SAMPLE_RATE), little endian. Nothing is played: the engine
+hands its samples to a callback before espeak_Synth returns.
 
-One process speaks one list, since the engine carries the phases of its oscillators and its random numbers from one
-utterance to the next, and seeds the latter by the clock. Spoken twice in one process, the same text by the same voice
-gave other samples with 88 of 104 voices, and still did after the engine was closed and opened again; voices that
-breathe differed between processes too. In a new process with a fixed seed the same list gives the same samples.
+One process speaks one list. The engine carries the phases of its oscillators and its random numbers from one utterance
+to the next, and seeds the latter by the clock. Spoken twice in one process, the same text by the same voice gave other
+samples with 88 of 104 voices. It still did after the engine was closed and opened again. Voices that breathe differed
+between processes too. In a new process with a fixed seed the same list gives the same samples.
 """
 
 import ctypes

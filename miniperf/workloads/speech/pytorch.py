@@ -91,8 +91,11 @@ class SpeechWorkload(SpeechData, PyTorchWorkload):
         mask_batch: Tensor | None = None,
         label_smoothing: float = 0.0,
     ) -> dict[str, Tensor]:
-        """CTC, summed over utterances. `n_valid_examples` is the number of their letters, by which the official loss
-        is divided too as long as it is given no mask, as in official training. Labels are not smoothed."""
+        """CTC, summed over utterances. Labels are not smoothed.
+
+        `n_valid_examples` is the number of their letters. The official loss is divided by it too where it is given no
+        mask, as in official training.
+        """
         del label_smoothing
         targets, target_paddings = label_batch
         logits, logit_paddings = logits_batch

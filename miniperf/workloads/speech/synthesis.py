@@ -1,7 +1,7 @@
 """Spoken utterances: the synthesiser eSpeak NG reads real English, by many speakers, over background noise.
 
-The engine comes in the package `espeakng-loader`. It is free software under the GPL, version 3: it runs in a process of
-its own (see espeak.py), from where the package put it, and nothing of it is copied here. It knows English pronunciation
+The engine comes in the package `espeakng-loader`. It is free software under the GPL, version 3. So it runs in a process
+of its own (see espeak.py), from where the package put it. Nothing of it is copied here. It knows English pronunciation
 by rule and dictionary: "two" and "too" sound alike, "have" and "government" do not share their e.
 
 A speaker is one of the engine's English voice variants at a pitch and a rate of their own.

@@ -1,7 +1,7 @@
 """What is spoken: two or three words in a row, as they stand in the addresses of `mini_finewebedu_lm`.
 
-The words are the most frequent ones, so that a small model meets each often enough to learn how it is spelled: in
-English that cannot be heard. A text crosses no punctuation mark and no rarer word. Each split has its own addresses.
+The words are the most frequent ones. So a small model meets each often enough to learn how it is spelled, which cannot
+be heard in English. A text crosses no punctuation mark and no rarer word. Each split has its own addresses.
 """
 
 import re

@@ -1,11 +1,11 @@
 """mini_wmt: English to German with an encoder-decoder Transformer, scored by BLEU after a beam search.
 
 Data: pairs drawn from a grammar of both languages (`sentences.py`), their numbers and dates worded by the package
-`num2words`. As in news translation the word order differs, German writes compounds, words have a long tail, a
-translator's choice between synonyms cannot be foreseen, and the sentences held out are new. These take the commoner
-word throughout, lest coin flips decide some points of BLEU on a hundred sentences. The message catalogues that ship
-with packages are translations by people, but too few and too diverse to learn from: Django 5.2 has some 800 messages
-with 3,400 German words, of which 29 % occur once only.
+`num2words`. As in news translation the word order differs, German writes compounds, and words have a long tail. A
+translator's choice between synonyms cannot be foreseen, and the sentences held out are new. The sentences held out take
+the commoner word throughout, lest coin flips decide some points of BLEU on a hundred sentences. The message catalogues
+that ship with packages are translations by people, but too few and too diverse to learn from: Django 5.2 has some 800
+messages with 3,400 German words, of which 29 % occur once only.
 """
 
 from typing import Any

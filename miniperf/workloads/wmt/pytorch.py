@@ -65,9 +65,12 @@ class DecoderLayer(nn.Module):
         return self._look_at_source(x + F.dropout(mixed, dropout_rate, self.training), source, mask, dropout_rate)
 
     def step(self, x: Tensor, past: Tensor, source: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """One more token of each hypothesis. x: [sentences, beams, width]; past: the self-attention's keys and values
-        of the earlier tokens, [2, sentences * beams, heads, length, width / heads]; source: the cross-attention's of
-        the encoded source. Returns x and the longer past."""
+        """One more token of each hypothesis.
+
+        x is [sentences, beams, width]. `past` are the self-attention's keys and values of the earlier tokens, [2,
+        sentences * beams, heads, length, width / heads]. `source` are the cross-attention's of the encoded source.
+        Returns x and the longer past.
+        """
         normed = self.norm1(x).view(-1, 1, WIDTH)
         past = torch.cat([past, self.self_attention.keys_values(normed)], dim=3)
         x = x + self.self_attention(normed, past).view(x.shape)

@@ -1,9 +1,9 @@
 """English sentences and their German translations, drawn from a grammar of both languages at once.
 
-Numbers, years and ordinals are worded by the package `num2words`; the rest is a small lexicon. Drawn is a clause; it is
-worded in both languages, in German in one of three orders: main (`er hat am Montag zwei Bücher gekauft`), inverted
-after a fronted time (`am Montag hat er ...`) and subordinate with the verb last (`weil er am Montag zwei Bücher gekauft
-hat`). Like a human translator the grammar sometimes takes a rarer German synonym.
+Numbers, years and ordinals are worded by the package `num2words`; the rest is a small lexicon. A clause is drawn and
+worded in both languages, in German in one of three orders. They are main (`er hat am Montag zwei Bücher gekauft`),
+inverted after a fronted time (`am Montag hat er ...`) and subordinate with the verb last (`weil er am Montag zwei
+Bücher gekauft hat`). Like a human translator the grammar sometimes takes a rarer German synonym.
 """
 
 from dataclasses import dataclass

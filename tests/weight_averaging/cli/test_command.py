@@ -182,7 +182,7 @@ def test_extra_state_that_a_file_has_no_place_for_is_told(capsys, tmp_path):
     torch.save({"w": torch.ones(2), "a._extra_state": {"b": 1}}, tmp_path / "step_1.pt")
     for out, told in (("x.safetensors", True), ("x.pt", False)):
         said = command(capsys, "average", tmp_path / "step_1.pt", "--lawa=window=1", f"--out={tmp_path / out}")
-        line = "left out of safetensors files: 1 entry of extra state, as a._extra_state"
+        line = "left out of files that are a state dict of tensors alone: 1 entry of extra state, as a._extra_state"
         assert (line in said.splitlines()) is told
 
 

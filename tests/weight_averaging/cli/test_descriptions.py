@@ -61,6 +61,14 @@ class Odd(Average):
     what: "Missing" = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Leaves(Average):
+    window: int = 3
+
+    def coefficients(self, count):
+        raise SystemExit(0)
+
+
 number = 3
 """
 
@@ -70,6 +78,7 @@ def here(tmp_path, monkeypatch):
     """The current folder, with a module and a run of five snapshots."""
     (tmp_path / "mine.py").write_text(MINE)
     (tmp_path / "faulty.py").write_text("import weight_averaging\n1 / 0\n")
+    (tmp_path / "leaving.py").write_text("import sys\nsys.exit('bye')\n")
     (tmp_path / "lacking.py").write_text("import there_is_none\n")
     (tmp_path / "other.py").write_text(MINE)
     (tmp_path / "run").mkdir()
@@ -79,7 +88,7 @@ def here(tmp_path, monkeypatch):
     before = list(sys.path)
     yield tmp_path
     assert sys.path == before
-    for name in ("mine", "faulty", "lacking", "other"):
+    for name in ("mine", "faulty", "lacking", "leaving", "other"):
         sys.modules.pop(name, None)
 
 
@@ -163,6 +172,8 @@ def test_an_average_of_ones_own_is_that_of_float64(here, capsys, entry):
         ("absent.inner:Polynomial", "there is no module absent.inner, in this folder or installed"),
         ("lacking:Polynomial", "lacking cannot be imported: ModuleNotFoundError: No module named 'there_is_none'"),
         ("faulty:Polynomial", "faulty cannot be imported: ZeroDivisionError: division by zero"),
+        ("leaving:Polynomial", "leaving cannot be imported: SystemExit: bye"),
+        ("mine:Leaves", "Leaves failed: SystemExit: 0"),
         ("mine:Polynomal", "mine has no class Polynomal"),
         ("mine:number", "number is no subclass of weight_averaging.averages.Average"),
         ("mine:dataclass", "dataclass is no subclass of weight_averaging.averages.Average"),

@@ -185,7 +185,7 @@ def test_the_page_shows_what_the_command_says(capsys):
     shown = page.partition(given)[2].partition("\nThe command adds up")[0]
     assert command(capsys, *given.split()).split() == shown.split()
     defaults = re.findall(r"\(default: ([\d.]+)\)", " ".join(command(capsys, "plan", "--help").split()))
-    assert defaults == ["1", "1", "20", "64", "8", "10", "500", "2900", "48", "25", "1"]
+    assert defaults == ["1", "1", "0", "1", "20", "64", "8", "10", "500", "2900", "48", "25", "1", "25"]
 
 
 def test_the_command_says_where_what_fits_and_what_breaks(capsys):

@@ -64,6 +64,7 @@ def test_what_is_nested_too_deeply_to_be_written_is_one_line(tmp_path, capsys, m
         ("a_1.pt", {"config.json": b"", "metadata.json": b"", "model.weights.h5": b""}, "a model of Keras"),
         ("a_1.pt", {"a/data.pkl": b"", "a/constants.pkl": b"", "a/code/x.py": b""}, "TorchScript"),
         ("a_1.pt", {"w.npy": b"", "v.npy": b""}, "an .npz file of NumPy"),
+        ("a_1.pt", b"\x02" + bytes(7) + b"{}", "a safetensors file by another name"),
     ],
 )
 def test_what_is_known_and_not_read_is_called_by_its_name(tmp_path, capsys, name, data, says):
@@ -76,6 +77,18 @@ def test_what_is_known_and_not_read_is_called_by_its_name(tmp_path, capsys, name
     said = command(capsys, "inspect", tmp_path)
     assert said.startswith(f"error: {tmp_path / name} is {says}")
     assert "which is not read: save the model's state_dict() by torch.save, or as .safetensors" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "data", [bytes(8) + b"{}", b"\x01" + bytes(7) + b"{", b"\x02" + bytes(7) + b"{]", b"\x09" + bytes(7) + b'{"a": 1}']
+)
+def test_only_what_has_a_whole_header_is_called_safetensors(tmp_path, capsys, data):
+    """The length of a header, which is not 0 nor beyond the file, and that header, JSON."""
+    (tmp_path / "a_1.pt").write_bytes(data)
+    said = command(capsys, "inspect", tmp_path)
+    assert said.startswith("error: ")
+    assert "safetensors file" not in said
     assert said.count("\n") == 1
 
 

@@ -55,6 +55,12 @@ def no_model():
 def broken():
     raise ValueError("mine")
 
+def leaves():
+    raise SystemExit(0)
+
+def leaves_late():
+    return make(), [lambda: leaves()]
+
 def wrong_input():
     return make(), [torch.zeros(3)]
 
@@ -172,6 +178,8 @@ def test_names_with_what_wrappers_add_and_pieces_of_tensors(tmp_path, capsys, mo
         ("my_batches:compiled_names", "the model has no 0.weight"),
         ("my_batches:no_pair", "TypeError: the function gives a Sequential, not (model, batches)\n"),
         ("my_batches:broken", "ValueError: mine (my_batches.py, line "),
+        ("my_batches:leaves", "SystemExit: 0 (my_batches.py, line "),
+        ("my_batches:leaves_late", "SystemExit: 0 (my_batches.py, line "),
         ("my_batches:no_model", "TypeError: the function gives a str for the model"),
         ("my_batches:wrong_input", "RuntimeError: Expected"),
         ("my_batches:infinite", "is not finite on these batches"),

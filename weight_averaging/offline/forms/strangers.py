@@ -1,8 +1,11 @@
 """Files that are not read, told from what is damaged by their first bytes or what a zip has in it."""
 
 import contextlib
+import json
 import zipfile
 from pathlib import Path
+
+from weight_averaging.offline.safetensors_files import MAX_HEADER
 
 NOT_READ = (".keras", ".h5", ".hdf5", ".npz", ".gguf")  # names by which such files go
 _MAGIC = (
@@ -43,11 +46,23 @@ def other_format(path: Path) -> str:
             if all(name.endswith(".npy") for name in inside):
                 return "an .npz file of NumPy"
             return "" if "data.pkl" in inside else "a zip that torch.save did not write"
-    if head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") < path.stat().st_size:
+    if _has_header(path):
         return "a safetensors file by another name"
     if is_msgpack(path):
         return "msgpack, as Flax writes its checkpoints"
     return ""
+
+
+def _has_header(path: Path) -> bool:
+    """Whether a file begins as safetensors do: the length of a header, and that header, JSON."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(path.stat().st_size - 8, MAX_HEADER) or file.read(1) != b"{":
+            return False
+        try:
+            return isinstance(json.loads(b"{" + file.read(length - 1)), dict)
+        except (ValueError, RecursionError):
+            return False
 
 
 def other_folder(path: Path) -> str:

@@ -32,6 +32,7 @@ from weight_averaging.offline.forms.trainers import (
     lightnings_average,
 )
 from weight_averaging.offline.layouts import layout_of
+from weight_averaging.tensor_names import clean_names
 
 # Where Lightning's WeightAveraging has the raw weights while it has its average under `state_dict`.
 _RAW, _AVERAGING = "current_model_state", "averaging_state"
@@ -138,7 +139,10 @@ class TorchSource(WholeFile):
         return self._filled(dict.fromkeys(names))[1]
 
     def _filled(self, state: Mapping[str, Any]) -> tuple[Any, list[str]]:
-        weights = {name: value for name, value in state.items() if name not in self.others} | self.extra
+        weights = {name: value for name, value in state.items() if name not in self.others}
+        plain = dict(zip(self._saved, clean_names(list(self._saved))))
+        are_plain = any(name not in self._saved for name in weights)  # as --plain-names has them
+        weights |= {plain[name] if are_plain else name: value for name, value in self.extra.items()}
         if self._key is None:
             return weights, []
         if is_fastais(self._contents):

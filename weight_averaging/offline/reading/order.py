@@ -20,6 +20,7 @@ from pathlib import Path
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.forms.source import Source
 from weight_averaging.offline.forms.trainers import EPOCH_KEYS, STEP_KEYS
+from weight_averaging.words import counted
 
 # Not within another word: "deep_0" and "sweep3" have no epoch.
 _STEP = re.compile(r"(?:(?<![a-z])(?:iter(?:ation)?s?|itr|updates?|batch(?:es)?|ba)|steps?)[=_.-]?(\d+)", re.IGNORECASE)
@@ -156,7 +157,7 @@ def numbered(sources: Sequence[Source]) -> tuple[str, dict[Path, int], str]:
         return _counted(*same, is_bare=False)
     unit, found = max((("step", steps), ("epoch", epochs), ("step", bare)), key=lambda pair: len(pair[1]))
     path = next(path for path in places if path not in found)
-    others = f", and that of {len(found)} others is" if found else ""
+    others = f", and that of {counted(len(found), 'other')} is" if found else ""
     raise SnapshotError(
         f"{path}: its {unit} is not known{others}; put it into the name, as in step_1000{path.suffix}, or say where it "
         "is by --step-from"

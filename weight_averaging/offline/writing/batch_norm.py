@@ -18,7 +18,7 @@ from weight_averaging.offline.layouts import Layout
 from weight_averaging.offline.writing.outputs import Writer
 from weight_averaging.tensor_names import clean_names
 from weight_averaging.torch.model.batch_norm import named_statistics, recompute_batch_norm
-from weight_averaging.words import counted
+from weight_averaging.words import counted, fault_of
 
 # What gives the model and its training batches, anew for each average.
 Recompute = Callable[[], tuple[nn.Module, Iterable[Any]]]
@@ -76,7 +76,7 @@ class RecomputingWriter(Writer):
                 raise TypeError(
                     f"the function gives a {type(self._model).__name__} for the model, not a torch.nn.Module"
                 )
-        except Exception as fault:  # of the user's code: any
+        except (Exception, SystemExit) as fault:  # of the user's code: any
             raise _failed(fault) from fault
         _check_same(_tensors(self._model), self._layout)
         if not named_statistics(self._model):
@@ -145,7 +145,7 @@ def _run(model: nn.Module, batches: Iterable[Any]) -> int:
     try:
         with torch.no_grad():
             recompute_batch_norm(model, [forward])
-    except Exception as fault:  # of the user's code: any
+    except (Exception, SystemExit) as fault:  # of the user's code: any
         raise _failed(fault) from fault
     if not count:
         raise SnapshotError(f"{_FLAG}: the function gives no batch")
@@ -163,9 +163,9 @@ def _check_same(tensors: Mapping[str, Tensor], layout: Layout) -> None:
         raise SnapshotError(f"{_FLAG}: the checkpoints have no {lacking[0]}, which the model has")
 
 
-def _failed(fault: Exception) -> SnapshotError:
+def _failed(fault: BaseException) -> SnapshotError:
     """A fault of the user's code in one line, with where it is."""
     frames = traceback.extract_tb(fault.__traceback__)
     users = [frame for frame in frames[-1:] if frame.filename != __file__]
     where = f" ({Path(users[0].filename).name}, line {users[0].lineno})" if users else ""
-    return SnapshotError(f"{_FLAG}: {' '.join(f'{type(fault).__name__}: {fault}'.split())}{where}")
+    return SnapshotError(f"{_FLAG}: {fault_of(fault)}{where}")

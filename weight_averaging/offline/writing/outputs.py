@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ from weight_averaging.offline.reading.order import is_aside
 from weight_averaging.offline.safetensors_files import SafetensorsWriter
 from weight_averaging.offline.writing.folders import WholeFolderWriter, is_checkpoint_folder, put_folder
 
+_LOAD = 'torch.load("{path}"'
 _TORCH = (".pt", ".pth", ".pth.tar", ".bin", ".ckpt")
 
 
@@ -132,18 +134,34 @@ def loading(path: Path, source: Source) -> str:
     if (isinstance(source, HuggingFaceSource | WholeFolder) and is_folder_for(path, source)) or (
         isinstance(source, WholeFile) and source.fits(path)
     ):
-        return source.loading.replace("{path}", str(path))
+        return _as_written(source.loading, path)
     if isinstance(source, FlaxSource) and path.suffix == ".safetensors":
-        return f'flax.traverse_util.unflatten_dict(safetensors.flax.load_file("{path}"), sep=".")'
-    return state_dict_loading(path)
+        return f'flax.traverse_util.unflatten_dict(safetensors.flax.load_file({_quoted(path)}), sep=".")'
+    return state_dict_loading(path, whole=not getattr(source, "extra", ()))
 
 
-def state_dict_loading(path: Path) -> str:
-    """What loads a state dict at `path`."""
+def state_dict_loading(path: Path, whole: bool = True) -> str:
+    """What loads a state dict at `path`; not `whole`: without the extra state that its model has."""
+    rest = "" if whole else ", strict=False"
     if path.suffix != ".safetensors":
-        return f'model.load_state_dict(torch.load("{path}"))'
+        return _as_written(f'model.load_state_dict(torch.load("{{path}}"){rest})', path)
     first = "" if importlib.util.find_spec("safetensors") else ", after pip install safetensors"
-    return f'model.load_state_dict(safetensors.torch.load_file("{path}")){first}'
+    return f"model.load_state_dict(safetensors.torch.load_file({_quoted(path)}){rest}){first}"
+
+
+def _as_written(line: str, path: Path) -> str:
+    """A line for the file at `path`, which is there: torch has to be told where it is of more than plain data."""
+    if f"{_LOAD})" in line and path.is_file():
+        try:
+            torch.load(path, map_location="meta", weights_only=True)
+        except Exception:  # what torch raises depends on what it refuses
+            line = line.replace(_LOAD, f"{_LOAD}, weights_only=False")
+    return line.replace('"{path}"', _quoted(path)).replace("{path}", str(path))
+
+
+def _quoted(path: Path) -> str:
+    """A path as Python has it between double quotes."""
+    return json.dumps(str(path), ensure_ascii=False)
 
 
 class _WholeWriter(Writer):

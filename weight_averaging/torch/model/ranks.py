@@ -15,24 +15,27 @@ class Ranks:
 
     Args:
         process_group: of replicas, whose weights are bit for bit the same; None: this rank is on its own.
+        parts: the process group of ranks that hold different tensors of one model; None: this one holds all.
         tensors: the model's; the device meshes of DTensors among them count (FSDP2).
         modules: the model's; the process groups of those that spread their parameters count (FSDP1).
     Raises:
         ValueError: a process group is given for a model whose parameters are spread over ranks.
     """
 
-    def __init__(self, process_group: Any, tensors: Iterable[Tensor], modules: Iterable[nn.Module]) -> None:
+    def __init__(self, process_group: Any, parts: Any, tensors: Iterable[Tensor], modules: Iterable[nn.Module]) -> None:
         # In the order of the model: all ranks must come to the groups in one order, and that of a set is no rank's.
         meshes = dict.fromkeys(t.device_mesh for t in tensors if hasattr(t, "device_mesh"))
         flat = [m for m in modules if hasattr(m, "_handle") and hasattr(m, "process_group")]
         groups = dict.fromkeys(m.process_group for m in flat)
         if process_group is not None and (meshes or groups):
             raise ValueError("process_group is for replicas (DDP); under FSDP every rank averages its own shards")
-        self.group = process_group
+        self.group, self.parts = process_group, parts
         self.is_flat = bool(groups)  # FSDP1: what is on this rank are pieces of a flat vector
         self._sharing = [*groups, *(mesh.get_group(dim) for mesh in meshes for dim in range(mesh.ndim))]
         if process_group is not None:
             self._sharing.append(process_group)
+        if parts is not None:  # after those of a part, which must agree among themselves first
+            self._sharing.append(parts)
 
     @property
     def alone(self) -> bool:
@@ -48,9 +51,24 @@ class Ranks:
         """Whether this is the first of the ranks that share a model or hold it together; true of one on its own."""
         return all(dist.get_rank(group) == 0 for group in self._sharing)
 
+    @property
+    def is_first_of_part(self) -> bool:
+        """The same among the ranks that share its own tensors or hold them together."""
+        return all(dist.get_rank(group) == 0 for group in self._sharing if group is not self.parts)
+
+    def of_parts(self, value: Any) -> list[Any]:
+        """What each rank of `parts` gives. Collective."""
+        values = [None] * dist.get_world_size(self.parts)
+        dist.all_gather_object(values, value, group=self.parts)
+        return values
+
     def holders(self, by_owner: bool) -> int:
         """How many ranks on this machine hold the same: of replicas those of a group, of shards all (torchrun)."""
-        return 1 if not self._sharing or (by_owner and self.group is not None) else _ranks_here()
+        if not self._sharing:
+            return 1
+        if by_owner and self.group is not None:
+            return 1 if self.parts is None else min(dist.get_world_size(self.parts), _ranks_here())
+        return _ranks_here()
 
     @property
     def on_their_own(self) -> int:

@@ -13,7 +13,7 @@ from weight_averaging.include_exclude import Choice
 from weight_averaging.torch.model.blocks import Block, blocks_of
 from weight_averaging.torch.model.changes import Change, Known, change_of
 from weight_averaging.torch.model.finite import finite, squares
-from weight_averaging.torch.model.look import FSDP2, Look, present, reshard_flat
+from weight_averaging.torch.model.look import FSDP2, Look, Signature, present, reshard_flat
 from weight_averaging.torch.model.masters import Masters, Source
 from weight_averaging.torch.model.selection import Entry, Selection, named_modules
 from weight_averaging.torch.model.tensors import local, real, writing
@@ -62,6 +62,7 @@ class LiveWeights:
         self.version = 0
         self._staging: Tensor | None = None
         self._gathered: list[Tensor] | None = None  # views of the scratch space
+        self._signature: Signature | None = None  # as of the last look; None: the model may be another object now
         self.entries: list[Entry] = []
         self._known: list[Known] = []
         self._scan()
@@ -71,10 +72,12 @@ class LiveWeights:
 
         Raises: as for a new model; then nothing is taken over.
         """
+        return self._scan() if self.has_changed() else None
+
+    def has_changed(self) -> bool:
+        """Whether anything has happened to the model since the last look."""
         self._reshard()
-        if self._signature == self._sign(self._modules, self.entries):
-            return None
-        return self._scan()
+        return self._signature is None or self._signature.differs()
 
     def preview(self, adopt: set[str]) -> Look:
         """What a look would find if frozen parameters and buffers of these names were averaged too. Changes nothing."""
@@ -107,6 +110,7 @@ class LiveWeights:
         if self.entries and look.is_sharded != self.is_sharded:
             raise ValueError("the model's parameters have become, or ceased to be, DTensors: make a new averager")
         self.selected, self.entries = look.selected, look.selected.entries
+        self._places = [(entry.module, entry.key, entry.is_buffer) for entry in self.entries]
         self._modules, self._gathering = look.modules, look.gathering
         self.is_sharded, self._any_complex = look.is_sharded, any(tensor.is_complex() for tensor in look.found)
         self.names, self.shapes, self.local_shapes = look.names, look.shapes, look.local_shapes
@@ -118,9 +122,11 @@ class LiveWeights:
         self.dtype = self._asked or (torch.float64 if torch.float64 in {t.dtype for t in tensors} else torch.float32)
         alike = all(t.dtype == self.dtype and t.device == self.device for t in tensors)
         self.is_single = alike and self._masters is None
+        self._is_small = self.blocks[0].is_small if self.blocks else False
+        self._is_plain = not (self._masters or self.is_sharded or self._any_complex or self._gathering)
         self.version += 1
         self._staging = self._gathered = None
-        self._signature = self._sign(self._modules, self.entries)
+        self._signature = Signature(self._modules, self.entries)
         earlier = self._known
         self._known = [
             # FSDP1 makes and drops the objects of its parameters as it goes.
@@ -131,17 +137,6 @@ class LiveWeights:
         ]
         return change_of(earlier, self._known, look.found, self.entries) if earlier else None
 
-    def _sign(self, modules: list[nn.Module], entries: list[Entry]) -> list[Any]:
-        """What would differ had the model changed. Buffers may be replaced by others at any time, as some layers do."""
-        parameters = [parameter for module in modules for parameter in module._parameters.values()]
-        signs: list[Any] = [*map(id, parameters), *(id(c) for module in modules for c in module._modules.values())]
-        signs += [parameter is not None and parameter.requires_grad for parameter in parameters]
-        signs += [len(module._buffers) for module in modules]
-        for tensor in [entry.tensor() for entry in entries]:
-            if tensor is not None:
-                signs += (tensor.dtype, tensor.shape, tensor.is_contiguous(), tensor.device)
-        return signs
-
     def _reshard(self) -> None:
         """FSDP may hold gathered parameters, whole tensors, after a pass."""
         for reshard in self._gathering:
@@ -150,9 +145,12 @@ class LiveWeights:
     def global_tensors(self) -> list[Tensor]:
         """The live tensors, detached, in the order of `names`; DTensors where they are spread over ranks."""
         self._reshard()
-        live = [(e.module._buffers if e.is_buffer else e.module._parameters)[e.key] for e in self.entries]
-        detached = [tensor.detach() for tensor in live]  # type: ignore[union-attr]
+        detached = [tensor.detach() for tensor in self._live()]
         return [real(tensor) for tensor in detached] if self._any_complex else detached
+
+    def _live(self) -> list[Tensor]:
+        """The objects that the modules have now."""
+        return [(module._buffers if is_buffer else module._parameters)[key] for module, key, is_buffer in self._places]  # type: ignore[misc]
 
     def tensors(self) -> list[Tensor]:
         """The live tensors that are on this rank, detached, in the order of `names`."""
@@ -202,13 +200,13 @@ class LiveWeights:
         They are views of the model where it has them so. Else, and where they would be many and small, they are scratch
         space, to be read before the next block is asked for.
         """
-        tensors = self.sources()
-        if len(self.blocks) == 1 and self.blocks[0].is_small:  # a small model, where every operation on a tensor counts
+        if len(self.blocks) == 1 and self._is_small:  # a small model, where every operation on a tensor counts
             if self._gathered is None:
                 self._gathered = self.views(self.scratch())
-            torch._foreach_copy_(self._gathered, tensors)
+            torch._foreach_copy_(self._gathered, self._live() if self._is_plain else self.sources())
             yield self.blocks[0], [self.scratch()]
             return
+        tensors = self.sources()
         for block in self.blocks:
             parts = [part.of(tensors[part.index]) for part in block.parts]
             if block.is_small or any(t.dtype != self.dtype or t.device != self.device for t in parts):
@@ -226,8 +224,8 @@ class LiveWeights:
 
     def square_sums(self) -> list[Tensor]:
         """What tells, by `model.finite`, whether no tensor holds a NaN or an infinity; each is read once."""
-        if self.is_single and self.device.type != "cpu":
-            return squares(self.tensors())  # one launch for all
+        if self.is_single:  # whole: on an accelerator one launch for all, on a CPU the fewer the faster
+            return squares([tensor.reshape(-1) for tensor in self.tensors()])
         return [total for _, parts in self.read() for total in squares(parts)]
 
     def are_finite(self) -> bool:

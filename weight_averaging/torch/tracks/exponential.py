@@ -64,7 +64,7 @@ class ExponentialTrack(Track):
         if self._ema is None or self._copies is not None:
             return
         self._under_way = (block.start, self._ema._version)
-        own = cut(self._ema[block.range], parts)
+        own = cut(self._ema, block, parts)
         if not self.steps:
             torch._foreach_copy_(own, parts)
         elif good is None:

@@ -144,9 +144,10 @@ class Track(abc.ABC):
                 self.__dict__[name] = _map_tensors(value, self._memory.own)
 
 
-def cut(vector: Tensor, like: list[Tensor]) -> list[Tensor]:
-    """Views of a flat vector, as long as the tensors of `like`."""
-    return [vector] if len(like) == 1 else list(vector.split([part.numel() for part in like]))
+def cut(vector: Tensor, block: Block, like: list[Tensor]) -> list[Tensor]:
+    """Views of a block of a flat vector, as long as the tensors of `like`."""
+    own = vector if block.stop - block.start == vector.numel() else vector[block.range]
+    return [own] if len(like) == 1 else list(own.split([part.numel() for part in like]))
 
 
 def is_same(vector: Tensor, other: Tensor) -> bool:

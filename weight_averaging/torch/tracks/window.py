@@ -59,7 +59,7 @@ class WindowTrack(Track):
 
     def take(self, block: Block, parts: list[Tensor], good: Tensor | None = None) -> None:
         if self._free and self._copies is None:
-            torch._foreach_copy_(cut(self._free[0][block.range], parts), parts)
+            torch._foreach_copy_(cut(self._free[0], block, parts), parts)
 
     def taken(self, step: int) -> None:
         if self._free:

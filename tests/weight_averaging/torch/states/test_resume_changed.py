@@ -122,3 +122,53 @@ def test_a_state_taken_while_swapped_is_loaded_whole_or_not_at_all(how):
     with pytest.raises(ValueError, match=r"0.weight is not in it as it is here, so its raw values would be lost"):
         second.load_state_dict(state, settings=how)
     assert not second.ready
+
+
+def resumed(before, after, caplog):
+    """An averager made by `after` that goes on from one made by `before` at update 12, and what was said."""
+    model = model_of()
+    first, second = before(model), after(model)
+    for step in range(1, 13):
+        randomise(model, step)
+        first.update(step)
+    with caplog.at_level(logging.WARNING):
+        second.load_state_dict(saved(first), settings="new")
+    return first, second, caplog.text
+
+
+def test_averages_of_a_grid_go_on_at_another_interval_and_new_ones_are_named(caplog):
+    """As each does alone, by `LAWA` and `EMA`."""
+
+    def grid(interval, decay):
+        kinds = [
+            averages.LAWA(window=2, interval=interval),
+            averages.EMA(decay=decay, interval=interval),
+            averages.Growing(share=0.3, interval=interval),
+        ]
+        return lambda model: Averages(model, kinds)
+
+    first, second, said = resumed(grid(2, 0.5), grid(6, 0.5), caplog)
+    assert "snapshots kept: 1 of 2, 1 of 1, 1 of 1" in said
+    for old, new in zip(first.averages[1:], second.averages[1:]):
+        first.select(old)
+        second.select(new)
+        for name, value in first.average_state_dict().items():
+            torch.testing.assert_close(second.average_state_dict()[name], value, rtol=0, atol=0)
+    caplog.clear()
+    first, second, said = resumed(grid(2, 0.5), grid(2, 0.9), caplog)
+    assert "snapshots kept: 2 of 2, none, as the state has no such average, 1 of 1" in said
+
+
+@pytest.mark.parametrize("top", [None, 0.1])
+def test_an_average_that_follows_rates_says_that_a_growing_one_knew_none(top, caplog):
+    """Its share of the updates is by the top of the schedule, which may be over."""
+    growing = averages.Growing(share=0.3, interval=1)
+    follows = averages.FollowsRate(share=0.3, top_rate=top, interval=1)
+    _, _, said = resumed(lambda model: Averager(model, growing), lambda model: Averager(model, follows), caplog)
+    assert ("knows no learning rates" in said) == (top is None)
+    caplog.clear()
+    model = model_of()
+    same, other = Averager(model, follows), Averager(model, follows)
+    same.update(1, learning_rate=0.1)
+    other.load_state_dict(saved(same))
+    assert "knows no learning rates" not in caplog.text
