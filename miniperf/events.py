@@ -46,11 +46,13 @@ class Events:
             self._add(None, summary=summary)
 
     def scalars(self, values: Mapping[str, float], completed: int, own: str) -> None:
-        """Values by name, and the group of names without one."""
+        """Values by name, and the group of names without one; not the numbers of examples, which never change."""
         if self._writer is not None:
             from tensorboard.compat.proto.summary_pb2 import Summary
 
             for name, value in values.items():
+                if name.endswith("/num_examples"):
+                    continue
                 self._add(completed, summary=Summary(value=[Summary.Value(tag=tag_of(name, own), simple_value=value)]))
 
     def flush(self) -> None:

@@ -20,7 +20,7 @@ FLAGS = flags.FLAGS
 
 PAGES = {"suite": "page", "published": "published_page"}  # modules of analysis.evidence
 
-flags.DEFINE_enum("study", "suite", list(PAGES), "Study that the page is of: the suite, or the published submissions.")
+flags.DEFINE_enum("study", "suite", list(PAGES), "Page to write: of the suite, or of the published submissions.")
 flags.DEFINE_string("folder", "docs/results/evidence", "Folder of the page, with the numbers in `data` there.")
 flags.DEFINE_string("collect", None, "Folder with results of scripts.evidence, which are taken over first.")
 

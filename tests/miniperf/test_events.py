@@ -43,6 +43,8 @@ def test_tags_and_values_are_those_of_the_tables(tmp_path, name):
     for tag in ("1_validation/accuracy", "2_test/accuracy", "3_train/loss", "6_clock/score"):
         expected = evaluations["score" if "score" in tag else tag[2:]]
         assert points(accumulator, tag) == pytest.approx(dict(expected), rel=1e-6)
+    assert "validation/num_examples" in evaluations
+    assert not [tag for tag in accumulator.Tags()["scalars"] if "num_examples" in tag]
     training = pd.read_csv(folder / "measurements.csv").dropna(subset="loss").set_index("global_step")
     assert len(training) == 20
     training.index += 1  # rows count the updates before their own

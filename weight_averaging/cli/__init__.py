@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
@@ -106,7 +107,9 @@ def _terminated(number: int, frame: object) -> None:
 def _check_torch() -> None:
     with importing():
         try:
-            import torch
+            with warnings.catch_warnings():  # torch warns where NumPy is not installed, and nothing here needs it
+                warnings.filterwarnings("ignore", "Failed to initialize NumPy")
+                import torch
         except ImportError:
             raise SnapshotError("checkpoints are read with torch: pip install 'weight-averaging[torch]'") from None
         import_module("weight_averaging.offline")

@@ -16,7 +16,7 @@ are float32 (4 bytes). Bandwidths count bytes read and bytes written.
 
 Replicas (DDP) hold one average for all, on the first rank, where it is a window or on the host. Every rank of a sharded
 model (FSDP2, tensor parallel) holds its shard's, and nothing is gathered. Under ZeRO-1 and -2 a model of fewer than 32
-bits is averaged from its float32 masters, which DeepSpeed gathers on each of the g ranks that share them:
+bits is averaged from its float32 masters. DeepSpeed gathers them on each of the g ranks that share them:
 
     a snapshot      device memory + 4 n for that long; over the network 8 n (g - 1) / g (an all-reduce), for an EMA
                     twice, since it is known before that all are finite; training waits

@@ -112,7 +112,8 @@ class Collector:
 
     def _pass(self, step: int) -> bool:
         """Go on to update `step`. Whether a snapshot was due and collected."""
-        self._weights.check_masters()
+        if self._weights.masters_unread:
+            self._weights.check_masters()
         last, self.step = self.step, step
         if self._total is not None and step > 2 * self._total:
             self._say(
@@ -238,11 +239,10 @@ class Collector:
 
         An average cannot give back what it has taken in, so all blocks are checked before the first is used.
         """
-        weights, check = self._weights, self._check_finite
+        weights, check, fresh = self._weights, self._check_finite, list(due)
         at_once = len(weights.blocks) == 1 and self._ranks.alone
         if check and not at_once and not self._ranks.all_agree(weights.are_finite(), weights.device):
             return False
-        fresh = list(due)
         for block, parts in weights.read():
             if check and at_once and not all_finite(parts):
                 return False

@@ -28,10 +28,13 @@ class LoadGuard:
     The model's checkpoint of that moment holds the average. Loaded after the averager's state it would undo what that
     did, in silence. The state has the checksums of what the model held; a module that has just been loaded and holds
     that gets its raw weights back.
+
+    Attributes:
+        at_end: what ends the watch; empty where there is none.
     """
 
     def __init__(self) -> None:
-        self._at_end: list[Callable[[], object]] = []
+        self.at_end: list[Callable[[], object]] = []
 
     def begin(
         self, weights: LiveWeights, model: nn.Module, raw: list[Tensor], sums: list[int], statistics: dict[str, Tensor]
@@ -40,13 +43,13 @@ class LoadGuard:
         hook = _Hook(weights, model, [t.clone() for t in raw], sums, {n: t.clone() for n, t in statistics.items()})
         scripted = [module for module in hook.modules if isinstance(module, torch.jit.ScriptModule)]  # take no hooks
         plain = hook.modules.difference(scripted)
-        self._at_end = [module.register_load_state_dict_post_hook(hook).remove for module in plain]
-        self._at_end += [partial(hook, module, None) for module in scripted]
+        self.at_end = [module.register_load_state_dict_post_hook(hook).remove for module in plain]
+        self.at_end += [partial(hook, module, None) for module in scripted]
 
     def end(self) -> None:
         """What it watched for has happened or does not any more: training goes on, or the average comes in."""
-        while self._at_end:
-            self._at_end.pop()()
+        while self.at_end:
+            self.at_end.pop()()
 
 
 class _Hook:

@@ -123,7 +123,8 @@ class Swap:
         """Update `step` has come: nothing is to be loaded any more, and the model must have weights of training."""
         if _IN_MODELS:
             self.refuse_another("update", step)
-        self.guard.end()
+        if self.guard.at_end:
+            self.guard.end()
 
     def refuse_another(self, what: str, step: object = "") -> None:
         """A RuntimeError if the average of another averager is in this model; `what` and `step` say what would be."""

@@ -42,3 +42,11 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert done.stdout.startswith("7e+09 weights in float32")
+
+
+def test_torch_without_numpy_says_nothing_beside_the_error():
+    code = "import sys; sys.modules['numpy'] = None; from weight_averaging.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "inspect", "missing"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()) == (2, [done.stderr.strip()])
+    assert done.stderr.startswith("error: missing")

@@ -40,6 +40,7 @@ class LiveWeights:
         blocks: what it is cut into.
         dtype, device: of the vector.
         is_single: whether all tensors have them, and are what is read.
+        masters_unread: whether there are masters, and none has been read yet.
         version: how often the model has been walked over.
     """
 
@@ -54,7 +55,7 @@ class LiveWeights:
     ) -> None:
         self._model, self._asked = model, dtype
         self._masters = None if masters is None else Masters(masters)
-        self._unread = True  # whether no master has been read yet
+        self.masters_unread = masters is not None
         self._selection = Selection(buffers, include, exclude)
         self._selection.check(model)
         self._adopted: set[str] = set()
@@ -176,10 +177,10 @@ class LiveWeights:
         Raises:
             ValueError: so it is; or before the first snapshot, one is missing.
         """
-        if self._masters is not None and (before_swap or self._unread):
+        if self._masters is not None and (before_swap or self.masters_unread):
             if not before_swap:
                 self.sources()
-                self._unread = False
+                self.masters_unread = False
             self._masters.check(self.entries, self.tensors())
 
     def write_masters(self, write: Callable[[list[Tensor]], object]) -> None:
