@@ -242,4 +242,5 @@ def test_a_traced_dropout_rate_is_the_same_as_a_number(name, rate):
     static = jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, rate)
     traced = jax.jit(jax.value_and_grad(loss))(params, rate)
     for one, other in zip(jax.tree.leaves(static), jax.tree.leaves(traced), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-6)
+        # Of each tensor's size: gradients near zero are differences of large sums, rounded otherwise.
+        assert np.linalg.norm(np.subtract(one, other)) <= 1e-5 * np.linalg.norm(other)
