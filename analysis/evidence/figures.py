@@ -47,6 +47,7 @@ def forest(conclusions: Sequence[Conclusion], workloads: dict[str, ratios.Ratio]
         style.mark_key("one workload", marker="o", color=style.COLOURS[0], markersize=5),
         style.mark_key("hollow: bounded by missed targets", marker="o", markerfacecolor="white", markersize=5),
         Line2D([], [], color="0.35", linewidth=1.2, label="95 % interval"),
+        Line2D([], [], color="0.5", linewidth=0.8, label="1: as many updates"),
     ]
     style.legend_below(figure, [axis], keys=keys)
     return figure

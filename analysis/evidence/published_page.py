@@ -235,7 +235,7 @@ def drawn(found: Sequence[Submission]) -> Figure:
     ticks = [tick for tick in TICKS if low <= tick <= high]
     right.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     right.minorticks_off()
-    right.set_xlabel("updates of the average / of the base (lower is better)")
+    right.set_xlabel("updates of the average / of the base\n(lower is better)")
     lines: tuple[dict[str, Any], ...] = (
         {"label": "as many updates", "linestyle": "--", "color": "0.4"},
         {"label": "82 % of them, as in the paper", "linestyle": ":", "color": "0.6"},
