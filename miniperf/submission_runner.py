@@ -114,7 +114,9 @@ def check_flags() -> list[Any]:
     space, count = FLAGS.tuning_search_space, FLAGS.num_tuning_trials
     trials = search.trials(FLAGS.tuning_ruleset, space, count, FLAGS.rng_seed or 0)
     if not trials[FLAGS.hparam_start_index : FLAGS.hparam_end_index]:
-        raise UsageError(f"--hparam_start_index and --hparam_end_index leave none of {counted(len(trials), 'trial')}")
+        raise UsageError(
+            f"--hparam_start_index and --hparam_end_index leave none of the {counted(len(trials), 'trial')}"
+        )
     return trials
 
 

@@ -73,8 +73,10 @@ def run(args: argparse.Namespace) -> None:
         if args.workload is not None and getattr(args, flag) is not None:
             raise SnapshotError(f"--{flag.replace('_', '-')} writes a file, and does not go with --workload")
     if averages or args.submission:
-        import torch  # a second, which a wrong flag need not wait for
+        with interrupts.importing():
+            import torch  # a second, which a wrong flag need not wait for
 
+            import_module("weight_averaging.offline")
         torch.set_num_threads(1)
     if args.workload is None or not (averages or args.submission):
         command.run(args)  # which says what is missing
@@ -160,8 +162,6 @@ def _trials(
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     try:
-        with interrupts.importing():
-            import_module("weight_averaging.offline")
         run(args)
     except (ValueError, OSError) as error:  # SnapshotError and UsageError among them
         print(f"error: {error}", file=sys.stderr)

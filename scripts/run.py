@@ -269,7 +269,8 @@ def _on_slurm() -> list[str]:
 
 def main(argv: Sequence[str]) -> None:
     try:
-        set_defaults()
+        with interrupts.importing():  # of the workload, for its step_hint
+            set_defaults()
         if FLAGS.harness == "official":
             if len(argv) > 1:
                 raise UsageError(f"unexpected arguments: {' '.join(argv[1:])}")

@@ -55,7 +55,11 @@ AT += [
     ("scripts.average_checkpoints", "torch", AVERAGE),
     ("weight_averaging", "torch", ["average", *AVERAGE]),
     ("weight_averaging", "argparse", ["average", *AVERAGE]),
-    ("scripts.run", "torch", ["--submission_path=mine.py", "--workload=mini_criteo1tb", "--tuning_ruleset=self"]),
+    (
+        "scripts.run",
+        "torch",
+        ["--submission_path=mine.py", "--workload=mini_criteo1tb", "--tuning_ruleset=self", "--experiment_name=mine"],
+    ),
 ]
 
 

@@ -99,7 +99,7 @@ def test_espnet_has_epochs_links_and_a_file_to_resume_from(tmp_path, capsys):
     is_mean(torch.load(out), [state_of(2), state_of(10)])
     files = [run / "1epoch.pth", run / "valid.acc.ave_2best.pth"]
     said = command(capsys, "average", *files, "--lawa=window=2", f"--out={out}")
-    assert "valid.acc.ave_2best.pth: its epoch is not known, and that of 1 others is" in said
+    assert "valid.acc.ave_2best.pth: its epoch is not known, and that of 1 other is" in said
     files = [run / f"{epoch}epoch.pth" for epoch in (10, 1)]
     command(capsys, "average", *files, "--lawa=window=2", f"--out={out}", "--overwrite")
     is_mean(torch.load(out), [state_of(1), state_of(10)])
