@@ -167,10 +167,14 @@ def _states(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Entries of the optimizer state that visibly have no state_dict."""
     for function in _functions(tree):
         entries: list[tuple[ast.expr | None, ast.expr]] = []
+        # Elsewhere `state` is another: an optimizer's of one parameter, which it saves itself.
+        names = (
+            {"optimizer_state", "state"} if function.name in {*FUNCTIONS, "prepare_for_eval"} else {"optimizer_state"}
+        )
         for node in ast.walk(function):
             if isinstance(node, ast.Assign | ast.AnnAssign):
                 for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-                    if isinstance(target, ast.Subscript) and ast.unparse(target.value) in ("optimizer_state", "state"):
+                    if isinstance(target, ast.Subscript) and ast.unparse(target.value) in names:
                         entries.append((target.slice, node.value or target))
             literal = node.value if isinstance(node, ast.Return | ast.Assign | ast.AnnAssign) else None
             if function.name == "init_optimizer_state" and isinstance(literal, ast.Dict):

@@ -1,12 +1,13 @@
 """Tuning search spaces: JSON files in AlgoPerf's two forms, checked before any training.
 
-- A list of points: [{"learning_rate": 1e-3, ...}, ...], of which the first `num_trials` are run. It must have so many.
+- A list of points: [{"learning_rate": 1e-3, ...}, ...], of which the first `num_trials` are run.
 - A dict of ranges: {"learning_rate": {"min": 1e-4, "max": 1e-2, "scaling": "log"}, "beta2": {"feasible_points":
   [0.99, 0.999]}}, sampled by a Halton sequence. The sequence is seeded: the same file, number and seed always give the
   same trials (the official harness shuffles them without a seed).
 """
 
 import json
+import logging
 import math
 from collections import namedtuple
 from numbers import Real
@@ -15,6 +16,8 @@ from typing import Any
 
 from weight_averaging.errors import UsageError
 from weight_averaging.words import counted
+
+logger = logging.getLogger(__name__)
 
 
 def load(path: str | Path, num_trials: int | None, seed: int = 0) -> list[Any]:
@@ -39,7 +42,9 @@ def load(path: str | Path, num_trials: int | None, seed: int = 0) -> list[Any]:
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
     if num_trials is not None and num_trials > len(points):
-        raise UsageError(f"--num_tuning_trials={num_trials}: {path} has {counted(len(points), 'point')}")
+        logger.warning(  # as under the official harness, which runs what there is and says so
+            "--num_tuning_trials=%d: %s has %s, and all are run", num_trials, path, counted(len(points), "point")
+        )
     try:
         kind = namedtuple("Hyperparameters", list(points[0]))  # type: ignore[misc]  # names known at run time only
     except ValueError as error:

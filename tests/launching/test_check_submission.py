@@ -106,6 +106,15 @@ def test_a_trap_is_found_at_its_line(tmp_path, old, new, marked, words):
     assert any(found == line and words in text for found, text in findings(tmp_path, code)), findings(tmp_path, code)
 
 
+def test_the_state_of_a_parameter_is_not_the_state_of_the_submission(tmp_path):
+    own = "\n\nclass Own(torch.optim.Optimizer):\n    def step(self):\n        state = self.state[p]\n"
+    own += "        state['step'] = 0\n"
+    assert findings(tmp_path, GOOD + own) == []
+    inside = "    state = optimizer_state\n    state['n'] = 1\n    return optimizer_state, current"
+    found = findings(tmp_path, GOOD.replace("    return optimizer_state, current", inside))
+    assert [text for _, text in found if "optimizer_state['n'] has no state_dict" in text]
+
+
 def test_an_import_for_types_alone_is_none(tmp_path):
     only = "import torch\nfrom typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    import my_library\n"
     assert findings(tmp_path, GOOD.replace("import torch\n", only, 1)) == []

@@ -27,7 +27,6 @@ def run_cli(*arguments: str, cwd: str | None = None) -> subprocess.CompletedProc
         (["--submission=lawaa"], "--submission=lawaa is unknown; choose from adamw,"),
         (["--submission_path=nowhere.py"], "--submission_path=nowhere.py does not exist below"),
         (["--num_tuning_trials=0"], "--num_tuning_trials must be >= 1, not 0"),
-        (["--num_tuning_trials=7"], "--num_tuning_trials=7: tuning_search_spaces/miniperf/lawa.json has 6 points"),
     ],
 )
 def test_the_command_line_says_what_is_wrong(tmp_path, arguments, message):
@@ -73,6 +72,15 @@ def test_a_bad_search_space_is_named(tmp_path, text, message):
         search.load(path, 3)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_more_trials_than_a_list_has_are_told(caplog):
+    path = "tuning_search_spaces/miniperf/lawa.json"
+    everything = search.load(path, None)
+    assert search.load(path, 6) == everything
+    assert not caplog.messages
+    assert search.load(path, 7) == everything
+    assert caplog.messages == [f"--num_tuning_trials=7: {path} has 6 points, and all are run"]
 
 
 def test_a_halton_space_is_seeded_and_inside_its_ranges(tmp_path):

@@ -22,8 +22,6 @@ for example:
       on 8 nodes, each of them with a whole copy in 8 shards
   weight-averaging plan --params 70e9 --dtype bf16 --ranks 256 --zero 3 --tensor-parallel 8 --step-seconds 5
       FSDP2 over 32 groups of 8 ranks, each of which shares its layers
-  weight-averaging plan --params 539e6 --ranks 4 --interval 1 --step-seconds 0.1 --pcie-gbs 12 --device-gb 8
-      a slow link and little memory left
 """
 
 
