@@ -10,6 +10,15 @@ def fault_of(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
+def between(low: int, high: int, noun: str) -> str:
+    """Say a range of counts.
+
+    >>> between(2, 5, "seed"), between(1, 1, "seed")
+    ('2 to 5 seeds', '1 seed')
+    """
+    return counted(low, noun) if low == high else f"{low} to {counted(high, noun)}"
+
+
 def counted(number: int, one: str, several: str = "") -> str:
     """How many of what.
 

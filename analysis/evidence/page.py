@@ -13,7 +13,7 @@ from analysis.evidence.summaries import CONSTANT, DECAY, MOMENTS, PAPERS, PRIMAR
 from analysis.figures import style
 from analysis.text import markdown
 from weight_averaging.atomic_file import replacing
-from weight_averaging.words import counted
+from weight_averaging.words import between, counted
 
 PLANNED = {"A": "the suite at its own length, 10 seeds", "B": "ten times the schedule, 3 seeds",
            "C": "thirty times, language model and graphs, 3 seeds", "D": "schedules, 3 seeds",
@@ -79,7 +79,7 @@ def _status(evidence: Evidence, drawn: Sequence[Conclusion]) -> str:
         if here:
             by = {(run.key[1], run.key[2]) for run in here}
             seeds = [sum(run.key[1:3] == key for run in here) for key in by]
-            counts.append(f"{part}: {counted(len(here), 'run')}, {min(seeds)} to {max(seeds)} seeds each")
+            counts.append(f"{part}: {counted(len(here), 'run')}, {between(min(seeds), max(seeds), 'seed')} each")
     missing = [f"{part} ({what})" for part, what in PLANNED.items() if part not in evidence.parts()]
     text = f"Run so far: {'; '.join(counts)}. "
     text += f"Not run: {', '.join(missing)}." if missing else "Every part has runs."

@@ -17,6 +17,7 @@ from analysis.evidence.summaries import PRIMARY
 from analysis.figures import style
 from analysis.text import markdown
 from weight_averaging.atomic_file import replacing
+from weight_averaging.words import between
 
 TICKS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4, 1.7, 2.0, 2.5, 3.0)
 HEAD = """# Averaging what others have published
@@ -84,7 +85,7 @@ def _conclusions(found: Sequence[Submission]) -> str:
         least = min((len(one.seeds) for one in done), default=0)
         enough = len(done) == planned and least >= ENOUGH
         now = f"**{word}**" if enough else f"unfinished ({word} so far)" if some else "unfinished"
-        of = f"{len(done)} of {planned}, {least} to {max((len(one.seeds) for one in done), default=0)} seeds"
+        of = f"{len(done)} of {planned}, {between(least, max((len(one.seeds) for one in done), default=0), 'seed')}"
         rows.append({"": number, "conclusion": claim, "now": now, "submissions": of, **cells})
     return (
         "Updates of the average over those of the raw weights, over submissions, with the 95 % interval for "
@@ -115,7 +116,7 @@ def _status(found: Sequence[Submission]) -> str:
         here = [one for one in found if one.part == part]
         seeds = [len(one.seeds) for one in here] + [0] * (planned - len(here))
         texts.append(
-            f"{part}: {sum(map(bool, seeds))} of {planned} submissions, {min(seeds)} to {max(seeds)} seeds each"
+            f"{part}: {sum(map(bool, seeds))} of {planned} submissions, {between(min(seeds), max(seeds), 'seed')} each"
         )
     text = f"Run so far: {'; '.join(texts)}.\n"
     if all(len(one.seeds) >= SEEDS for one in found) and len(found) == sum(PLANNED.values()):
