@@ -69,7 +69,7 @@ def test_the_interval_is_over_submissions_that_do_not_average_themselves(tmp_pat
     )
     text = published_page._conclusions(found)
     assert "**confirmed**" in text.splitlines()[4]
-    assert "7 of 7, 3 to 3 seeds" in text
+    assert "7 of 7, 3 seeds" in text
     assert f"{total.any.ratio * 1.1:.2f}" in text.splitlines()[4]  # an update takes a tenth longer
     assert "unfinished (confirmed so far)" in text.splitlines()[5]  # two of five, all at 1.1
     assert "**Unfinished.**" in published_page._status(found)
