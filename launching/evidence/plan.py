@@ -46,7 +46,7 @@ class Variant:
         best_of: times the learning rate, what is searched where it was hopeless: then `load` adds another variant.
         instead_of: name of the variant that this one is such another of.
         evaluations: in a run.
-        every, test_every: as in miniperf/tracking.py.
+        every, test_every: as in miniperf/tracking/pytorch.py.
     """
 
     part: str

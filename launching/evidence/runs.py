@@ -18,7 +18,7 @@ from miniperf import frameworks, search, submission, workloads
 from miniperf.logs import meta_data
 from miniperf.runner import train_once
 from miniperf.settings import Settings
-from miniperf.tracking import TrackedWorkload
+from miniperf.tracking.pytorch import TrackedWorkload
 
 CHECKPOINTS = 4  # in a run of a workload's own length; five times as many in a longer one
 
@@ -54,7 +54,7 @@ def make(run: Run, out: Path) -> None:
     settings_of = hyperparameters._asdict()
     every = {} if run.search else variant.every
     described = averages(steps, evaluate_every, schedule, settings_of)
-    tracking: Any = importlib.import_module(f"miniperf.{'jax_' if variant.framework == 'jax' else ''}tracking")
+    tracking: Any = importlib.import_module(f"miniperf.tracking.{variant.framework}")
     ours = tracking.TrackedSubmission(module, {name: described[name] for name in every})
     theirs = TrackedWorkload(workload, ours, steps, evaluate_every, every, variant.test_every)
     saves = CHECKPOINTS * (1 if variant.length <= 1 else 5)

@@ -12,7 +12,7 @@ import yaml
 
 from launching.evidence import plan, records, runs
 from launching.evidence.averages import FollowsRate, averages
-from miniperf.tracking import TrackedSubmission, TrackedWorkload
+from miniperf.tracking.pytorch import TrackedSubmission, TrackedWorkload
 from submissions.recipe import schedules
 from tests.support import commands
 from weight_averaging.errors import UsageError

@@ -11,7 +11,7 @@ pytest.importorskip("jax")
 import jax
 import jax.numpy as jnp
 
-from miniperf.jax_tracking import TrackedSubmission
+from miniperf.tracking.jax import TrackedSubmission
 from weight_averaging import averages
 
 DESCRIBED = {

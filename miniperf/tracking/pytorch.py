@@ -1,7 +1,7 @@
 """Many averages along one run: each is evaluated beside the raw weights, and no snapshot is written to disk.
 
-The runner trains and evaluates as ever (runner.py). What it takes for the submission keeps the averages as well, in the
-optimizer state, so that they are in every checkpoint. What it takes for the workload evaluates them too.
+The runner trains and evaluates as ever (miniperf/runner.py). What it takes for the submission keeps the averages as
+well, in the optimizer state, so that they are in every checkpoint. What it takes for the workload evaluates them too.
 """
 
 import contextlib
@@ -12,27 +12,17 @@ from typing import Any
 
 from torch import nn
 
+from miniperf.tracking.base import Tracked
 from weight_averaging.averages import Average
 from weight_averaging.torch import Averages
 
 
-class TrackedSubmission(ModuleType):
-    """A submission that does not average, with averages beside it that training never sees.
-
-    Args:
-        submission: the module of the submission.
-        averages: what to track, by name; may be empty.
-    """
+class TrackedSubmission(Tracked):
+    """One in PyTorch: its averages are in the optimizer state, and so in every checkpoint."""
 
     def __init__(self, submission: ModuleType, averages: Mapping[str, Average]) -> None:
-        super().__init__(submission.__name__)
-        self.data_selection = submission.data_selection
-        self.get_batch_size = submission.get_batch_size
-        if hasattr(submission, "prepare_for_eval"):
-            self.prepare_for_eval = submission.prepare_for_eval
-        self._submission, self._described = submission, dict(averages)
+        super().__init__(submission, averages)
         self.averages: Averages | None = None  # of the run under way
-        self.seconds: list[float] = []  # of each update, spent on all averages together
 
     def init_optimizer_state(self, workload: Any, model: nn.Module, *arguments: Any) -> dict[str, Any]:
         state = self._submission.init_optimizer_state(workload, model, *arguments)
@@ -69,7 +59,7 @@ class TrackedWorkload:
 
     Args:
         workload: whose `step_hint` is replaced.
-        submission: has the averages: a `TrackedSubmission`, of here or of jax_tracking.py.
+        submission: has the averages: a `TrackedSubmission`, of here or of jax.py.
         evaluate_every: updates between the evaluations.
         every: evaluations from one of an average to the next, by its name. The last one of a run has all.
         test_every: likewise of the test set.

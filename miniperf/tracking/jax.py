@@ -1,4 +1,4 @@
-"""What tracking.py does of a submission, for one in JAX: the averages wait beside it, and are in no checkpoint."""
+"""What pytorch.py does of a submission, for one in JAX: the averages wait beside it, and are in no checkpoint."""
 
 import contextlib
 import time
@@ -9,26 +9,16 @@ from typing import Any
 
 import jax
 
+from miniperf.tracking.base import Tracked
 from weight_averaging.averages import Average
 from weight_averaging.jax import Several, averaging_for
 
 
-class TrackedSubmission(ModuleType):
-    """A submission that does not average, with averages beside it that training never sees.
-
-    Args:
-        submission: the module of the submission.
-        averages: what to track, by name; may be empty.
-    """
+class TrackedSubmission(Tracked):
+    """One in JAX: its averages wait beside it, and are in no checkpoint."""
 
     def __init__(self, submission: ModuleType, averages: Mapping[str, Average]) -> None:
-        super().__init__(submission.__name__)
-        self.data_selection = submission.data_selection
-        self.get_batch_size = submission.get_batch_size
-        if hasattr(submission, "prepare_for_eval"):
-            self.prepare_for_eval = submission.prepare_for_eval
-        self._submission, self._described = submission, dict(averages)
-        self.seconds: list[float] = []  # of each update, spent on all averages together
+        super().__init__(submission, averages)
         self.update_params = self._update
         # The runner looks for `train_state` in it.
         self._update.__func__.__signature__ = signature(submission.update_params)  # type: ignore[attr-defined]
