@@ -153,7 +153,7 @@ def _as_written(line: str, path: Path) -> str:
     """A line for the file at `path`, which is there: torch has to be told where it is of more than plain data."""
     if f"{_LOAD})" in line and path.is_file():
         try:
-            torch.load(path, map_location="meta", weights_only=True)
+            torch.load(path, map_location="meta", weights_only=True, mmap=True)  # nothing of it is read
         except Exception:  # what torch raises depends on what it refuses
             line = line.replace(_LOAD, f"{_LOAD}, weights_only=False")
     return line.replace('"{path}"', _quoted(path)).replace("{path}", str(path))

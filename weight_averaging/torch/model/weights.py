@@ -225,7 +225,7 @@ class LiveWeights:
 
     def square_sums(self) -> list[Tensor]:
         """What tells, by `model.finite`, whether no tensor holds a NaN or an infinity; each is read once."""
-        if self.is_single:  # whole: on an accelerator one launch for all, on a CPU the fewer the faster
+        if self.is_single:  # whole: on an accelerator one launch for all
             return squares([tensor.reshape(-1) for tensor in self.tensors()])
         return [total for _, parts in self.read() for total in squares(parts)]
 
