@@ -18,6 +18,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -32,7 +33,13 @@ Actions = dict[str, Callable[[], object]]
 
 
 def earlier(folder: str) -> ModuleType:
-    """`weight_averaging.torch` of another working tree, beside this one's."""
+    """`weight_averaging.torch` of another working tree, beside this one's.
+
+    Raises:
+        ValueError: the folder has none, and this one's would be taken.
+    """
+    if not Path(folder, "weight_averaging", "torch").is_dir():
+        raise ValueError(f"--against={folder} is no working tree: it has no weight_averaging/torch")
     ours = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "weight_averaging"}
     sys.path.insert(0, folder)
     try:
@@ -187,7 +194,10 @@ def main() -> None:
     arguments = parser.parse_args()
     libraries = {"": here}
     if arguments.against:
-        libraries |= {", before": earlier(arguments.against)}
+        try:
+            libraries |= {", before": earlier(arguments.against)}
+        except ValueError as error:
+            parser.error(str(error))
     print(f"{machine()}; {arguments.numel:.3g} parameters, median of {arguments.rounds}\n")
     print("| action | ms | ratio to its limit |\n|---|---|---|")
     for name, seconds, ratio in measure(model_of(arguments.numel), arguments.rounds, libraries):

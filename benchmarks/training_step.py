@@ -173,9 +173,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="sequences a step (default: 1)")
     parser.add_argument("--length", type=int, default=256, help="tokens a sequence (default: 256)")
     parser.add_argument("--parallel", choices=parallel_step.KINDS, help="over several processes instead")
-    parser.add_argument("--ranks", type=int, default=2, help="of them; fsdp2_tensor takes 4 (default: 2)")
+    parser.add_argument("--ranks", type=int, help="of them; fsdp2_tensor takes 4 (default: 2)")
     arguments = parser.parse_args()
+    if arguments.ranks is not None and not arguments.parallel:
+        parser.error(f"--ranks={arguments.ranks} goes with --parallel={'|'.join(parallel_step.KINDS)}")
     if arguments.parallel:
+        arguments.ranks = 2 if arguments.ranks is None else arguments.ranks
+        if arguments.ranks < 2:
+            parser.error(f"--ranks must be 2 or more, not {arguments.ranks}")
         if arguments.parallel == "fsdp2_tensor" and (arguments.ranks < 4 or arguments.ranks % 2):
             parser.error(f"fsdp2_tensor takes 4 ranks, or a higher even number, not {arguments.ranks}")
         parallel(arguments.parallel, arguments.ranks, arguments.rounds)

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from benchmarks import averaging_cost
+from benchmarks import averaging_cost, training_step
 from weight_averaging import torch as torch_averages
 from weight_averaging.torch import EMA
 
@@ -24,6 +24,26 @@ def test_the_benchmark_has_a_row_for_each_action():
     assert names < {row[0] for row in rows}
     assert {"EMA.update", "EMA.update, unchecked", "swap in, LAWA of 20", "torch swa_utils EMA"} < {r[0] for r in rows}
     assert all(seconds > 0 and ratio > 0 for _, seconds, ratio in rows)
+
+
+def test_a_folder_without_the_library_is_not_timed_as_another(tmp_path):
+    with pytest.raises(ValueError, match="is no working tree: it has no weight_averaging/torch"):
+        averaging_cost.earlier(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--ranks=3"], "--ranks=3 goes with --parallel=ddp|fsdp2|tensor|fsdp2_tensor"),
+        (["--parallel=ddp", "--ranks=0"], "--ranks must be 2 or more, not 0"),
+        (["--parallel=fsdp2_tensor"], "fsdp2_tensor takes 4 ranks, or a higher even number, not 2"),
+    ],
+)
+def test_wrong_numbers_of_ranks_are_one_line(flags, says, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["training_step", *flags])
+    with pytest.raises(SystemExit):
+        training_step.main()
+    assert capsys.readouterr().err.endswith(f"error: {says}\n")
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypedDict, TypeVar
 
 import torch
+import torch.distributed as dist
 
 from weight_averaging.averages.checks import BUFFERS
 from weight_averaging.include_exclude import Choice
@@ -63,7 +64,7 @@ def completed(options: Options, function: Callable[..., Any]) -> Options:
     """All options, those that are not given with their defaults.
 
     Raises:
-        TypeError: as `check_names`.
+        TypeError: as `check_names`; or a group is none.
         ValueError: `buffers` or `dtype` is none of its values.
     """
     check_names(options, function)
@@ -74,6 +75,12 @@ def completed(options: Options, function: Callable[..., Any]) -> Options:
         raise ValueError(
             f"dtype must be torch.float32 or torch.float64, not {result['dtype']!r}: with fewer bits an average stalls"
         )
+    for name, group in zip(("process_group", "model_parallel_group"), groups_of(result), strict=True):
+        if group is not None and not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
+            raise TypeError(
+                f"{name} must be a torch.distributed.ProcessGroup that this rank is in, as dist.group.WORLD is, "
+                f"not {group!r}"
+            )
     return result
 
 

@@ -48,6 +48,9 @@ def test_every_option_is_taken(name, door):
         door(model, buffers="newest")
     with pytest.raises(ValueError, match="placement must be one of auto, device, host, not 'disk'"):
         door(model, placement="disk")
+    for group in ("process_group", "model_parallel_group"):
+        with pytest.raises(TypeError, match=f"{group} must be a torch.distributed.ProcessGroup that this rank is in"):
+            door(model, **{group: -100})  # what `new_group` gives a rank outside of it
 
 
 @pytest.mark.parametrize("given", [{}, {"start": 7}, {"start": 7, "switch": True, "buffers": "latest"}], ids=str)
