@@ -10,6 +10,7 @@ import json
 import logging
 import math
 from collections import namedtuple
+from functools import cache
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -42,14 +43,18 @@ def load(path: str | Path, num_trials: int | None, seed: int = 0) -> list[Any]:
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
     if num_trials is not None and num_trials > len(points):
-        logger.warning(  # as under the official harness, which runs what there is and says so
-            "--num_tuning_trials=%d: %s has %s, and all are run", num_trials, path, counted(len(points), "point")
-        )
+        _say_fewer(num_trials, str(path), len(points))
     try:
         kind = namedtuple("Hyperparameters", list(points[0]))  # type: ignore[misc]  # names known at run time only
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from None
     return [kind(**point) for point in points[:num_trials]]
+
+
+@cache
+def _say_fewer(num_trials: int, path: str, there: int) -> None:
+    """Once, however often a file is read. The official harness too runs what there is and says so."""
+    logger.warning("--num_tuning_trials=%d: %s has %s, and all are run", num_trials, path, counted(there, "point"))
 
 
 def trials(ruleset: str, path: str | Path | None, num_trials: int | None, seed: int = 0) -> list[Any]:
