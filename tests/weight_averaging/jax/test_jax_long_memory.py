@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.weight_averaging.jax.test_jax_agreement import double
@@ -106,6 +106,7 @@ def going_on(averager, state, weights, steps, rates):
 
 
 @settings(max_examples=8, deadline=None)
+@example("to a tenth", 1.0, "step", 0.1, 0)  # in which the rates count most
 @given(
     st.sampled_from(list(SCHEDULES)),
     st.sampled_from([0.5, 0.97, 1.0, 2.0]),
