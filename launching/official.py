@@ -2,9 +2,7 @@
 
 import importlib.util
 import json
-import os
 import re
-import shutil
 import sys
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -83,14 +81,18 @@ def _harness_files(path: Path | None) -> tuple[str, Path, Path]:
     return "the installed algoperf", Path(spec.origin), registry
 
 
-def check_batch_size(workload: str, gpus: int) -> None:
-    """UsageError unless the batch of this repository's submissions splits evenly."""
+def check_batch_size(workload: str, gpus: int, flag: str = "gpus") -> None:
+    """UsageError unless the batch of this repository's submissions splits evenly.
+
+    Args:
+        flag: by which their number was given.
+    """
     try:
         size = get_batch_size(workload)
     except ValueError:
         size = get_batch_size(base_name(workload))
     if size % max(gpus, 1):
-        raise UsageError(f"--gpus={gpus}: the batch of {size} on {workload} does not divide by it")
+        raise UsageError(f"--{flag}={gpus}: the batch of {size} on {workload} does not divide by it")
 
 
 def check_data(workload: str, root: str, framework: str) -> None:
@@ -188,26 +190,6 @@ def check_resumed(trials: Mapping[Path, Any], max_global_steps: int | None) -> N
         if what:
             remedy = "give another --experiment_name, or replace the run with --overwrite"
             raise UsageError(f"{what}, and the harness cannot continue it: {remedy}")
-
-
-def check_room(workload: str, experiment_dir: str, checkpoints: bool) -> None:
-    """UsageError unless the folder can be made, or written to, and has room for the weights of a checkpoint.
-
-    Args:
-        checkpoints: whether the run saves any.
-    """
-    folder = Path(experiment_dir).expanduser().absolute()
-    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UsageError(f"--experiment_dir={experiment_dir}: {there} is no folder that can be written to")
-    known = WORKLOADS.get(workload)  # variants have other models
-    needed = 4e-9 * known.parameters if known and checkpoints else 0.0
-    free = shutil.disk_usage(there).free / 1e9
-    if free < needed:
-        raise UsageError(
-            f"--experiment_dir={experiment_dir}: {free:.2f} GB free, the weights of {workload} alone take {needed:.2f} "
-            "and a checkpoint some three to nine times as much"
-        )
 
 
 def check_seed(seed: int | None) -> None:
