@@ -16,7 +16,7 @@ import psutil
 
 from launching import official
 from launching.official_workloads import needs_of
-from launching.rehearsal import checks, data, sizes
+from launching.rehearsal import checks, data, frameworks, sizes
 from launching.rehearsal.record import Record
 from weight_averaging.errors import UsageError
 from weight_averaging.words import counted
@@ -151,6 +151,7 @@ def _rehearse(
     """As `rehearse`, into a folder that is to be made. OSError where it cannot be written to."""
     (folder / "record").mkdir(parents=True)
     size = sizes.settings(workload, cell.devices, cell.gpus == 0, cell.full_batch, halvings)
+    compiled = frameworks.soon_compiled(folder / "compiled") if cell.framework == "jax" and cell.gpus == 0 else {}
     begun = time.monotonic()
     codes = []
     for part in (1, 2):
@@ -159,7 +160,7 @@ def _rehearse(
         settings.write_text(json.dumps({**asked, "size": size}))
         stop = size["killed_after"] if part == 1 else None
         command = _command(place, cell, workload, folder, size, resumed=part == 2)
-        variables = {**environment, "REHEARSAL": str(settings)}
+        variables = {**compiled, **environment, "REHEARSAL": str(settings)}
         codes.append(_run(command, variables, folder, Record(folder / "record"), stop, size["seconds"]))
         if part == 1 and codes[0] != KILLED:
             break
@@ -177,7 +178,8 @@ def _rehearse(
         "said": said,
     }
     _scored(folder, result["checks"])
-    shutil.rmtree(folder / "runs", ignore_errors=True)  # checkpoints take gigabytes
+    for name in ("runs", "compiled"):  # checkpoints take gigabytes
+        shutil.rmtree(folder / name, ignore_errors=True)
     return result
 
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from launching.official_workloads import WORKLOADS
-from launching.rehearsal import drive, table
+from launching.rehearsal import drive, frameworks, table
 from launching.rehearsal.record import UPDATED, Record
 from tests.launching.rehearsal.records import STAND_IN, prepare, result
 from tests.support.commands import ended
@@ -239,6 +239,32 @@ def test_a_full_batch_is_halved_until_the_devices_have_the_memory(fits, root, tm
     tried.clear()
     drive.rehearse(place, replace(CRITEO, ranks=2))
     assert tried == [256], "only an official batch is halved"
+
+
+@pytest.mark.parametrize(
+    ("framework", "given"), [("jax", {}), ("jax", {"JAX_COMPILATION_CACHE_DIR": "/mine"}), ("pytorch", {})]
+)
+def test_jax_compiles_little_on_a_cpu_and_once(framework, given, root, tmp_path, monkeypatch):
+    parts = []
+
+    def run(command, environment, folder, *_):
+        parts.append({name: environment[name] for name in sorted(environment) if name.startswith("JAX_")})
+        (folder / "compiled").mkdir(exist_ok=True)
+        (folder / "log.txt").touch()
+        return 0 if len(parts) == 2 else drive.KILLED
+
+    for name in [name for name in os.environ if name.startswith("JAX_")]:
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(drive, "_run", run)
+    place = drive.Place(root, tmp_path, Path(STAND_IN.partition("=")[2]))
+    cell = replace(CRITEO, framework=framework)
+    drive.rehearse(place, cell)
+    folder = tmp_path / cell.name / "compiled"
+    expected = {"JAX_PLATFORMS": "cpu", **frameworks.soon_compiled(folder), **given} if framework == "jax" else {}
+    assert parts == [expected] * 2
+    assert not folder.exists()
 
 
 def test_results_that_cannot_be_written_are_one_line(root, tmp_path):
