@@ -1,5 +1,6 @@
 """The command line of a run under the official harness, and what is checked before it starts."""
 
+import importlib.metadata
 import importlib.util
 import json
 import re
@@ -21,6 +22,7 @@ PASSED_ON = (
     "max_global_steps", "save_checkpoints", "save_intermediate_checkpoints", "resume_last_run", "overwrite",
 )  # fmt: skip
 
+COMMIT = "b21be29be0a1573fb4f78f849aea019cdb520862"  # of the harness, that of the published runs on 4 x A100
 FLAX_FORMAT = "FLAX_USE_ORBAX_CHECKPOINTING=false"
 RESTORED_IN_JAX = (
     "--resume_last_run: the harness restores arrays in JAX with one axis too many; the submissions of this repository "
@@ -59,7 +61,19 @@ def check_harness(workload: str, path: Path | None = None) -> str:
         )
     if workload not in known:
         raise UsageError(f"--workload={workload} is unknown to {name}; it has {', '.join(known)}")
-    return "" if of_2026 else f"{name} is from before 2026: it stops runs at the budgets of 8 x V100"
+    if not of_2026:
+        return f"{name} is from before 2026: it stops runs at the budgets of 8 x V100"
+    commit = COMMIT if path is not None else _installed_commit()
+    return "" if commit == COMMIT else f"{name} is of commit {commit[:8]}; the published runs are of {COMMIT[:8]}"
+
+
+def _installed_commit() -> str:
+    """Of the installed harness, as pip has noted it; COMMIT where it was installed from a folder."""
+    try:
+        noted = importlib.metadata.distribution("algoperf").read_text("direct_url.json")
+    except importlib.metadata.PackageNotFoundError:
+        return COMMIT
+    return str(json.loads(noted or "{}").get("vcs_info", {}).get("commit_id", COMMIT))
 
 
 def _harness_files(path: Path | None) -> tuple[str, Path, Path]:

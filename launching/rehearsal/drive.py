@@ -106,7 +106,8 @@ def rehearse(place: Place, cell: Cell) -> dict[str, Any]:
         UsageError: the run cannot be begun at all, or its results cannot be written.
     """
     workload = sizes.rehearsed_name(cell.workload, on_cpu=cell.gpus == 0)
-    official.check_harness(workload, place.harness_path)
+    if note := official.check_harness(workload, place.harness_path):
+        print(f"note: {note}", file=sys.stderr)
     needs = needs_of(workload, cell.framework)
     seen = official.environment(cell.framework, cell.gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
     environment = {**os.environ, **place.environment(), **seen}
