@@ -12,6 +12,7 @@ from weight_averaging.include_exclude import Choice, Filter
 from weight_averaging.offline.layouts import Layout
 from weight_averaging.offline.safetensors_files import bytes_of
 from weight_averaging.tensor_names import not_to_average
+from weight_averaging.words import some
 
 logger = logging.getLogger("weight_averaging")
 
@@ -96,12 +97,11 @@ class Unchanging:
 
     def end(self) -> None:
         if self._changed:
-            shown = ", ".join(self._changed[:3]) + (", ..." if len(self._changed) > 3 else "")
             logger.warning(
                 "%d frozen tensors change along the snapshots, and are taken from the latest one as they are (%s): "
                 "include them to have them averaged",
                 len(self._changed),
-                shown,
+                some(self._changed),
             )
 
     def _differs(self, name: str, tensor: Tensor) -> bool:
