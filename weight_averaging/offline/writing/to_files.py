@@ -33,7 +33,8 @@ def average_to_files(
 
     Args:
         plan: of `outputs`' averages over the snapshots.
-        budget: bytes of memory to stay within, beside what files of torch.save hold.
+        budget: bytes of memory to stay within: for what is averaged at a time, and half as many for averages that are
+            not written yet. A file of msgpack and a folder of Orbax take a model more.
         on_read: told the number of bytes whenever some have been read.
         plain_names: names are those of the model without wrappers, instead of those of the latest snapshot.
         overwrite: whether what is there already is written over.
@@ -45,6 +46,7 @@ def average_to_files(
         OSError: an output cannot be written; FileExistsError where it is there and must not be written over.
     """
     chosen: Layout = {}
+    most = budget // (2 * max(len(outputs), 1))
     with contextlib.ExitStack() as stack:
         writers: dict[tuple[Average, int], tuple[Writer, dict[str, str]]] = {}
         for (average, step), path in outputs.items():
@@ -59,7 +61,7 @@ def average_to_files(
             }
             about = {"average": str(average), snapshots.unit: str(step)}
             about["members"] = ",".join(map(str, average.members(snapshots.steps, step)))
-            writer = writer_for(path, source, layout, about, plan.float32, overwrite)
+            writer = writer_for(path, source, layout, about, plan.float32, overwrite, most)
             if recompute is not None:
                 writer = RecomputingWriter(writer, recompute, snapshots.layout, names, said)
             writers[average, step] = writer, names
