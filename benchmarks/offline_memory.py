@@ -3,7 +3,7 @@
     python -m benchmarks.offline_memory
     python -m benchmarks.offline_memory --against=/tmp/before     # another working tree, in the same rounds
 
-For each form three checkpoints of `--megabytes` are written, in tensors of 20 MB, and averaged by the command within
+For each form three checkpoints of `--megabytes` are written, in tensors of 10 MB, and averaged by the command within
 `--memory-gb`. Told is by how much the process grew, less what it takes for a model of a few weights: its own memory,
 which no file backs, and all its resident pages, with those of mapped files that the system takes back when it needs
 room. Folders are removed as soon as they are measured.
@@ -28,13 +28,13 @@ from torch import Tensor
 
 from benchmarks.timing import machine
 
-WIDTH, ROWS = 1000, 5000  # of a tensor of 20 MB in float32
+WIDTH, ROWS = 1000, 2500  # of a tensor of 10 MB in float32
 State = dict[str, Tensor]
 
 
 def state_of(step: int, megabytes: int) -> State:
     rows = ROWS if megabytes else 2
-    return {f"layers.{i}.weight": torch.full((rows, WIDTH), float(step + i)) for i in range(max(megabytes // 20, 1))}
+    return {f"layers.{i}.weight": torch.full((rows, WIDTH), float(step + i)) for i in range(max(megabytes // 10, 1))}
 
 
 def bin_folder(path: Path, state: State) -> None:
@@ -109,28 +109,22 @@ def peaks(tree: Path, run: Path, out: Path, memory: float) -> tuple[int, int, fl
     """Bytes of its own and resident bytes that the command took at most, and its seconds."""
     command = [sys.executable, "-m", "weight_averaging", "average", str(run), "--lawa=window=3", f"--out={out}"]
     start = time.perf_counter()
-    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
-    process = subprocess.Popen(
-        [*command, f"--memory-gb={memory}"],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    own = resident = 0
-    while process.poll() is None:
-        try:
+    environment = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    command.append(f"--memory-gb={memory}")
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(command, cwd=tree, env=environment, stdout=said, stderr=subprocess.STDOUT)
+        own = most = 0
+        while (found := os.wait4(process.pid, os.WNOHANG))[0] == 0:
             lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-        except OSError:
-            break
-        found = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines if line.startswith(("Rss", "VmRSS"))}
-        own = max(own, found.get("RssAnon", 0) + found.get("RssShmem", 0))
-        resident = max(resident, found.get("VmRSS", 0))
-        time.sleep(0.003)
-    said = process.communicate()[0]
-    if process.returncode:
-        raise SystemExit(said)
-    return own, resident, time.perf_counter() - start
+            kinds = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines if " kB" in line}
+            own = max(own, kinds.get("RssAnon", 0) + kinds.get("RssShmem", 0))
+            most = max(most, kinds.get("VmHWM", 0))  # since it began
+            time.sleep(0.003)
+        process.returncode = os.waitstatus_to_exitcode(found[1])
+        if process.returncode:
+            said.seek(0)
+            raise SystemExit(said.read())
+    return own, most, time.perf_counter() - start
 
 
 def measure(tree: Path, folder: Path, form: str, megabytes: int, memory: float) -> tuple[int, int, float]:
@@ -153,7 +147,7 @@ def measure(tree: Path, folder: Path, form: str, megabytes: int, memory: float) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=400, help="of a checkpoint, in twenties (default: 400)")
+    parser.add_argument("--megabytes", type=int, default=400, help="of a checkpoint, in tens (default: 400)")
     parser.add_argument("--memory-gb", type=float, default=0.1, help="of the command (default: 0.1)")
     parser.add_argument("--forms", default=",".join(FORMS), help="which (default: all)")
     parser.add_argument("--against", type=Path, default=None, help="another working tree of this project")
@@ -162,11 +156,11 @@ def main() -> None:
     chosen = arguments.forms.split(",")
     if unknown := [form for form in chosen if form not in FORMS]:
         parser.error(f"--forms={','.join(unknown)}: there are {','.join(FORMS)}")
-    if arguments.megabytes < 20:
-        parser.error(f"--megabytes={arguments.megabytes}: give 20 or more")
+    if arguments.megabytes < 10:
+        parser.error(f"--megabytes={arguments.megabytes}: give 10 or more")
     warnings.simplefilter("ignore")
     here = Path(__file__).parents[1]
-    trees = [here, *([arguments.against] if arguments.against else [])]
+    trees = [here, *([arguments.against.absolute()] if arguments.against else [])]
     print(f"{machine()}; 3 checkpoints of {arguments.megabytes} MB, --memory-gb={arguments.memory_gb:g}\n")
     before = " before: its own, MB | resident, MB | s |" if arguments.against else ""
     print(f"| form | its own, MB | resident, MB | s |{before}\n|---|---|---|---|{'---|---|---|' if before else ''}")

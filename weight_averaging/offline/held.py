@@ -34,6 +34,7 @@ class Held:
         self._state: dict[str, Tensor] = {}
         self._offsets: dict[str, int] = {}
         self._file: IO[bytes] | None = None
+        self._written: set[str] = set()
 
     def put(self, name: str, start: int, part: Tensor) -> None:
         """Take the elements of a tensor from number `start` on."""
@@ -59,19 +60,20 @@ class Held:
                 self._size += -(-torch.Size(shape).numel() * dtype.itemsize // _ALIGNED) * _ALIGNED
             self._file = tempfile.TemporaryFile(dir=self._path.absolute().parent)  # noqa: SIM115 - closed by `close`
             self._file.truncate(self._size)
-        self._state[name] = part.new_empty(0)  # the order in which they came
+        self._written.add(name)
         self._file.seek(self._offsets[name] + start * part.element_size())
         self._file.write(bytes_of(part))
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors, in the order in which they came, each with a storage of its own."""
+        """Those that came, in the order of the layout; from disk each has a storage of its own."""
         if self._file is None:
-            return self._state
+            return {name: self._state[name] for name in self._layout if name in self._state}
         self._file.flush()
         mapped = mmap.mmap(self._file.fileno(), self._size, access=mmap.ACCESS_COPY)
         found = {}
-        for name in self._state:
-            shape, dtype = self._layout[name]
+        for name, (shape, dtype) in self._layout.items():
+            if name not in self._written:
+                continue
             count = torch.Size(shape).numel()
             tensor = torch.empty(0, dtype=dtype)
             if count:

@@ -137,7 +137,7 @@ def test_what_is_held_on_disk_is_what_is_held_in_memory(tmp_path_factory, data, 
     parts = in_parts(data, state)
     saved = []
     for most in (None, 0):
-        held = Held(kinds, root / "x.pt", most)
+        held = Held({**kinds, "none": ((2,), torch.float32)}, root / "x.pt", most)
         for part in parts:
             held.put(*part)
         found = held.state()
