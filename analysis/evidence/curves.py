@@ -48,13 +48,13 @@ def learning_curves(lines: Sequence[Line]) -> Figure:
             curves = [run.curve(line.name) for run in runs]
             if not curves:
                 continue
-            look = {"color": COLOURS[line.name], "linestyle": line.look}
+            colour = COLOURS[line.name]
             steps, values = curves[0][0], sign * np.array([values for _, values in curves])
-            axis.plot(steps, values.mean(axis=0), **look, linewidth=1.2, label=line.label)
-            axis.fill_between(steps, values.min(axis=0), values.max(axis=0), color=look["color"], alpha=0.15, lw=0)
+            axis.plot(steps, values.mean(axis=0), line.look, color=colour, linewidth=1.2, label=line.label)
+            axis.fill_between(steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, lw=0)
             met = [ratios.crossed(run, line.name, level) for run in runs]
             if np.isfinite(met).all():
-                axis.plot([np.mean(met)], [sign * level], "|", color=look["color"], markersize=12, mew=2)
+                axis.plot([np.mean(met)], [sign * level], "|", color=colour, markersize=12, mew=2)
                 keys["bar"] = style.mark_key("mean updates to the target", marker="|", markersize=12, mew=2)
         style.target_line(axis, sign * level)
         axis.set_xlim(0, mine[0].steps)
