@@ -120,13 +120,31 @@ class Averager(AnswersHabits, ABC, Generic[State]):
                 raise UsageError(
                     f"the state has {name}={saved!r}, and the averager {name}={own!r}: take an averager of the state's "
                     "settings, or begin with a new state by init(params)"
+                    + ("" if self.described.held else ", or on purpose go_on(state, settings)")
                 )
+        if settings is not None:
+            return  # what went on with new ones may have its last snapshot of an update that is none of theirs
         wrong = [step for step in self.snapshot_steps(state) if not is_due(step, self.interval, self.described.start)]
         if wrong:
             raise UsageError(
                 f"the state has the snapshot of update {wrong[0]}, and the averager interval={self.interval} and "
                 f"start={self.described.start}: take the state's, or begin with a new state by init(params)"
             )
+
+    def go_on(self, state: Any, settings: Mapping[str, Any]) -> State:
+        """The state that goes on from one of another recursion, or of other settings, as `settings="new"` in PyTorch.
+
+        The average stays. One that grows keeps its share of the updates: a snapshot counts for those of its interval.
+        `FollowsRate` warns if it has no top rate and the state knows none. To be called
+        outside jit; what stays, both states have in common.
+
+        Args:
+            state: of an exponential or growing average, compensated or not.
+            settings: `dict(averager.settings)` of the averager that the state is of.
+        Raises:
+            UsageError: one of the two averages is a window, which begins anew with other settings.
+        """
+        raise UsageError(f"{self.described} goes on from no other average: begin with a new state by init(params)")
 
 
 def settings_of(average: Average) -> tuple[tuple[str, Any], ...]:

@@ -16,6 +16,7 @@ from weight_averaging.jax.checks import check_averaged
 from weight_averaging.jax.exponential import (
     CompensatedAverager,
     CompensatedEMAState,
+    CompensatedRateAverager,
     EMAState,
     RateAverager,
     RecursiveAverager,
@@ -53,9 +54,7 @@ def averaging(average: Average, *, check_finite: bool = True, compensated: bool 
             raise UsageError(f"{average} is made anew of its snapshots, which needs no compensated=True: leave it out")
         return WindowAverager(average, check_finite)
     if isinstance(average, FollowsRate):
-        if compensated:
-            raise UsageError(f"{average} is not made with compensated=True: leave it out, or follow no learning rate")
-        return RateAverager(average, check_finite)
+        return (CompensatedRateAverager if compensated else RateAverager)(average, check_finite)
     return (CompensatedAverager if compensated else RecursiveAverager)(average, check_finite)
 
 

@@ -2,17 +2,19 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from weight_averaging.averages.checks import BUFFERS
 from weight_averaging.elsewhere import no_argument
 from weight_averaging.include_exclude import Choice
 
 F = TypeVar("F", bound=Callable[..., Any])
+Model = nn.Module | Sequence[nn.Module]  # several: stages of one model on this rank
 
 
 class Options(TypedDict, total=False):
