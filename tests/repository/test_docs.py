@@ -76,21 +76,6 @@ def test_every_public_method_has_an_entry_in_the_reference():
                 assert known, f"{kind.__name__} inherits {public(parent)} of {parent.__name__}, which has no entry"
 
 
-def test_every_argument_is_in_its_docstring():
-    """In that of its function, or of its class, by its name."""
-    for kind in reference():
-        if not callable(kind) or (inspect.isclass(kind) and issubclass(kind, Exception)):
-            continue
-        functions = [kind] + ([getattr(kind, name) for name in public(kind)] if inspect.isclass(kind) else [])
-        for function in functions:
-            if not callable(function) or not function.__module__.startswith("weight_averaging"):
-                continue
-            text = f"{inspect.getdoc(function)} {inspect.getdoc(kind)}"
-            for name in inspect.signature(function).parameters:
-                if name not in ("self", "args", "kwargs", "options"):
-                    assert re.search(rf"\b{name}\b", text), f"{function.__qualname__}: {name} is not explained"
-
-
 def test_the_tests_that_the_docs_name_are_there():
     there = {
         name for path in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
