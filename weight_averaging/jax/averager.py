@@ -11,6 +11,7 @@ from jax import Array
 
 from weight_averaging.averages import Average
 from weight_averaging.averages.schedule import is_due
+from weight_averaging.elsewhere import AnswersHabits
 from weight_averaging.errors import UsageError
 from weight_averaging.jax.checks import check_state
 from weight_averaging.jax.trees import Tree
@@ -23,8 +24,16 @@ else:
     State = typing.TypeVar("State")
 
 
+_AVERAGE = "average(state, params) returns the averaged parameters"
+ELSEWHERE = {  # methods of optimizers, and of the averagers for PyTorch
+    **dict.fromkeys(("averaged", "average_state_dict", "swap_in", "swap_out", "apply"), _AVERAGE),
+    **dict.fromkeys(("step", "apply_updates"), "update(state, params, step) follows an optimizer update"),
+    **dict.fromkeys(("state_dict", "load_state_dict"), "the state is a pytree of arrays, to be saved as it is"),
+}
+
+
 @dataclass(frozen=True)
-class Averager(ABC, Generic[State]):
+class Averager(AnswersHabits, ABC, Generic[State]):
     """An average of weights along training, as pure functions over any pytree.
 
     `params` is what is averaged: parameters, or parameters and batch statistics. Floating-point leaves are averaged in
@@ -44,6 +53,8 @@ class Averager(ABC, Generic[State]):
     check_finite: bool = True
     settings: tuple[tuple[str, Any], ...] = ()
     state: ClassVar[type]
+    _elsewhere: ClassVar[Mapping[str, str]] = ELSEWHERE
+    _called: ClassVar[str] = f"it is no model: {_AVERAGE}"
 
     def __post_init__(self) -> None:
         if not self.settings:

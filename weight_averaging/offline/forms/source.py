@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from torch import Tensor
 
@@ -94,14 +94,28 @@ class WholeFile(Source):
         """Raise a SnapshotError if a file of this form cannot hold tensors of these shapes and types."""
 
 
+class Contents(Protocol):
+    """What a folder is going to hold."""
+
+    def put(self, name: str, start: int, part: Tensor) -> None:
+        """Take the elements of a tensor from number `start` on."""
+
+    def end(self, about: Mapping[str, str]) -> None:
+        """Write all that is not in the folder yet: see `WholeFile.write`."""
+
+
 class WholeFolder(Source):
     """A folder, like which averages can be written."""
 
     loading: str
 
     @abc.abstractmethod
-    def write(self, state: Mapping[str, Tensor], folder: Path, about: Mapping[str, str]) -> None:
-        """Write a checkpoint with these weights into an empty folder: see `WholeFile.write`."""
+    def contents(self, folder: Path, layout: Layout, most: int | None) -> Contents:
+        """What writes a checkpoint with tensors of this layout into an empty folder.
+
+        Args:
+            most: bytes of memory to stay within, as far as the library does; None for as many as there are.
+        """
 
 
 def ending(path: Path) -> str:

@@ -99,16 +99,24 @@ class Plan:
         unchanging.end()
 
     def run_parts(
-        self, streams: Iterable[tuple[Part, Iterable[tuple[int, State]]]]
+        self, streams: Iterable[tuple[Part, Iterable[tuple[int, State]]]], unchanging: Unchanging | None = None
     ) -> Iterator[tuple[Part, Iterator[Result]]]:
         """The same for models in parts: for each part a stream of all snapshots, and the results of that part.
 
         Of a tensor in parts, one that is not finite but constant stays as it is, and the others are averaged.
+
+        Args:
+            unchanging: of several runs over the parts of one model, who ends it; None: of this run alone.
         """
-        unchanging, memory = Unchanging(self._frozen), Memory(again=True)
+        looks, memory = unchanging or self.unchanging(), Memory(again=True)
         for part, stream in streams:
-            yield part, Pass(self._work, memory, unchanging).run(stream)
-        unchanging.end()
+            yield part, Pass(self._work, memory, looks).run(stream)
+        if unchanging is None:
+            looks.end()
+
+    def unchanging(self) -> Unchanging:
+        """What looks at tensors that are not averaged."""
+        return Unchanging(self._frozen)
 
 
 def _latest(steps: Sequence[int], until: int) -> int:
