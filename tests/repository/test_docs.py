@@ -4,7 +4,7 @@ import re
 
 from tests.support import ROOT
 
-TRAINERS = {"Lightning", "Hugging Face's Trainer", "accelerate", "torchtitan"}
+TRAINERS = {"Lightning", "Hugging Face's Trainer, accelerate", "torchtitan"}
 KINDS = ("DDP", "FSDP1", "FSDP2", "HSDP", "tensor parallel", "DeepSpeed", "pipeline", "experts")
 
 
