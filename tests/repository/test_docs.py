@@ -7,6 +7,9 @@ from typing import Any
 
 from tests.support import ROOT
 
+TRAINERS = {"Lightning", "Hugging Face's Trainer, accelerate", "torchtitan"}
+KINDS = ("DDP", "FSDP1", "FSDP2", "HSDP", "tensor parallel", "DeepSpeed", "pipeline", "experts")
+
 
 def reference() -> dict[Any, bool]:
     """Each class, function and number that has an entry: whether what it inherits is in the entry too."""
@@ -96,3 +99,9 @@ def test_every_row_of_parallelism_names_a_test_or_says_why_not():
     assert len(rows) > 15
     for row in rows:
         assert re.search(r"`test_\w+`|refused|not tried|the same$|the tests there$", row[-1]), row
+    told: dict[str, str] = {}
+    for trainer, kinds, *_ in (row for row in rows if row[0] in TRAINERS):
+        told[trainer] = f"{told.get(trainer, '')} {kinds}"
+    assert told.keys() == TRAINERS
+    for trainer, kinds in told.items():
+        assert not (missing := [kind for kind in KINDS if kind not in kinds]), (trainer, missing)
