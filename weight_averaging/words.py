@@ -1,5 +1,7 @@
 """Numbers and names in messages. Pure Python."""
 
+from collections.abc import Sequence
+
 
 def fault_of(error: BaseException) -> str:
     """What went wrong in a user's code, in one line.
@@ -26,3 +28,21 @@ def counted(number: int, one: str, several: str = "") -> str:
     ('1 copy', '20 snapshots')
     """
     return f"{number} {one if number == 1 else several or one + 's'}"
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of them.
+
+    >>> some(["a", "b", "c", "d"]), some(["a"]), some([])
+    ('a, b, c, ...', 'a', 'none')
+    """
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "none"
+
+
+def with_article(name: str) -> str:
+    """A class by name.
+
+    >>> with_article("EMA"), with_article("LAWA")
+    ('an EMA', 'a LAWA')
+    """
+    return f"an {name}" if name[0] in "AEIOU" else f"a {name}"

@@ -106,7 +106,12 @@ class Rehearsal:
             rehearsal.note("evaluated", seconds=time.perf_counter() - begin)
             return result
 
+        def translate_and_calculate_bleu(self: Any, **kwargs: Any) -> Any:
+            return base.translate_and_calculate_bleu(self, **{**kwargs, "max_predict_length": size["translated"]})
+
         functions = {"model_fn": functools.wraps(base.model_fn)(model_fn), "eval_model": eval_model}
+        if size["translated"]:
+            functions["translate_and_calculate_bleu"] = translate_and_calculate_bleu
         return type(base.__name__, (base,), {**values, **size["attributes"], **functions})
 
     def trained_with(self, samples: list[np.ndarray]) -> None:

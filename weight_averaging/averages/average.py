@@ -5,7 +5,7 @@ multiple of it. Without one it takes every snapshot there is.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -187,3 +187,19 @@ def check_along_training(average: Average) -> None:
         )
     if average.interval is None:
         raise ValueError(f"{average} needs an interval")
+
+
+def all_along_training(averages: Iterable[Average]) -> list[Average]:
+    """Several, followed together.
+
+    Raises:
+        TypeError, ValueError: as `check_along_training` of each; or there is none, or one twice.
+    """
+    found = list(averages)
+    if not found:
+        raise ValueError("no averages to track")
+    for number, average in enumerate(found):
+        check_along_training(average)
+        if average in found[:number]:
+            raise ValueError(f"{average} is there twice")
+    return found

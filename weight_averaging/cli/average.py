@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weight_averaging.averages import Average, SnapshotError
+from weight_averaging.averages import Average, FollowsRate, SnapshotError
 from weight_averaging.cli.batch_norm import recomputing
 from weight_averaging.cli.best import add_best, check_best, chosen
 from weight_averaging.cli.common import (
@@ -157,13 +157,14 @@ def write(
     outputs = _outputs(args, snapshots, wanted)
     latest = snapshots.open(snapshots.steps[-1])
     layout = layout_for(snapshots, next(iter(outputs.values())), latest)
+    follows = any(isinstance(average, FollowsRate) for average, _ in wanted)
     plan = Plan(
         wanted,
         snapshots.steps,
         float32=args.float32,
         latest=not_averaged(args, snapshots, layout),
         frozen=snapshots.frozen,
-        learning_rates=snapshots.learning_rates,
+        learning_rates=snapshots.learning_rates if follows else None,
     )
     for line in check_low_rank(snapshots, wanted, layout, along_run=title is None):
         print(line)

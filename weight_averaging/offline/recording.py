@@ -30,8 +30,9 @@ from weight_averaging.offline.claims import FolderClaim
 from weight_averaging.offline.safetensors_files import FROZEN, LATEST, SafetensorsWriter, sha256
 from weight_averaging.tensor_names import without_wrappers
 from weight_averaging.torch.model.selection import FROZEN as FROZEN_PARAMETERS
-from weight_averaging.torch.model.selection import Selection, is_packed, unwrapped
+from weight_averaging.torch.model.selection import Selection, is_packed
 from weight_averaging.torch.model.tensors import is_sharded
+from weight_averaging.torch.model.wrappers import unwrapped
 from weight_averaging.torch.swap import refuse_average_in
 
 MANIFEST = "manifest.json"

@@ -3,17 +3,16 @@
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Unpack
-
-from torch import nn
+from typing import Any, Unpack
 
 from weight_averaging import averages
 from weight_averaging.averages import Average
 from weight_averaging.averages.checks import check_step
 from weight_averaging.averages.follows_rate import checked_rate
+from weight_averaging.elsewhere import AnswersHabits
 from weight_averaging.torch import saved_state
 from weight_averaging.torch.model.tensors import locked
-from weight_averaging.torch.options import Options, completed, shows_options
+from weight_averaging.torch.options import Model, Options, completed, shows_options
 from weight_averaging.torch.shown import Shown
 from weight_averaging.torch.state import State
 
@@ -27,7 +26,7 @@ ELSEWHERE = {  # methods and attributes of other libraries
 }
 
 
-class Averager(Shown):
+class Averager(AnswersHabits, Shown):
     """An average of a model's weights along training, kept in float32 (or float64) and apart from the model.
 
     The model trains on its raw weights. `swap_in` puts the average into it for evaluation and keeps the raw weights
@@ -40,7 +39,7 @@ class Averager(Shown):
     is then collective where `check_finite` is on.
 
     Args:
-        model: the module in training, also when wrapped by DDP, FSDP or torch.compile.
+        model: the module in training, also wrapped by DDP, FSDP or torch.compile; or several, stages of a pipeline.
         average: what to average, a description from `weight_averaging.averages` or one of your own
             (docs/own_average.md), with an interval. `LAWA` and `EMA` make theirs from their arguments. Of several, as
             in `Averages`, `select` says which one is shown.
@@ -89,17 +88,13 @@ class Averager(Shown):
     1.927
     """
 
+    _elsewhere, _called = ELSEWHERE, f"it is no model: {_INTO}, {_APART}"
+
     @shows_options
-    def __init__(self, model: nn.Module, average: Average | Iterable[Average], **options: Unpack[Options]) -> None:
+    def __init__(self, model: Model, average: Average | Iterable[Average], **options: Unpack[Options]) -> None:
         given = completed(options, type(self).__init__)
         super().__init__(model, average if isinstance(average, Iterable) else [average], given)
         self._follows_rate = any(isinstance(average, averages.FollowsRate) for average in self.averages)
-
-    if not TYPE_CHECKING:  # which knows what there is
-
-        def __getattr__(self, name: str) -> Any:
-            hint = f": {ELSEWHERE[name]} (docs/migrating.md)" if name in ELSEWHERE else ""
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=self)
 
     @property
     def name(self) -> str:

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from weight_averaging.averages import Average
-from weight_averaging.averages.average import check_along_training
+from weight_averaging.averages.average import all_along_training
 from weight_averaging.averages.checks import tell_of_dead_zone
 from weight_averaging.averages.schedule import is_due, missed
 from weight_averaging.placement import promise
 from weight_averaging.torch.model.changes import Change
+from weight_averaging.torch.model.elsewhere import Elsewhere
 from weight_averaging.torch.model.finite import Verdict, all_finite, defers, finite_later, squares
 from weight_averaging.torch.model.frozen_probe import FrozenProbe
-from weight_averaging.torch.model.ranks import Ranks
+from weight_averaging.torch.model.ranks import Ranks, together
 from weight_averaging.torch.model.spare_copy import SpareCopy
 from weight_averaging.torch.model.tensors import locked, plain_tensors
 from weight_averaging.torch.model.weights import LiveWeights
@@ -32,6 +33,7 @@ class Collector:
     Args:
         averages: those that are followed.
         options: all of them.
+        others: ranks of the model_parallel_group, if there is one.
     Raises:
         As `Averager`.
     """
@@ -39,14 +41,10 @@ class Collector:
     _total: int | None = None  # updates of the run that the average was made for
 
     @plain_tensors
-    def __init__(self, model: nn.Module, averages: Iterable[Average], options: Options) -> None:
-        self.averages = list(averages)
-        if not self.averages:
-            raise ValueError("no averages to track")
-        for number, average in enumerate(self.averages):
-            check_along_training(average)
-            if average in self.averages[:number]:
-                raise ValueError(f"{average} is there twice")
+    def __init__(
+        self, model: nn.Module, averages: Iterable[Average], options: Options, others: Elsewhere | None = None
+    ) -> None:
+        self.averages = all_along_training(averages)
         self.buffers = options["buffers"]
         self._placement, self._check_finite = options["placement"], options["check_finite"]
         self.step = 0  # the last update seen
@@ -54,13 +52,14 @@ class Collector:
         self._initial = False  # whether update(0) has come
         self._model = model
         chosen = options["include"], options["exclude"], options["dtype"], options["masters"]
-        self._weights = LiveWeights(model, self.buffers == "average", *chosen)
+        self._weights = LiveWeights(model, self.buffers == "average", *chosen, others)
         if self._weights.dtype == torch.float32:
             for average in self.averages:
                 tell_of_dead_zone(str(average), average.dead_zone, "one with dtype=torch.float64")
         self._spare = promise(SpareCopy(self._weights))
         logger.info("%s of %s: %s", self.name, type(model).__name__, self._weights.selected)
-        self._ranks = Ranks(*groups_of(options), self._weights.global_tensors(), model.modules())
+        tensors = self._weights.global_tensors() or model.parameters()  # of a part without any to average its meshes
+        self._ranks = Ranks(*groups_of(options), tensors, model.modules())
         self._frozen = FrozenProbe()
         self._said: set[str] = set()
         self._begun = False  # whether the snapshot under way has changed anything yet
@@ -113,7 +112,7 @@ class Collector:
     def _pass(self, step: int) -> bool:
         """Go on to update `step`. Whether a snapshot was due and collected."""
         if self._weights.masters_unread:
-            self._weights.check_masters()
+            together(self._ranks.parts, self._weights.check_masters)
         last, self.step = self.step, step
         if self._total is not None and step > 2 * self._total:
             self._say(

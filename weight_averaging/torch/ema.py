@@ -2,13 +2,11 @@
 
 from typing import Unpack
 
-from torch import nn
-
 from weight_averaging.averages import exponential
 from weight_averaging.averages.horizon import WINDOW, decay_from_window, for_run
 from weight_averaging.averages.kinds import share_of
 from weight_averaging.torch.averager import Averager
-from weight_averaging.torch.options import Options, check_names, shows_options
+from weight_averaging.torch.options import Model, Options, check_names, shows_options
 
 
 class EMA(Averager):
@@ -56,7 +54,7 @@ class EMA(Averager):
     @shows_options
     def __init__(
         self,
-        model: nn.Module,
+        model: Model,
         *,
         decay: float | None = None,
         share: float | None = None,
@@ -83,7 +81,7 @@ class EMA(Averager):
     @shows_options
     def for_run(
         cls,
-        model: nn.Module,
+        model: Model,
         total_updates: int,
         *,
         horizon: float | None = None,
@@ -103,7 +101,7 @@ class EMA(Averager):
     @classmethod
     @shows_options
     def growing(
-        cls, model: nn.Module, share: float = 0.15, *, interval: int = 1, start: int = 1, **options: Unpack[Options]
+        cls, model: Model, share: float = 0.15, *, interval: int = 1, start: int = 1, **options: Unpack[Options]
     ) -> "EMA":
         """The EMA that covers a constant share of the updates so far (`averages.Growing`, docs/growing.md).
 

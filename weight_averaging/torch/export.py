@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from weight_averaging.tensor_names import without_wrappers
 from weight_averaging.torch.model.ranks import Ranks
-from weight_averaging.torch.model.selection import all_entries, unwrapped
+from weight_averaging.torch.model.selection import all_entries
 from weight_averaging.torch.model.tensors import forget_values, local, real, spread_like, writing
 from weight_averaging.torch.model.weights import LiveWeights
+from weight_averaging.torch.model.wrappers import as_module, live_state
+from weight_averaging.torch.options import Model
 
 Write = Callable[[list[Tensor]], object]  # overwrites tensors like the model's with the average
 
@@ -38,7 +40,7 @@ def state_of(model: nn.Module, weights: LiveWeights) -> dict[str, Any]:
         RuntimeError: an averaged one is not in it.
     """
     places = weights.index_by_id()
-    state: dict[str, Any] = unwrapped(model).state_dict(keep_vars=True)
+    state: dict[str, Any] = live_state(model)
     found = {places[id(value)] for value in state.values() if id(value) in places}
     for index, entry in enumerate(weights.entries):
         if index not in found and not (entry.is_buffer and entry.key in entry.module._non_persistent_buffers_set):
@@ -67,17 +69,20 @@ def average_state_dict(model: nn.Module, weights: LiveWeights, write: Write) -> 
     return {without_wrappers(name): handed_out(value) for name, value in state.items()}
 
 
-def copy_to(other: nn.Module, model: nn.Module, weights: LiveWeights, write: Write | None, alike: bool) -> None:
+def copy_to(other: Model, model: nn.Module, weights: LiveWeights, write: Write | None, alike: bool) -> None:
     """Overwrite another model with this one; see `Averager.copy_to`.
 
     Args:
         write: None: there is no average, and all is copied as the model has it.
         alike: whether `write` may go to tensors on another device.
     """
-    theirs = {entry.name: entry.tensor() for entry in all_entries(other)}
+    theirs: dict[str, list[Tensor | None]] = {}
+    for entry in all_entries(as_module(other)):
+        theirs.setdefault(entry.name, []).append(entry.tensor())  # what is not averaged several stages may have
     pairs: list[tuple[Tensor, Tensor]] = []
     for entry in all_entries(model):
-        mine, their = entry.tensor(), theirs.get(entry.name)
+        mine, same = entry.tensor(), theirs.get(entry.name)
+        their = same.pop(0) if same else None
         if mine is their:
             raise ValueError(f"copy_to: {entry.name} of the other model is the model's own: copy.deepcopy(model) first")
         if their is None or mine is None or local(their).shape != local(mine).shape:

@@ -3,11 +3,9 @@
 from collections.abc import Iterable
 from typing import Unpack
 
-from torch import nn
-
 from weight_averaging.averages import Average
 from weight_averaging.torch.averager import Averager
-from weight_averaging.torch.options import Options, shows_options
+from weight_averaging.torch.options import Model, Options, shows_options
 
 
 class Averages(Averager):
@@ -41,5 +39,5 @@ class Averages(Averager):
     """
 
     @shows_options
-    def __init__(self, model: nn.Module, averages: Iterable[Average], **options: Unpack[Options]) -> None:
+    def __init__(self, model: Model, averages: Iterable[Average], **options: Unpack[Options]) -> None:
         super().__init__(model, averages, **options)

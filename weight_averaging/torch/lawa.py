@@ -2,12 +2,10 @@
 
 from typing import Unpack
 
-from torch import nn
-
 from weight_averaging import averages
 from weight_averaging.averages.horizon import WINDOW, for_run
 from weight_averaging.torch.averager import Averager
-from weight_averaging.torch.options import Options, check_names, shows_options
+from weight_averaging.torch.options import Model, Options, check_names, shows_options
 
 
 class LAWA(Averager):
@@ -48,7 +46,7 @@ class LAWA(Averager):
     @shows_options
     def __init__(
         self,
-        model: nn.Module,
+        model: Model,
         *,
         interval: int,
         window: int,
@@ -64,7 +62,7 @@ class LAWA(Averager):
     @shows_options
     def for_run(
         cls,
-        model: nn.Module,
+        model: Model,
         total_updates: int,
         *,
         horizon: float | None = None,

@@ -55,11 +55,13 @@ def state_of_one(state: dict[str, Any], weights: LiveWeights, ranks: Ranks) -> d
     """The part of a state of all ranks that is about this one's tensors, or about nobody's. Collective.
 
     Raises:
-        ValueError: it was saved by another rank, and has none of this one's vectors.
+        ValueError: it was saved by another rank, and has none of this one's vectors; or it is of another model.
     """
     every = keys_of(weights, ranks)
     mine = every[dist.get_rank(ranks.parts)]
     others = set().union(*every) - set(mine)
+    if not set().union(*every).intersection(state["names"]):
+        raise ValueError(f"the saved state is of another model: no rank has a tensor of it ({state['names'][0]}, ...)")
     if any(isinstance(vector, Tensor) for track in state["tracks"] for vector in track["vectors"]):
         return state  # of one rank, from before it knew of others
     kept = [place for place, key in enumerate(state["names"]) if key not in others]
@@ -91,7 +93,9 @@ class WholeOfParts:
 
     def __init__(self, whole: WholeAverage, ranks: Ranks, device: torch.device) -> None:
         self._whole, self._ranks, self._device = whole, ranks, device
-        described = ranks.of_parts((whole.names, whole.sizes, whole.kinds, whole.tied, whole.others))
+        told = ranks.of_parts((whole.names, whole.sizes, whole.kinds, whole.tied, whole.others, ranks.is_first))
+        self._is_wanted = told[0][-1]  # of several groups only that of the first rank of all sends it anything
+        described = [what for *what, _ in told]
         self._kinds = [dict(zip(dict(sizes), kinds, strict=True)) for _, sizes, kinds, _, _ in described]
         self._count = Counter(name for kinds in self._kinds for name in kinds)
         self.names = list(dict.fromkeys(name for names, *_ in described for name in names))
@@ -113,7 +117,7 @@ class WholeOfParts:
                 for name, tensor in self._whole:
                     if here == 0 and self._ranks.is_first:
                         yield from self._new(name, tensor)
-                    elif here and self._ranks.is_first_of_part and tensor.numel():
+                    elif here and self._is_wanted and tensor.numel():
                         dist.send(_bytes(tensor).to(self._device), dist.get_global_rank(group, 0), group=group)
             elif here == 0 and self._ranks.is_first:
                 for name, (shape, dtype) in kinds.items():

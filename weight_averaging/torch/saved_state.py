@@ -11,6 +11,7 @@ from weight_averaging.torch.collector import Collector
 from weight_averaging.torch.load_guard import checksums
 from weight_averaging.torch.model.batch_norm import restore_statistics
 from weight_averaging.torch.model.look import Look
+from weight_averaging.torch.model.ranks import together
 from weight_averaging.torch.model.selection import all_entries
 from weight_averaging.torch.model.tensors import forget_values, local, spread_like
 from weight_averaging.torch.model.weights import LiveWeights
@@ -18,6 +19,7 @@ from weight_averaging.torch.parts import state_of_all, state_of_one
 from weight_averaging.torch.swap import Swap
 from weight_averaging.torch.tracks.track import Track
 from weight_averaging.torch.tracks.window import WindowTrack
+from weight_averaging.words import some, with_article
 
 logger = logging.getLogger("weight_averaging")
 
@@ -50,20 +52,9 @@ def state_of(averager: Collector, swap: Swap, settings: dict[str, Any]) -> dict[
 
 def load(averager: Collector, swap: Swap, settings: dict[str, Any], state: dict[str, Any], how: str) -> None:
     """See `Averager.load_state_dict`, whose `settings` is `how` here. All checks come first, then all changes."""
-    differing = _differing(averager, settings, state, how)
-    if averager._ranks.parts is not None:
-        state = state_of_one(state, averager._weights, averager._ranks)
-    swap.refuse_another("load_state_dict")
-    averager._settle()
-    if swap.is_in:
-        _refuse_stale_raw(averager, swap, state)
-    look, order = _fits(averager, state, drop=how == "new")
-    sources = state["tracks"] if how == "same" else [_source(state["tracks"], track) for track in averager._tracks]
-    pairs = list(zip(sources, averager._tracks, strict=True))
-    # On all ranks, also those that hold no vectors: masters may have to be gathered.
-    live = averager._weights.sources(required=False, look=look) if None in order else look.found
-    restored = [_restored(averager, look, live, state, source, track, order) for source, track in pairs]
-
+    parts, saved = averager._ranks.parts, state
+    differing = together(parts, lambda: _differing(averager, settings, saved, how))
+    state, look, order, pairs, restored = together(parts, lambda: _checked(averager, swap, saved, how))
     if swap.is_in:
         swap.take_out()
     averager._look()
@@ -78,7 +69,7 @@ def load(averager: Collector, swap: Swap, settings: dict[str, Any], state: dict[
         changed = ", ".join(f"{key} {state[key]!r} -> {settings[key]!r}" for key in differing)
         kept = ", ".join(
             f"{len(steps)} of {len(source['snapshot_steps'])}" if source else "none, as the state has no such average"
-            for (_, steps, _), source in zip(restored, sources)
+            for (_, steps, _), (source, _) in zip(restored, pairs)
         )
         name = averager.name
         logger.warning("the saved %s goes on with other settings (%s); snapshots kept: %s", name, changed, kept)
@@ -94,6 +85,22 @@ def load(averager: Collector, swap: Swap, settings: dict[str, Any], state: dict[
         swap.guard.begin(averager._weights, averager._model, mine, sums, state["raw_statistics"])
 
 
+def _checked(averager: Collector, swap: Swap, state: dict[str, Any], how: str) -> tuple[Any, ...]:
+    """This rank's part of a state, where its tensors go, and what of it each track takes over."""
+    if averager._ranks.parts is not None:
+        state = state_of_one(state, averager._weights, averager._ranks)
+    swap.refuse_another("load_state_dict")
+    averager._settle()
+    if swap.is_in:
+        _refuse_stale_raw(averager, swap, state)
+    look, order = _fits(averager, state, drop=how == "new")
+    sources = state["tracks"] if how == "same" else [_source(state["tracks"], track) for track in averager._tracks]
+    pairs = list(zip(sources, averager._tracks, strict=True))
+    # On all ranks, also those that hold no vectors: masters may have to be gathered.
+    live = averager._weights.sources(required=False, look=look) if None in order else look.found
+    return state, look, order, pairs, [_restored(averager, look, live, state, *pair, order) for pair in pairs]
+
+
 def _differing(averager: Collector, settings: dict[str, Any], state: dict[str, Any], how: str) -> list[str]:
     """The settings in which a state differs; a ValueError if that, or anything else of it, forbids loading it."""
     if how not in ("same", "new"):
@@ -102,7 +109,9 @@ def _differing(averager: Collector, settings: dict[str, Any], state: dict[str, A
     if missing := [key for key in _CONTENTS if key not in state]:
         raise ValueError(f"not the state of an averager: it has no {', '.join(missing)}")
     if state["averager"] != name:
-        raise ValueError(f"this is the state of {_a(state['averager'])}, and the averager is {_a(name)}")
+        raise ValueError(
+            f"this is the state of {with_article(state['averager'])}, and the averager is {with_article(name)}"
+        )
     differing = [key for key, mine in settings.items() if state[key] != mine]
     if differing and how == "same":
         key = differing[0]
@@ -228,13 +237,14 @@ def _fits(averager: Collector, state: dict[str, Any], drop: bool) -> tuple[Look,
     extra = sorted(set(where) - set(look.names))
     order: Order = [where.get(name) for name in look.names]
     resized = [n for n, shape in zip(look.names, look.shapes, strict=True) if shapes.get(n, shape) != shape]
-    if (extra and not drop) or len(lacking) == len(order):
+    alone = averager._ranks.parts is None  # else other ranks may have what fits
+    if (extra and not drop) or (alone and len(lacking) == len(order)):
         hint = '; settings="new" takes what fits' if len(lacking) < len(order) else ""
         raise ValueError(
             f"the saved state is of another model: {len(lacking)} of {len(look.names)} tensors are not in it "
-            f"({_some(lacking)}), {len(extra)} of its own are not in this model ({_some(extra)}){hint}"
+            f"({some(lacking)}), {len(extra)} of its own are not in this model ({some(extra)}){hint}"
         )
-    if resized and (not drop or len(lacking) + len(resized) == len(order)):
+    if resized and (not drop or (alone and len(lacking) + len(resized) == len(order))):
         name = resized[0]
         raise ValueError(
             f"the saved {name} has shape {shapes[name]}, this model's {look.shapes[look.names.index(name)]}"
@@ -254,12 +264,14 @@ def _say_rest(kind: str, look: Look, state: dict[str, Any], order: Order) -> Non
     dropped = sorted(set(state["names"]) - set(look.names))
     if new:
         text = "the saved %s has no %s (%d tensors): in the snapshots held they count as they are now"
-        logger.warning(text, kind, _some(new), len(new))
+        logger.warning(text, kind, some(new), len(new))
     if dropped:
-        logger.warning("%s (%d tensors) of the saved %s are dropped", _some(dropped), len(dropped), kind)
+        logger.warning("%s (%d tensors) of the saved %s are dropped", some(dropped), len(dropped), kind)
 
 
 def _flat(look: Look, live: list[Tensor], vector: Any, state: dict[str, Any], order: Order) -> Tensor:
+    if not look.names:  # of a rank that has none of the model's tensors
+        return torch.empty(0)
     if isinstance(vector, dict):  # by name, as of a model with DTensors
         places = zip(look.names, live, order, strict=True)
         shards = [tensor if index is None else local(vector[name]) for name, tensor, index in places]
@@ -267,7 +279,7 @@ def _flat(look: Look, live: list[Tensor], vector: Any, state: dict[str, Any], or
             raise ValueError(
                 "the saved DTensors are not spread as this model's: load them with torch.distributed.checkpoint"
             )
-        dtype = next(iter(vector.values())).dtype  # what is new here may be of another
+        dtype = next((t.dtype for t in vector.values()), torch.float32)  # what is new here may be of another
         return torch.cat([t.reshape(-1).to(dtype) for t in shards])
     numels = [torch.Size(shape).numel() for shape in state["shapes"]]
     if vector.numel() != sum(numels):
@@ -286,11 +298,3 @@ def _by_name(weights: LiveWeights, vector: Tensor) -> dict[str, Tensor]:
     """A local vector as tensors that are spread over the ranks as the model's are; views."""
     views = zip(weights.names, weights.views(vector), weights.global_tensors(), strict=True)
     return {name: spread_like(view, like) for name, view, like in views}
-
-
-def _a(name: str) -> str:
-    return f"an {name}" if name[0] in "AEIOU" else f"a {name}"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "none"

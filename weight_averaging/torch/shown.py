@@ -2,16 +2,20 @@
 
 import logging
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from weight_averaging.averages import Average
 from weight_averaging.torch import export
 from weight_averaging.torch.collector import Collector
+from weight_averaging.torch.model.elsewhere import elsewhere
+from weight_averaging.torch.model.ranks import gathered, together
 from weight_averaging.torch.model.tensors import locked
-from weight_averaging.torch.options import Options
+from weight_averaging.torch.model.wrappers import as_module
+from weight_averaging.torch.options import Model, Options
 from weight_averaging.torch.parts import WholeOfParts
 from weight_averaging.torch.swap import Swap
 from weight_averaging.torch.whole import WholeAverage, save, whole_state_dict
@@ -21,9 +25,15 @@ from weight_averaging.words import counted
 class Shown(Collector):
     """A collector whose average is shown, in the model or apart from it. Arguments and errors: as `Averager`."""
 
-    def __init__(self, model: nn.Module, averages: Iterable[Average], options: Options) -> None:
-        super().__init__(model, averages, options)
-        self._swap = Swap(self.name, model, self._spare)
+    def __init__(self, model: Model, averages: Iterable[Average], options: Options) -> None:
+        one = as_module(model)
+        group = options["model_parallel_group"]
+        others = elsewhere(one, group)
+        make = partial(super().__init__, one, averages, options, others)
+        together(group, make)
+        if others is not None and not any(gathered(group, self._weights.has_elements)):
+            raise ValueError("no rank of model_parallel_group has a trainable floating-point parameter to average")
+        self._swap = Swap(self.name, one, self._spare)
 
     def _prepare(self) -> bool:
         """What comes before any use of the average: copies under way are complete on return. Whether it is ready."""
@@ -104,7 +114,7 @@ class Shown(Collector):
         return whole if self._ranks.parts is None else WholeOfParts(whole, self._ranks, self._weights.device)
 
     @locked
-    def copy_to(self, other: nn.Module) -> bool:
+    def copy_to(self, other: Model) -> bool:
         """Write the average into another model of the same kind, to be evaluated while this one trains on.
 
         What is not averaged is copied from the model as it is. The other model may be on another device, of other

@@ -113,6 +113,21 @@ def test_a_submission_in_jax_passes_on_stage(name, tmp_path):
     assert len(record.weights(TRAINED)) == UPDATES
 
 
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_translations_are_short_on_a_cpu_alone(on_cpu, tmp_path):
+    from launching.rehearsal.stage import Rehearsal, Stage
+
+    class Translation(Linear):
+        def translate_and_calculate_bleu(self, params, ds_iter, num_batches, max_predict_length):
+            return max_predict_length
+
+    size = sizes.settings("wmt", 1, on_cpu, False)
+    rehearsal = Rehearsal(Stage(framework="pytorch", record=str(tmp_path), part=1, on_cpu=on_cpu, size=size))
+    given = {"params": None, "ds_iter": None, "num_batches": 1, "max_predict_length": 256}
+    made = rehearsal.workload_class(Translation)().translate_and_calculate_bleu(**given)
+    assert made == (16 if on_cpu else 256)
+
+
 @pytest.mark.parametrize(("full", "halvings", "batch"), [(True, 0, 512), (True, 2, 128), (False, 0, 16)])
 def test_the_batch_is_small_or_a_half_of_the_official_one(full, halvings, batch, tmp_path):
     from launching.rehearsal.stage import Rehearsal, Stage

@@ -29,3 +29,26 @@ def test_experts_of_one_name_are_not_mixed_up(tmp_path, ranks):
 
 def test_stages_may_be_shards_or_replicas(tmp_path):
     of_parts(4, tmp_path, f"stages_of:fsdp2:{tmp_path}", f"stages_of:ddp:{tmp_path}")
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_of_none_or_many_tensors_are_averaged_as_the_whole_model(tmp_path, ranks):
+    """Drawn at random: which rank has which tensors, before a state is saved and after it is loaded."""
+    run(ranks, tmp_path, f"random_parts:{tmp_path}:{ranks}:6", module="uneven_checks")
+
+
+def test_a_part_may_become_empty_or_cease_to_be_so(tmp_path):
+    run(3, tmp_path, "unfrozen_later", module="uneven_checks")
+    run(4, tmp_path, f"empty_shards_of_stages:{tmp_path}", module="uneven_checks")
+
+
+def test_what_one_rank_cannot_average_is_told_on_all(tmp_path):
+    run(3, tmp_path, "refused_on_all", module="uneven_checks")
+
+
+def test_a_rank_with_several_stages_averages_them_under_the_names_of_the_whole_model(tmp_path):
+    """A real interleaved schedule; a state of three ranks with two stages goes on with two ranks of three, and back."""
+    module = "interleaved_checks"
+    run(3, tmp_path, f"interleaved:{tmp_path}:2", "names_of_stages", module=module)
+    run(2, tmp_path, f"go_on_interleaved:{tmp_path}:3:2", f"interleaved:{tmp_path}:3", module=module)
+    run(3, tmp_path, f"go_on_interleaved:{tmp_path}:2:3", module=module)

@@ -25,7 +25,6 @@ class Source(abc.ABC):
         note: what is unusual about what is averaged; else empty.
         own_names: whether names are those of the model for sure, so that nothing in them is a wrapper's.
         mapped: tensors are contiguous views of mapped files, whose bytes are read when they are used.
-        learning_rate: the largest in states of torch optimizers that are in the checkpoint; None if there is none.
         latest, frozen: names of what averagers leave as training has it, and of what of it is frozen.
     """
 
@@ -35,7 +34,6 @@ class Source(abc.ABC):
     note: str = ""
     own_names: bool = False
     mapped: bool = False
-    learning_rate: float | None = None
     latest: frozenset[str] = frozenset()
     frozen: frozenset[str] = frozenset()
 
@@ -59,6 +57,10 @@ class Source(abc.ABC):
     def scores(self) -> Mapping[str, Score]:
         """The metrics that the checkpoint has of itself, by name."""
         return {}
+
+    def learning_rate(self) -> float | None:
+        """The largest of its optimizers, or of their schedulers; None if there is none."""
+        return None
 
     def counter(self, key: str) -> int | None:
         """The whole number at a key of the checkpoint, dots leading further in; None if there is none."""

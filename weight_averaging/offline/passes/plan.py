@@ -129,7 +129,8 @@ def _recursion(average: Average, steps: Sequence[int], until: int, rates: Mappin
         if lacking := [step for step in members if step not in rates]:
             raise SnapshotError(
                 f"{average} follows the learning rate, and that of step {lacking[0]} is not known: it is read from the "
-                "state of a torch optimizer in a checkpoint, or give it, Plan(..., learning_rates={step: rate, ...})"
+                "state of a torch optimizer or scheduler in a checkpoint, and from a Trainer's trainer_state.json "
+                "where that logs the step itself; or give it, Plan(..., learning_rates={step: rate, ...})"
             )
         weights = average.weights([check_rate(rates[step]) for step in members])
     else:

@@ -12,6 +12,7 @@ from weight_averaging.include_exclude import Choice, Filter
 from weight_averaging.offline.layouts import Layout
 from weight_averaging.offline.safetensors_files import bytes_of
 from weight_averaging.tensor_names import not_to_average
+from weight_averaging.words import some
 
 logger = logging.getLogger("weight_averaging")
 
@@ -70,16 +71,15 @@ class Unchanging:
 
     def __init__(self, frozen: Collection[str]) -> None:
         self.frozen = frozenset(frozen)
-        self.changed: list[str] = []
+        self.changed: dict[str, None] = {}  # names in order; of two threads both may tell one
 
     def end(self) -> None:
         if self.changed:
-            shown = ", ".join(self.changed[:3]) + (", ..." if len(self.changed) > 3 else "")
             logger.warning(
                 "%d frozen tensors change along the snapshots, and are taken from the latest one as they are (%s): "
                 "include them to have them averaged",
                 len(self.changed),
-                shown,
+                some(list(self.changed)),
             )
 
 
@@ -98,7 +98,7 @@ class UnchangingPart:
         """
         if name in self._whole.frozen:
             if name not in self._whole.changed and self._differs(name, _middle(tensor)):
-                self._whole.changed.append(name)
+                self._whole.changed[name] = None
             return
         could_be_weights = not chosen and len(tensor.shape) >= 2 and tensor.dtype != torch.bool
         if could_be_weights and self._differs(name, tensor):

@@ -37,6 +37,11 @@ class Look:
         return any(map(is_sharded, self.found))
 
     @property
+    def has_elements(self) -> bool:
+        """Whether there is one to average, on any rank that holds a shard. Pieces of flat vectors do not tell."""
+        return self.is_flat or self.is_sharded or any(tensor.numel() for tensor in self.found)
+
+    @property
     def shapes(self) -> list[tuple[int, ...]]:
         """Whole ones, the same on every rank."""
         return [tuple(real(tensor.detach()).shape) for tensor in self.found]

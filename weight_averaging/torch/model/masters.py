@@ -36,17 +36,18 @@ class Masters:
         source: a mapping from parameters, or a function of a parameter, which returns its master or None. Or it is an
             optimizer that keeps them where `_LISTS` and `_STATES` say, also inside the wrappers of accelerate and
             Lightning. Or it is DeepSpeed's of ZeRO-1 or -2, of which each master is gathered at each use.
+        partly: whether other ranks have the rest of the model, so that no tensor here need have one.
     Raises:
         TypeError: it is something else.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, partly: bool = False) -> None:
         if not (isinstance(source, Mapping) or callable(source) or hasattr(source, "param_groups")):
             raise TypeError(
                 "masters takes an optimizer, a mapping from parameters to their masters, or a function of a parameter "
                 f"that returns its master or None, not {type(source).__name__}"
             )
-        self._source = source
+        self._source, self._partly = source, partly
 
     def live(self, entries: list[Entry], tensors: list[Tensor], required: bool = True) -> list[Tensor]:
         """What snapshots are read from: masters, and `tensors` where a parameter of 32 bits or more has none.
@@ -59,7 +60,7 @@ class Masters:
         """
         found = self._found(entries, tensors)
         missing = [e.name for e, t, m in zip(entries, tensors, found) if m is None and _needs(e, t)]
-        if not any(master is not None for master in found):
+        if not (self._partly or any(master is not None for master in found)):
             missing = missing or [entries[0].name]
         if required and missing:
             raise ValueError(f"masters: there is no float32 master of {missing[0]} {self._hint()}")

@@ -2,12 +2,45 @@
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from weight_averaging.words import fault_of
+
+T = TypeVar("T")
+
+
+def gathered(group: Any, value: Any) -> list[Any]:
+    """What each rank of a process group gives. Collective."""
+    values = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
+    return values
+
+
+def together(group: Any, function: Callable[[], T]) -> T:
+    """What a function returns here, once it has returned on every rank of a group. Collective, but for a group of None.
+
+    Raises:
+        RuntimeError: it raised on another rank, which is named: nobody is left to wait for that one.
+    """
+    if group is None:
+        return function()
+    value, error = None, None
+    try:
+        value = function()
+    except Exception as caught:  # whatever it is, the others are told
+        error = caught
+    told = gathered(group, None if error is None else fault_of(error))
+    if error is not None:
+        raise error
+    for rank, text in enumerate(told):
+        if text is not None:
+            raise RuntimeError(f"rank {rank} of model_parallel_group raised {text}")
+    return value  # type: ignore[return-value]
 
 
 class Ranks:
@@ -58,9 +91,7 @@ class Ranks:
 
     def of_parts(self, value: Any) -> list[Any]:
         """What each rank of `parts` gives. Collective."""
-        values = [None] * dist.get_world_size(self.parts)
-        dist.all_gather_object(values, value, group=self.parts)
-        return values
+        return gathered(self.parts, value)
 
     def holders(self, by_owner: bool) -> int:
         """How many ranks on this machine hold the same: of replicas those of a group, of shards all (torchrun)."""

@@ -1,7 +1,8 @@
 """Which tensors of a model are averaged, and where they are."""
 
 import logging
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +12,8 @@ from torch.nn.parameter import is_lazy
 
 from weight_averaging.include_exclude import Choice, Filter
 from weight_averaging.tensor_names import DATA_PARALLEL, WRAPPERS, not_to_average
+from weight_averaging.torch.model.wrappers import Stages
+from weight_averaging.words import some
 
 logger = logging.getLogger("weight_averaging")
 
@@ -44,8 +47,7 @@ class Selected:
     def __str__(self) -> str:
         text = f"{len(self.entries)} tensors are averaged"
         for reason, names in self.left_out.items():
-            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            text += f"; {len(names)} left as training has them: {reason} ({shown})"
+            text += f"; {len(names)} left as training has them: {reason} ({some(names)})"
         return text
 
 
@@ -57,19 +59,23 @@ class Selection:
     - frozen parameters and all other buffers are not, unless `include` chooses them, or they have been before;
     - nor is what `exclude` chooses, nor what `tensor_names.not_to_average` knows unless `include` does.
 
+    Args:
+        elsewhere: names of the tensors that other ranks have of the model; None: this one has the whole model.
     Raises:
         TypeError, ValueError: `include` or `exclude` is of a wrong kind, or chooses nothing.
     """
 
-    def __init__(self, buffers: bool, include: Choice = None, exclude: Choice = None) -> None:
-        self.buffers = buffers
+    def __init__(
+        self, buffers: bool, include: Choice = None, exclude: Choice = None, elsewhere: Sequence[str] | None = None
+    ) -> None:
+        self.buffers, self._elsewhere = buffers, elsewhere
         self._include = Filter("include", include)
         self._exclude = Filter("exclude", exclude)
 
     def check(self, model: nn.Module) -> None:
         """A ValueError if `include` or `exclude` chooses nothing of this model, or both choose the same."""
         tensors = [(entry.name, entry.tensor()) for entry in all_entries(model)]
-        names = [name for name, _ in tensors]
+        names = [*(name for name, _ in tensors), *(self._elsewhere or ())]
         self._include.check(names)
         self._exclude.check(names)
         if both := [name for name, tensor in tensors if self._include(name, tensor) and self._exclude(name, tensor)]:
@@ -82,7 +88,7 @@ class Selection:
             before: names of tensors that are averaged already, and stay so if they are frozen now.
             same: ids of such tensors, which may have another name now.
         Raises:
-            ValueError: there is nothing to average, or a tensor has no memory yet.
+            ValueError: there is nothing to average, on this rank nor on others, or a tensor has no memory yet.
             TypeError: a tensor is of a type or layout that cannot be averaged.
         """
         found = [(entry, tensor) for entry in all_entries(model) if (tensor := entry.tensor()) is not None]
@@ -104,7 +110,12 @@ class Selection:
             else:
                 check_possible(entry.name, tensor)
                 selected.entries.append(entry)
-        if not selected.entries:
+        if twice := [name for name, count in Counter(entry.name for entry in selected.entries).items() if count > 1]:
+            raise ValueError(
+                f"two tensors to average are called {twice[0]}: give the modules of each stage the names of the whole "
+                "model's"
+            )
+        if not selected.entries and self._elsewhere is None:
             left = f" ({selected})" if selected.left_out else ""
             raise ValueError(f"{type(model).__name__} has no trainable floating-point parameter to average{left}")
         return selected
@@ -148,22 +159,11 @@ def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         for key, child in reversed(module._modules.items()):
             if child is None:
                 continue
-            if key in WRAPPERS or (key == DATA_PARALLEL and isinstance(module, DataParallel | DistributedDataParallel)):
+            parallel = key == DATA_PARALLEL and isinstance(module, DataParallel | DistributedDataParallel)
+            if key in WRAPPERS or parallel or isinstance(module, Stages):
                 stack.append((name, child))
             else:
                 stack.append((f"{name}.{key}" if name else key, child))
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DDP and torch.compile, in any nesting."""
-    while True:
-        if isinstance(model, DataParallel | DistributedDataParallel):
-            model = model.module
-        elif inner := [model._modules[key] for key in sorted(WRAPPERS.intersection(model._modules.keys()))]:
-            assert inner[0] is not None
-            model = inner[0]
-        else:
-            return model
 
 
 def all_entries(model: nn.Module) -> Iterator[Entry]:

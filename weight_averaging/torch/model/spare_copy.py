@@ -28,7 +28,8 @@ class SpareCopy:
     def keep(self) -> list[Tensor]:
         """Copy the live tensors aside."""
         self.reserve()
-        torch._foreach_copy_(self._tensors, self.weights.tensors())
+        if self._tensors:
+            torch._foreach_copy_(self._tensors, self.weights.tensors())
         self._written = True
         return self._tensors
 
@@ -41,7 +42,8 @@ class SpareCopy:
         self._follow()
         if self._apart is None:
             self._apart = torch.empty(self.weights.numel, dtype=self.weights.dtype, device=self.weights.device)
-        torch._foreach_copy_(self.weights.views(self._apart), self.weights.sources())
+        if self.weights.entries:
+            torch._foreach_copy_(self.weights.views(self._apart), self.weights.sources())
         return self._apart
 
     def reserve(self) -> None:
@@ -77,8 +79,9 @@ class SpareCopy:
                 f"the model was changed while the average was in it: {was}, so its raw weights have no place. Undo "
                 'that, or take them from state_dict()["raw"]'
             )
-        with writing(tensors):
-            torch._foreach_copy_(tensors, raw)
+        if tensors:
+            with writing(tensors):
+                torch._foreach_copy_(tensors, raw)
 
     @property
     def unused_bytes(self) -> int:

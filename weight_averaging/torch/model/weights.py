@@ -12,6 +12,7 @@ from torch.utils.weak import TensorWeakRef
 from weight_averaging.include_exclude import Choice
 from weight_averaging.torch.model.blocks import Block, blocks_of
 from weight_averaging.torch.model.changes import Change, Known, change_of
+from weight_averaging.torch.model.elsewhere import Elsewhere
 from weight_averaging.torch.model.finite import finite, squares
 from weight_averaging.torch.model.look import FSDP2, Look, Signature, present, reshard_flat
 from weight_averaging.torch.model.masters import Masters, Source
@@ -31,6 +32,7 @@ class LiveWeights:
         buffers, include, exclude: see `Selection`.
         dtype: of the vector, torch.float32 or torch.float64; None: float64 if any of the tensors is so, else float32.
         masters: of parameters, which are read in their place; see `Masters`.
+        elsewhere: of the other tensors of the model, where other ranks have them: there may be none here.
     Raises:
         ValueError, TypeError: there is nothing to average, or something that cannot be; see `Selection`.
 
@@ -39,6 +41,7 @@ class LiveWeights:
         numel: elements of the vector.
         blocks: what it is cut into.
         dtype, device: of the vector.
+        has_elements: whether there is one, on this rank or on those that hold its shards.
         is_single: whether all tensors have them, and are what is read.
         masters_unread: whether there are masters, and none has been read yet.
         version: how often the model has been walked over.
@@ -52,11 +55,12 @@ class LiveWeights:
         exclude: Choice = None,
         dtype: torch.dtype | None = None,
         masters: Source | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
-        self._model, self._asked = model, dtype
-        self._masters = None if masters is None else Masters(masters)
+        self._model, self._asked, self._elsewhere = model, dtype, elsewhere
+        self._masters = None if masters is None else Masters(masters, elsewhere is not None)
         self.masters_unread = masters is not None
-        self._selection = Selection(buffers, include, exclude)
+        self._selection = Selection(buffers, include, exclude, None if elsewhere is None else elsewhere.names)
         self._selection.check(model)
         self._adopted: set[str] = set()
         self.is_sharded = False
@@ -93,7 +97,7 @@ class LiveWeights:
         selected = self._selection.of(self._model, names, same)
         found = [present(entry) for entry in selected.entries]
         look = Look(selected, modules, gathering, bool(handles), found)
-        if not (look.is_flat or look.is_sharded or any(tensor.numel() for tensor in found)):
+        if not (look.has_elements or self._elsewhere):
             name = type(self._model).__name__
             raise ValueError(f"{name} has no element in the tensors to average: are its weights held elsewhere?")
         return look
@@ -108,7 +112,7 @@ class LiveWeights:
     def _scan(self) -> Change | None:
         """Take the model as it is now. A look costs some microseconds; this costs what a walk over all modules does."""
         look = self.preview(set())
-        if self.entries and look.is_sharded != self.is_sharded:
+        if self.entries and look.found and look.is_sharded != self.is_sharded:
             raise ValueError("the model's parameters have become, or ceased to be, DTensors: make a new averager")
         self.selected, self.entries = look.selected, look.selected.entries
         self._places = [(entry.module, entry.key, entry.is_buffer) for entry in self.entries]
@@ -117,7 +121,8 @@ class LiveWeights:
         self.names, self.shapes, self.local_shapes = look.names, look.shapes, look.local_shapes
         self.dtypes = [t.dtype for t in look.found]
         tensors = self.tensors()
-        self.device = tensors[0].device
+        self.device = tensors[0].device if tensors or not self._elsewhere else self._elsewhere.device
+        self.has_elements = look.has_elements
         self.blocks = blocks_of(tensors, self.device)
         self.numel = sum(t.numel() for t in tensors)
         self.dtype = self._asked or (torch.float64 if torch.float64 in {t.dtype for t in tensors} else torch.float32)
@@ -136,7 +141,7 @@ class LiveWeights:
                 self.names, zip(self.shapes, self.local_shapes), tensors, look.found, strict=True
             )
         ]
-        return change_of(earlier, self._known, look.found, self.entries) if earlier else None
+        return change_of(earlier, self._known, look.found, self.entries) if self.version > 1 else None
 
     def _reshard(self) -> None:
         """FSDP may hold gathered parameters, whole tensors, after a pass."""
