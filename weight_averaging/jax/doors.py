@@ -269,7 +269,10 @@ def ema_for_run(
     check_finite: bool = True,
     compensated: bool = False,
 ) -> Averager[EMAState | CompensatedEMAState]:
-    """The EMA as old on average as `lawa_for_run` of the same arguments."""
+    """The EMA as old on average as `lawa_for_run` of the same `total_updates`, `horizon` and `window`.
+
+    For `warmup`, `start`, `check_finite` and `compensated` see `ema`.
+    """
     interval, length = for_run(total_updates, horizon, window)
     decay = decay_from_window(length)
     return ema(decay, interval, start, warmup=warmup, check_finite=check_finite, compensated=compensated)

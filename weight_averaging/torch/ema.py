@@ -90,7 +90,7 @@ class EMA(Averager):
         start: int = 1,
         **options: Unpack[Options],
     ) -> "EMA":
-        """The EMA as old on average as `LAWA.for_run` of the same arguments."""
+        """The EMA as old on average as `LAWA.for_run` of the same `total_updates`, `horizon` and `window`."""
         check_names(options, cls.for_run)
         interval, length = for_run(total_updates, horizon, window)
         decay = decay_from_window(length)
