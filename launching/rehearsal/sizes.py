@@ -45,7 +45,7 @@ SMALL_LM = {"_emb_dim": 64, "_n_heads": 2, "_n_layers": 2, "_mlp_dim": 256}
 SIZES = {
     "criteo1tb": Size(batch=2048, eval_batch=1024, examples=2048, variant="criteo1tb_test"),
     "fastmri": Size(batch=2, eval_batch=4, examples=4),
-    "finewebedu_lm": Size(batch=4, eval_batch=4, examples=4, attributes=SMALL_LM),
+    "finewebedu_lm": Size(batch=1, eval_batch=1, examples=1, attributes=SMALL_LM),
     "imagenet_resnet": IMAGES,
     "imagenet_vit": IMAGES,
     "librispeech_conformer": SPEECH,
