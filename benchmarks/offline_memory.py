@@ -10,6 +10,7 @@ room. Folders are removed as soon as they are measured.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -30,6 +31,13 @@ from benchmarks.timing import machine
 
 WIDTH, ROWS = 1000, 2500  # of a tensor of 10 MB in float32
 State = dict[str, Tensor]
+# The command, and what the system says that it took at most.
+COMMAND = """
+import pathlib, sys
+from weight_averaging import cli
+cli.main(sys.argv[1:])
+print(*[line for line in pathlib.Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line])
+"""
 
 
 def state_of(step: int, megabytes: int) -> State:
@@ -107,24 +115,24 @@ FORMS: dict[str, tuple[str, str, Callable[[Path, State], None]]] = {
 
 def peaks(tree: Path, run: Path, out: Path, memory: float) -> tuple[int, int, float]:
     """Bytes of its own and resident bytes that the command took at most, and its seconds."""
-    command = [sys.executable, "-m", "weight_averaging", "average", str(run), "--lawa=window=3", f"--out={out}"]
+    command = [sys.executable, "-c", COMMAND, "average", str(run), "--lawa=window=3", f"--out={out}"]
     start = time.perf_counter()
     environment = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     command.append(f"--memory-gb={memory}")
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(command, cwd=tree, env=environment, stdout=said, stderr=subprocess.STDOUT)
-        own = most = 0
-        while (found := os.wait4(process.pid, os.WNOHANG))[0] == 0:
-            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-            kinds = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines if " kB" in line}
-            own = max(own, kinds.get("RssAnon", 0) + kinds.get("RssShmem", 0))
-            most = max(most, kinds.get("VmHWM", 0))  # since it began
+        own = 0
+        while process.poll() is None:
+            with contextlib.suppress(OSError):  # it has just ended
+                lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+                kinds = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines if line.startswith("Rss")}
+                own = max(own, kinds.get("RssAnon", 0) + kinds.get("RssShmem", 0))
             time.sleep(0.003)
-        process.returncode = os.waitstatus_to_exitcode(found[1])
-        if process.returncode:
-            said.seek(0)
-            raise SystemExit(said.read())
-    return own, most, time.perf_counter() - start
+        said.seek(0)
+        lines = said.read().splitlines()
+        if process.returncode or not lines[-1].startswith("VmHWM"):
+            raise SystemExit("\n".join(lines))
+    return own, int(lines[-1].split()[1]) << 10, time.perf_counter() - start
 
 
 def measure(tree: Path, folder: Path, form: str, megabytes: int, memory: float) -> tuple[int, int, float]:

@@ -86,6 +86,7 @@ class Rehearsal:
             "num_test_examples": size["examples"],
             "eval_period_time_sec": 0,  # after every update
             "step_hint": size["step_hint"],
+            "max_allowed_runtime_sec": 10**6,  # or a busy machine ends mnist's 60 seconds before the last update
         }
         if not base.num_test_examples.fget(None):  # the language model has no test set
             del numbers["num_test_examples"]

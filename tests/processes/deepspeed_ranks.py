@@ -118,6 +118,54 @@ def pieces(stage: int) -> None:
     np.testing.assert_array_equal(exact(engine), seen[-1])
 
 
+def hugging_face(stage: int) -> None:
+    """Under Hugging Face's Trainer: evaluations see the average of the masters, and a run resumes bit for bit."""
+    from transformers import TrainerCallback
+
+    from tests.weight_averaging.trainers.test_transformers import flat, tiny, trainer_of
+    from weight_averaging.trainers.transformers import WeightAveraging
+
+    snapshots: list[np.ndarray] = []
+
+    class Recorder(TrainerCallback):
+        def on_optimizer_step(self, args, state, control, model, **_):
+            snapshots.append(exact(model))
+
+    config = {
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "zero_optimization": {"stage": stage},
+        "bf16": {"enabled": True},
+        "optimizer": {"type": "AdamW", "params": {"lr": "auto", "torch_adam": True}},
+    }
+    settings = {"ddp_backend": "gloo", "per_device_train_batch_size": 1, "deepspeed": config, "bf16": True}
+    folder = [tempfile.mkdtemp()]
+    dist.broadcast_object_list(folder)
+
+    def attached(trainer) -> WeightAveraging:
+        kind = WeightAveraging(lambda model: LAWA(model, interval=2, window=3, masters=trainer.optimizer))
+        return kind.attach(trainer)
+
+    whole = trainer_of(folder[0], Recorder(), **settings)
+    averaging = attached(whole)
+    whole.train()
+    seen = dict(whole.evaluated)
+    for step in (8, 12):
+        expected = reference.lawa(snapshots[1:step:2], 3)
+        np.testing.assert_allclose(seen[step], expected, rtol=2**-8, atol=1e-8)
+    rounded = torch.from_numpy(snapshots[-1]).float().bfloat16()
+    np.testing.assert_array_equal(flat(whole.model), rounded.double().numpy())
+
+    again = trainer_of(folder[0], model=tiny(seed=5), **settings)
+    restored = attached(again)
+    again.train(resume_from_checkpoint=f"{folder[0]}/checkpoint-8")
+    np.testing.assert_array_equal(flat(again.model), flat(whole.model))
+    np.testing.assert_array_equal(dict(again.evaluated)[12], seen[12])
+    with averaging.averaged(), restored.averaged():
+        np.testing.assert_array_equal(flat(again.model), flat(whole.model))
+        assert restored.averager.swapped
+
+
 def gathered(stage: int) -> None:
     """Bytes that a snapshot and a swap reduce over the ranks, and those of masters held at once, are `plan`'s."""
     engine, optimizer = engine_of(stage)
@@ -169,7 +217,7 @@ if __name__ == "__main__":
     deepspeed.init_distributed("gloo")
     for argument in sys.argv[1:]:
         *name, stage = argument.split(":")
-        {"": check, "gathered": gathered, "pieces": pieces}["".join(name)](int(stage))
+        {"": check, "gathered": gathered, "pieces": pieces, "hugging_face": hugging_face}["".join(name)](int(stage))
     dist.barrier()
     print("as expected", flush=True)
     dist.destroy_process_group()

@@ -66,6 +66,7 @@ class Averager(AnswersHabits, ABC, Generic[State]):
 
     @property
     def interval(self) -> int:
+        """Updates between snapshots."""
         assert self.described.interval is not None
         return self.described.interval
 

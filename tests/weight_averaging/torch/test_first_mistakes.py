@@ -10,6 +10,7 @@ import torch
 from weight_averaging import EMA, LAWA, Averager, Averages, averages
 from weight_averaging.elsewhere import ARGUMENTS
 from weight_averaging.torch.averager import ELSEWHERE as ATTRIBUTES
+from weight_averaging.trainers.averaging import Averaging
 
 
 def model() -> torch.nn.Module:
@@ -58,6 +59,11 @@ def test_an_average_called_like_a_model_says_where_the_averaged_model_is():
             "average in the model, average_state_dict() is the average (docs/migrating.md)"
         )
         assert type(averager.step) is int  # as checkpoints that are loaded by weights_only=True need it
+
+
+def test_a_trainer_that_is_given_an_averager_says_that_it_takes_a_function():
+    with pytest.raises(TypeError, match=r"lambda model: LAWA\(model, \.\.\.\), not an averager$"):
+        Averaging(LAWA(model(), interval=1, window=2), "same", "average", "", None, 1)
 
 
 @pytest.mark.parametrize("kind", [LAWA, EMA])

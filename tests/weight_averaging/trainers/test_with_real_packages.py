@@ -127,8 +127,8 @@ def test_a_hyperparameter_search_leaves_an_earlier_runs_state_alone(tmp_path):
 
 @pytest.mark.parametrize(
     "checks",
-    [(["1", "2"]), (["pieces:3"])],
-    ids=["zero_1_and_2", "zero_3"],
+    [(["1", "2"]), (["pieces:3"]), (["hugging_face:1", "hugging_face:2"])],
+    ids=["zero_1_and_2", "zero_3", "hugging_face"],
 )
 def test_deepspeed_is_averaged_from_its_float32_masters(checks):
     """`DS_BUILD_OPS=0 pip install --no-build-isolation deepspeed` brings it onto a machine without a GPU."""

@@ -75,15 +75,9 @@ def average_to_files(
             stack.enter_context(writer)
         shares = shares_of(snapshots, plan, chosen, budget, threads)
         locks = {key: Lock() for key in writers}
-        unchanging, telling, stop = plan.unchanging(), Lock(), Event()
+        unchanging = plan.unchanging()
 
-        def read(count: int) -> None:
-            if stop.is_set():
-                raise _Stopped
-            with telling:
-                on_read(count)
-
-        def work(cut: list[list[Piece]]) -> None:
+        def work(cut: list[list[Piece]], read: Callable[[int], object]) -> None:
             for pieces, results in plan.run_parts(streams(snapshots, plan.needed, cut, read), unchanging):
                 for result in results:
                     key = result.average, result.step
@@ -93,10 +87,7 @@ def average_to_files(
                             if piece.name in names:
                                 writer.write_part(names[piece.name], piece.start, result.state[piece.name])
 
-        if len(shares) > 1:
-            _at_once(work, shares, stop)
-        else:
-            work(*shares)
+        at_once(work, shares, on_read)
         unchanging.end()
 
 
@@ -111,10 +102,30 @@ class _Stopped(Exception):
     """Another thread has failed."""
 
 
-def _at_once(work: Callable[[list[list[Piece]]], None], shares: Sequence[list[list[Piece]]], stop: Event) -> None:
-    """Work on each share in a thread of its own. What ends one, or this thread, ends all."""
-    with ThreadPoolExecutor(len(shares), "averaging") as pool:
-        running = [pool.submit(work, share) for share in shares]
+def at_once(
+    work: Callable[[list[list[Piece]], Callable[[int], object]], None],
+    shares: Sequence[list[list[Piece]]],
+    on_read: Callable[[int], object],
+) -> None:
+    """Work on each share in a thread of its own. What ends one, or this thread, ends all.
+
+    Args:
+        work: is given a share, and what it has to tell whenever it has read some bytes.
+        on_read: is told these, by one thread at a time.
+    """
+    if len(shares) == 1:
+        work(shares[0], on_read)
+        return
+    telling, stop = Lock(), Event()
+
+    def read(count: int) -> None:
+        if stop.is_set():
+            raise _Stopped
+        with telling:
+            on_read(count)
+
+    with ThreadPoolExecutor(max(len(shares), 1), "averaging") as pool:
+        running = [pool.submit(work, share, read) for share in shares]
         try:
             wait(running, return_when=FIRST_EXCEPTION)
         finally:
