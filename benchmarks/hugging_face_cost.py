@@ -2,12 +2,13 @@
 
     python -m benchmarks.hugging_face_cost
     python -m benchmarks.hugging_face_cost --megabytes=2000 --actions=mean,written,grid --rounds=1 --folder=/mnt/disk
+    python -m benchmarks.hugging_face_cost --threads=2 --count=14 --actions=mean,sweep      # 40 averages in one pass
 
 Writes `--count` folders of `--megabytes` of bfloat16 weights each, in two parts with an index, by the safetensors
-library, and takes every action in turns, on one thread. Before each the files are put out of memory (the page cache):
-seconds are those of the disk and the machine. Where the machine is busy with other things CPU seconds say more. The
-averages stay within 4 GB, as those of the command do; the most memory that the process had of its own is told, from a
-pass more of each that is not timed.
+library, and takes every action in turns, on `--threads` threads; reading is of one. Before each the files are put out
+of memory (the page cache): seconds are those of the disk and the machine. Where the machine is busy with other things
+CPU seconds say more. The averages stay within 4 GB, as those of the command do; the most memory that the process had of
+its own is told, from a pass more of each that is not timed.
 """
 
 import argparse
@@ -69,13 +70,18 @@ def read(folder: Path) -> None:
                 pass
 
 
-def average(folder: Path, out: Path) -> None:
+def average(folder: Path, out: Path, threads: int) -> None:
     """What `weight-averaging average` does."""
     snapshots = Snapshots(folder)
     wanted = (LAWA(window=len(snapshots.steps)), snapshots.steps[-1])
     plan = Plan([wanted], snapshots.steps, latest=())
-    average_to_files(snapshots, plan, {wanted: out}, BUDGET)
+    average_to_files(snapshots, plan, {wanted: out}, BUDGET, threads=threads)
     shutil.rmtree(out)
+
+
+def sweep(count: int) -> list[tuple[Average, int]]:
+    """Means of 2 to 6 snapshots as of each of the last eight: 40, where there are 13 snapshots or more."""
+    return [(LAWA(window=window), at) for at in range(max(count - 7, 6), count + 1) for window in range(2, 7)]
 
 
 def by_library(folder: Path) -> None:
@@ -103,8 +109,9 @@ def main() -> None:
     parser.add_argument(
         "--actions",
         default="read,mean,written,safe_open",
-        help="what to take (default: read,mean,written,safe_open; also: grid)",
+        help="what to take (default: read,mean,written,safe_open; also: grid, sweep)",
     )
+    parser.add_argument("--threads", type=int, default=1, help="of an average (default: 1; the command has 2)")
     parser.add_argument("--folder", default=None, help="where to put them (default: the temporary folder)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -114,13 +121,14 @@ def main() -> None:
         write(folder, arguments.count, arguments.megabytes * 1_000_000)
         out = Path(name) / "average"
         mean: list[tuple[Average, int]] = [(LAWA(window=arguments.count), arguments.count)]
-        points = grid(arguments.count)
+        points, ends, threads = grid(arguments.count), sweep(arguments.count), arguments.threads
         known: dict[str, tuple[str, Callable[[], object]]] = {
             "read": ("read the files", lambda: read(folder)),
-            "mean": ("mean, this library", lambda: take(folder, mean)),
-            "written": ("mean, this library, written to a folder", lambda: average(folder, out)),
+            "mean": ("mean, this library", lambda: take(folder, mean, threads)),
+            "written": ("mean, this library, written to a folder", lambda: average(folder, out, threads)),
             "safe_open": ("mean, tensors by safetensors' safe_open", lambda: by_library(folder)),
-            "grid": (f"grid of {len(points)}, this library", lambda: take(folder, points)),
+            "grid": (f"grid of {len(points)}, this library", lambda: take(folder, points, threads)),
+            "sweep": (f"{len(ends)} means of other windows and ends", lambda: take(folder, ends, threads)),
         }
         chosen = ["read", *(name for name in arguments.actions.split(",") if name != "read")]
         if unknown := [name for name in chosen if name not in known]:
@@ -137,7 +145,10 @@ def main() -> None:
         return_memory_at_once()
         most = max(memory_added(action) for key, action in actions.items() if key != known["read"][0])
         total = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-    print(f"{machine()}; {arguments.count} checkpoints, {total / 1e9:.2f} GB, median of {arguments.rounds}\n")
+    print(
+        f"{machine()}; {arguments.count} checkpoints, {total / 1e9:.2f} GB, median of {arguments.rounds}, "
+        f"averages on {arguments.threads} thread(s)\n"
+    )
     print("| action | s | ratio to reading | GB/s | CPU s |\n|---|---|---|---|---|")
     base = statistics.median(wall for wall, _ in seconds["read the files"])
     for key, pairs in seconds.items():

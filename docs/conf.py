@@ -9,7 +9,8 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_co
 exclude_patterns = ["results/**/data"]
 html_theme = "furo"
 html_title = f"weight_averaging {release}"
-html_static_path: list[str] = []
+html_static_path = ["_static"]
+html_css_files = ["narrow.css"]
 html_show_sourcelink = False
 
 myst_heading_anchors = 4

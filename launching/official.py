@@ -1,10 +1,9 @@
 """The command line of a run under the official harness, and what is checked before it starts."""
 
+import importlib.metadata
 import importlib.util
 import json
-import os
 import re
-import shutil
 import sys
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -23,6 +22,7 @@ PASSED_ON = (
     "max_global_steps", "save_checkpoints", "save_intermediate_checkpoints", "resume_last_run", "overwrite",
 )  # fmt: skip
 
+COMMIT = "b21be29be0a1573fb4f78f849aea019cdb520862"  # of the harness, that of the published runs on 4 x A100
 FLAX_FORMAT = "FLAX_USE_ORBAX_CHECKPOINTING=false"
 RESTORED_IN_JAX = (
     "--resume_last_run: the harness restores arrays in JAX with one axis too many; the submissions of this repository "
@@ -61,7 +61,19 @@ def check_harness(workload: str, path: Path | None = None) -> str:
         )
     if workload not in known:
         raise UsageError(f"--workload={workload} is unknown to {name}; it has {', '.join(known)}")
-    return "" if of_2026 else f"{name} is from before 2026: it stops runs at the budgets of 8 x V100"
+    if not of_2026:
+        return f"{name} is from before 2026: it stops runs at the budgets of 8 x V100"
+    commit = COMMIT if path is not None else _installed_commit()
+    return "" if commit == COMMIT else f"{name} is of commit {commit[:8]}; the published runs are of {COMMIT[:8]}"
+
+
+def _installed_commit() -> str:
+    """Of the installed harness, as pip has noted it; COMMIT where it was installed from a folder."""
+    try:
+        noted = importlib.metadata.distribution("algoperf").read_text("direct_url.json")
+    except importlib.metadata.PackageNotFoundError:
+        return COMMIT
+    return str(json.loads(noted or "{}").get("vcs_info", {}).get("commit_id", COMMIT))
 
 
 def _harness_files(path: Path | None) -> tuple[str, Path, Path]:
@@ -83,14 +95,18 @@ def _harness_files(path: Path | None) -> tuple[str, Path, Path]:
     return "the installed algoperf", Path(spec.origin), registry
 
 
-def check_batch_size(workload: str, gpus: int) -> None:
-    """UsageError unless the batch of this repository's submissions splits evenly."""
+def check_batch_size(workload: str, gpus: int, flag: str = "gpus") -> None:
+    """UsageError unless the batch of this repository's submissions splits evenly.
+
+    Args:
+        flag: by which their number was given.
+    """
     try:
         size = get_batch_size(workload)
     except ValueError:
         size = get_batch_size(base_name(workload))
     if size % max(gpus, 1):
-        raise UsageError(f"--gpus={gpus}: the batch of {size} on {workload} does not divide by it")
+        raise UsageError(f"--{flag}={gpus}: the batch of {size} on {workload} does not divide by it")
 
 
 def check_data(workload: str, root: str, framework: str) -> None:
@@ -188,26 +204,6 @@ def check_resumed(trials: Mapping[Path, Any], max_global_steps: int | None) -> N
         if what:
             remedy = "give another --experiment_name, or replace the run with --overwrite"
             raise UsageError(f"{what}, and the harness cannot continue it: {remedy}")
-
-
-def check_room(workload: str, experiment_dir: str, checkpoints: bool) -> None:
-    """UsageError unless the folder can be made, or written to, and has room for the weights of a checkpoint.
-
-    Args:
-        checkpoints: whether the run saves any.
-    """
-    folder = Path(experiment_dir).expanduser().absolute()
-    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UsageError(f"--experiment_dir={experiment_dir}: {there} is no folder that can be written to")
-    known = WORKLOADS.get(workload)  # variants have other models
-    needed = 4e-9 * known.parameters if known and checkpoints else 0.0
-    free = shutil.disk_usage(there).free / 1e9
-    if free < needed:
-        raise UsageError(
-            f"--experiment_dir={experiment_dir}: {free:.2f} GB free, the weights of {workload} alone take {needed:.2f} "
-            "and a checkpoint some three to nine times as much"
-        )
 
 
 def check_seed(seed: int | None) -> None:

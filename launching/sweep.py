@@ -15,7 +15,7 @@ from typing import Any
 
 import submitit
 
-from launching import official, own_submissions, slurm
+from launching import disk_room, official, own_submissions, slurm
 from launching.local_jobs import Job, Pool
 from launching.official_workloads import WORKLOADS, base_name
 from miniperf import search, submission, workloads
@@ -105,9 +105,8 @@ class Cost:
 
 def cost(workload: str, gpus: int, point: dict[str, Any], self_tuning: bool = False) -> Cost:
     needs = WORKLOADS[base_name(workload)]
-    averages = point.get("averaging_window", 1) + 1 if any(name.startswith("averaging") for name in point) else 0
     factor = (SELF_TUNING if self_tuning else 1.0) * max(gpus, 1) / 3600
-    return Cost(factor * needs.a100_seconds, 4e-9 * needs.parameters * (3 + averages))
+    return Cost(factor * needs.a100_seconds, disk_room.gigabytes(base_name(workload), 3 + disk_room.averages(point)))
 
 
 def text_of(costs: list[Cost]) -> str:

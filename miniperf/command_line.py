@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from absl import flags
 
+from weight_averaging import interrupts
 from weight_averaging.errors import UsageError
 
 
@@ -43,7 +44,7 @@ def _example(doc: str) -> str:
     return " ".join(found[1].replace("\\\n", " ").split()) if found else ""
 
 
-def stopped(goes_on: str) -> NoReturn:
-    """The end after Ctrl-C: a line that says how to go on, and the exit status that shells give for it."""
+def stopped(goes_on: str, end: KeyboardInterrupt | None = None) -> NoReturn:
+    """The end after Ctrl-C or another interrupt: a line that says how to go on, and the exit status of shells."""
     print(f"\nstopped: {goes_on}", file=sys.stderr)
-    sys.exit(130)
+    sys.exit(interrupts.status_of(end or KeyboardInterrupt()))

@@ -14,10 +14,13 @@ logger = logging.getLogger(__name__)
 GROUPS = ("validation", "test", "train", "training", "averaging", "clock")
 
 
-def tag_of(name: str, own: str) -> str:
-    """A metric's name with its group numbered, `1_validation/accuracy`; `own` is the group of one without any."""
+def tag_of(name: str, own: str, workload: str = "") -> str:
+    """A metric's name with its group numbered, `1_validation/mini_wmt/bleu`; `own` is the group of one without any.
+
+    Runs of a tag share a card and its axis. So a workload has tags of its own.
+    """
     group, _, rest = name.rpartition("/") if "/" in name else (own, "", name)
-    return f"{1 + GROUPS.index(group)}_{group}/{rest}" if group in GROUPS else name
+    return "/".join(filter(None, (f"{1 + GROUPS.index(group)}_{group}", workload, rest))) if group in GROUPS else name
 
 
 class Events:
@@ -41,7 +44,10 @@ class Events:
         self._writer = EventFileWriter(str(folder))
         self._add(step + 1, file_version="brain.Event:2")
         self._add(step + 1, session_log=SessionLog(status=SessionLog.START))  # from this step on all comes again
-        experiment, start, self._end = _hparams_summaries(*_of_hparams_tab(folder))
+        values, metrics = _of_hparams_tab(folder)
+        self._workload = str(values.get("workload", ""))
+        tags = {name: tag_of(name, "clock", self._workload) for name in metrics}
+        experiment, start, self._end = _hparams_summaries(values, tags)
         for summary in (experiment, start):
             self._add(None, summary=summary)
 
@@ -53,7 +59,8 @@ class Events:
             for name, value in values.items():
                 if name.endswith("/num_examples"):
                     continue
-                self._add(completed, summary=Summary(value=[Summary.Value(tag=tag_of(name, own), simple_value=value)]))
+                tag = tag_of(name, own, self._workload)
+                self._add(completed, summary=Summary(value=[Summary.Value(tag=tag, simple_value=value)]))
 
     def flush(self) -> None:
         """What came so far is in the file, even if the run is killed now."""
@@ -70,8 +77,12 @@ class Events:
         self._writer.add_event(self._event(wall_time=time.time(), step=step, **what))
 
 
-def _hparams_summaries(values: dict[str, Any], metrics: list[str]) -> list[Any]:
-    """What the HParams tab reads: of the experiment, and of the start and the end of its one session."""
+def _hparams_summaries(values: dict[str, Any], tags: Mapping[str, str]) -> list[Any]:
+    """What the HParams tab reads: of the experiment, and of the start and the end of its one session.
+
+    Args:
+        tags: of its metrics, by name.
+    """
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.plugins.hparams import api_pb2, metadata
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
@@ -85,8 +96,8 @@ def _hparams_summaries(values: dict[str, Any], metrics: list[str]) -> list[Any]:
         experiment.hparam_infos.add(name=name, type=kind, differs=first)
         field = {bool: "bool_value", str: "string_value"}.get(type(value), "number_value")
         setattr(start.hparams[name], field, value)
-    for name in metrics:
-        experiment.metric_infos.add(name=api_pb2.MetricName(tag=tag_of(name, "clock")), display_name=name)
+    for name, tag in tags.items():
+        experiment.metric_infos.add(name=api_pb2.MetricName(tag=tag), display_name=name)
     contents = {
         metadata.EXPERIMENT_TAG: HParamsPluginData(experiment=experiment),
         metadata.SESSION_START_INFO_TAG: HParamsPluginData(session_start_info=start),

@@ -140,7 +140,8 @@ class MetricsLogger:
 
     In TensorBoard the tags are the metrics' names in numbered groups, so that validation comes first: 1_validation/...,
     2_test/..., 3_train/... and 6_clock/... of evaluations; 4_training/loss, grad_norm, learning_rate and
-    5_averaging/... of training. All of them are drawn over completed updates.
+    5_averaging/... of training. The workload stands between, since losses of two do not fit one axis. All of them are
+    drawn over completed updates.
 
     Args:
         folder: the trial's.

@@ -73,6 +73,14 @@ def trials(ruleset: str, path: str | Path | None, num_trials: int | None, seed: 
     return load(path, num_trials, seed)
 
 
+def check_some(trials: list[Any], start: int | None, end: int | None) -> None:
+    """UsageError if --hparam_start_index and --hparam_end_index leave none of the trials."""
+    if not trials[start:end]:
+        raise UsageError(
+            f"--hparam_start_index and --hparam_end_index leave none of the {counted(len(trials), 'trial')}"
+        )
+
+
 def default_path(submission: str, workload: str, official: bool) -> str | None:
     """A submission's search space: the workload's own, where there is one beside the paper's grids, or that of all.
 

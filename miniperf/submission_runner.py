@@ -24,7 +24,6 @@ from miniperf.runner import train_once
 from miniperf.settings import Settings
 from weight_averaging.errors import UsageError
 from weight_averaging.interrupts import importing
-from weight_averaging.words import counted
 
 FLAGS = flags.FLAGS
 
@@ -113,10 +112,7 @@ def check_flags() -> list[Any]:
     submission.check_path(FLAGS.submission_path)
     space, count = FLAGS.tuning_search_space, FLAGS.num_tuning_trials
     trials = search.trials(FLAGS.tuning_ruleset, space, count, FLAGS.rng_seed or 0)
-    if not trials[FLAGS.hparam_start_index : FLAGS.hparam_end_index]:
-        raise UsageError(
-            f"--hparam_start_index and --hparam_end_index leave none of the {counted(len(trials), 'trial')}"
-        )
+    search.check_some(trials, FLAGS.hparam_start_index, FLAGS.hparam_end_index)
     return trials
 
 

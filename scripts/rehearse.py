@@ -24,8 +24,8 @@ result says at how many evaluations the weights were other than the raw ones.
 Sizes are cut (launching/rehearsal/sizes.py), among them the step hint, so that an average over 1 % of training is full
 after three updates. On GPUs nothing else is changed; --full_batch takes the official batches, halved until they fit. It
 estimates the hours of a real entry where they fit as they are. On a CPU the harness's own assumptions are replaced too:
-the number of GPUs and ImageNet's prefetching. There criteo1tb is its small variant, and the language model is cut to
-two layers.
+the number of GPUs and ImageNet's prefetching. There criteo1tb is its small variant, the language model is cut to two
+layers, and translations have 16 tokens.
 
 Results are in --out, a folder a rehearsal, with rehearsals.html and rehearsals.md of all that are there. A rehearsal
 that is there is not made again: after a kill the same command goes on. So does a Slurm job that is requeued. With
@@ -50,7 +50,8 @@ from weight_averaging.errors import UsageError
 FLAGS = flags.FLAGS
 NOTES = [
     "Without device GiB it was on a CPU, where the number of GPUs by which queues divide, ImageNet's prefetching, the "
-    "language model's size are replaced, and criteo1tb is its small variant. Seconds and memory say little of a GPU."
+    "language model's size and the length of translations are replaced, and criteo1tb is its small variant. Seconds "
+    "and memory say little of a GPU."
 ]
 
 flags.DEFINE_list("submission", [], "Names of submissions, folders of submissions/<framework>, with commas between.")
@@ -104,6 +105,9 @@ def cells() -> list[Cell]:
     gpus = official.gpus_found(FLAGS.gpus) if here else FLAGS.gpus or 0
     if FLAGS.ranks > 1 and (gpus or FLAGS.framework != ["pytorch"]):
         raise UsageError("--ranks is for --gpus=0 in PyTorch; on GPUs there is a rank for each")
+    if FLAGS.full_batch and FLAGS.submission and here:
+        for workload in WORKLOADS if FLAGS.all else FLAGS.workload:
+            official.check_batch_size(workload, gpus or FLAGS.ranks, "gpus" if gpus else "ranks")
     found = []
     for workload in WORKLOADS if FLAGS.all else FLAGS.workload:
         for framework in FLAGS.framework:

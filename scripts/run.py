@@ -34,7 +34,7 @@ from typing import Any
 
 from absl import app, flags
 
-from launching import average_submission, engines, official, own_submissions, submission_info
+from launching import average_submission, disk_room, engines, official, own_submissions, submission_info
 from launching.official_workloads import base_name
 from miniperf import command_line, frameworks, search, submission_runner, workloads
 from weight_averaging import interrupts
@@ -166,6 +166,7 @@ def run_official() -> None:
     space = FLAGS.tuning_search_space
     trials = search.trials(FLAGS.tuning_ruleset, space, FLAGS.num_tuning_trials)
     _default("num_tuning_trials", len(trials))
+    search.check_some(trials, FLAGS.hparam_start_index, FLAGS.hparam_end_index)
     official.check_trials(FLAGS.submission_path, space, trials, FLAGS.workload, FLAGS.framework)
     command, environment = _command()
     if FLAGS.dry_run:
@@ -190,8 +191,10 @@ def _command() -> tuple[list[str], dict[str, str]]:
         note = official.check_harness(FLAGS.workload, _harness_path())
         official.check_data(FLAGS.workload, data_root, FLAGS.framework)
         official.check_image_lists(FLAGS.workload, data_root, FLAGS.framework, Path.cwd())
-        official.check_room(FLAGS.workload, FLAGS.experiment_dir, FLAGS.save_checkpoints)
-        _check_experiment()
+        trials = _trials()
+        own = FLAGS.submission is not None
+        disk_room.check(FLAGS.workload, FLAGS.experiment_dir, trials if FLAGS.save_checkpoints else {}, own)
+        _check_experiment(trials)
         if note:
             print(f"note: {note}", file=sys.stderr)
     command = official.command(
@@ -221,16 +224,26 @@ def _gpus() -> int:
     return found
 
 
-def _check_experiment() -> None:
+def _trials() -> dict[Path, Any]:
+    """The hyperparameters of the trials that are to run, by folder; None where the harness draws them anew."""
     name = f"{FLAGS.workload}_{FLAGS.framework}"
     folder = Path(FLAGS.experiment_dir).expanduser() / FLAGS.experiment_name / name
+    first, last = FLAGS.hparam_start_index or 0, FLAGS.hparam_end_index or FLAGS.num_tuning_trials or 1
+    trials = [folder / f"trial_{number + 1}" for number in range(first, last)]
+    space = FLAGS.tuning_search_space
+    if space is None or isinstance(json.loads(Path(space).read_text()), dict):
+        return dict.fromkeys(trials)
+    points = search.trials(FLAGS.tuning_ruleset, space, FLAGS.num_tuning_trials)
+    return dict(zip(trials, points[first:], strict=False))
+
+
+def _check_experiment(trials: dict[Path, Any]) -> None:
     if not FLAGS.resume_last_run:
+        folder = next(iter(trials)).parent
         if folder.exists() and not FLAGS.overwrite:  # upstream would ask on stdin
             raise UsageError(f"{folder} exists: continue it with --resume_last_run, or replace it with --overwrite")
         return
-    first, last = FLAGS.hparam_start_index or 0, FLAGS.hparam_end_index or FLAGS.num_tuning_trials or 1
-    trials = [folder / f"trial_{number + 1}" for number in range(first, last)]
-    official.check_resumed(_points(trials, first), FLAGS.max_global_steps)
+    official.check_resumed(trials, FLAGS.max_global_steps)
     if FLAGS.framework == "jax":
         official.check_jax_checkpoints(trials)
         if Path(FLAGS.submission_path).parts[:2] != (own_submissions.ROOM.name, "jax"):
@@ -238,15 +251,6 @@ def _check_experiment() -> None:
         return
     for path in official.remove_torn_checkpoints(trials):
         print(f"removed {path}: only in part written", file=sys.stderr)
-
-
-def _points(trials: list[Path], first: int) -> dict[Path, Any]:
-    """The hyperparameters of trials by folder; None where the harness draws them anew each time."""
-    space = FLAGS.tuning_search_space
-    if space is None or isinstance(json.loads(Path(space).read_text()), dict):
-        return dict.fromkeys(trials)
-    points = search.trials(FLAGS.tuning_ruleset, space, FLAGS.num_tuning_trials)
-    return dict(zip(trials, points[first:], strict=False))
 
 
 def _in_docker() -> list[str]:

@@ -11,7 +11,8 @@ from weight_averaging.errors import UsageError
 
 
 def start(run: Callable[[], None], after: str = "the same command starts anew") -> None:
-    """Parse the flags, run and exit: with status 2 after a UsageError, in one line, and with 130 after Ctrl-C.
+    """Parse the flags, run and exit: with status 2 after a UsageError, in one line, with 130 after Ctrl-C and 143
+    after SIGTERM. What was begun is ended before.
 
     Args:
         after: what to do then.
@@ -25,8 +26,9 @@ def start(run: Callable[[], None], after: str = "the same command starts anew") 
         except UsageError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
-        except KeyboardInterrupt:
-            command_line.stopped(after)
+        except KeyboardInterrupt as end:
+            command_line.stopped(after, end)
 
     interrupts.raise_again()
+    interrupts.terminate_alike()
     app.run(main, flags_parser=command_line.parsed)

@@ -100,8 +100,9 @@ def asked() -> Suite:
 def run() -> None:
     try:
         failed = suite_jobs.run(asked().jobs(), FLAGS.jobs)
-    except KeyboardInterrupt:
-        command_line.stopped(f"the same command goes on from the last checkpoints in {FLAGS.experiment_dir}")
+    except KeyboardInterrupt as end:
+        after = f"the same command goes on from the last checkpoints in {FLAGS.experiment_dir}"
+        command_line.stopped(after, end)
     if failed:
         print(failed[0].log.read_text()[-2000:], file=sys.stderr)
         sys.exit(1)

@@ -35,6 +35,26 @@ def importing() -> Iterator[None]:
         raise_again()
 
 
+def terminate_alike() -> None:
+    """From now on SIGTERM is a KeyboardInterrupt too, with its number, so that what was begun is ended and cleaned up.
+
+    Nothing changes where it is ignored, or has a handler of its own.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, interrupt)
+
+
+def status_of(end: KeyboardInterrupt) -> int:
+    """The exit status that shells give for it: 130 after Ctrl-C, 143 after SIGTERM."""
+    return 128 + int(end.args[0] if end.args else signal.SIGINT)
+
+
+def interrupt(number: int, frame: object) -> None:
+    """A handler: the signal is a KeyboardInterrupt with its number."""
+    raise KeyboardInterrupt(number)
+
+
 def _handler() -> object:
     """What Ctrl-C is handled by; None where it cannot be changed, in another thread than the main one."""
     is_main = threading.current_thread() is threading.main_thread()

@@ -41,6 +41,7 @@ def forest(conclusions: Sequence[Conclusion], workloads: dict[str, ratios.Ratio]
     axis.set_xlim(max(0.25, min(values) * 0.95), min(3.0, max(max(values), 1.0) * 1.05))
     axis.set_xticks(style_ticks, [f"{tick:g}" for tick in style_ticks])
     axis.minorticks_off()
+    axis.set_title("Conclusions, and the growing average on each workload")
     axis.set_xlabel("updates / the raw weights' (lower is better)")
     keys = [
         style.mark_key("a conclusion, over workloads", marker="o", color=style.COLOURS[6], markersize=5),
@@ -67,6 +68,7 @@ def along_the_way(runs: dict[str, list[Run]]) -> Figure:
     axis.axhline(1.0, color="0.5", linewidth=0.8, label="as many updates")
     axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axis.set_xlabel("to the score of the raw run at this share of training")
+    axis.set_title("Updates needed along the way, over all workloads")
     axis.set_ylabel("updates / the raw run's\n(lower is better)")
     style.legend_below(figure, [axis])
     return figure
@@ -95,6 +97,7 @@ def best_window(lengths: dict[str, dict[str, list[Run]]]) -> Figure:
     axis.minorticks_off()
     axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axis.set_xlabel("elapsed share of training")
+    axis.set_title("The best window as training proceeds")
     axis.set_ylabel("best window / elapsed updates")
     style.legend_below(figure, [axis])
     return figure
@@ -129,6 +132,7 @@ def growing_over_best(runs: dict[str, list[Run]]) -> Figure:
     axis.axhline(1.0, color="0.5", linewidth=0.8, label="as many updates")
     axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axis.set_xlabel("to the score of the raw run at this share of training")
+    axis.set_title("One growing average against the best fixed window")
     axis.set_ylabel("updates of the growing average /\nthe best fixed window's (lower is better)")
     style.legend_below(figure, [axis])
     return figure

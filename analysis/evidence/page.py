@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.evidence import conclusions, figures, ratios, summaries
+from analysis.evidence import conclusions, curves, figures, made_of, ratios, summaries
 from analysis.evidence.conclusions import Conclusion
+from analysis.evidence.curves import Line
 from analysis.evidence.data import RAW, Evidence, Run
 from analysis.evidence.summaries import CONSTANT, DECAY, MOMENTS, PAPERS, PRIMARY
 from analysis.figures import style
@@ -19,6 +20,12 @@ PLANNED = {"A": "the suite at its own length, 10 seeds", "B": "ten times the sch
            "C": "thirty times, language model and graphs, 3 seeds", "D": "schedules, 3 seeds",
            "E": "batch times 4 and a quarter, 3 seeds", "F": "optimizers at five rates, 5 seeds"}  # fmt: skip
 CARD = {"nadamw": RAW, "lawa": PAPERS, "ema": "ema_1", "growing": PRIMARY}
+# Quotients of the mean updates to the targets, in the result files of the paper's authors.
+PAPERS_FILE = Path(__file__).resolve().parents[2] / "docs/results/leaderboard_a100/paper_ratios.csv"
+OF_CURVES = (
+    "Lines are means over seeds, bands go from the lowest seed to the highest. Where all seeds reach the target, a bar "
+    "marks the mean of the updates at which they do.\n"
+)
 HEAD = """# Evidence, by the rules written before it
 
 The [rules](../rules.md), second part, say what is run, how it is measured and what counts as confirmed. Every number
@@ -51,12 +58,20 @@ def write(evidence: Evidence, folder: Path) -> list[Path]:
         primary = summaries.to_target(decay, PRIMARY)
         figure("forest", figures.forest(drawn, primary.workloads), "Ratios of updates with their intervals")
         parts += ["## To the target\n", _to_target(decay), ""]
+        shown = [Line(decay, name) for name in (RAW, PRIMARY, PAPERS) if name == RAW or _has(decay, name)]
+        figure("curves", curves.learning_curves(shown), "Learning curves, raw and averaged")
+        parts.append(OF_CURVES)
         parts += ["## Along the way\n", _along(decay), "", _along_each(decay, PRIMARY), ""]
         figure("along", figures.along_the_way(decay), "Ratios at what the raw run has by a share of training")
         parts += ["## At the end\n", _final(decay, "cosine to zero"), ""]
         if constant:
             parts += ["## Six variants\n", _variants(decay, constant), "", _final(constant, "constant rate"), ""]
             parts += [_final(constant, "constant rate", decay), ""]
+            there = {workload: mine for workload, mine in decay.items() if workload in constant}
+            names = [name for name in (RAW, PAPERS, PRIMARY) if name == RAW or _has(constant, name)]
+            lines = [Line(there, RAW, "decayed,", "--"), *(Line(constant, name, "constant rate,") for name in names)]
+            figure("constant", curves.learning_curves(lines), "Learning curves at a constant rate, and with decay")
+            parts.append(OF_CURVES)
         parts += ["## How long the window should be\n", _windows(evidence), ""]
         lengths = {part: runs for part in ("A", "B", "C") if (runs := evidence.of(part, DECAY))}
         figure("best_window", figures.best_window(lengths), "The best window over the elapsed updates")
@@ -65,7 +80,7 @@ def write(evidence: Evidence, folder: Path) -> list[Path]:
             "The best of six windows is chosen in hindsight, for each seed and share. Both are evaluated every 5 % of "
             "training here, interpolated, with no running median.\n"
         )
-    parts += ["## What was run\n", _ran(evidence), "", rates_tried(evidence)]
+    parts += ["## What was run\n", made_of.ran(evidence), "", made_of.rates_tried(evidence)]
     path = folder / "README.md"
     with replacing(path) as file:
         file.write(("\n".join(parts).rstrip() + "\n").encode())
@@ -108,6 +123,7 @@ def _table(drawn: Sequence[Conclusion]) -> str:
 
 def _to_target(runs: dict[str, list[Run]]) -> str:
     shown = {name: found for name in figures.ALONG if _has(runs, name) for found in [summaries.to_target(runs, name)]}
+    theirs = pd.read_csv(PAPERS_FILE).set_index(["submission", "workload"])["ratio"]
     rows = []
     for workload, mine in runs.items():
         level = ratios.target(mine)
@@ -115,7 +131,13 @@ def _to_target(runs: dict[str, list[Run]]) -> str:
         met = [step for step in steps if np.isfinite(step)]
         raw = f"{np.mean(met):.0f} ({len(met)} of {len(steps)} reach it)" if met else "never"
         cells = {figures.ALONG[name]: found.workloads[workload].shown() for name, found in shown.items()}
-        rows.append({"workload": workload, "n": str(len(mine)), "raw updates": raw, **cells})
+        given = [theirs.get((name, workload.removeprefix("mini_"))) for name in ("lawa", "ema")]
+        paper = " and ".join("-" if ratio is None else f"{ratio:.2f}" for ratio in given)
+        place = f"{mine[0].facts['target_share']:.0%}"
+        rows.append(
+            {"workload": workload, "target at": place, "n": str(len(mine)), "raw updates": raw, **cells}
+            | {"the paper's LAWA, EMA": paper}
+        )
     for title, pick in (("this suite", "suite"), ("any workload", "any"), ("any, without misses", "whole")):
         cells = {
             figures.ALONG[name]: (one.shown() if (one := getattr(found, pick)) is not None else "-")
@@ -124,9 +146,11 @@ def _to_target(runs: dict[str, list[Run]]) -> str:
         rows.append({"workload": f"**{title}**", "n": str(sum(map(len, runs.values()))), "raw updates": "", **cells})
     note = (
         "Updates to the validation target over those of the raw weights of the same run. `>=`: the average missed in "
-        "some run, `<=`: the raw weights did, `?`: both; a miss counts with the whole run.\n\n"
+        "some run, `<=`: the raw weights did, `?`: both; a miss counts with the whole run. `target at`: the share of "
+        "training at which the paper's baseline reaches the official target. In the last column are the quotients of "
+        "the mean updates in the result files of the paper's authors, for the large twin of the workload.\n\n"
     )
-    return note + markdown(pd.DataFrame(rows))
+    return note + markdown(pd.DataFrame(rows).fillna(""))
 
 
 def _along(runs: dict[str, list[Run]]) -> str:
@@ -238,56 +262,6 @@ def percent(value: float, low: float, high: float) -> str:
     """A share with its interval, which ends at all of it at the latest."""
     high = high if np.isnan(high) else min(high, 1.0)
     return f"{value:.1%} ({low:.1%} to {high:.1%})" if np.isfinite(low + high) else f"{value:.1%}"
-
-
-def _ran(evidence: Evidence) -> str:
-    groups: dict[tuple[str, str, str], list[Run]] = {}
-    for run in evidence.runs:
-        groups.setdefault(run.key[:3], []).append(run)
-    rows = []
-    for (part, variant, workload), mine in sorted(groups.items()):
-        facts = mine[0].facts
-        edge = ", at an edge" if any(run.facts["rate_at_edge"] for run in mine) else ""
-        rows.append(
-            {
-                "part": part, "variant": variant, "workload": workload,
-                "seeds": style.runs_of_numbers(sorted(run.key[3] for run in mine)), "updates": str(facts["steps"]),
-                "rate": f"{facts['learning_rate']:g}{edge}", "passes": f"{facts['passes']:.1f}",
-                "raw, best - end": _fall(mine),
-            }
-        )  # fmt: skip
-    note = (
-        "Passes are over the training data. `raw, best - end`: by how much the mean over seeds of the raw validation "
-        "metric was better at its best than at the end, over the margin; above 1 the workload overfits at that length."
-        "\n\n"
-    )
-    return note + markdown(pd.DataFrame(rows))
-
-
-def _fall(runs: Sequence[Run]) -> str:
-    """By section 9 of the rules, in margins; `-` where the workload has none."""
-    margin = summaries.MARGINS.get(runs[0].key[2])
-    curves = [run.curve(RAW)[1] for run in runs]
-    if margin is None or len({len(curve) for curve in curves}) > 1:
-        return "-"
-    mean = np.mean(curves, axis=0)
-    return f"{(mean.max() - mean[-1]) / margin:.1f}"
-
-
-def rates_tried(evidence: Evidence) -> str:
-    """A table of the searches, with its heading; nothing where there were none."""
-    if evidence.searches.empty:
-        return ""
-    rows = []
-    for (part, variant, workload), here in evidence.searches.groupby(["part", "variant", "workload"]):
-        tried = [
-            f"{rate:g}: {final:.5g}"
-            for rate, final in here.sort_values("learning_rate")[["learning_rate", "final"]].to_numpy()
-        ]
-        rows.append(
-            {"part": part, "variant": variant, "workload": workload, "rate: final metric, seed 0": ", ".join(tried)}
-        )
-    return f"## Rates tried\n\n{markdown(pd.DataFrame(rows))}\n"
 
 
 def _has(runs: dict[str, list[Run]], name: str) -> bool:

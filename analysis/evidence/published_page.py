@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from analysis.evidence import ratios
 from analysis.evidence.data import RAW, Evidence
-from analysis.evidence.page import rates_tried
+from analysis.evidence.made_of import rates_tried
 from analysis.evidence.published import AVERAGES, ENOUGH, PLANNED, SEEDS, WORKLOADS, Submission, over, pair, submissions
 from analysis.evidence.summaries import PRIMARY
 from analysis.figures import style

@@ -67,30 +67,28 @@ def heatmap(rows: pd.DataFrame, targets: pd.DataFrame, y: str) -> Figure:
         table = cells.mean().unstack()
         misses = cells.agg(lambda seeds: np.isinf(seeds).sum()).unstack().reindex_like(table).to_numpy(dtype=float)
         values = np.where(misses > 0, np.nan, table.to_numpy(dtype=float))
-        shown = -values if panels.better_is_lower(target, y) else values
-        largest = np.nanmax(np.abs(values), initial=1e-9)
-        if y == "gain" and np.nanmax(values, initial=0.0) > 0:  # tell the gains apart, not the losses
-            largest = np.nanmax(values)
-            shown = np.clip(shown, -largest, largest)
-        axis.imshow(shown, origin="lower", aspect="auto", cmap="viridis")
+        lower = panels.better_is_lower(target, y)
+        low, high = np.nanmin(values, initial=np.inf), np.nanmax(values, initial=-np.inf)
+        largest = max(abs(low), abs(high), 1e-9) if low <= high else 1e-9
+        if y == "gain" and high > 0:  # tell the gains apart, not the losses
+            low, largest = max(low, -high), high
+        colours = axis.imshow(values, origin="lower", aspect="auto", cmap="viridis_r" if lower else "viridis")
+        if low < high:
+            colours.set_clim(low, high)
+            bar = figure.colorbar(colours, ax=axis, label=panels.labelled(panels.describe(y, target), lower))
+            bar.ax.yaxis.set_inverted(lower)  # the best on top
         axis.set_xticks(range(table.shape[1]), [f"{float(name):g}" for name in table.columns])
         axis.set_yticks(range(table.shape[0]), [f"{float(name):g}" for name in table.index])
         axis.grid(False)
         decimals = 0 if y in ("steps", "seconds") else max(1, 1 - int(np.floor(np.log10(largest))))
-        middle = (np.nanmin(shown) + np.nanmax(shown)) / 2 if np.isfinite(shown).any() else 0.0
         for (i, j), value in np.ndenumerate(values):
             if np.isfinite(value):
-                colour = "white" if shown[i, j] < middle else "black"
+                colour = "white" if (value > (low + high) / 2) == lower else "black"
                 axis.text(j, i, f"{value:.{decimals}f}", ha="center", va="center", fontsize=7, color=colour)
             elif misses[i, j] > 0:
                 axis.text(j, i, f"{misses[i, j]:.0f} missed", ha="center", va="center", fontsize=6, color="0.4")
-        axis.set(
-            title=f"{workload}: {panels.describe(y, target)}",
-            xlabel="interval (updates)",
-            ylabel=part.removeprefix("averaging_"),
-        )
-        axis.title.set_fontsize(8)
-    figure.supxlabel("cells: mean over seeds, or how many seeds missed the target; brighter is better", fontsize=8)
+        axis.set(title=str(workload), xlabel="interval (updates)", ylabel=part.removeprefix("averaging_"))
+    figure.supxlabel("cells: mean over seeds, or how many seeds missed the target", fontsize=8)
     return figure
 
 

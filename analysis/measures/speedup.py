@@ -1,8 +1,8 @@
 """How much sooner a submission reaches the target than a baseline, with its uncertainty.
 
 A miss counts with the budget (`analysis.measures.censoring`). The ratio then compares the time spent until target or
-budget. It errs in a known direction, which the result names. With misses of the submission alone the true ratio is
-larger (>=), of the baseline alone smaller (<=). With misses of both it is undetermined (?).
+budget. With misses it is only a bound, which the result names. It is `>=` if only the submission missed targets, `<=`
+if only the baseline did, `?` if both did.
 
 An interval is that of the time until target or budget. For the time to target one end of it holds where one side
 misses: the lower with >=, the upper with <=. Neither holds where both miss.

@@ -16,7 +16,7 @@ import psutil
 
 from launching import official
 from launching.official_workloads import needs_of
-from launching.rehearsal import checks, data, sizes
+from launching.rehearsal import checks, data, frameworks, sizes
 from launching.rehearsal.record import Record
 from weight_averaging.errors import UsageError
 from weight_averaging.words import counted
@@ -106,7 +106,8 @@ def rehearse(place: Place, cell: Cell) -> dict[str, Any]:
         UsageError: the run cannot be begun at all, or its results cannot be written.
     """
     workload = sizes.rehearsed_name(cell.workload, on_cpu=cell.gpus == 0)
-    official.check_harness(workload, place.harness_path)
+    if note := official.check_harness(workload, place.harness_path):
+        print(f"note: {note}", file=sys.stderr)
     needs = needs_of(workload, cell.framework)
     seen = official.environment(cell.framework, cell.gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
     environment = {**os.environ, **place.environment(), **seen}
@@ -151,6 +152,7 @@ def _rehearse(
     """As `rehearse`, into a folder that is to be made. OSError where it cannot be written to."""
     (folder / "record").mkdir(parents=True)
     size = sizes.settings(workload, cell.devices, cell.gpus == 0, cell.full_batch, halvings)
+    compiled = frameworks.soon_compiled(folder / "compiled") if cell.framework == "jax" and cell.gpus == 0 else {}
     begun = time.monotonic()
     codes = []
     for part in (1, 2):
@@ -159,7 +161,7 @@ def _rehearse(
         settings.write_text(json.dumps({**asked, "size": size}))
         stop = size["killed_after"] if part == 1 else None
         command = _command(place, cell, workload, folder, size, resumed=part == 2)
-        variables = {**environment, "REHEARSAL": str(settings)}
+        variables = {**compiled, **environment, "REHEARSAL": str(settings)}
         codes.append(_run(command, variables, folder, Record(folder / "record"), stop, size["seconds"]))
         if part == 1 and codes[0] != KILLED:
             break
@@ -177,7 +179,8 @@ def _rehearse(
         "said": said,
     }
     _scored(folder, result["checks"])
-    shutil.rmtree(folder / "runs", ignore_errors=True)  # checkpoints take gigabytes
+    for name in ("runs", "compiled"):  # checkpoints take gigabytes
+        shutil.rmtree(folder / name, ignore_errors=True)
     return result
 
 

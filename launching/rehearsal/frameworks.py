@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -91,6 +92,21 @@ class Jax:
     def peak_gib(self) -> float | None:
         statistics = self.jax.local_devices()[0].memory_stats()
         return statistics["peak_bytes_in_use"] / 2**30 if statistics else None
+
+
+def soon_compiled(cache: Path) -> dict[str, str]:
+    """The environment in which XLA optimises little, and a resumed run reads what the first part has compiled.
+
+    On a CPU nearly all of the time of a small run goes to XLA's compiler.
+
+    Args:
+        cache: a folder for what is compiled.
+    """
+    return {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
+    }
 
 
 def of(name: str) -> Framework:

@@ -21,6 +21,7 @@ class Size:
             None: what it says.
         variant: of the workload, where the whole one wants more memory than a small machine has.
         attributes: of the workload's class, where the model itself is cut on a CPU.
+        translated: tokens of a translation on a CPU; None: as many as the harness asks for.
         updates: of the run. After each the harness evaluates and writes a checkpoint.
         killed_after: the update whose checkpoint the run is killed after.
         seconds: that each of the two parts of a run is given.
@@ -32,6 +33,7 @@ class Size:
     train_examples: int | None = None
     variant: str | None = None
     attributes: dict[str, int] = field(default_factory=dict)
+    translated: int | None = None
     updates: int = 6
     killed_after: int = 4
     seconds: int = 1800
@@ -43,14 +45,14 @@ SMALL_LM = {"_emb_dim": 64, "_n_heads": 2, "_n_layers": 2, "_mlp_dim": 256}
 SIZES = {
     "criteo1tb": Size(batch=2048, eval_batch=1024, examples=2048, variant="criteo1tb_test"),
     "fastmri": Size(batch=2, eval_batch=4, examples=4),
-    "finewebedu_lm": Size(batch=4, eval_batch=4, examples=4, attributes=SMALL_LM),
+    "finewebedu_lm": Size(batch=1, eval_batch=1, examples=1, attributes=SMALL_LM),
     "imagenet_resnet": IMAGES,
     "imagenet_vit": IMAGES,
     "librispeech_conformer": SPEECH,
     "librispeech_deepspeech": SPEECH,
     "mnist": Size(batch=16, eval_batch=10_000, examples=10_000),  # the pipeline asserts the official numbers
     "ogbg": Size(batch=16, eval_batch=64, examples=128),
-    "wmt": Size(batch=2, eval_batch=1, examples=1, seconds=7200),  # beam search over 256 tokens
+    "wmt": Size(batch=2, eval_batch=1, examples=1, translated=16, seconds=7200),  # by beam search, 256 tokens upstream
 }
 
 
@@ -71,8 +73,8 @@ def settings(workload: str, devices: int, on_cpu: bool, full_batch: bool, halvin
         values[name] *= devices if base_name(workload) != "mnist" or name == "batch" else 1
     if full_batch:
         values |= {"batch": None, "eval_batch": None}
-    if not on_cpu:  # the model is the real one wherever there is a device for it
-        values |= {"attributes": {}}
+    if not on_cpu:  # all is as it is wherever there is a device for it
+        values |= {"attributes": {}, "translated": None}
     return {**values, "step_hint": STEP_HINT, "halvings": halvings}
 
 

@@ -86,6 +86,7 @@ class Rehearsal:
             "num_test_examples": size["examples"],
             "eval_period_time_sec": 0,  # after every update
             "step_hint": size["step_hint"],
+            "max_allowed_runtime_sec": 10**6,  # or a busy machine ends mnist's 60 seconds before the last update
         }
         if not base.num_test_examples.fget(None):  # the language model has no test set
             del numbers["num_test_examples"]
@@ -106,7 +107,12 @@ class Rehearsal:
             rehearsal.note("evaluated", seconds=time.perf_counter() - begin)
             return result
 
+        def translate_and_calculate_bleu(self: Any, **kwargs: Any) -> Any:
+            return base.translate_and_calculate_bleu(self, **{**kwargs, "max_predict_length": size["translated"]})
+
         functions = {"model_fn": functools.wraps(base.model_fn)(model_fn), "eval_model": eval_model}
+        if size["translated"]:
+            functions["translate_and_calculate_bleu"] = translate_and_calculate_bleu
         return type(base.__name__, (base,), {**values, **size["attributes"], **functions})
 
     def trained_with(self, samples: list[np.ndarray]) -> None:

@@ -33,7 +33,7 @@ def check(
         required, optional: the optimizer's, beside REQUIRED and OPTIONAL.
         also_known: further names that the submission takes and checks itself.
     """
-    if hyperparameters is None:
+    if not hyperparameters:  # None, or the {} of the harness's reference test
         raise ValueError("no hyperparameters: run with --tuning_ruleset=external and a --tuning_search_space")
     values = hyperparameters._asdict()
     needed = {**required, **REQUIRED}

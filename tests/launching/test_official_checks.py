@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 
@@ -97,6 +98,21 @@ def test_the_installed_harness_is_looked_at(runner, registry, words, tmp_path, m
     with pytest.raises(UsageError, match=words) as error:
         official.check_harness("mnist")
     assert "\n" not in str(error.value)
+
+
+def test_another_commit_of_the_harness_is_told(tmp_path, monkeypatch):
+    pretend_installed("prepare_for_eval = None", OF_2026, tmp_path, monkeypatch)
+    noted = ""
+    monkeypatch.setattr(
+        "importlib.metadata.distribution", lambda name: SimpleNamespace(read_text=lambda file: noted or None)
+    )
+    assert official.check_harness("ogbg") == ""  # from a folder
+    for commit, told in (("58491177aa", "the installed algoperf is of commit 58491177;"), (official.COMMIT, "")):
+        noted = json.dumps({"vcs_info": {"vcs": "git", "commit_id": commit}})
+        note = official.check_harness("ogbg")
+        assert note.startswith(told)
+        assert bool(note) == bool(told)
+        assert official.check_harness("ogbg", tmp_path) == ""
 
 
 def test_a_harness_of_before_2026_runs_where_its_path_is_given(tmp_path, monkeypatch):

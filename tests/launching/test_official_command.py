@@ -3,13 +3,14 @@
 import os
 import shlex
 import subprocess
+from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from launching import official
+from launching import disk_room, official
 from launching.official_workloads import SEVEN, WORKLOADS, base_name
 from submissions.recipe.batch_sizes import get_batch_size
 from tests.support.warm_python import python
@@ -158,16 +159,32 @@ def test_a_submission_that_cannot_tell_is_not_imported(tmp_path, monkeypatch):
 def test_a_folder_without_room_is_named_before_the_start(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=r"--experiment_dir=.*runs: .*file is no folder that can be written to"):
-        official.check_room("ogbg", str(tmp_path / "file" / "runs"), True)
-    free = 1e9
-    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
-    official.check_room("ogbg", str(tmp_path / "new"), True)
-    official.check_room("criteo1tb", str(tmp_path / "new"), False)
-    official.check_room("criteo1tb_test", str(tmp_path / "new"), True)
-    with pytest.raises(UsageError, match=r"1.00 GB free, the weights of criteo1tb alone take 2.16") as error:
-        official.check_room("criteo1tb", str(tmp_path / "new"), True)
-    assert "\n" not in str(error.value)
+        disk_room.check("ogbg", str(tmp_path / "file" / "runs"), {}, own=True)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1e9))
+
+    def check(workload, values, trials, own=True):
+        point = None if values is None else namedtuple("Point", values)(**values)
+        folders = [tmp_path / "runs" / f"trial_{number}" for number in range(1, trials + 1)]
+        disk_room.check(workload, str(tmp_path / "runs"), dict.fromkeys(folders, point), own)
+
+    plain, ema, lawa = {"beta2": 0.9}, {"averaging_decay": 0.9}, {"averaging_window": 20}
+    check("ogbg", lawa, 3)  # each a window, raw weights, the weights and a moment
+    check("ogbg", lawa, 9, own=False)
+    check("criteo1tb", None, 0)
+    check("criteo1tb_test", lawa, 9)
+    for workload, values, trials, words in (
+        ("criteo1tb", None, 1, "1 GB free, the checkpoint of criteo1tb takes 2.16 at least"),
+        ("ogbg", lawa, 4, "1 GB free, the checkpoints of 4 trials of ogbg take 1.31 at least"),
+        ("imagenet_resnet", plain, 5, "the checkpoints of 5 trials of imagenet_resnet take 1.02 at least"),
+        ("imagenet_resnet", ema, 3, "the checkpoints of 3 trials of imagenet_resnet take 1.23 at least"),
+    ):
+        with pytest.raises(UsageError, match=words) as error:
+            check(workload, values, trials)
+        assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    (tmp_path / "runs" / "trial_2").mkdir(parents=True)
+    (tmp_path / "runs" / "trial_2" / "checkpoint_9").touch()
+    check("ogbg", lawa, 4)  # one of them is replaced
 
 
 NINE_ON_A100 = {
@@ -226,6 +243,7 @@ def test_a_slurm_job_is_requeued_and_resumes():
             "it is a submission in jax; run it with --framework=jax",
         ),
         (["--workload=ogbg", "--submission_path=no/such.py"], "--submission_path=no/such.py does not exist"),
+        (["--workload=ogbg", "--hparam_start_index=5"], "leave none of the 5 trials"),
         (["--workload=ogbg", "--num_tuning_trials=0"], "--num_tuning_trials must be >= 1, not 0"),
         (["--workload=ogbg", "--tuning_search_space=no/such.json"], "--tuning_search_space=no/such.json: No such file"),
         # Before the harness loads any data, wherever it runs; nothing else is looked at first.

@@ -79,11 +79,29 @@ def test_the_hparams_tab_has_the_hyperparameters_and_the_metrics(tmp_path):
     assert {name: value.number_value for name, value in shown.items() if name not in texts} == pytest.approx(expected)
     experiment = metadata.parse_experiment_plugin_data(content[metadata.EXPERIMENT_TAG].plugin_data.content)
     named = {info.name.tag: info.display_name for info in experiment.metric_infos}
-    assert named == {"1_validation/accuracy": "validation/accuracy", "2_test/accuracy": "test/accuracy"}
+    splits = ("1_validation", "2_test")
+    assert named == {f"{n}/mini_imagenet_vit/accuracy": f"{n[2:]}/accuracy" for n in splits}
+    assert set(named) <= set(read(folder).Tags()["scalars"])
     first = [info.name for info in experiment.hparam_infos if info.differs]  # TensorBoard's own word for its order
     assert first == ["submission", "workload", "seed"]
     end = metadata.parse_session_end_info_plugin_data(content[metadata.SESSION_END_INFO_TAG].plugin_data.content)
     assert end.status == api_pb2.Status.Value("STATUS_SUCCESS")
+
+
+def test_no_card_is_shared_by_two_workloads(tmp_path):
+    """Runs of a tag share a card: those of a workload do, those of two would share an axis of two units."""
+    tags = {}
+    for run, workload in {"a": "mini_ogbg", "b": "mini_ogbg", "c": "mini_wmt"}.items():
+        (tmp_path / run).mkdir()
+        write_json(tmp_path / run / "flags_0.json", {"workload": workload})
+        logger = MetricsLogger(tmp_path / run, 0)
+        logger.append_scalar_metrics({"loss": 1.0, "grad_norm": 2.0}, 0)
+        logger.append_scalar_metrics({"validation/loss": 1.0, "score": 3.0}, 1, is_eval=True)
+        logger.finish()
+        tags[run] = set(read(tmp_path / run).Tags()["scalars"])
+    assert tags["a"] == tags["b"] != set()
+    assert not tags["a"] & tags["c"]
+    assert {"1_validation/mini_wmt/loss", "4_training/mini_wmt/loss", "6_clock/mini_wmt/score"} <= tags["c"]
 
 
 def test_a_resumed_run_has_every_point_once(tmp_path, monkeypatch):

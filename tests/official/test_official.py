@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.support.commands import ended
+
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("algoperf") is None, reason="algoperf is not installed")
 
 SUBMISSIONS = [
@@ -32,17 +34,22 @@ COMPILED = {
 }
 
 
-def run(*arguments: str, devices: int = 1) -> str:
+def run(*arguments: str, devices: int = 1, seconds: float = 7200) -> str:
     """Standard output and error of a process of its own: absl's flags are global.
 
     Args:
         devices: that JAX takes the CPU for.
+        seconds: that it is given.
     """
     split = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     environment = {**os.environ, **COMPILED, **split, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False)
-    assert result.returncode == 0, (result.stdout + result.stderr)[-3000:]
-    return result.stdout + result.stderr
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen([sys.executable, *arguments], stdout=output, stderr=output, env=environment)
+        status = ended(process, seconds)
+        output.seek(0)
+        said = output.read()
+    assert status == 0, f"{said[-3000:]}\nstatus {status}"
+    return said
 
 
 @pytest.mark.parametrize("submission", SUBMISSIONS)
@@ -101,9 +108,8 @@ print("all equal")
 
 
 def test_ranks_stay_equal_through_a_resume_that_loses_ddp():
-    output = run(
-        "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "tests/processes/official_ranks.py"
-    )
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    output = run(*torchrun, "tests/processes/official_ranks.py", seconds=1200)  # those of official_ranks.py, and more
     assert "ranks agree" in output
     assert "without DistributedDataParallel, as after a resume" in output
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from launching import official
+
 HARNESS = "https://github.com/mlcommons/algorithmic-efficiency"
 # By distribution: the harness's pins, what its extras add for the workloads, and what it forgets (None: any version).
 NEEDED = {
@@ -98,6 +100,7 @@ def test_requirements_docs_and_image_agree():
     assert "_" not in found[1], "pip before 23.3 drops such an extra in silence"
     dockerfile = Path("docker/Dockerfile").read_text()
     assert f"ARG HARNESS_COMMIT={found[2]}\n" in dockerfile
+    assert found[2] == official.COMMIT
     for requirement in rest:
         assert requirement in dockerfile
     for requirement in documented("official")[-2:]:

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from launching import official
+from tests.support.commands import ended
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("algoperf") is None, reason="algoperf is not installed")
 
@@ -33,7 +34,7 @@ def start(*arguments: str, log: Path) -> subprocess.Popen:
 
 
 def run(*arguments: str, log: Path) -> None:
-    assert start(*arguments, log=log).wait() == 0, log.read_text()[-3000:]
+    assert ended(start(*arguments, log=log), 7200) == 0, log.read_text()[-3000:]
 
 
 def flags(folder: Path, workload: str, points: list[dict], framework: str = "pytorch") -> list[str]:

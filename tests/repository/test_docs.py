@@ -1,11 +1,82 @@
-"""What docs/models.md says is shown by the tests that it names."""
+"""The tests that pages name are there; the reference has all that is public."""
 
+import importlib
+import inspect
 import re
+from typing import Any
 
 from tests.support import ROOT
 
 TRAINERS = {"Lightning", "Hugging Face's Trainer, accelerate", "torchtitan"}
 KINDS = ("DDP", "FSDP1", "FSDP2", "HSDP", "tensor parallel", "DeepSpeed", "pipeline", "experts")
+
+
+def reference() -> dict[Any, bool]:
+    """Each class, function and number that has an entry: whether what it inherits is in the entry too."""
+    found = {}
+    for page in sorted((ROOT / "docs/reference").glob("*.md")):
+        for kind, path, options in re.findall(r"\.\. auto(\w+):: (\S+)\n((?: +:.*\n)*)", page.read_text()):
+            whole = ":inherited-members:" in options
+            if kind != "module":
+                module, _, name = path.rpartition(".")
+                names = {name: getattr(importlib.import_module(module), name)}
+            else:
+                module = importlib.import_module(path)
+                left_out = re.findall(r"[\w.]+", "".join(re.findall(r":exclude-members:(.*)", options)))
+                names = {
+                    name: thing
+                    for name, thing in vars(module).items()
+                    if name in getattr(module, "__all__", ()) or getattr(thing, "__module__", None) == path
+                    if not name.startswith("_") and name not in left_out
+                }
+            found |= {
+                thing if inspect.isclass(thing) or inspect.isfunction(thing) else name: whole
+                for name, thing in names.items()
+            }
+    return found
+
+
+def public(kind: type) -> list[str]:
+    """Methods and properties of a class itself that have a docstring, which the site shows."""
+    plain = {name: getattr(thing, "__func__", thing) for name, thing in vars(kind).items() if not name.startswith("_")}
+    return [
+        name
+        for name, thing in plain.items()
+        if (inspect.isfunction(thing) or isinstance(thing, property)) and thing.__doc__
+    ]
+
+
+def test_every_name_that_pages_import_has_an_entry_in_the_reference():
+    there = reference()
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    names = {
+        (module, name)
+        for page in pages
+        for module, line in re.findall(r"from (weight_averaging[\w.]*) import ([^#\n`]*)", page.read_text())
+        for name in re.findall(r"\w+", line.strip(". "))
+        if name[0] != "_"
+    }
+    assert len(names) > 20
+    for module, name in sorted(names):
+        thing = getattr(importlib.import_module(module), name, None) or importlib.import_module(f"{module}.{name}")
+        known = thing if inspect.isclass(thing) or inspect.isfunction(thing) else name
+        assert inspect.ismodule(thing) or known in there, f"{module}.{name}: add it to docs/reference"
+
+
+def test_every_public_method_has_an_entry_in_the_reference():
+    """Also one that a class inherits from another that has no entry."""
+    there = reference()
+    classes = [thing for thing in there if inspect.isclass(thing)]
+    assert len(classes) > 20
+    for kind in classes:
+        for parent in kind.__mro__[1:]:
+            if parent.__module__.startswith("weight_averaging.") and public(parent):
+                known = (
+                    there[kind]
+                    or parent in there
+                    or any(there.get(other) and issubclass(other, parent) for other in kind.__mro__)
+                )
+                assert known, f"{kind.__name__} inherits {public(parent)} of {parent.__name__}, which has no entry"
 
 
 def test_the_tests_that_the_docs_name_are_there():

@@ -18,7 +18,7 @@ from typing import Any
 PACKAGES = """
 numpy pandas scipy.stats sklearn.datasets matplotlib.pyplot plotly.graph_objects jinja2
 torch torch._dynamo torch.distributed.run torch.utils.tensorboard tensorboard.plugins.hparams.api_pb2 torch.export
-jax flax.linen optax orbax.checkpoint
+jax flax.linen optax orbax.checkpoint tensorflow tensorflow_datasets tensorflow_text
 """
 
 

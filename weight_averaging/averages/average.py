@@ -14,7 +14,7 @@ from weight_averaging.averages.checks import check_count
 from weight_averaging.averages.schedule import is_due
 from weight_averaging.errors import UsageError
 
-# The functions of which weights are made, under the names that array libraries give them.
+#: The functions of which weights are made, under the names that array libraries give them.
 NUMBERS = SimpleNamespace(
     maximum=max,
     minimum=min,

@@ -1,5 +1,6 @@
 """The growing average whose share follows the learning rate. Pure Python."""
 
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from typing import Any, ClassVar
 from weight_averaging.averages.average import NUMBERS, Average
 from weight_averaging.averages.checks import check_rate, check_share
 from weight_averaging.errors import UsageError
+
+logger = logging.getLogger("weight_averaging")
 
 _SMALLEST = 1e-30  # in the place of a divisor that is 0, in float32 too
 
@@ -78,6 +81,16 @@ class FollowsRate(Average):
             weight, before = self.enter(number, rate, before)
             result.append(weight)
         return result[1:]
+
+
+def tell_of_unknown_top(average: FollowsRate) -> None:
+    """Warn of an average that goes on from one which knew no learning rates, if it needs the highest of them."""
+    if average.top_rate is None:
+        logger.warning(
+            "the saved average knows no learning rates: %s takes the highest from here on for the top of the schedule; "
+            "give top_rate=... where it was higher before",
+            average,
+        )
 
 
 def checked_rate(rate: Any, averages: Iterable[Average]) -> float | None:

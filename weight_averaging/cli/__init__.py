@@ -15,7 +15,7 @@ from typing import NoReturn
 from weight_averaging import __version__
 from weight_averaging.averages import SnapshotError
 from weight_averaging.cli import average, extract, inspect, merge, plan
-from weight_averaging.interrupts import importing
+from weight_averaging.interrupts import importing, interrupt, status_of
 
 COMMANDS = {"average": average, "merge": merge, "extract": extract, "inspect": inspect, "plan": plan}
 EXAMPLES = """\
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     before = None
     try:
         with contextlib.suppress(ValueError):  # not in the main thread, which alone is told
-            before = signal.signal(signal.SIGTERM, _terminated)
+            before = signal.signal(signal.SIGTERM, interrupt)
         if any("://" in word for word in words):
             _check_torch()
             from weight_averaging.cli.remote import run_with_urls
@@ -92,16 +92,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     except MemoryError as error:
         print(f"error: there is not enough memory: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt as signalled:
+    except KeyboardInterrupt as end:
         print("\nstopped: nothing was written, and the same command starts anew", file=sys.stderr)
-        sys.exit(128 + (signalled.args[0] if signalled.args else signal.SIGINT))
+        sys.exit(status_of(end))
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
-
-
-def _terminated(number: int, frame: object) -> None:
-    raise KeyboardInterrupt(number)  # so that what is not whole is removed
 
 
 def _check_torch() -> None:

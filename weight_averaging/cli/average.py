@@ -24,11 +24,12 @@ piece.
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weight_averaging.averages import Average, SnapshotError
+from weight_averaging.averages import Average, FollowsRate, SnapshotError
 from weight_averaging.cli.batch_norm import recomputing
 from weight_averaging.cli.best import add_best, check_best, chosen
 from weight_averaging.cli.common import (
@@ -50,6 +51,8 @@ from weight_averaging.words import counted
 if TYPE_CHECKING:
     from weight_averaging.offline import Snapshots
     from weight_averaging.offline.layouts import Layout
+
+_THREADS = 2  # what a disk gives, one processor does not take in
 
 EXAMPLES = """\
 for example:
@@ -146,21 +149,22 @@ def write(
     from weight_averaging.offline import Plan
     from weight_averaging.offline.layouts import nbytes
     from weight_averaging.offline.low_rank import check_low_rank
-    from weight_averaging.offline.passes.pieces import groups, memory, sums_of
+    from weight_averaging.offline.passes.pieces import memory, sums_of
     from weight_averaging.offline.writing.outputs import has_others, loading
-    from weight_averaging.offline.writing.to_files import average_to_files, layout_for
+    from weight_averaging.offline.writing.to_files import average_to_files, layout_for, shares_of
 
     recompute = recomputing(args.recompute_batch_norm)
     outputs = _outputs(args, snapshots, wanted)
     latest = snapshots.open(snapshots.steps[-1])
     layout = layout_for(snapshots, next(iter(outputs.values())), latest)
+    follows = any(isinstance(average, FollowsRate) for average, _ in wanted)
     plan = Plan(
         wanted,
         snapshots.steps,
         float32=args.float32,
         latest=not_averaged(args, snapshots, layout),
         frozen=snapshots.frozen,
-        learning_rates=snapshots.learning_rates,
+        learning_rates=snapshots.learning_rates if follows else None,
     )
     for line in check_low_rank(snapshots, wanted, layout, along_run=title is None):
         print(line)
@@ -168,20 +172,23 @@ def write(
     for line in _beside(snapshots, layout, lost, recomputed=recompute is not None):
         print(line)
     budget = int(args.memory_gb * 1e9)
-    parts = groups(layout, plan.peak, budget, snapshots.mapped)
+    threads = min(_THREADS, os.cpu_count() or 1)
+    shares = shares_of(snapshots, plan, layout, budget, threads)
+    parts = [group for share in shares for group in share]
     total = nbytes(layout) * len(plan.needed)
     read, kind = counted(len(plan.needed), "snapshot"), sums_of(layout)
     copies = counted(plan.peak, f"{kind} copy", f"{kind} copies")
     print(
         f"{counted(len(wanted), 'average')} from {read}, {size(total)} to read; memory "
-        f"{size(memory(layout, plan.peak, parts))}: {copies} and a snapshot"
+        f"{size(len(shares) * memory(layout, plan.peak, parts))}: {copies} and a snapshot"
         + (", beside whole averages and models for batch norm" if recompute is not None else "")
         + (f", of {len(parts)} pieces of the model in turn" if len(parts) > 1 else "")
+        + (f", {len(shares)} at a time" if len(shares) > 1 else "")
     )
     said: list[str] = []
     with parents_made(outputs.values()), progress(total) as on_read:  # now that nothing else can be wrong
         average_to_files(
-            snapshots, plan, outputs, budget, on_read, args.plain_names, args.overwrite, recompute, said.append
+            snapshots, plan, outputs, budget, on_read, args.plain_names, args.overwrite, recompute, said.append, threads
         )
         args.written()
     for line in said:

@@ -13,7 +13,12 @@ from weight_averaging.jax.doors import (
     lawa,
     lawa_for_run,
 )
-from weight_averaging.jax.exponential import CompensatedEMAState, EMAState, FollowsRateState
+from weight_averaging.jax.exponential import (
+    CompensatedEMAState,
+    CompensatedFollowsRateState,
+    EMAState,
+    FollowsRateState,
+)
 from weight_averaging.jax.host_window import HostLAWAState
 from weight_averaging.jax.several import Several, several
 from weight_averaging.jax.window import LAWAState
@@ -21,6 +26,7 @@ from weight_averaging.jax.window import LAWAState
 __all__ = [
     "Averager",
     "CompensatedEMAState",
+    "CompensatedFollowsRateState",
     "EMAState",
     "FollowsRateState",
     "HostLAWAState",

@@ -11,6 +11,7 @@ from jax import Array
 
 from weight_averaging.averages import Average
 from weight_averaging.averages.schedule import is_due
+from weight_averaging.elsewhere import AnswersHabits
 from weight_averaging.errors import UsageError
 from weight_averaging.jax.checks import check_state
 from weight_averaging.jax.trees import Tree
@@ -23,8 +24,16 @@ else:
     State = typing.TypeVar("State")
 
 
+_AVERAGE = "average(state, params) returns the averaged parameters"
+ELSEWHERE = {  # methods of optimizers, and of the averagers for PyTorch
+    **dict.fromkeys(("averaged", "average_state_dict", "swap_in", "swap_out", "apply"), _AVERAGE),
+    **dict.fromkeys(("step", "apply_updates"), "update(state, params, step) follows an optimizer update"),
+    **dict.fromkeys(("state_dict", "load_state_dict"), "the state is a pytree of arrays, to be saved as it is"),
+}
+
+
 @dataclass(frozen=True)
-class Averager(ABC, Generic[State]):
+class Averager(AnswersHabits, ABC, Generic[State]):
     """An average of weights along training, as pure functions over any pytree.
 
     `params` is what is averaged: parameters, or parameters and batch statistics. Floating-point leaves are averaged in
@@ -44,6 +53,8 @@ class Averager(ABC, Generic[State]):
     check_finite: bool = True
     settings: tuple[tuple[str, Any], ...] = ()
     state: ClassVar[type]
+    _elsewhere: ClassVar[Mapping[str, str]] = ELSEWHERE
+    _called: ClassVar[str] = f"it is no model: {_AVERAGE}"
 
     def __post_init__(self) -> None:
         if not self.settings:
@@ -55,6 +66,7 @@ class Averager(ABC, Generic[State]):
 
     @property
     def interval(self) -> int:
+        """Updates between snapshots."""
         assert self.described.interval is not None
         return self.described.interval
 
@@ -108,13 +120,31 @@ class Averager(ABC, Generic[State]):
                 raise UsageError(
                     f"the state has {name}={saved!r}, and the averager {name}={own!r}: take an averager of the state's "
                     "settings, or begin with a new state by init(params)"
+                    + ("" if self.described.held else ", or on purpose go_on(state, settings)")
                 )
+        if settings is not None:
+            return  # what went on with new ones may have its last snapshot of an update that is none of theirs
         wrong = [step for step in self.snapshot_steps(state) if not is_due(step, self.interval, self.described.start)]
         if wrong:
             raise UsageError(
                 f"the state has the snapshot of update {wrong[0]}, and the averager interval={self.interval} and "
                 f"start={self.described.start}: take the state's, or begin with a new state by init(params)"
             )
+
+    def go_on(self, state: Any, settings: Mapping[str, Any]) -> State:
+        """The state that goes on from one of another recursion, or of other settings, as `settings="new"` in PyTorch.
+
+        The average stays. One that grows keeps its share of the updates: a snapshot counts for those of its interval.
+        `FollowsRate` warns if it has no top rate and the state knows none. To be called
+        outside jit; what stays, both states have in common.
+
+        Args:
+            state: of an exponential or growing average, compensated or not.
+            settings: `dict(averager.settings)` of the averager that the state is of.
+        Raises:
+            UsageError: one of the two averages is a window, which begins anew with other settings.
+        """
+        raise UsageError(f"{self.described} goes on from no other average: begin with a new state by init(params)")
 
 
 def settings_of(average: Average) -> tuple[tuple[str, Any], ...]:

@@ -37,6 +37,8 @@ def check_state(state: Any, kind: type) -> None:
     name = kind.__name__
     if isinstance(state, tuple) and "refused" in getattr(state, "_fields", ()):
         why = "the state of another averager: begin with a new one by init(params), or take the averager that it is of"
+        if {"ema"} <= set(kind._fields) & set(state._fields):  # type: ignore[attr-defined]
+            why += ", or on purpose go_on(state, settings)"
     elif isinstance(state, dict) and set(state) == set(kind._fields):  # type: ignore[attr-defined]
         why = "one that was restored without its types: give init(params) as the target of the restore"
     else:

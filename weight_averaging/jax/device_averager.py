@@ -52,7 +52,7 @@ class DeviceAverager(Averager[State]):
 
     def average(self, state: State, params: Tree) -> Tree:
         self._check_like(state, params)
-        return _show(self, state, params)
+        return show(self, state, params)
 
     def _check_like(self, state: State, params: Tree) -> None:
         check_state(state, self.state)
@@ -118,7 +118,8 @@ _collect_in_place = jax.jit(_collected, static_argnums=0, donate_argnums=1)
 
 
 @partial(jax.jit, static_argnums=0)
-def _show(averager: DeviceAverager[Any], state: Any, params: Tree) -> Tree:
+def show(averager: DeviceAverager[Any], state: Any, params: Tree) -> Tree:
+    """The average in the types of `params`, or these while it is not ready."""
     params = lax.stop_gradient(params)  # as what is shown, when it is ready, has none
 
     def averaged(state: Any, params: Tree) -> Tree:

@@ -9,12 +9,14 @@ from weight_averaging.averages.average import check_along_training
 from weight_averaging.averages.checks import check_flag
 from weight_averaging.averages.horizon import WINDOW, decay_from_window, for_run
 from weight_averaging.averages.kinds import share_of
+from weight_averaging.elsewhere import checks_arguments
 from weight_averaging.errors import UsageError
 from weight_averaging.jax.averager import Averager
 from weight_averaging.jax.checks import check_averaged
 from weight_averaging.jax.exponential import (
     CompensatedAverager,
     CompensatedEMAState,
+    CompensatedRateAverager,
     EMAState,
     RateAverager,
     RecursiveAverager,
@@ -24,6 +26,7 @@ from weight_averaging.jax.trees import Tree
 from weight_averaging.jax.window import LAWAState, WindowAverager
 
 
+@checks_arguments()
 def averaging(average: Average, *, check_finite: bool = True, compensated: bool = False) -> Averager[Any]:
     """Any average along training, as pure functions.
 
@@ -51,12 +54,11 @@ def averaging(average: Average, *, check_finite: bool = True, compensated: bool 
             raise UsageError(f"{average} is made anew of its snapshots, which needs no compensated=True: leave it out")
         return WindowAverager(average, check_finite)
     if isinstance(average, FollowsRate):
-        if compensated:
-            raise UsageError(f"{average} is not made with compensated=True: leave it out, or follow no learning rate")
-        return RateAverager(average, check_finite)
+        return (CompensatedRateAverager if compensated else RateAverager)(average, check_finite)
     return (CompensatedAverager if compensated else RecursiveAverager)(average, check_finite)
 
 
+@checks_arguments()
 def averaging_for(
     params: Tree,
     average: Average,
@@ -84,6 +86,7 @@ def averaging_for(
     return on_device
 
 
+@checks_arguments("lawa_for_run(total_updates=...)")
 def lawa(
     interval: int, window: int, start: int = 1, allow_partial: bool = False, check_finite: bool = True
 ) -> Averager[LAWAState]:
@@ -118,8 +121,15 @@ def lawa(
     return averaging(described, check_finite=check_finite)
 
 
+@checks_arguments()
 def lawa_for_run(
-    total_updates: int, *, horizon: float | None = None, window: int = WINDOW, **options: Any
+    total_updates: int,
+    *,
+    horizon: float | None = None,
+    window: int = WINDOW,
+    start: int = 1,
+    allow_partial: bool = False,
+    check_finite: bool = True,
 ) -> Averager[LAWAState]:
     """The LAWA that covers a share of a run whose length is known.
 
@@ -128,15 +138,16 @@ def lawa_for_run(
         horizon: the share of it that the window covers, in (0, 1]; None: `averages.horizon.suggested_horizon`, 1 % of a
             run of 10,000 updates or more and 4 % of a shorter one.
         window: snapshots that cover it, at most: interval = horizon * T / window.
-        options: further arguments of `lawa`.
+        start, allow_partial, check_finite: see `lawa`.
 
     >>> dict(lawa_for_run(120_000).settings)["interval"]
     60
     """
     interval, window = for_run(total_updates, horizon, window)
-    return lawa(interval, window, **options)
+    return lawa(interval, window, start, allow_partial, check_finite)
 
 
+@checks_arguments("lawa_for_run(total_updates=...)")
 def host_lawa(
     interval: int, window: int, start: int = 1, allow_partial: bool = False, check_finite: bool = True
 ) -> Averager[HostLAWAState]:
@@ -148,11 +159,19 @@ def host_lawa(
     return HostWindowAverager(described, check_finite)
 
 
+@checks_arguments()
 def choose_lawa(
-    params: Tree, interval: int, window: int, *, placement: str = "auto", check_finite: bool = True, **options: Any
+    params: Tree,
+    interval: int,
+    window: int,
+    *,
+    placement: str = "auto",
+    check_finite: bool = True,
+    start: int = 1,
+    allow_partial: bool = False,
 ) -> Averager[Any]:
     """`lawa` or `host_lawa`, as there is room. Arguments and errors: see `averaging_for` and `lawa`."""
-    described = averages.LAWA(interval=interval, window=window, **options)
+    described = averages.LAWA(interval=interval, window=window, start=start, allow_partial=allow_partial)
     return averaging_for(params, described, placement=placement, check_finite=check_finite)
 
 
@@ -184,6 +203,7 @@ def ema(
 ) -> Averager[EMAState | CompensatedEMAState]: ...
 
 
+@checks_arguments()
 def ema(
     decay: float | None = None,
     interval: int = 1,
@@ -230,7 +250,7 @@ def ema(
     >>> avg.average(state, params)["w"].tolist()
     [2.25]
     """
-    share = share_of(share, horizon)
+    share = share_of(share, horizon, stacklevel=4)  # beyond `checks_arguments`
     described = averages.exponential(decay, share, warmup, interval, start)
     given = {"decay": decay, "horizon": share, "warmup": warmup, "interval": described.interval}
     settings = {"averager": "EMA", **given, "start": described.start}
@@ -238,24 +258,39 @@ def ema(
     return dataclasses.replace(averager, settings=tuple(settings.items()))
 
 
+@checks_arguments()
 def ema_for_run(
-    total_updates: int, *, horizon: float | None = None, window: int = WINDOW, **options: Any
+    total_updates: int,
+    *,
+    horizon: float | None = None,
+    window: int = WINDOW,
+    warmup: bool = False,
+    start: int = 1,
+    check_finite: bool = True,
+    compensated: bool = False,
 ) -> Averager[EMAState | CompensatedEMAState]:
     """The EMA as old on average as `lawa_for_run` of the same arguments."""
     interval, length = for_run(total_updates, horizon, window)
-    return ema(decay_from_window(length), interval, **options)
+    decay = decay_from_window(length)
+    return ema(decay, interval, start, warmup=warmup, check_finite=check_finite, compensated=compensated)
 
 
+@checks_arguments()
 def ema_growing(
-    share: float = 0.15, interval: int = 1, start: int = 1, **options: Any
+    share: float = 0.15,
+    interval: int = 1,
+    start: int = 1,
+    *,
+    check_finite: bool = True,
+    compensated: bool = False,
 ) -> Averager[EMAState | CompensatedEMAState]:
     """The EMA that covers a constant share of the updates so far (`averages.Growing`, docs/growing.md).
 
     Args:
         share: in (0, 1].
-        options: further arguments of `ema`.
+        interval, start, check_finite, compensated: see `ema`.
 
     >>> dict(ema_growing().settings)["horizon"]
     0.15
     """
-    return ema(None, interval, start, share=share, **options)
+    return ema(None, interval, start, share=share, check_finite=check_finite, compensated=compensated)

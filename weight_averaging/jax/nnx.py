@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from weight_averaging.elsewhere import AnswersHabits
 from weight_averaging.errors import UsageError
 from weight_averaging.jax.averager import Averager, State
 
@@ -17,7 +18,7 @@ class AveragingVariable(nnx.Variable):  # type: ignore[type-arg]
     """An array of an averager's state: nnx's transformations and checkpoints take it with the model's own."""
 
 
-class ModelAverager(nnx.Module, Generic[State]):
+class ModelAverager(AnswersHabits, nnx.Module, Generic[State]):
     """An averager of a model's weights, beside it as `nnx.Optimizer` is.
 
     Args:
@@ -39,6 +40,8 @@ class ModelAverager(nnx.Module, Generic[State]):
     >>> float(model.kernel[0, 0])
     3.0
     """
+
+    _called = "with averaging.averaged(model) has the average in the model"
 
     def __init__(self, model: Any, averager: Averager[State], wrt: Any = nnx.Param) -> None:
         self.averager = averager

@@ -11,6 +11,7 @@ import ctypes
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +38,9 @@ _NAMES = {dtype: name for name, dtype in TYPES.items()}
 # In the metadata of our own snapshots: the names of what averagers leave as training has it, and of what is frozen.
 LATEST, FROZEN = "latest", "frozen"
 _RUN = 64 << 20  # bytes of small tensors that are fetched at once
+_LARGE = 1 << 20  # bytes of a part
+# What Linux does at this advice is to begin to write these pages, without waiting.
+_WRITE = getattr(os, "POSIX_FADV_DONTNEED", 0)
 MAX_HEADER = 100 << 20  # as the format's own library has it
 
 
@@ -218,6 +222,9 @@ class SafetensorsWriter:
         if part.numel():
             self._file.seek(len(self._head) + self._offsets[name] + start * dtype.itemsize)
             self._file.write((ctypes.c_char * part.nbytes).from_address(part.data_ptr()))
+            if part.nbytes >= _LARGE and hasattr(os, "posix_fadvise"):  # the disk begins now, not when all is there
+                self._file.flush()
+                os.posix_fadvise(self._file.fileno(), self._file.tell() - part.nbytes, part.nbytes, _WRITE)
 
     def __enter__(self) -> "SafetensorsWriter":
         with contextlib.ExitStack() as stack:

@@ -3,12 +3,13 @@
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 from weight_averaging import averages
 from weight_averaging.averages import Average
 from weight_averaging.averages.checks import check_step
 from weight_averaging.averages.follows_rate import checked_rate
+from weight_averaging.elsewhere import AnswersHabits
 from weight_averaging.torch import saved_state
 from weight_averaging.torch.model.tensors import locked
 from weight_averaging.torch.options import Model, Options, completed, shows_options
@@ -25,7 +26,7 @@ ELSEWHERE = {  # methods and attributes of other libraries
 }
 
 
-class Averager(Shown):
+class Averager(AnswersHabits, Shown):
     """An average of a model's weights along training, kept in float32 (or float64) and apart from the model.
 
     The model trains on its raw weights. `swap_in` puts the average into it for evaluation and keeps the raw weights
@@ -87,17 +88,13 @@ class Averager(Shown):
     1.927
     """
 
+    _elsewhere, _called = ELSEWHERE, f"it is no model: {_INTO}, {_APART}"
+
     @shows_options
     def __init__(self, model: Model, average: Average | Iterable[Average], **options: Unpack[Options]) -> None:
         given = completed(options, type(self).__init__)
         super().__init__(model, average if isinstance(average, Iterable) else [average], given)
         self._follows_rate = any(isinstance(average, averages.FollowsRate) for average in self.averages)
-
-    if not TYPE_CHECKING:  # which knows what there is
-
-        def __getattr__(self, name: str) -> Any:
-            hint = f": {ELSEWHERE[name]} (docs/migrating.md)" if name in ELSEWHERE else ""
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=self)
 
     @property
     def name(self) -> str:

@@ -1,6 +1,5 @@
 """What LAWA, EMA, Averages and Averager all take, written once: for type checkers, for `help()`, for one clear line."""
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from weight_averaging.averages.checks import BUFFERS
+from weight_averaging.elsewhere import no_argument
 from weight_averaging.include_exclude import Choice
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -41,24 +41,6 @@ DEFAULTS: Options = {
     "model_parallel_group": None,
     "dtype": None,
     "masters": None,
-}
-
-
-# What arguments are called in other libraries (docs/migrating.md).
-ELSEWHERE = {
-    "beta": "decay",
-    "momentum": "decay",
-    "update_every": "interval",
-    "update_interval": "interval",
-    "every_n_steps": "interval",
-    "window_size": "window",
-    "k": "window",
-    "update_after_step": "start",
-    "use_buffers": "buffers",
-    "device": "placement",
-    "total_steps": "total_updates",
-    "max_steps": "total_updates",
-    "num_training_steps": "total_updates",
 }
 
 
@@ -102,10 +84,7 @@ def check_names(options: Options, function: Callable[..., Any]) -> None:
     for name in options:
         if name not in DEFAULTS:
             known = [n for n in inspect.signature(function).parameters if n not in ("self", "cls", "options")]
-            ours = ELSEWHERE.get(name)
-            near = [ours] if ours in known else difflib.get_close_matches(name, known, 1)
-            hint = f": did you mean {near[0]}?" if near else f"; it takes {', '.join(known)}"
-            raise TypeError(f"{function.__qualname__.removesuffix('.__init__')} has no argument {name}{hint}")
+            raise no_argument(function.__qualname__.removesuffix(".__init__"), name, known)
 
 
 def shows_options(function: F) -> F:

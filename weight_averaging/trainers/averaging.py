@@ -41,7 +41,7 @@ class Averaging:
         forward: Callable[[Any, Any], object] | None,
         batches: int,
     ) -> None:
-        if not callable(make):
+        if isinstance(make, Averager) or not callable(make):
             raise TypeError(
                 "WeightAveraging takes a function that makes the averager, as lambda model: "
                 f"{type(make).__name__}(model, ...), not {'an averager' if isinstance(make, Averager) else repr(make)}"

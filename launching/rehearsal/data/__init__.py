@@ -47,6 +47,8 @@ def prepare(root: Path, name: str, python: str, environment: dict[str, str]) -> 
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         there = next(path for path in (root, *root.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise UsageError(f"--data_dir={root}: {there} is no folder")
         free = shutil.disk_usage(there).free / 1e9
         if free < GIGABYTES:
             raise UsageError(f"--data_dir={root}: {free:.1f} GB free, the small data sets want {GIGABYTES:.0f} GB")

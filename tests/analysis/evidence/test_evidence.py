@@ -293,7 +293,7 @@ def test_the_command_collects_and_writes_the_page_from_the_numbers_alone(tmp_pat
     assert "Not run: B (ten times the schedule, 3 seeds)" in first
     assert "| 1 " in first
     assert {path.name for path in page_folder.glob("*.png")} == {
-        "forest.png", "along.png", "best_window.png", "growing_over_best.png",
+        "forest.png", "curves.png", "along.png", "constant.png", "best_window.png", "growing_over_best.png",
     }  # fmt: skip
     assert (page_folder / "data/A_mini_wmt_nadamw.csv").read_text().startswith("seed,step,validation,test,")
     again = commands.run("evidence_page", f"--folder={page_folder}")

@@ -46,6 +46,34 @@ def test_the_parabola_finds_the_best_horizon(tmp_path):
     assert {"nadamw", "lawa, window=5", "lawa, window=20", "parabola, all runs", "its optimum"} <= labels
 
 
+@pytest.mark.parametrize(("y", "lower"), [("steps", True), ("gain", False), ("best", True)])
+def test_a_heat_map_has_a_colour_bar_with_unit_and_direction_and_its_best_cell_is_brightest(y, lower):
+    cells = [(interval, window) for interval in (1, 2, 4) for window in (5, 20)]
+    rows = pd.DataFrame(
+        {
+            "workload": "toy",
+            "hparams": [{"averaging_interval": interval, "averaging_window": window} for interval, window in cells],
+            "steps": [700.0, 500.0, 600.0, np.inf, 900.0, 800.0],
+            "gain": [-0.5, 0.1, 0.05, 0.02, -0.1, 0.08],
+            "best": [0.7, 0.5, 0.6, 0.65, 0.9, 0.8],
+        }
+    )
+    targets = pd.DataFrame([{"metric": "loss", "lower": True, "target": 0.6}], index=["toy"])
+    axis, bar = horizon_figures.heatmap(rows, targets, y).axes
+    assert bar.get_ylabel().endswith("(lower is better)" if lower else "(higher is better)")
+    assert bar.yaxis_inverted() == lower  # the best on top
+    image = axis.images[0]
+    values = image.get_array()
+    brightness = image.to_rgba(values)[..., :3].sum(-1)
+    best = np.ma.argmin(values) if lower else np.ma.argmax(values)
+    assert brightness.flat[best] == brightness[~np.ma.getmaskarray(values)].max()
+    texts = [text.get_text() for text in axis.texts]
+    assert ("1 missed" in texts) == (y == "steps")
+    alone = horizon_figures.heatmap(rows.assign(steps=np.inf), targets, "steps")
+    assert len(alone.axes) == 1  # nothing to tell apart
+    assert {text.get_text() for text in alone.axes[0].texts} == {"1 missed"}
+
+
 def test_no_optimum_without_runs_behind_it():
     horizons = (0.01, 0.02, 0.04, 0.08, 0.16)
     rows = pd.DataFrame(

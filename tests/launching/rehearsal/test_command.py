@@ -16,9 +16,10 @@ import psutil
 import pytest
 
 from launching.official_workloads import WORKLOADS
-from launching.rehearsal import drive, table
+from launching.rehearsal import drive, frameworks, table
 from launching.rehearsal.record import UPDATED, Record
 from tests.launching.rehearsal.records import STAND_IN, prepare, result
+from tests.support.commands import ended
 from tests.support.warm_python import python
 from weight_averaging.errors import UsageError
 
@@ -28,7 +29,8 @@ CRITEO = drive.Cell(
 )  # fmt: skip
 
 
-def test_a_kill_takes_ranks_and_loaders_along(tmp_path):
+@pytest.mark.parametrize("by", ["kill", "ended"])
+def test_a_kill_takes_ranks_and_loaders_along(by):
     code = (
         "import subprocess, sys, time\n"
         "leaf = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)\n"
@@ -38,13 +40,17 @@ def test_a_kill_takes_ranks_and_loaders_along(tmp_path):
     top = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert top.stdout is not None
     leaf = int(top.stdout.readline())
-    drive.kill(top.pid)
+    if by == "kill":
+        drive.kill(top.pid)
+    else:
+        assert ended(top, 0.1) == 124
     assert top.wait(10) == -9
     deadline = time.monotonic() + 10
     while psutil.pid_exists(leaf) and psutil.Process(leaf).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, "left running"
         time.sleep(0.05)
     drive.kill(top.pid)  # of one that is over: nothing
+    assert ended(top, 0.1) == -9
 
 
 def test_a_run_is_killed_after_a_checkpoint_or_when_its_time_is_over(tmp_path):
@@ -81,6 +87,10 @@ def command(*flags, cwd=None):
         (["--workload=ogbg", "--submission=lawa", "--gpus=99"], "--gpus=99: only"),
         (["--workload=ogbg", "--submission=lawa", "--gpus=0", "--framework=numpy"], "numpy"),
         (["--workload=ogbg", "--submission=lawa", "--gpus=0", "--ranks=2", "--framework=jax"], "--ranks is for"),
+        (
+            ["--workload=ogbg", "--submission=lawa", "--gpus=0", "--ranks=7", "--full_batch"],
+            "--ranks=7: the batch of 512 on ogbg does not divide by it",
+        ),
         (["--workload=ogbg", "--submission_path=/a/b.py", "--gpus=0"], "is absolute"),
         (["--workload=ogbg", "--submission=lawa", "--gpus=0", "--harness_path=/none"], "no sources of the harness"),
         (["--workload=ogbg", "--submission=lawa", "--gpus=0", "--dry_run"], "--dry_run is for"),
@@ -171,6 +181,23 @@ def test_a_run_is_killed_resumed_and_passes(name, root, tmp_path):
     assert "..." not in again.stdout
 
 
+def test_one_that_is_asked_to_end_leaves_nothing_running(root, tmp_path):
+    words = ["--workload=criteo1tb", "--submission=lawa", "--gpus=0", f"--data_dir={root}", f"--out={tmp_path}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scripts.rehearse", *words, STAND_IN],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    watched = psutil.Process(process.pid)
+    while not (family := watched.children(recursive=True)):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    process.terminate()
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert said == "\nstopped: the same command goes on with the rehearsals that are missing\n"
+    assert not [member for member in family if member.is_running()]
+
+
 @pytest.mark.parametrize("said", ["", "OSError: [Errno 28] No space left on device"])
 def test_a_run_that_a_full_disk_ended_is_one_line_and_leaves_nothing(said, root, tmp_path, monkeypatch):
     def run_out_of_space(command, environment, folder, record, *_):
@@ -212,6 +239,32 @@ def test_a_full_batch_is_halved_until_the_devices_have_the_memory(fits, root, tm
     tried.clear()
     drive.rehearse(place, replace(CRITEO, ranks=2))
     assert tried == [256], "only an official batch is halved"
+
+
+@pytest.mark.parametrize(
+    ("framework", "given"), [("jax", {}), ("jax", {"JAX_COMPILATION_CACHE_DIR": "/mine"}), ("pytorch", {})]
+)
+def test_jax_compiles_little_on_a_cpu_and_once(framework, given, root, tmp_path, monkeypatch):
+    parts = []
+
+    def run(command, environment, folder, *_):
+        parts.append({name: environment[name] for name in sorted(environment) if name.startswith("JAX_")})
+        (folder / "compiled").mkdir(exist_ok=True)
+        (folder / "log.txt").touch()
+        return 0 if len(parts) == 2 else drive.KILLED
+
+    for name in [name for name in os.environ if name.startswith("JAX_")]:
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(drive, "_run", run)
+    place = drive.Place(root, tmp_path, Path(STAND_IN.partition("=")[2]))
+    cell = replace(CRITEO, framework=framework)
+    drive.rehearse(place, cell)
+    folder = tmp_path / cell.name / "compiled"
+    expected = {"JAX_PLATFORMS": "cpu", **frameworks.soon_compiled(folder), **given} if framework == "jax" else {}
+    assert parts == [expected] * 2
+    assert not folder.exists()
 
 
 def test_results_that_cannot_be_written_are_one_line(root, tmp_path):

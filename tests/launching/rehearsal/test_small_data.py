@@ -80,5 +80,5 @@ def test_a_set_that_cannot_be_made_is_one_line_and_leaves_nothing(tmp_path, monk
     assert list(tmp_path.iterdir()) == []
     file = tmp_path / "file"
     file.touch()
-    with pytest.raises(UsageError, match=r"--data_dir=.*file"):
+    with pytest.raises(UsageError, match=r"--data_dir=.*file: .*file is no folder$"):
         prepare(file)

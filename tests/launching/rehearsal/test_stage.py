@@ -44,6 +44,7 @@ def on_stage(folder, framework, base, module, hyperparameters, params, batch, mo
     rehearsal.submission(module)
     workload = rehearsal.workload_class(base)()
     assert (workload.step_hint, workload.num_test_examples, module.get_batch_size("x")) == (300, 10_000, 16)
+    assert workload.max_allowed_runtime_sec == 10**6  # updates end a rehearsal, and no clock
     rehearsal.record.event("started")
     state = module.init_optimizer_state(workload, params, model_state, hyperparameters, None)
     for step in range(UPDATES):
@@ -111,6 +112,21 @@ def test_a_submission_in_jax_passes_on_stage(name, tmp_path):
     record = on_stage(tmp_path / "record", "jax", OfJax, module, point(name), params, given, model_state)
     assert failed(record) == {}
     assert len(record.weights(TRAINED)) == UPDATES
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_translations_are_short_on_a_cpu_alone(on_cpu, tmp_path):
+    from launching.rehearsal.stage import Rehearsal, Stage
+
+    class Translation(Linear):
+        def translate_and_calculate_bleu(self, params, ds_iter, num_batches, max_predict_length):
+            return max_predict_length
+
+    size = sizes.settings("wmt", 1, on_cpu, False)
+    rehearsal = Rehearsal(Stage(framework="pytorch", record=str(tmp_path), part=1, on_cpu=on_cpu, size=size))
+    given = {"params": None, "ds_iter": None, "num_batches": 1, "max_predict_length": 256}
+    made = rehearsal.workload_class(Translation)().translate_and_calculate_bleu(**given)
+    assert made == (16 if on_cpu else 256)
 
 
 @pytest.mark.parametrize(("full", "halvings", "batch"), [(True, 0, 512), (True, 2, 128), (False, 0, 16)])

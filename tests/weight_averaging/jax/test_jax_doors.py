@@ -12,10 +12,12 @@ from weight_averaging.jax import (  # noqa: E402
     choose_lawa,
     ema,
     ema_for_run,
+    ema_growing,
     host_lawa,
     lawa,
     lawa_for_run,
 )
+from weight_averaging.jax.averager import ELSEWHERE  # noqa: E402
 
 PARAMS = {"w": jnp.zeros(2)}
 LAWA, EMA = averages.LAWA(interval=1, window=2), averages.EMA(decay=0.5, interval=1)
@@ -65,3 +67,44 @@ def test_begun_late_an_average_is_of_what_came_since():
             state = averager.update(state, params, step)
             assert bool(averager.ready(state)) == (step >= 6)
         assert averager.average(state, params)["w"].tolist() == [expected] * 2
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: ema_for_run(100, decay=0.9), "ema_for_run has no argument decay; it takes total_updates, horizon, "),
+        (lambda: lawa_for_run(100, interval=3), "lawa_for_run has no argument interval; it takes total_updates, "),
+        (lambda: ema_growing(decay=0.9), "ema_growing has no argument decay; it takes share, interval, "),
+        (lambda: ema(beta=0.9), "ema has no argument beta: did you mean decay?"),
+        (lambda: lawa(update_every=3, window=2), "lawa has no argument update_every: did you mean interval?"),
+        (lambda: averaging(LAWA, check_finit=True), "averaging has no argument check_finit: did you mean check_finite"),
+        (
+            lambda: averaging_for(PARAMS, EMA, device="host"),
+            "averaging_for has no argument device: did you mean ",
+        ),
+        (lambda: choose_lawa(PARAMS, 1, 2, k=3), "choose_lawa has no argument k: did you mean window?"),
+        (lambda: host_lawa(3), "host_lawa: missing a required argument: 'window'; it takes interval=, window=, "),
+        (lambda: lawa(), "lawa: missing a required argument: 'interval'; it takes interval=, window=, start=, "),
+    ],
+)
+def test_arguments_that_there_are_not_are_answered_in_one_line(call, said):
+    with pytest.raises(TypeError) as raised:
+        call()
+    assert str(raised.value).startswith(said)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
+def test_names_and_calls_of_other_libraries_are_answered_by_ours(door):
+    averager = door()
+    for name, hint in ELSEWHERE.items():
+        assert not hasattr(averager, name)
+        with pytest.raises(AttributeError) as missing:
+            getattr(averager, name)
+        assert str(missing.value).endswith(f"has no attribute '{name}': {hint} (docs/migrating.md)")
+        if "(" in hint:  # names what there is
+            assert callable(getattr(averager, hint.partition("(")[0]))
+    with pytest.raises(TypeError, match=r"not callable: it is no model: average\(state, params\) returns"):
+        averager(PARAMS)
+    with pytest.raises(AttributeError, match=r"has no attribute 'nothing_like_it'$"):
+        _ = averager.nothing_like_it

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.weight_averaging.jax.test_jax_agreement import double
@@ -16,6 +16,7 @@ from weight_averaging import averages, convert
 from weight_averaging.errors import UsageError
 from weight_averaging.jax import (
     CompensatedEMAState,
+    CompensatedFollowsRateState,
     averaging,
     averaging_for,
     ema,
@@ -85,6 +86,59 @@ def test_a_compensated_average_is_that_of_float64(name, kind, size, noise, seed)
     assert int(state.count) == UPDATES
 
 
+LONG, PER_CALL = 100_000, 20_000
+FOLLOWS = averages.FollowsRate(interval=1)
+SCHEDULES = {
+    "cosine": lambda x: (1 + np.cos(np.pi * x)) / 2,
+    "to a tenth": lambda x: np.minimum(1, x / 0.05) * (0.1 + 0.45 * (1 + np.cos(np.pi * x))),
+    "wsd": lambda x: np.where(x < 0.8, 1.0, 1 - np.sqrt(np.maximum(0, (x - 0.8) / 0.2))),
+    "restarts": lambda x: 1 - (4 * x) % 1,
+    "never": lambda x: 0 * x,
+}
+
+
+@partial(jax.jit, static_argnums=0)
+def going_on(averager, state, weights, steps, rates):
+    def body(state, inputs):
+        return averager.update(state, {"w": inputs[0]}, inputs[1], learning_rate=inputs[2]), None
+
+    return jax.lax.scan(body, state, (weights, steps, rates))[0]
+
+
+@settings(max_examples=8, deadline=None)
+@example("to a tenth", 1.0, "step", 0.1, 0)  # in which the rates count most
+@given(
+    st.sampled_from(list(SCHEDULES)),
+    st.sampled_from([0.5, 0.97, 1.0, 2.0]),
+    st.sampled_from(["step", "climb", "wave"]),
+    st.sampled_from([0.0, 1e-5, 0.1]),
+    st.integers(0, 2**16),
+)
+def test_one_that_follows_the_rate_is_that_of_float64(schedule, length, kind, noise, seed):
+    """Over 1e5 updates of a schedule of that length, to the last bit but one and 1e-5 of how far the weights are away.
+
+    That is from the rates: how much they fall from one update to the next, float32 knows to a few digits.
+    """
+    steps = np.arange(1, LONG + 1)
+    weights = path(kind, 1.0, noise, seed, np, steps[:, None])
+    rates = (3e-4 * SCHEDULES[schedule](np.minimum(1.0, steps / (length * LONG)))).astype(np.float32)
+    expected = weights[0].astype(np.float64)
+    for value, weight in zip(weights[1:].astype(np.float64), FOLLOWS.weights(rates.tolist()), strict=True):
+        expected = expected + weight * (value - expected)
+    averager = averaging(FOLLOWS, compensated=True)
+    state = averager.init({"w": jnp.asarray(weights[0])})
+    for begin in range(0, LONG, PER_CALL):
+        some = slice(begin, begin + PER_CALL)
+        state = going_on(
+            averager, state, jnp.asarray(weights[some]), jnp.asarray(steps[some]), jnp.asarray(rates[some])
+        )
+    found, spread = np.asarray(state.ema["w"]), np.abs(weights - expected).max(0)
+    np.testing.assert_array_less(np.abs(found - expected), np.spacing(np.abs(found)) + 1e-5 * spread + 1e-45)
+    whole = found.astype(np.float64) + np.asarray(state.compensation["w"])
+    np.testing.assert_array_less(np.abs(whole - expected), 1e-5 * spread + 1e-12 * np.abs(expected) + 1e-45)
+    assert int(state.count) == LONG
+
+
 def test_without_compensation_float32_stalls():
     """What the option is for."""
     described = DESCRIPTIONS["ema"]
@@ -123,9 +177,11 @@ def test_what_is_compensated_is_a_recursion_in_every_door():
         ema_growing(compensated=True),
         averaging(averages.Ramp(decay=0.5, length=3, interval=1), compensated=True),
         averaging_for({"w": jnp.zeros(2)}, averages.EMA(decay=0.5, interval=1), compensated=True),
+        averaging(FOLLOWS, compensated=True),
     ):
         state = averager.init({"w": jnp.zeros(2), "seen": jnp.int32(3)})
-        assert isinstance(state, CompensatedEMAState)
+        follows = averager.described is FOLLOWS
+        assert isinstance(state, CompensatedFollowsRateState if follows else CompensatedEMAState)
         assert jax.tree.structure(state.compensation) == jax.tree.structure(state.ema)
         assert state.compensation["w"].dtype == jnp.float32
         assert state.compensation["seen"].dtype == jnp.bool_

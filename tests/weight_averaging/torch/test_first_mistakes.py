@@ -7,9 +7,10 @@ import pickle
 import pytest
 import torch
 
-from weight_averaging import EMA, LAWA, Averager
+from weight_averaging import EMA, LAWA, Averager, Averages, averages
+from weight_averaging.elsewhere import ARGUMENTS
 from weight_averaging.torch.averager import ELSEWHERE as ATTRIBUTES
-from weight_averaging.torch.options import ELSEWHERE as ARGUMENTS
+from weight_averaging.trainers.averaging import Averaging
 
 
 def model() -> torch.nn.Module:
@@ -46,6 +47,23 @@ def test_hints_of_attributes_name_what_there_is():
         assert callable(getattr(averager, name))
     for other in (copy.deepcopy(averager), pickle.loads(pickle.dumps(averager))):
         assert other.settings() == averager.settings()
+
+
+def test_an_average_called_like_a_model_says_where_the_averaged_model_is():
+    grid = [averages.LAWA(window=2, interval=1)]
+    for averager in (LAWA(model(), interval=1, window=2), EMA(model(), decay=0.5), Averages(model(), grid)):
+        with pytest.raises(TypeError) as raised:
+            averager(torch.ones(1))
+        assert str(raised.value) == (
+            f"'{type(averager).__name__}' object is not callable: it is no model: `with averager.averaged():` has the "
+            "average in the model, average_state_dict() is the average (docs/migrating.md)"
+        )
+        assert type(averager.step) is int  # as checkpoints that are loaded by weights_only=True need it
+
+
+def test_a_trainer_that_is_given_an_averager_says_that_it_takes_a_function():
+    with pytest.raises(TypeError, match=r"lambda model: LAWA\(model, \.\.\.\), not an averager$"):
+        Averaging(LAWA(model(), interval=1, window=2), "same", "average", "", None, 1)
 
 
 @pytest.mark.parametrize("kind", [LAWA, EMA])

@@ -15,7 +15,7 @@ TRAINING = {
     "scaler", "scheduler", "scheduler_state_dict", "schedulers", "train_dataloader", "train_state",
 }  # fmt: skip
 _AVERAGER = {"averager", "tracks", "names"}
-_OPTIMIZERS = ({"state", "param_groups"}, {"state", "hypers"})  # torch's and fastai's
+OPTIMIZERS = ({"state", "param_groups"}, {"state", "hypers"})  # torch's and fastai's
 _DEEP = 64  # levels; what lies deeper stays as it is
 
 
@@ -45,16 +45,7 @@ def is_for_training(key: Any, value: Any) -> bool:
     if key in TRAINING or is_averager_state(value):
         return True
     some = value if isinstance(value, list | tuple) and value else [value]
-    return all(isinstance(one, Mapping) and any(one.keys() >= keys for keys in _OPTIMIZERS) for one in some)
-
-
-def learning_rate(contents: Any) -> float | None:
-    """The largest learning rate in all states of torch optimizers, as trainers have it; None if there is none."""
-    found: list[float | None] = []
-    for state in _mappings(contents):
-        if state.keys() >= _OPTIMIZERS[0] and isinstance(state["param_groups"], list):
-            found += [number(group.get("lr")) for group in state["param_groups"] if isinstance(group, Mapping)]
-    return max((rate for rate in found if rate is not None), default=None)
+    return all(isinstance(one, Mapping) and any(one.keys() >= keys for keys in OPTIMIZERS) for one in some)
 
 
 def number(value: Any) -> float | None:
@@ -71,10 +62,10 @@ def number(value: Any) -> float | None:
 
 def averager_states(contents: Any) -> Iterator[Mapping[str, Any]]:
     """The states of our averagers, wherever in a checkpoint they are."""
-    return (value for value in _mappings(contents, is_averager_state) if is_averager_state(value))
+    return (value for value in mappings(contents, is_averager_state) if is_averager_state(value))
 
 
-def _mappings(
+def mappings(
     contents: Any, ends: Callable[[Mapping[Any, Any]], bool] = lambda value: False
 ) -> Iterator[Mapping[Any, Any]]:
     """All of them in a checkpoint, each once and before what is in it; what is in one at which it `ends` is not."""

@@ -1,5 +1,7 @@
 """Folders of torch.distributed.checkpoint: one model in the files of many processes, read without any of those."""
 
+import dataclasses
+import functools
 import json
 import pickle
 import shutil
@@ -16,6 +18,8 @@ from weight_averaging.offline.forms.contents import TRAINING
 from weight_averaging.offline.forms.hugging_face import read_json
 from weight_averaging.offline.forms.source import WholeFolder, joined
 from weight_averaging.offline.forms.trainers import MODEL_KEYS
+from weight_averaging.offline.layouts import Layout, nbytes
+from weight_averaging.tensor_names import clean_names
 
 # What the folder's `.metadata`, a pickle, may be made of; everything else is refused.
 _METADATA = "torch.distributed.checkpoint.metadata"
@@ -105,26 +109,21 @@ class ShardedFolder(WholeFolder):
                 self.layout = layout
             self._keys |= found
 
-    def write(self, state: Mapping[str, Tensor], folder: Path, about: Mapping[str, str]) -> None:
-        import torch.distributed.checkpoint as dcp  # slow to import, and not in every build of torch
+    def contents(self, folder: Path, layout: Layout, most: int | None) -> "_Contents":
+        return _Contents(folder, layout, {name: self._place(name) for name in layout}, self._beside(), most)
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that there is no process group
-            dcp.save(self._nested(state), checkpoint_id=folder)
-        for file in self._beside():
-            shutil.copyfile(file, folder / file.name)
-        (folder / ABOUT).write_text(json.dumps(dict(about)) + "\n")
+    def _place(self, name: str) -> tuple[str, ...]:
+        """Where a tensor was in the checkpoint, lists being dicts; by its name without what wrappers add too."""
+        if name in self._keys:
+            return tuple(map(str, self._places[self._keys[name]]))
+        saved = self._by_plain_name[name]
+        place = self._place(saved)
+        outer = ".".join(place).removesuffix(saved).rstrip(".")
+        return (outer, name) if outer else (name,)
 
-    def _nested(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Tensors by their names here as the checkpoint had them: dicts in dicts, lists as dicts too."""
-        result: dict[str, Any] = {}
-        for name, value in state.items():
-            *outer, last = map(str, self._places[self._keys[name]])
-            inner = result
-            for part in outer:
-                inner = inner.setdefault(part, {})
-            inner[last] = value
-        return result
+    @functools.cached_property
+    def _by_plain_name(self) -> dict[str, str]:
+        return dict(zip(clean_names(list(self.layout)), self.layout))
 
     def _beside(self) -> list[Path]:
         """What libraries have there too: Megatron-core's `metadata.json` and `common.pt`, Lightning's `meta.pt`."""
@@ -132,7 +131,8 @@ class ShardedFolder(WholeFolder):
         return [path for path in kept if path.suffix != ".distcp" and path.name != ABOUT]
 
     def left_out(self, names: Collection[str]) -> list[str]:
-        there = {self._keys[name] for name in names if name in self._keys}
+        saved = [name if name in self._keys else self._by_plain_name.get(name) for name in names]
+        there = {self._keys[name] for name in saved if name is not None}
         return sorted({str(place[0]) for key, place in self._places.items() if key not in there} - {
             str(self._places[key][0]) for key in there
         })  # fmt: skip
@@ -158,6 +158,90 @@ class ShardedFolder(WholeFolder):
             line = " ".join(str(cause).split())[:120] or type(cause).__name__
             raise SnapshotError(f"{self.path} is damaged or truncated: {line}") from None
         return {name: target[self._keys[name]] for name in names}
+
+
+class _Contents:
+    """A checkpoint that is written file by file, as ranks would write it, one after the other.
+
+    Args:
+        places: of the tensors of `layout`, the keys that lead to each in nested dicts.
+        beside: files to copy.
+        most: bytes of a file, beyond a tensor that is larger, and so of what is held; None for no bound.
+    """
+
+    def __init__(
+        self, folder: Path, layout: Layout, places: Mapping[str, Sequence[str]], beside: list[Path], most: int | None
+    ) -> None:
+        import torch.distributed.checkpoint as dcp  # slow to import, and not in every build of torch
+
+        self._folder, self._layout, self._beside = folder, layout, beside
+        self._held: dict[str, Tensor] = {}
+        self._left = {name: torch.Size(shape).numel() for name, (shape, _) in layout.items()}  # elements
+        keys = {name: ".".join(place) for name, place in places.items()}
+        names = {key: name for name, key in keys.items()}
+        tree: dict[str, Any] = {}
+        for name, (shape, dtype) in layout.items():
+            inner = tree
+            for part in places[name][:-1]:
+                inner = inner.setdefault(part, {})
+            inner[places[name][-1]] = torch.empty(shape, dtype=dtype, device="meta")
+
+        class Planner(dcp.DefaultSavePlanner):
+            def lookup_object(_, index: Any) -> Tensor:
+                return self._held[names[index.fqn]]
+
+        self._planner = Planner()
+        self._planner.set_up_planner(tree, is_coordinator=True)
+        whole = self._planner.create_local_plan()
+        items = {names[item.index.fqn]: item for item in whole.items}
+        self._files = _neighbours(layout, most)
+        self._file_of = {name: number for number, file in enumerate(self._files) for name in file}
+        self._missing = [len(file) for file in self._files]
+        plans = [dataclasses.replace(whole, items=[items[name] for name in file]) for file in self._files]
+        plans, self._metadata = self._planner.create_global_plan(plans)
+        self._writer = dcp.FileSystemWriter(folder)
+        self._writer.set_up_storage_writer(True)
+        self._plans = self._writer.prepare_global_plan([self._writer.prepare_local_plan(plan) for plan in plans])
+        self._written: list[Any] = []
+
+    def put(self, name: str, start: int, part: Tensor) -> None:
+        shape, dtype = self._layout[name]
+        if part.shape == shape:
+            self._held[name] = part.detach().contiguous()
+            self._left[name] = 0
+        else:
+            if name not in self._held:
+                self._held[name] = torch.empty(shape, dtype=dtype)
+            self._held[name].view(-1)[start : start + part.numel()].copy_(part.reshape(-1))
+            self._left[name] -= part.numel()
+        if self._left[name] > 0:
+            return
+        number = self._file_of[name]
+        self._missing[number] -= 1
+        if not self._missing[number]:
+            self._written.append(self._writer.write_data(self._plans[number], self._planner).wait())
+            for own in self._files[number]:
+                del self._held[own]
+
+    def end(self, about: Mapping[str, str]) -> None:
+        self._writer.finish(self._metadata, self._written)
+        for file in self._beside:
+            shutil.copyfile(file, self._folder / file.name)
+        (self._folder / ABOUT).write_text(json.dumps(dict(about)) + "\n")
+
+
+def _neighbours(layout: Layout, most: int | None) -> list[list[str]]:
+    """The names in lists, of tensors of `most` bytes together, or one that is larger."""
+    found: list[list[str]] = []
+    left = 0
+    for name, kind in layout.items():
+        size = nbytes({name: kind})
+        if not found or (most is not None and size > left):
+            found.append([])
+            left = most or 0
+        found[-1].append(name)
+        left -= size
+    return found
 
 
 def _kind(path: Path, key: str, entry: Any) -> tuple[tuple[int, ...], torch.dtype]:

@@ -134,7 +134,19 @@ class FlaxSource(WholeFile):
             parts = [msgpack.ExtType(value.code, rest[part]) for part in value.parts]
             return parts[0] if len(parts) == 1 else in_parts(value.shape, parts)
 
-        file.write(msgpack.packb(tree, default=default, strict_types=True))
+        packer = msgpack.Packer(default=default, strict_types=True)
+
+        def put(value: Any) -> None:
+            """Array by array, so that no more than one is in memory twice."""
+            if type(value) is not dict:
+                file.write(packer.pack(value))
+                return
+            file.write(packer.pack_map_header(len(value)))
+            for key, inner in value.items():
+                file.write(packer.pack(key))
+                put(inner)
+
+        put(tree)
 
     def left_out(self, names: Collection[str]) -> list[str]:
         return self._filled(dict.fromkeys(names))[1]

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.forms import folders_by_name
+from weight_averaging.offline.forms.learning_rates import learning_rate_of_folder
 from weight_averaging.offline.forms.safetensors_file import SafetensorsSource
 from weight_averaging.offline.forms.scores import Score, scores_of_log
 from weight_averaging.offline.forms.source import Source, joined
@@ -55,6 +56,7 @@ class HuggingFaceSource(Source):
 
     def __init__(self, path: Path, allow: Collection[str] = (), keys: Sequence[str] = ()) -> None:
         super().__init__(path)
+        self._allow = tuple(allow)
         name = chosen(path, keys[0]) if keys else weights(path)
         assert name is not None
         for key in keys[1:]:
@@ -144,6 +146,12 @@ class HuggingFaceSource(Source):
         if not state.is_file():
             return next(iter(self._parts.values())).scores()
         return scores_of_log(read_json(state).get("log_history"), self.counter("global_step"))
+
+    def learning_rate(self) -> float | None:
+        state = self.path / "trainer_state.json"
+        contents = read_json(state) if state.is_file() else {}
+        rate = learning_rate_of_folder(self.path, self._allow, contents, count(contents.get("global_step")))
+        return self._parts[self._main].learning_rate() if rate is None and self._main in self._parts else rate
 
     def counter(self, key: str) -> int | None:
         state = self.path / "trainer_state.json"

@@ -20,6 +20,7 @@ from weight_averaging.offline.forms.flax_file import models_in
 from weight_averaging.offline.forms.flax_format import Array, leaves, tensor_of
 from weight_averaging.offline.forms.hugging_face import read_json
 from weight_averaging.offline.forms.source import WholeFolder, joined
+from weight_averaging.offline.held import Held
 from weight_averaging.offline.layouts import Layout
 from weight_averaging.offline.safetensors_files import bytes_of
 
@@ -95,7 +96,11 @@ class OrbaxFolder(WholeFolder):
                     found.append(".".join(filter(None, (item if len(self._trees) > 1 else "", str(key)))))
         return found
 
+    def contents(self, folder: Path, layout: Layout, most: int | None) -> "_Contents":
+        return _Contents(self, folder, layout, most)
+
     def write(self, state: Mapping[str, Tensor], folder: Path, about: Mapping[str, str]) -> None:
+        """Write a checkpoint with these weights into an empty folder."""
         import orbax.checkpoint as ocp
 
         for item, tree in self._trees.items():
@@ -118,6 +123,18 @@ class OrbaxFolder(WholeFolder):
             elif path.is_dir() and not inner.exists() and "" not in self._trees and path.name not in self._trees:
                 shutil.copytree(path, inner)  # JSON beside
         (folder / ABOUT).write_text(json.dumps(dict(about)) + "\n")
+
+
+class _Contents:
+    """A checkpoint that is written when all tensors are there, as Orbax does."""
+
+    def __init__(self, source: OrbaxFolder, folder: Path, layout: Layout, most: int | None) -> None:
+        self._source, self._folder, self._held = source, folder, Held(layout, folder, most)
+        self.put = self._held.put
+
+    def end(self, about: Mapping[str, str]) -> None:
+        self._source.write(self._held.state(), self._folder, about)
+        self._held.close()
 
 
 def _metadata(path: Path) -> Any:

@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from torch import Tensor
 
@@ -25,7 +25,6 @@ class Source(abc.ABC):
         note: what is unusual about what is averaged; else empty.
         own_names: whether names are those of the model for sure, so that nothing in them is a wrapper's.
         mapped: tensors are contiguous views of mapped files, whose bytes are read when they are used.
-        learning_rate: the largest in states of torch optimizers that are in the checkpoint; None if there is none.
         latest, frozen: names of what averagers leave as training has it, and of what of it is frozen.
     """
 
@@ -35,7 +34,6 @@ class Source(abc.ABC):
     note: str = ""
     own_names: bool = False
     mapped: bool = False
-    learning_rate: float | None = None
     latest: frozenset[str] = frozenset()
     frozen: frozenset[str] = frozenset()
 
@@ -59,6 +57,10 @@ class Source(abc.ABC):
     def scores(self) -> Mapping[str, Score]:
         """The metrics that the checkpoint has of itself, by name."""
         return {}
+
+    def learning_rate(self) -> float | None:
+        """The largest of its optimizers, or of their schedulers; None if there is none."""
+        return None
 
     def counter(self, key: str) -> int | None:
         """The whole number at a key of the checkpoint, dots leading further in; None if there is none."""
@@ -92,14 +94,28 @@ class WholeFile(Source):
         """Raise a SnapshotError if a file of this form cannot hold tensors of these shapes and types."""
 
 
+class Contents(Protocol):
+    """What a folder is going to hold."""
+
+    def put(self, name: str, start: int, part: Tensor) -> None:
+        """Take the elements of a tensor from number `start` on."""
+
+    def end(self, about: Mapping[str, str]) -> None:
+        """Write all that is not in the folder yet: see `WholeFile.write`."""
+
+
 class WholeFolder(Source):
     """A folder, like which averages can be written."""
 
     loading: str
 
     @abc.abstractmethod
-    def write(self, state: Mapping[str, Tensor], folder: Path, about: Mapping[str, str]) -> None:
-        """Write a checkpoint with these weights into an empty folder: see `WholeFile.write`."""
+    def contents(self, folder: Path, layout: Layout, most: int | None) -> Contents:
+        """What writes a checkpoint with tensors of this layout into an empty folder.
+
+        Args:
+            most: bytes of memory to stay within, as far as the library does; None for as many as there are.
+        """
 
 
 def ending(path: Path) -> str:

@@ -14,10 +14,10 @@ from weight_averaging.offline.forms.contents import (
     is_extra,
     is_for_training,
     is_state_dict,
-    learning_rate,
     models_beside,
     with_models,
 )
+from weight_averaging.offline.forms.learning_rates import learning_rate
 from weight_averaging.offline.forms.pickles import load_file
 from weight_averaging.offline.forms.records import Records, add_about
 from weight_averaging.offline.forms.scores import Score, scores_of
@@ -75,7 +75,6 @@ class TorchSource(WholeFile):
         self.extra = {name: value for name, value in self._saved.items() if is_extra(name)}
         self._state = {name: value for name, value in self._saved.items() if not is_extra(name)}
         _check(path, self._state)
-        self.learning_rate = learning_rate(self._contents)
         self.averagers = [str(state["averager"]) for state in averager_states(self._contents)]
         self._beside = self._find_others()
         beside = {key: {n: v for n, v in model.items() if not is_extra(n)} for key, model in self._beside.items()}
@@ -105,6 +104,9 @@ class TorchSource(WholeFile):
             if model is not self._shown:  # an average, where the raw weights are elsewhere
                 found[key] = model
         return found
+
+    def learning_rate(self) -> float | None:
+        return learning_rate(self._contents)
 
     def scores(self) -> Mapping[str, Score]:
         return scores_of(self._contents, self.path) if self._key is not None else {}

@@ -111,18 +111,10 @@ class ModulesSource(WholeFile):
                 )
 
     def write(self, state: Mapping[str, Tensor], file: IO[bytes], about: Mapping[str, str]) -> None:
-        storages: dict[str, torch.UntypedStorage] = {}
-        for name, value in state.items():
-            saved = self._tensors[name]
-            if saved.numel():
-                key = self._file.key_of(saved)
-                storage = storages.setdefault(key, self._file.storages[key].clone())
-                place = torch.empty(0, dtype=saved.dtype)
-                place.set_(storage, saved.storage_offset(), saved.size(), saved.stride()).copy_(value)
-        changed = {
-            f"data/{key}": bytes(bytes_of(torch.empty(0, dtype=torch.uint8).set_(storage)))
-            for key, storage in storages.items()
-        }
+        averaged: dict[str, list[str]] = {}  # names by the record in which they are
+        for name in state:
+            if (saved := self._tensors[name]).numel():
+                averaged.setdefault(f"data/{self._file.key_of(saved)}", []).append(name)
         with zipfile.ZipFile(self.path) as old, zipfile.ZipFile(file, "w") as new:
             for info in old.infolist():
                 record = info.filename.partition("/")[2]
@@ -132,5 +124,14 @@ class ModulesSource(WholeFile):
                 at = file.tell() + _HEADER + len(info.filename.encode()) + 4
                 padding = -at % _ALIGNED
                 copy.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
-                new.writestr(copy, changed.get(record) or old.read(info))
+                new.writestr(copy, self._record(averaged[record], state) if record in averaged else old.read(info))
         add_about(file, about)
+
+    def _record(self, names: list[str], state: Mapping[str, Tensor]) -> bytes:
+        """The bytes of a storage with these tensors in it, and what else it has."""
+        storage = self._file.storages[self._file.key_of(self._tensors[names[0]])].clone()
+        for name in names:
+            saved = self._tensors[name]
+            place = torch.empty(0, dtype=saved.dtype)
+            place.set_(storage, saved.storage_offset(), saved.size(), saved.stride()).copy_(state[name])
+        return bytes(bytes_of(torch.empty(0, dtype=torch.uint8).set_(storage)))

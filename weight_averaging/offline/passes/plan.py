@@ -99,16 +99,24 @@ class Plan:
         unchanging.end()
 
     def run_parts(
-        self, streams: Iterable[tuple[Part, Iterable[tuple[int, State]]]]
+        self, streams: Iterable[tuple[Part, Iterable[tuple[int, State]]]], unchanging: Unchanging | None = None
     ) -> Iterator[tuple[Part, Iterator[Result]]]:
         """The same for models in parts: for each part a stream of all snapshots, and the results of that part.
 
         Of a tensor in parts, one that is not finite but constant stays as it is, and the others are averaged.
+
+        Args:
+            unchanging: of several runs over the parts of one model, who ends it; None: of this run alone.
         """
-        unchanging, memory = Unchanging(self._frozen), Memory(again=True)
+        looks, memory = unchanging or self.unchanging(), Memory(again=True)
         for part, stream in streams:
-            yield part, Pass(self._work, memory, unchanging).run(stream)
-        unchanging.end()
+            yield part, Pass(self._work, memory, looks).run(stream)
+        if unchanging is None:
+            looks.end()
+
+    def unchanging(self) -> Unchanging:
+        """What looks at tensors that are not averaged."""
+        return Unchanging(self._frozen)
 
 
 def _latest(steps: Sequence[int], until: int) -> int:
@@ -121,7 +129,8 @@ def _recursion(average: Average, steps: Sequence[int], until: int, rates: Mappin
         if lacking := [step for step in members if step not in rates]:
             raise SnapshotError(
                 f"{average} follows the learning rate, and that of step {lacking[0]} is not known: it is read from the "
-                "state of a torch optimizer in a checkpoint, or give it, Plan(..., learning_rates={step: rate, ...})"
+                "state of a torch optimizer or scheduler in a checkpoint, and from a Trainer's trainer_state.json "
+                "where that logs the step itself; or give it, Plan(..., learning_rates={step: rate, ...})"
             )
         weights = average.weights([check_rate(rates[step]) for step in members])
     else:

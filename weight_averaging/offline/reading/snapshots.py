@@ -9,6 +9,7 @@ own state, wherever in the checkpoint that is. Those come out here.
 """
 
 import copy
+import functools
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -58,7 +59,6 @@ class Snapshots:
         latest: the names of what averagers leave as training has it, in all files; empty if that is not known.
         frozen: those of `latest` that are frozen.
         nbytes: of one snapshot's weights.
-        learning_rates: by step, where a checkpoint has the state of a torch optimizer.
         mapped: a part of a tensor can be read without the rest, in all files.
     """
 
@@ -94,8 +94,6 @@ class Snapshots:
         self.paths = dict(sorted(found.items()))
         latest = sources[self.paths[self.steps[-1]]]
         self.form = latest.form
-        rates = {step: sources[path].learning_rate for step, path in self.paths.items()}
-        self.learning_rates = {step: rate for step, rate in rates.items() if rate is not None}
         self.notes = list(dict.fromkeys(source.note for source in sources.values() if source.note))
         self._find_others(list(sources.values()))
         self.latest = set(frozenset.intersection(*(source.latest for source in sources.values())))
@@ -201,6 +199,15 @@ class Snapshots:
         some.paths = {step: path for step, path in self.paths.items() if step in steps}
         some.form = some.open(some.steps[-1]).form
         return some
+
+    @functools.cached_property
+    def learning_rates(self) -> dict[int, float]:
+        """By step, where a checkpoint has one: of its optimizers, or else of their schedulers or a Trainer's log.
+
+        SnapshotError if the only file that has one cannot be read.
+        """
+        rates = {step: self.open(step).learning_rate() for step in self.steps}
+        return {step: rate for step, rate in rates.items() if rate is not None}
 
     def latest_up_to(self, step: int) -> int:
         """The step of the latest snapshot up to `step`."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-import torch
 from torch import Tensor
 
 from weight_averaging.atomic_file import partial_beside
@@ -36,33 +35,43 @@ def put_folder(partial: Path, path: Path, overwrite: bool) -> None:
 
 
 class WholeFolderWriter:
-    """A folder that is written when all tensors are there."""
+    """A folder that a library writes, by pieces if the library does.
+
+    Args:
+        most: bytes of memory to stay within; None for as many as there are.
+    """
 
     def __init__(
-        self, path: Path, source: WholeFolder, layout: Layout, about: Mapping[str, str], overwrite: bool
+        self,
+        path: Path,
+        source: WholeFolder,
+        layout: Layout,
+        about: Mapping[str, str],
+        overwrite: bool,
+        most: int | None = None,
     ) -> None:
         self._path, self._source, self._layout, self._about = path, source, layout, about
-        self._overwrite = overwrite
-        self._state: dict[str, Tensor] = {}
+        self._overwrite, self._most = overwrite, most
 
     def write_part(self, name: str, start: int, part: Tensor) -> None:
-        shape, dtype = self._layout[name]
-        if name not in self._state:
-            self._state[name] = torch.empty(shape, dtype=dtype)
-        self._state[name].view(-1)[start : start + part.numel()].copy_(part.reshape(-1))
+        self._contents.put(name, start, part)
 
     def __enter__(self) -> "WholeFolderWriter":
+        self._partial = partial_beside(self._path)
+        self._partial.mkdir()
+        try:
+            self._contents = self._source.contents(self._partial, self._layout, self._most)
+        except BaseException:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is not None:
-            return
-        partial = partial_beside(self._path)
-        partial.mkdir()
         try:
-            self._source.write(self._state, partial, self._about)
-            put_folder(partial, self._path, self._overwrite)
+            if kind is None:
+                self._contents.end(self._about)
+                put_folder(self._partial, self._path, self._overwrite)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(self._partial, ignore_errors=True)

@@ -20,6 +20,7 @@ from weight_averaging.offline.forms.flax_file import FlaxSource
 from weight_averaging.offline.forms.hugging_face import HuggingFaceSource
 from weight_averaging.offline.forms.records import add_about
 from weight_averaging.offline.forms.source import Source, WholeFile, WholeFolder, ending
+from weight_averaging.offline.held import Held
 from weight_averaging.offline.layouts import Layout
 from weight_averaging.offline.reading.order import is_aside
 from weight_averaging.offline.safetensors_files import SafetensorsWriter
@@ -52,15 +53,22 @@ def has_others(path: Path, source: Source) -> bool:
 
 
 def writer_for(
-    path: Path, source: Source, layout: Layout, about: Mapping[str, str], float32: bool, overwrite: bool = False
+    path: Path,
+    source: Source,
+    layout: Layout,
+    about: Mapping[str, str],
+    float32: bool,
+    overwrite: bool = False,
+    most: int | None = None,
 ) -> Writer:
     """What writes an average to `path`.
 
     - `.safetensors`: tensor by tensor.
-    - `.pt`, `.pth`, `.pth.tar`, `.bin`, `.ckpt`: held in memory until the end. Where snapshots have the same suffix, a
-      checkpoint like theirs without what is for training alone; else a state dict.
+    - `.pt`, `.pth`, `.pth.tar`, `.bin`, `.ckpt`: held to the end, on disk if it is large. Where snapshots have the same
+      suffix, a checkpoint like theirs without what is for training alone; else a state dict.
     - `.msgpack`, `checkpoint_STEP`: the same, where snapshots are Flax's.
-    - A folder like theirs, where snapshots are folders of Hugging Face or of torch.distributed.checkpoint.
+    - A folder like theirs, where snapshots are folders of Hugging Face or of torch.distributed.checkpoint: the latter
+      tensor by tensor.
 
     Args:
         source: the latest of the snapshots.
@@ -68,20 +76,23 @@ def writer_for(
         about: strings about the average, that go into the file, and tell it from a snapshot.
         float32: whether floating-point tensors are written as float32 whatever they were.
         overwrite: whether it takes the place of what is there.
+        most: bytes of memory for what is held until the end; None for as many as there are.
     """
     about = {"format": "pt", **about}  # without which transformers would not read it
     if isinstance(source, WholeFolder) and is_folder_for(path, source):
-        return WholeFolderWriter(path, source, layout, about, overwrite)
+        return WholeFolderWriter(path, source, layout, about, overwrite, most)
     if is_folder_for(path, source):
         assert isinstance(source, HuggingFaceSource)
-        return _FolderWriter(path, source, layout, about, float32, overwrite)
+        return _FolderWriter(path, source, layout, about, float32, overwrite, most)
     if isinstance(source, WholeFile) and source.fits(path):
         source.check(layout)
-        return _WholeWriter(path, lambda state, file: source.write(state, file, about), layout, overwrite)
-    return state_dict_writer(path, layout, about, overwrite)
+        return _WholeWriter(path, lambda state, file: source.write(state, file, about), layout, overwrite, most)
+    return state_dict_writer(path, layout, about, overwrite, most)
 
 
-def state_dict_writer(path: Path, layout: Layout, about: Mapping[str, str], overwrite: bool = False) -> Writer:
+def state_dict_writer(
+    path: Path, layout: Layout, about: Mapping[str, str], overwrite: bool = False, most: int | None = None
+) -> Writer:
     """What writes a state dict alone, as `.safetensors` or in a file of torch.save."""
     if path.suffix == ".safetensors":
         return SafetensorsWriter(path, layout, about, overwrite)
@@ -90,7 +101,7 @@ def state_dict_writer(path: Path, layout: Layout, about: Mapping[str, str], over
         torch.save(state, file)
         add_about(file, about)
 
-    return _WholeWriter(path, save, layout, overwrite)
+    return _WholeWriter(path, save, layout, overwrite, most)
 
 
 def check_path(path: Path, source: Source | None = None, overwrite: bool = False) -> None:
@@ -170,30 +181,33 @@ class _WholeWriter(Writer):
     Args:
         save: writes a state dict to a file.
         layout: of the state dict.
+        most: bytes of memory for it; see `Held`.
     """
 
     def __init__(
-        self, path: Path, save: Callable[[dict[str, Tensor], IO[bytes]], None], layout: Layout, overwrite: bool
+        self,
+        path: Path,
+        save: Callable[[dict[str, Tensor], IO[bytes]], None],
+        layout: Layout,
+        overwrite: bool,
+        most: int | None,
     ) -> None:
-        self._path, self._save, self._layout, self._overwrite = path, save, layout, overwrite
-        self._state: dict[str, Tensor] = {}
+        self._path, self._save, self._overwrite = path, save, overwrite
+        self._held = Held(layout, path, most)
 
     def write_part(self, name: str, start: int, part: Tensor) -> None:
-        shape, dtype = self._layout[name]
-        if part.shape == shape:  # all of it; what is tied stays so
-            self._state[name] = part
-            return
-        if name not in self._state:
-            self._state[name] = torch.empty(shape, dtype=dtype)
-        self._state[name].view(-1)[start : start + part.numel()].copy_(part.reshape(-1))
+        self._held.put(name, start, part)
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is None:
-            with replacing(self._path, overwrite=self._overwrite) as file:
-                try:
-                    self._save(self._state, file)
-                except RecursionError:
-                    raise SnapshotError(f"{self._path}: what the checkpoints hold is nested too deeply") from None
+        try:
+            if kind is None:
+                with replacing(self._path, overwrite=self._overwrite) as file:
+                    try:
+                        self._save(self._held.state(), file)
+                    except RecursionError:
+                        raise SnapshotError(f"{self._path}: what the checkpoints hold is nested too deeply") from None
+        finally:
+            self._held.close()
 
 
 class _FolderWriter(Writer):
@@ -207,9 +221,10 @@ class _FolderWriter(Writer):
         about: Mapping[str, str],
         float32: bool,
         overwrite: bool,
+        most: int | None,
     ) -> None:
         self._path, self._source, self._layout, self._about, self._float32 = path, source, layout, about, float32
-        self._overwrite = overwrite
+        self._overwrite, self._most = overwrite, most
 
     def write_part(self, name: str, start: int, part: Tensor) -> None:
         file, own = self._source.part_of(name)
@@ -224,11 +239,13 @@ class _FolderWriter(Writer):
         for name, kind in self._layout.items():
             file, own = self._source.part_of(name)
             layouts.setdefault(file, {})[own] = kind
+        most = None if self._most is None else self._most // len(layouts)
         try:
             with contextlib.ExitStack() as stack:
                 for file, part in layouts.items():
-                    (self._partial / file).parent.mkdir(parents=True, exist_ok=True)
-                    writer = writer_for(self._partial / file, self._source.part(file), part, self._about, self._float32)
+                    path, source = self._partial / file, self._source.part(file)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    writer = writer_for(path, source, part, self._about, self._float32, most=most)
                     self._parts[file] = stack.enter_context(writer)
                 self._stack = stack.pop_all()
         except BaseException:

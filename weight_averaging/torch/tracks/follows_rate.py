@@ -1,13 +1,11 @@
 """An exponential average whose weights depend on the learning rate."""
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 from weight_averaging.averages import FollowsRate
+from weight_averaging.averages.follows_rate import tell_of_unknown_top
 from weight_averaging.torch.tracks.exponential import ExponentialTrack
-
-logger = logging.getLogger("weight_averaging")
 
 
 class RateTrack(ExponentialTrack):
@@ -38,11 +36,7 @@ class RateTrack(ExponentialTrack):
         return {"rates": list(self.rates)}
 
     def set_further(self, saved: Mapping[str, Any]) -> None:
-        if "rates" not in saved and self.count and self._follows.top_rate is None:
-            logger.warning(
-                "the saved average knows no learning rates: %s takes the highest from here on for the top of the "
-                "schedule; give top_rate=... where it was higher before",
-                self.description,
-            )
+        if "rates" not in saved and self.count:
+            tell_of_unknown_top(self._follows)
         half, top = saved.get("rates", self._follows.begins_with)
         self.rates = self._rates_before = float(half), float(top)
