@@ -7,7 +7,6 @@ checkpoints, from any number of ranks to any other. A configuration file takes i
 from collections.abc import Callable
 from typing import Any
 
-import torch.distributed as dist
 from torchtitan.trainer import Trainer
 
 from weight_averaging import LAWA
@@ -35,6 +34,4 @@ class AveragingTrainer(Trainer):  # type: ignore[misc]
         super().__init__(config)
         stages = self.parallel_dims.get_optional_mesh("pp")  # one list of stages a rank; all layers without a pipeline
         group = None if stages is None else stages.get_group()
-        if group is None and dist.get_world_size() == 1:
-            group = dist.group.WORLD  # so that a state of one process has a fixed size too
         attach(self, LAWA(self.model_parts, interval=64, window=20, model_parallel_group=group))

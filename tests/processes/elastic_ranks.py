@@ -1,12 +1,10 @@
 """Training that saves as it goes; a rank is killed, and fewer go on from there. Started by test_elastic.py.
 
-Also under torchrun: `torchrun ... -m tests.processes.elastic_ranks KIND FOLDER NODE`. There the worker of the agent
-that has NODE in its environment kills that agent and itself, once. Of node "none" only the last worker dies.
+Also under torchrun: `torchrun ... -m tests.processes.elastic_ranks KIND FOLDER`, where the last worker dies, once.
 """
 
 import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -14,7 +12,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.run import main as torchrun
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.processes.mesh_checks import averages, full, plain, spread_over, train
@@ -26,12 +23,11 @@ from weight_averaging.torch import EMA, LAWA
 UPDATES, EVERY, LAST = 12, 2, 8
 
 
-def run(kind: str, folder: str, killed: int, mark: Path | None = None, agent: int = 0) -> int:
+def run(kind: str, folder: str, killed: int, mark: Path | None = None) -> int:
     """From the newest checkpoint there is. Rank `killed` dies as update 8 is saved; without one all come to the end.
 
     Args:
         mark: a file to leave then.
-        agent: a process to kill then, as if the machine were gone.
     Returns:
         The update that it went on from.
     """
@@ -55,8 +51,6 @@ def run(kind: str, folder: str, killed: int, mark: Path | None = None, agent: in
             if step == LAST and dist.get_rank() == killed:
                 if mark is not None:
                     mark.touch()
-                if agent:
-                    os.kill(agent, signal.SIGKILL)
                 die()
             save(model, averagers, kind, Path(folder, f"checkpoint_{step}"))
     whole = plain()
@@ -81,7 +75,7 @@ def save(model: torch.nn.Module, averagers: list, kind: str, place: Path) -> Non
         os.replace(partial, place)
 
 
-def under_torchrun(kind: str, folder: str, node: str) -> None:
+def under_torchrun(kind: str, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, ranks, mark = dist.get_rank(), dist.get_world_size(), Path(folder, "killed")
@@ -89,9 +83,7 @@ def under_torchrun(kind: str, folder: str, node: str) -> None:
         for path in Path(folder).glob("writing_*"):  # of a save that was broken off
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     dist.barrier()
-    mine = rank == ranks - 1 if node == "none" else os.environ["NODE"] == node
-    agent = 0 if node == "none" else int(os.environ["AGENT"])
-    begun = run(kind, folder, rank if mine and not mark.exists() else -1, mark, agent)
+    begun = run(kind, folder, -1 if mark.exists() else ranks - 1, mark)
     print(f"{ranks} ranks went on from update {begun} with {kind}", flush=True)
     dist.destroy_process_group()
 
@@ -99,9 +91,6 @@ def under_torchrun(kind: str, folder: str, node: str) -> None:
 if __name__ == "__main__":
     if dist.is_torchelastic_launched():
         under_torchrun(*sys.argv[1:])
-    elif sys.argv[1] == "torchrun":
-        os.environ["AGENT"] = str(os.getpid())
-        torchrun(sys.argv[2:])
     else:
         arguments = int(sys.argv[1]), sys.argv[2], sys.argv[3:], globals()
         torch.multiprocessing.start_processes(main, arguments, nprocs=arguments[0], start_method="fork")

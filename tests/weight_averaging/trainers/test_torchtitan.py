@@ -22,18 +22,17 @@ from tests.support.warm_python import python
 SAVED, LAST = 4, 7
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_the_example_averages_validates_and_resumes(tmp_path, ranks):
+def test_the_example_averages_validates_and_resumes(tmp_path):
     if not dist.is_available() or torch.__version__.startswith("2.5."):
         pytest.skip("FSDP2 does not run on a CPU in this torch")
-    command = [python(), "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    command = [python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
         [*command, "-m", "tests.weight_averaging.trainers.test_torchtitan", str(tmp_path)],
         capture_output=True, text=True, cwd=ROOT, timeout=300,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    assert done.stdout.count("as expected") == ranks
+    assert done.stdout.count("as expected") == 2
 
 
 @pytest.mark.trainers
