@@ -47,6 +47,8 @@ class Held:
 def from_torch(state: Mapping[str, Any]) -> Held:
     """What a `state_dict()` of PyTorch's LAWA or EMA holds.
 
+    Args:
+        state: that `state_dict()`.
     Raises:
         ValueError: it is of several averages, was saved while swapped, or of a model that is spread over ranks.
     """
@@ -76,6 +78,7 @@ def to_torch(held: Held, buffers: str = "average") -> dict[str, Any]:
     """A state that `load_state_dict` of the like averager takes, of a model with tensors of these names.
 
     Args:
+        held: of `from_torch` or `from_jax`.
         buffers: as that averager has it.
     """
     import torch
@@ -116,6 +119,7 @@ def from_jax(averager: "Averager", state: Any, params: Any, translate: Callable[
     """What a state of `weight_averaging.jax` holds.
 
     Args:
+        averager: whose state it is.
         params: parameters like those averaged, for their types.
         translate: from a tree like `params`, with numpy arrays as leaves, to arrays by PyTorch's names.
     Raises:
@@ -153,6 +157,7 @@ def to_jax(held: Held, averager: "Averager", params: Any, translate: Callable[[A
     """The state of `averager` that holds the same, where and sharded as `averager.init(params)` would be.
 
     Args:
+        held: of `from_torch` or `from_jax`.
         translate: from arrays by PyTorch's names to a tree like `params`, in which what is not averaged may be missing.
     Raises:
         ValueError: the averager has other settings or refuses a snapshot, or a leaf is missing or of another shape.

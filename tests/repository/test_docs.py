@@ -105,3 +105,30 @@ def test_every_row_of_parallelism_names_a_test_or_says_why_not():
     assert told.keys() == TRAINERS
     for trainer, kinds in told.items():
         assert not (missing := [kind for kind in KINDS if kind not in kinds]), (trainer, missing)
+
+
+def explained(kind: Any) -> str:
+    """The docstring, those of base classes, and those of what it says to see."""
+    classes = kind.__mro__ if inspect.isclass(kind) else (kind,)
+    text = " ".join(own for one in classes if (own := inspect.getdoc(one)) and one.__module__.startswith("weight_"))
+    around = vars(importlib.import_module(kind.__module__))
+    seen = [around[name] for name in re.findall(r"see `(\w+)`|and `(\w+)`", text) for name in name if name in around]
+    fields = [around[name] for name in re.findall(r"fields of `?(\w+)", text) if name in around]
+    return " ".join([text, *(inspect.getdoc(one) or "" for one in seen + fields)])
+
+
+def test_every_argument_is_in_a_docstring():
+    """In that of its function, of its class, or of what these say to see. A trainer says what its hooks are given."""
+    missing = []
+    for kind in reference():
+        if not callable(kind) or (inspect.isclass(kind) and issubclass(kind, Exception | dict)):
+            continue
+        for name in ["", *(public(kind) if inspect.isclass(kind) else [])]:
+            function = getattr(kind, name) if name else kind
+            of_trainers = "trainers" in kind.__module__ and re.match("on_|setup|teardown", name)
+            if of_trainers or not callable(function) or not function.__module__.startswith("weight_averaging"):
+                continue
+            text = explained(kind) + explained(function)
+            arguments = set(inspect.signature(function).parameters) - {"self", "args", "kwargs", "options"}
+            missing += [f"{function.__qualname__}: {one}" for one in arguments if not re.search(rf"\b{one}\b", text)]
+    assert not missing

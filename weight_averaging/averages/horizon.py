@@ -66,7 +66,13 @@ def suggest(total_updates: int) -> Suggestion:
 
 
 def for_run(total_updates: int, horizon: float | None, window: int) -> tuple[int, int]:
-    """Interval and window that cover a share of a run, by default the suggested one; see `interval_and_window`."""
+    """Interval and window that cover a share of a run; see `interval_and_window`.
+
+    Args:
+        total_updates: of the optimizer, in the whole run.
+        horizon: the share, in (0, 1]; None: `suggested_horizon`.
+        window: snapshots that cover it, at most.
+    """
     check_count("total_updates", total_updates)
     share = suggested_horizon(total_updates) if horizon is None else horizon
     interval, length = interval_and_window(share, window, total_updates)
@@ -81,6 +87,9 @@ WINDOW = 20  # snapshots: of the same horizon, more or fewer hardly matter (docs
 
 def suggested_horizon(total_updates: int) -> float:
     """1 % of a run of 10,000 updates or more, 4 % of a shorter one.
+
+    Args:
+        total_updates: of the optimizer, in the whole run.
 
     1 % is the advice of Ajroldi et al. (Fig. 3), from runs of 10,000 to 200,000 updates. 4 % lies in what
     was best on this project's miniature workloads, runs of 1,500 to 3,000 updates: 2 to 7 % to a target, 4 to 8 %
@@ -107,7 +116,11 @@ def decay_from_window(window: int) -> float:
 
 
 def window_from_decay(decay: float) -> float:
-    """The window (not rounded) whose snapshots are as old on average as an EMA's: (1 + beta) / (1 - beta)."""
+    """The window (not rounded) whose snapshots are as old on average as an EMA's: (1 + beta) / (1 - beta).
+
+    Args:
+        decay: beta, in [0, 1).
+    """
     return (1 + check_decay(decay)) / (1 - decay)
 
 

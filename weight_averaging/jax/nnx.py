@@ -56,7 +56,7 @@ class ModelAverager(AnswersHabits, nnx.Module, Generic[State]):
         return state
 
     def update(self, model: Any, step: int | Array, learning_rate: Any = None) -> None:
-        """Tell that update `step` of the model is complete: 1, 2, ... With a learning rate: see `Averager.update`."""
+        """Tell that update `step` of the model is complete: 1, 2, ...; for `learning_rate` see `Averager.update`."""
         state = self.averager.update(self.state, _weights(model, self.wrt), step, learning_rate=learning_rate)
         for variable, leaf in zip(self.held, jax.tree.leaves(state), strict=True):
             _set_value(variable, leaf)

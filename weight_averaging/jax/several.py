@@ -14,6 +14,9 @@ from weight_averaging.jax.trees import Tree
 class Several:
     """Averages by name, with the functions of one; what these give is a dict of what each gives.
 
+    What the functions take, see `Averager`: params, step, learning_rate and donate are those of every average, states
+    are by name.
+
     Attributes:
         averagers: pairs of a name and an averager.
     """
@@ -48,6 +51,9 @@ class Several:
 
 def several(**averagers: Averager[Any]) -> Several:
     """Averages of the same weights.
+
+    Args:
+        averagers: each by a name of your own, by which its states and averages are found.
 
     >>> import jax.numpy as jnp
     >>> from weight_averaging.jax import ema, lawa

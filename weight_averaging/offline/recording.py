@@ -90,7 +90,7 @@ class SnapshotWriter:
         self._thread.start()
 
     def disk_use(self, model: nn.Module, steps: int) -> int:
-        """Bytes that the snapshots of a run of `steps` updates take."""
+        """Bytes that the snapshots of a model take in a run of `steps` updates."""
         count = sum(1 for step in range(self.interval, steps + 1, self.interval) if self._keep(step))
         each: int = sum(tensor.numel() * self._type(tensor).itemsize for tensor in model.state_dict().values())
         return count * each
@@ -187,7 +187,7 @@ class SnapshotWriter:
 
 
 def refuse_what_is_not_whole(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """A SnapshotError if a model's tensors cannot be written as they are."""
+    """A SnapshotError if a model's tensors, its state, cannot be written as they are."""
     if any(hasattr(getattr(module, "_handle", None), "reshard") for module in model.modules()):
         raise SnapshotError("a SnapshotWriter cannot have whole weights under FSDP1: use FSDP2 (fully_shard)")
     if packed := [name for name, tensor in state.items() if is_packed(tensor)]:
@@ -222,7 +222,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path) -> None:
-    """Compare every file with its checksum. SnapshotError names the first one that is gone or was changed."""
+    """Compare every file in a folder of snapshots with its checksum.
+
+    Raises:
+        SnapshotError: a file is gone or was changed; the first one is named.
+    """
     for entry in read_manifest(folder)["snapshots"]:
         path = folder / entry["file"]
         if not path.exists():
@@ -232,8 +236,11 @@ def verify(folder: Path) -> None:
 
 
 def prune(folder: Path, needed: Iterable[int]) -> int:
-    """Delete the snapshots whose steps are not needed (`offline.Plan(...).needed`, of all averages to be made).
+    """Delete the snapshots whose steps are not needed.
 
+    Args:
+        folder: of a `SnapshotWriter`.
+        needed: `offline.Plan(...).needed`, of all averages to be made.
     Returns:
         The bytes freed.
     Raises:

@@ -106,7 +106,7 @@ class Remote:
         return _URL.sub(lambda url: "" if url[1] == "file" else f"{self._top}/{url[1]}/", text)
 
     def shown(self, text: str) -> str:
-        """The same with URLs instead of local names."""
+        """The text with URLs instead of local names."""
         local = re.compile(re.escape(f"{self._top}/") + r"([a-z0-9+]+)/?")
         return (
             text
@@ -122,7 +122,7 @@ class Remote:
         return self.shown(str(error))
 
     def path(self, url: str) -> Path:
-        """A local path that stands for a file or a folder, which may be read."""
+        """A local path that stands for the file or folder at a url, which may be read."""
         path = Path(self.local(url))
         self.read(path)
         return path

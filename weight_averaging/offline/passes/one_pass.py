@@ -18,9 +18,10 @@ from weight_averaging.torch.model.finite import is_finite
 
 @dataclass(frozen=True)
 class Result:
-    """The weights of `average` as of update `step`: tensors of the snapshots' shapes and types, owned by the caller.
+    """The weights of `average` as of update `step`.
 
-    Names are those of the latest snapshot.
+    Attributes:
+        state: tensors of the snapshots' shapes and types, owned by the caller. Names are those of the latest snapshot.
     """
 
     average: Average

@@ -106,6 +106,7 @@ class Plan:
         Of a tensor in parts, one that is not finite but constant stays as it is, and the others are averaged.
 
         Args:
+            streams: parts, each with step and weights of all snapshots.
             unchanging: of several runs over the parts of one model, who ends it; None: of this run alone.
         """
         looks, memory = unchanging or self.unchanging(), Memory(again=True)

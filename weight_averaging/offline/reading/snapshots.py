@@ -214,7 +214,7 @@ class Snapshots:
         return max(number for number in self.steps if number <= step)
 
     def saved_names(self, source: Source) -> dict[str, str]:
-        """What the tensors are called in a checkpoint, by their names in `layout` and `others`."""
+        """What the tensors are called in a checkpoint, the `source`, by their names in `layout` and `others`."""
         return dict(zip(names_of(source), source.layout)) | {
             name: name for name in self.others if name in source.others
         }
@@ -227,7 +227,7 @@ class Snapshots:
         return {name: tensors[original] for name, original in originals.items()}
 
     def originals(self, source: Source, names: Iterable[str] | None = None) -> dict[str, str]:
-        """What the tensors of these names, or all of the model, are called in a checkpoint.
+        """What the tensors of these names, or all of the model, are called in a checkpoint, the `source`.
 
         SnapshotError if one is not in it.
         """
