@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.evidence import conclusions, curves, figures, made_of, ratios, summaries
+from analysis.evidence import conclusions, curves, figures, made_of, ratios, schedules, summaries
 from analysis.evidence.conclusions import Conclusion
 from analysis.evidence.curves import Line
 from analysis.evidence.data import RAW, Evidence, Run
@@ -72,6 +72,8 @@ def write(evidence: Evidence, folder: Path) -> list[Path]:
             lines = [Line(there, RAW, "decayed,", "--"), *(Line(constant, name, "constant rate,") for name in names)]
             figure("constant", curves.learning_curves(lines), "Learning curves at a constant rate, and with decay")
             parts.append(OF_CURVES)
+        if table := schedules.table(evidence):
+            parts += ["## Schedules\n", table, ""]
         parts += ["## How long the window should be\n", _windows(evidence), ""]
         lengths = {part: runs for part in ("A", "B", "C") if (runs := evidence.of(part, DECAY))}
         figure("best_window", figures.best_window(lengths), "The best window over the elapsed updates")
