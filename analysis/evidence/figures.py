@@ -41,7 +41,7 @@ def forest(conclusions: Sequence[Conclusion], workloads: dict[str, ratios.Ratio]
     axis.set_xlim(max(0.25, min(values) * 0.95), min(3.0, max(max(values), 1.0) * 1.05))
     axis.set_xticks(style_ticks, [f"{tick:g}" for tick in style_ticks])
     axis.minorticks_off()
-    axis.set_title("Conclusions, and the growing average on each workload")
+    figure.suptitle("Conclusions, and the growing average on each workload", fontsize=10)  # wider than the axis
     axis.set_xlabel("updates / the raw weights' (lower is better)")
     keys = [
         style.mark_key("a conclusion, over workloads", marker="o", color=style.COLOURS[6], markersize=5),

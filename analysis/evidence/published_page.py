@@ -1,6 +1,7 @@
 """The page of the study of published submissions, made of the numbers by seed: README.md and its figure."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ def _conclusions(found: Sequence[Submission]) -> str:
             gains, other = ("refuted", "confirmed") if number == "11" else ("confirmed", "refuted")
             word = {"sooner": gains, "later": other, "equal within 5%": other}.get(verdict, "undecided")
             cells = {title: total.any.shown() for name, title in AVERAGES.items() if (total := over(group, name))}
+            cells[AVERAGES[PRIMARY]] = _decisive(some)
             slower = np.mean([np.log1p(one.slower()) for one in group if one.seeds])
             cells["by time"] = f"{some.any.ratio * np.exp(slower):.2f}"
         done = [one for one in group if one.seeds]
@@ -92,6 +94,16 @@ def _conclusions(found: Sequence[Submission]) -> str:
         "submissions like these. The growing average decides. It is also the one by time, which counts the cost of all "
         "three averages.\n\n" + markdown(pd.DataFrame(rows))
     )
+
+
+def _decisive(found: ratios.Ratios) -> str:
+    """The ratio that a word is of: until there or the end of the run, and over those that never missed."""
+    if not found.missing:
+        return found.any.shown()
+    until = replace(found.any, bound="").shown()
+    count = len(found.workloads) - found.missing
+    whole = f"; over the {count} without a miss {found.whole.shown()}" if found.whole else ""
+    return f"{until} until there or the end of the run{whole}"
 
 
 def _in_words(found: Sequence[Submission]) -> str:

@@ -90,3 +90,21 @@ def test_what_ignores_ctrl_c_or_has_its_own_way_goes_on_so():
             assert signal.getsignal(signal.SIGINT) is before
         finally:
             signal.signal(signal.SIGINT, own)
+
+
+@pytest.mark.parametrize(
+    ("work", "status", "said"),
+    [
+        ("for line in range(100_000): print(line)", 141, ""),
+        ("raise BrokenPipeError('of a worker')", 1, "BrokenPipeError: of a worker"),
+    ],
+)
+def test_a_reader_who_has_seen_enough_ends_a_script_in_silence(work, status, said):
+    code = f"from scripts.start import start\ndef run():\n    {work}\nstart(run)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    if not said:
+        assert process.stdout.readline() == b"0\n"
+        process.stdout.close()
+    errors = process.stderr.read().decode()
+    assert process.wait() == status
+    assert errors.strip().splitlines()[-1:] == ([said] if said else [])
