@@ -274,16 +274,9 @@ def exponential(
     *,
     horizon: float | None = None,
 ) -> EMA | Power:
-    """The exponential average of either a decay or a share of the updates so far that it covers, once its horizon.
+    """The exponential average of a decay, with `warmup` or not, or of a share of the updates so far (once: `horizon`).
 
-    Args:
-        decay, warmup: of an `EMA`.
-        share: of a growing one (`exponent_from_share`).
-        interval, start: when snapshots are taken, see `Average`.
-        horizon: the name of `share` until 0.2.0.
-    Raises:
-        TypeError: both a decay and a share are given, or neither, or a share with a warm-up.
-        ValueError: a value is out of its range.
+    When snapshots are taken, `interval` and `start` say (`Average`). A TypeError if both are given, or neither.
     """
     share = share_of(share, horizon)
     if (decay is None) == (share is None):

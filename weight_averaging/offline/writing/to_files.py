@@ -125,8 +125,8 @@ def at_once(
             on_read(count)
 
     with ThreadPoolExecutor(max(len(shares), 1), "averaging") as pool:
-        running = [pool.submit(work, share, read) for share in shares]
-        try:
+        try:  # from the first one on
+            running = [pool.submit(work, share, read) for share in shares]
             wait(running, return_when=FIRST_EXCEPTION)
         finally:
             stop.set()  # of those that are through it ends nothing
