@@ -34,8 +34,8 @@ class EMA(Averager):
         warmup: let the (k+1)-th snapshot enter with decay min(decay, (1 + k) / (10 + k)).
         interval: updates between snapshots, nu >= 1.
         start: the first update whose weights may be collected; 0: the initial weights, by `update(0)` before training.
-        model, placement, buffers, include, exclude, check_finite, process_group, model_parallel_group, dtype,
-            masters: see `Averager`.
+        model, placement, buffers, include, exclude, check_finite, dtype, masters: see `Averager`.
+        process_group, model_parallel_group: see `Averager`.
             Replicas of a group hold an EMA each, except in host memory.
     Raises:
         TypeError: not just one of `decay` and `share`.

@@ -16,8 +16,8 @@ class Averages(Averager):
 
     Args:
         averages: descriptions, each with an interval: of `weight_averaging.averages`, or your own.
-        model, placement, buffers, include, exclude, check_finite, process_group, model_parallel_group, dtype,
-            masters: see `Averager`.
+        model, placement, buffers, include, exclude, check_finite, dtype, masters: see `Averager`.
+        process_group, model_parallel_group: see `Averager`.
     Raises:
         TypeError: a description is of an average whose number of snapshots grows.
         ValueError: one has no interval, or comes twice, or there are none.

@@ -26,8 +26,8 @@ class LAWA(Averager):
         start: the first update whose weights may be collected; 0: the initial weights, by `update(0)` before training.
         allow_partial: be ready from the first snapshot on, with the mean over those held. By default the average is
             ready when `window` snapshots are.
-        model, placement, buffers, include, exclude, check_finite, process_group, model_parallel_group, dtype,
-            masters: see `Averager`.
+        model, placement, buffers, include, exclude, check_finite, dtype, masters: see `Averager`.
+        process_group, model_parallel_group: see `Averager`.
     Raises:
         MemoryError: the snapshots would not fit, before any is taken.
 
@@ -80,8 +80,8 @@ class LAWA(Averager):
                 a run of 10,000 updates or more and 4 % of a shorter one.
             window: snapshots that cover it, at most: interval = horizon * T / window.
             start, allow_partial: see `LAWA`.
-            placement, buffers, include, exclude, check_finite, process_group, model_parallel_group, dtype,
-                masters: see `Averager`.
+            placement, buffers, include, exclude, check_finite, dtype, masters: see `Averager`.
+            process_group, model_parallel_group: see `Averager`.
 
         >>> import torch
         >>> lawa = LAWA.for_run(torch.nn.Linear(1, 1), total_updates=120_000)
