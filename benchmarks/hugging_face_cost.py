@@ -111,7 +111,7 @@ def main() -> None:
         default="read,mean,written,safe_open",
         help="what to take (default: read,mean,written,safe_open; also: grid, sweep)",
     )
-    parser.add_argument("--threads", type=int, default=1, help="of an average (default: 1; the command has 2)")
+    parser.add_argument("--threads", type=int, default=1, help="of an average (default: 1, as the command has)")
     parser.add_argument("--folder", default=None, help="where to put them (default: the temporary folder)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from weight_averaging.offline import Snapshots
     from weight_averaging.offline.layouts import Layout
 
-_THREADS = 2  # what a disk gives, one processor does not take in
+_THREADS = 1  # a mean took 13 % longer on two, at rest (docs/results/cost.md)
 
 EXAMPLES = """\
 for example:
@@ -172,8 +172,7 @@ def write(
     for line in _beside(snapshots, layout, lost, recomputed=recompute is not None):
         print(line)
     budget = int(args.memory_gb * 1e9)
-    threads = min(_THREADS, os.cpu_count() or 1)
-    shares = shares_of(snapshots, plan, layout, budget, threads)
+    shares = shares_of(snapshots, plan, layout, budget, _THREADS)
     parts = [group for share in shares for group in share]
     total = nbytes(layout) * len(plan.needed)
     read, kind = counted(len(plan.needed), "snapshot"), sums_of(layout)
@@ -188,7 +187,16 @@ def write(
     said: list[str] = []
     with parents_made(outputs.values()), progress(total) as on_read:  # now that nothing else can be wrong
         average_to_files(
-            snapshots, plan, outputs, budget, on_read, args.plain_names, args.overwrite, recompute, said.append, threads
+            snapshots,
+            plan,
+            outputs,
+            budget,
+            on_read,
+            args.plain_names,
+            args.overwrite,
+            recompute,
+            said.append,
+            _THREADS,
         )
         args.written()
     for line in said:
