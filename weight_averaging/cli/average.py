@@ -24,7 +24,6 @@ piece.
 """
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -187,16 +186,7 @@ def write(
     said: list[str] = []
     with parents_made(outputs.values()), progress(total) as on_read:  # now that nothing else can be wrong
         average_to_files(
-            snapshots,
-            plan,
-            outputs,
-            budget,
-            on_read,
-            args.plain_names,
-            args.overwrite,
-            recompute,
-            said.append,
-            _THREADS,
+            snapshots, plan, outputs, budget, on_read, args.plain_names, args.overwrite, recompute, said.append
         )
         args.written()
     for line in said:
