@@ -2,13 +2,13 @@
 
     python -m benchmarks.hugging_face_cost
     python -m benchmarks.hugging_face_cost --megabytes=2000 --actions=mean,written,grid --rounds=1 --folder=/mnt/disk
-    python -m benchmarks.hugging_face_cost --threads=2 --count=14 --actions=mean,sweep      # 40 averages in one pass
+    python -m benchmarks.hugging_face_cost --count=14 --actions=mean,sweep      # 40 averages in one pass
 
 Writes `--count` folders of `--megabytes` of bfloat16 weights each, in two parts with an index, by the safetensors
-library, and takes every action in turns, on `--threads` threads; reading is of one. Before each the files are put out
-of memory (the page cache): seconds are those of the disk and the machine. Where the machine is busy with other things
-CPU seconds say more. The averages stay within 4 GB, as those of the command do; the most memory that the process had of
-its own is told, from a pass more of each that is not timed.
+library, and takes every action in turns, on one thread. Before each the files are put out of memory (the page cache):
+seconds are those of the disk and the machine. Where the machine is busy with other things CPU seconds say more. The
+averages stay within 4 GB, as those of the command do. The most memory that the process had of its own is told, from a
+pass more of each that is not timed.
 """
 
 import argparse
@@ -70,12 +70,12 @@ def read(folder: Path) -> None:
                 pass
 
 
-def average(folder: Path, out: Path, threads: int) -> None:
+def average(folder: Path, out: Path) -> None:
     """What `weight-averaging average` does."""
     snapshots = Snapshots(folder)
     wanted = (LAWA(window=len(snapshots.steps)), snapshots.steps[-1])
     plan = Plan([wanted], snapshots.steps, latest=())
-    average_to_files(snapshots, plan, {wanted: out}, BUDGET, threads=threads)
+    average_to_files(snapshots, plan, {wanted: out}, BUDGET)
     shutil.rmtree(out)
 
 
@@ -111,7 +111,6 @@ def main() -> None:
         default="read,mean,written,safe_open",
         help="what to take (default: read,mean,written,safe_open; also: grid, sweep)",
     )
-    parser.add_argument("--threads", type=int, default=1, help="of an average (default: 1, as the command has)")
     parser.add_argument("--folder", default=None, help="where to put them (default: the temporary folder)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -121,14 +120,14 @@ def main() -> None:
         write(folder, arguments.count, arguments.megabytes * 1_000_000)
         out = Path(name) / "average"
         mean: list[tuple[Average, int]] = [(LAWA(window=arguments.count), arguments.count)]
-        points, ends, threads = grid(arguments.count), sweep(arguments.count), arguments.threads
+        points, ends = grid(arguments.count), sweep(arguments.count)
         known: dict[str, tuple[str, Callable[[], object]]] = {
             "read": ("read the files", lambda: read(folder)),
-            "mean": ("mean, this library", lambda: take(folder, mean, threads)),
-            "written": ("mean, this library, written to a folder", lambda: average(folder, out, threads)),
+            "mean": ("mean, this library", lambda: take(folder, mean)),
+            "written": ("mean, this library, written to a folder", lambda: average(folder, out)),
             "safe_open": ("mean, tensors by safetensors' safe_open", lambda: by_library(folder)),
-            "grid": (f"grid of {len(points)}, this library", lambda: take(folder, points, threads)),
-            "sweep": (f"{len(ends)} means of other windows and ends", lambda: take(folder, ends, threads)),
+            "grid": (f"grid of {len(points)}, this library", lambda: take(folder, points)),
+            "sweep": (f"{len(ends)} means of other windows and ends", lambda: take(folder, ends)),
         }
         chosen = ["read", *(name for name in arguments.actions.split(",") if name != "read")]
         if unknown := [name for name in chosen if name not in known]:
@@ -145,10 +144,7 @@ def main() -> None:
         return_memory_at_once()
         most = max(memory_added(action) for key, action in actions.items() if key != known["read"][0])
         total = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-    print(
-        f"{machine()}; {arguments.count} checkpoints, {total / 1e9:.2f} GB, median of {arguments.rounds}, "
-        f"averages on {arguments.threads} thread(s)\n"
-    )
+    print(f"{machine()}; {arguments.count} checkpoints, {total / 1e9:.2f} GB, median of {arguments.rounds}\n")
     print("| action | s | ratio to reading | GB/s | CPU s |\n|---|---|---|---|---|")
     base = statistics.median(wall for wall, _ in seconds["read the files"])
     for key, pairs in seconds.items():

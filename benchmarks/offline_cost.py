@@ -24,10 +24,10 @@ from torch import nn
 from benchmarks.timing import machine
 from weight_averaging.averages import EMA, LAWA, Average
 from weight_averaging.offline import Plan
-from weight_averaging.offline.passes.pieces import Piece, streams
+from weight_averaging.offline.passes.pieces import streams
 from weight_averaging.offline.reading.snapshots import Snapshots
 from weight_averaging.offline.safetensors_files import SafetensorsWriter
-from weight_averaging.offline.writing.to_files import at_once, shares_of
+from weight_averaging.offline.writing.to_files import parts_of
 
 INTERVALS = (1, 2, 3, 4)  # in snapshots; windows and decays: five each
 WINDOWS = (2, 3, 4, 5, 6)
@@ -57,17 +57,14 @@ def read(paths: list[Path], buffer: bytearray) -> None:
             file.readinto(buffer)
 
 
-def average(folder: Path, wanted: Sequence[tuple[Average, int]], threads: int = 1) -> None:
+def average(folder: Path, wanted: Sequence[tuple[Average, int]]) -> None:
     """As the command does; results are not written."""
     snapshots = Snapshots(folder)
     plan = Plan(wanted, snapshots.steps, latest=())
-
-    def work(cut: list[list[Piece]], read: Callable[[int], object]) -> None:
-        for _, results in plan.run_parts(streams(snapshots, plan.needed, cut, read)):
-            for _ in results:
-                pass
-
-    at_once(work, shares_of(snapshots, plan, snapshots.layout, BUDGET, threads), lambda count: None)
+    cut = parts_of(snapshots, plan, snapshots.layout, BUDGET)
+    for _, results in plan.run_parts(streams(snapshots, plan.needed, cut, lambda count: None)):
+        for _ in results:
+            pass
 
 
 def averaged_model(folder: Path, model: nn.Module) -> None:

@@ -51,8 +51,6 @@ if TYPE_CHECKING:
     from weight_averaging.offline import Snapshots
     from weight_averaging.offline.layouts import Layout
 
-_THREADS = 1  # a mean took 13 % longer on two, at rest (docs/results/cost.md)
-
 EXAMPLES = """\
 for example:
   weight-averaging average runs/mine --lawa window=20 --out average.safetensors
@@ -150,7 +148,7 @@ def write(
     from weight_averaging.offline.low_rank import check_low_rank
     from weight_averaging.offline.passes.pieces import memory, sums_of
     from weight_averaging.offline.writing.outputs import has_others, loading
-    from weight_averaging.offline.writing.to_files import average_to_files, layout_for, shares_of
+    from weight_averaging.offline.writing.to_files import average_to_files, layout_for, parts_of
 
     recompute = recomputing(args.recompute_batch_norm)
     outputs = _outputs(args, snapshots, wanted)
@@ -171,17 +169,15 @@ def write(
     for line in _beside(snapshots, layout, lost, recomputed=recompute is not None):
         print(line)
     budget = int(args.memory_gb * 1e9)
-    shares = shares_of(snapshots, plan, layout, budget, _THREADS)
-    parts = [group for share in shares for group in share]
+    parts = parts_of(snapshots, plan, layout, budget)
     total = nbytes(layout) * len(plan.needed)
     read, kind = counted(len(plan.needed), "snapshot"), sums_of(layout)
     copies = counted(plan.peak, f"{kind} copy", f"{kind} copies")
     print(
         f"{counted(len(wanted), 'average')} from {read}, {size(total)} to read; memory "
-        f"{size(len(shares) * memory(layout, plan.peak, parts))}: {copies} and a snapshot"
+        f"{size(memory(layout, plan.peak, parts))}: {copies} and a snapshot"
         + (", beside whole averages and models for batch norm" if recompute is not None else "")
         + (f", of {len(parts)} pieces of the model in turn" if len(parts) > 1 else "")
-        + (f", {len(shares)} at a time" if len(shares) > 1 else "")
     )
     said: list[str] = []
     with parents_made(outputs.values()), progress(total) as on_read:  # now that nothing else can be wrong

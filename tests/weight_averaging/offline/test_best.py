@@ -17,7 +17,7 @@ from torch import nn
 from tests.support.forms import command
 from weight_averaging import offline
 from weight_averaging.averages import SnapshotError
-from weight_averaging.offline.forms.scores import scores_of
+from weight_averaging.offline.forms.contents.scores import scores_of
 
 VALUES = {100: 0.9, 200: 0.2, 300: 0.5, 400: 0.1, 500: 0.7}  # by step; weights are the step
 

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.forms import folders_by_name
-from weight_averaging.offline.forms.learning_rates import learning_rate_of_folder
+from weight_averaging.offline.forms.contents.learning_rates import learning_rate_of_folder
+from weight_averaging.offline.forms.contents.scores import Score, scores_of_log
 from weight_averaging.offline.forms.safetensors_file import SafetensorsSource
-from weight_averaging.offline.forms.scores import Score, scores_of_log
 from weight_averaging.offline.forms.source import Source, joined
 from weight_averaging.offline.forms.torch_file import TorchSource
 from weight_averaging.offline.forms.trainers import count

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
-from weight_averaging.offline.forms.scores import Score, scores_of_strings
+from weight_averaging.offline.forms.contents.scores import Score, scores_of_strings
 from weight_averaging.offline.forms.source import Source
 from weight_averaging.offline.forms.trainers import EPOCH_KEYS, STEP_KEYS
 from weight_averaging.offline.safetensors_files import FROZEN, LATEST, SafetensorsFile

@@ -8,7 +8,7 @@ from typing import IO, Protocol
 from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
-from weight_averaging.offline.forms.scores import Score
+from weight_averaging.offline.forms.contents.scores import Score
 from weight_averaging.offline.layouts import Layout
 
 

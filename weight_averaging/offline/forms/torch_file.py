@@ -17,10 +17,10 @@ from weight_averaging.offline.forms.contents import (
     models_beside,
     with_models,
 )
-from weight_averaging.offline.forms.learning_rates import learning_rate
+from weight_averaging.offline.forms.contents.learning_rates import learning_rate
+from weight_averaging.offline.forms.contents.scores import Score, scores_of
 from weight_averaging.offline.forms.pickles import load_file
 from weight_averaging.offline.forms.records import Records, add_about
-from weight_averaging.offline.forms.scores import Score, scores_of
 from weight_averaging.offline.forms.source import NoModelError, WholeFile, ending, joined
 from weight_averaging.offline.forms.trainers import (
     MODEL_KEYS,

@@ -11,7 +11,7 @@ from weight_averaging.averages import Average, SnapshotError
 from weight_averaging.offline.layouts import Layout, State, layout_difference, layout_of
 from weight_averaging.offline.passes.memory import Memory
 from weight_averaging.offline.passes.sums import BLOCK, Accumulation, mean, sum_type
-from weight_averaging.offline.reading.unaveraged import Unchanging, UnchangingPart, latest_of
+from weight_averaging.offline.reading.unaveraged import Unchanging, latest_of
 from weight_averaging.tensor_names import clean_names
 from weight_averaging.torch.model.finite import is_finite
 
@@ -58,7 +58,7 @@ class Pass:
     """
 
     def __init__(self, work: Work, memory: Memory, unchanging: Unchanging) -> None:
-        self._work, self._memory, self._unchanging = work, memory, UnchangingPart(unchanging)
+        self._work, self._memory, self._unchanging = work, memory, unchanging
         self._vectors: dict[Accumulation, dict[str, list[Tensor]]] = {one: {} for one in work.running}
         self._results_left = Counter(one for due in work.due.values() for _, _, one in due)
         self._held: dict[int, dict[str, Tensor]] = {}  # snapshots, in the type of sums
@@ -68,6 +68,7 @@ class Pass:
 
     def run(self, stream: Iterable[tuple[int, State]]) -> Iterator[Result]:
         """Take the snapshots in; see `Plan.run`."""
+        self._unchanging.begin_part()
         expected = iter(self._work.needed)
         wanted = next(expected, None)
         for step, state in stream:

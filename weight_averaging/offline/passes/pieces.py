@@ -75,27 +75,6 @@ def groups(layout: Layout, models: int, budget: int, cut: bool) -> list[list[Pie
     return result
 
 
-def dealt(cut: list[list[Piece]], threads: int) -> list[list[list[Piece]]]:
-    """The groups in as many shares, or fewer, of about as many elements; the pieces of a tensor stay in their order.
-
-    All pieces of a tensor are in one share: a checksum goes through them one after another.
-    """
-    chains: list[list[list[Piece]]] = []
-    for group in cut:
-        if not chains or any(piece.start > 0 for piece in group):
-            chains = chains or [[]]
-        else:
-            chains.append([])
-        chains[-1].append(group)
-    shares: list[list[list[Piece]]] = [[] for _ in range(threads)]
-    sizes = [0] * threads
-    for chain in chains:
-        least = sizes.index(min(sizes))
-        shares[least] += chain
-        sizes[least] += sum(piece.stop - piece.start for group in chain for piece in group)
-    return [share for share in shares if share]
-
-
 def memory(layout: Layout, models: int, cut: list[list[Piece]]) -> int:
     """Bytes that the largest group takes."""
     return max(sum((p.stop - p.start) * _bytes(layout[p.name], models) for p in group) for group in cut)

@@ -99,7 +99,7 @@ class Plan:
         unchanging.end()
 
     def run_parts(
-        self, streams: Iterable[tuple[Part, Iterable[tuple[int, State]]]], unchanging: Unchanging | None = None
+        self, streams: Iterable[tuple[Part, Iterable[tuple[int, State]]]]
     ) -> Iterator[tuple[Part, Iterator[Result]]]:
         """The same for models in parts: for each part a stream of all snapshots, and the results of that part.
 
@@ -107,17 +107,11 @@ class Plan:
 
         Args:
             streams: parts, each with step and weights of all snapshots.
-            unchanging: of several runs over the parts of one model, who ends it; None: of this run alone.
         """
-        looks, memory = unchanging or self.unchanging(), Memory(again=True)
+        unchanging, memory = Unchanging(self._frozen), Memory(again=True)
         for part, stream in streams:
-            yield part, Pass(self._work, memory, looks).run(stream)
-        if unchanging is None:
-            looks.end()
-
-    def unchanging(self) -> Unchanging:
-        """What looks at tensors that are not averaged."""
-        return Unchanging(self._frozen)
+            yield part, Pass(self._work, memory, unchanging).run(stream)
+        unchanging.end()
 
 
 def _latest(steps: Sequence[int], until: int) -> int:

@@ -2,8 +2,8 @@
 
 One rule. The metric is taken from the first of these places that all checkpoints have:
 
-1. What a checkpoint holds (`weight_averaging.offline.forms.scores`). That is the metric of this name, or the only one
-   whose last word after a dot it is. Of a Trainer's log it is also the one with `eval_` before.
+1. What a checkpoint holds (`weight_averaging.offline.forms.contents.scores`). That is the metric of this name, or the
+   only one whose last word after a dot it is. Of a Trainer's log it is also the one with `eval_` before.
 2. The number after it in the checkpoint's name: `val_loss=0.12`, `best_loss_3.45`, `acc-0.91`.
 
 Which values are better is what the caller says, else what Lightning wrote down (`mode`), else what the name says. Lower
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from weight_averaging.averages import LAWA, SnapshotError
-from weight_averaging.offline.forms.scores import Score
+from weight_averaging.offline.forms.contents.scores import Score
 from weight_averaging.offline.forms.source import Source
 from weight_averaging.offline.forms.trainers import EPOCH_KEYS, STEP_KEYS
 from weight_averaging.offline.reading.snapshots import Snapshots

@@ -70,24 +70,12 @@ class Unchanging:
     """
 
     def __init__(self, frozen: Collection[str]) -> None:
-        self.frozen = frozenset(frozen)
-        self.changed: dict[str, None] = {}  # names in order; of two threads both may tell one
+        self._frozen = frozenset(frozen)
+        self._changed: list[str] = []
+        self.begin_part()
 
-    def end(self) -> None:
-        if self.changed:
-            logger.warning(
-                "%d frozen tensors change along the snapshots, and are taken from the latest one as they are (%s): "
-                "include them to have them averaged",
-                len(self.changed),
-                some(list(self.changed)),
-            )
-
-
-class UnchangingPart:
-    """The same for some elements of the tensors, along all snapshots. Parts may be looked at in several threads."""
-
-    def __init__(self, whole: Unchanging) -> None:
-        self._whole = whole
+    def begin_part(self) -> None:
+        """Other elements of the tensors follow."""
         self._seen: dict[str, int] = {}
 
     def see(self, step: int, name: str, tensor: Tensor, chosen: bool) -> None:
@@ -96,15 +84,24 @@ class UnchangingPart:
         Raises:
             SnapshotError: it holds quantised weights, and others than before.
         """
-        if name in self._whole.frozen:
-            if name not in self._whole.changed and self._differs(name, _middle(tensor)):
-                self._whole.changed[name] = None
+        if name in self._frozen:
+            if name not in self._changed and self._differs(name, _middle(tensor)):
+                self._changed.append(name)
             return
         could_be_weights = not chosen and len(tensor.shape) >= 2 and tensor.dtype != torch.bool
         if could_be_weights and self._differs(name, tensor):
             kind = str(tensor.dtype).removeprefix("torch.")
             raise SnapshotError(
                 f"step {step}: {name} is {kind} and changes along the snapshots: " + _QUANTISED.format(_module(name))
+            )
+
+    def end(self) -> None:
+        if self._changed:
+            logger.warning(
+                "%d frozen tensors change along the snapshots, and are taken from the latest one as they are (%s): "
+                "include them to have them averaged",
+                len(self._changed),
+                some(self._changed),
             )
 
     def _differs(self, name: str, tensor: Tensor) -> bool:
