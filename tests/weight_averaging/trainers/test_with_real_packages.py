@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+import torch.distributed.fsdp
 from torch import nn
 
 from tests.support import ROOT
@@ -133,14 +134,33 @@ def test_a_hyperparameter_search_leaves_an_earlier_runs_state_alone(tmp_path):
 def test_deepspeed_is_averaged_from_its_float32_masters(checks):
     """`DS_BUILD_OPS=0 pip install --no-build-isolation deepspeed` brings it onto a machine without a GPU."""
     pytest.importorskip("deepspeed")
+    on_two_ranks("deepspeed_ranks", *checks)
+
+
+def on_two_ranks(module: str, *words: str) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(
-        [*command, "-m", "tests.processes.deepspeed_ranks", *checks],
-        capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600,
+        [*command, "-m", f"tests.processes.{module}", *words],
+        capture_output=True, text=True, cwd=ROOT, env=environment, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     assert done.stdout.count("as expected") == 2
+
+
+@pytest.mark.parametrize(
+    "checks",
+    [["fsdp2:FULL_STATE_DICT", "fsdp2:SHARDED_STATE_DICT"], ["zero:1", "zero:2", "zero:3"]],
+    ids=["fsdp2", "zero"],
+)
+def test_the_loop_of_accelerate_with_shards(tmp_path, checks):
+    """The averages are those of the weights in float64, and a run from `save_state` goes on bit for bit."""
+    pytest.importorskip("accelerate")
+    if checks[0].startswith("zero"):
+        pytest.importorskip("deepspeed")
+    elif not hasattr(torch.distributed.fsdp, "fully_shard"):
+        pytest.skip("FSDP2 does not run on a CPU in this torch")
+    on_two_ranks("accelerate_ranks", str(tmp_path), *checks)
 
 
 def test_lightning_runs_fsdp1_and_deepspeed_on_no_cpu(monkeypatch):
