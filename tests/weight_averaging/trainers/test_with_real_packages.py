@@ -199,3 +199,77 @@ def test_the_handlers_of_ignite_in_the_docs():
     with pytest.raises(KeyError, match="in the evaluation"):
         names["evaluator"].run([0])
     assert names["model"].weight.item() == 8
+
+
+def test_the_callback_of_composer_in_the_docs(tmp_path):
+    composer = pytest.importorskip("composer")
+    names = {"LAWA": LAWA}
+    text = (ROOT / "docs/trainers.md").read_text().partition("## composer")[2]
+    exec(text.partition("```py\n")[2].partition("```")[0], names)
+    evaluated = []
+
+    class Model(composer.ComposerModel):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 1)
+
+        def forward(self, batch):
+            return self.layer(batch[0])
+
+        def loss(self, outputs, batch):
+            return nn.functional.mse_loss(outputs, batch[1])
+
+        def eval_forward(self, batch, outputs=None):
+            evaluated.append(flat(self))
+            if len(evaluated) == fails_at:
+                raise KeyError("in the evaluation")
+            return self.forward(batch)
+
+    def flat(model):
+        return torch.cat([parameter.detach().double().reshape(-1) for parameter in model.parameters()])
+
+    class Recorder(composer.Callback):
+        def batch_end(self, state, logger):
+            snapshots.append(flat(state.model))
+
+    def trained(seed, **options):
+        torch.manual_seed(seed)
+        model = Model()
+        trainer = composer.Trainer(
+            model=model,
+            train_dataloader=torch.utils.data.DataLoader(data, batch_size=4),
+            eval_dataloader=torch.utils.data.DataLoader(data, batch_size=32),
+            optimizers=torch.optim.Adam(model.parameters(), lr=0.05),
+            max_duration="8ba",
+            eval_interval="4ba",
+            device="cpu",
+            progress_bar=False,
+            callbacks=[names["Averaging"](), Recorder()],
+            **options,
+        )
+        trainer.fit()
+        return trainer, model
+
+    fails_at, snapshots = 0, []
+    x = torch.randn(32, 3, generator=torch.Generator().manual_seed(0))
+    data = torch.utils.data.TensorDataset(x, x.sum(1, keepdim=True))
+    trainer, model = trained(0, save_folder=str(tmp_path), save_interval="4ba")
+    assert len(snapshots) == 8
+    expected = [torch.stack(snapshots[step - 3 : step]).mean(0) for step in (4, 8)]
+    for found, value in zip(evaluated, expected, strict=True):
+        torch.testing.assert_close(found, value, rtol=1e-6, atol=1e-7)
+    assert torch.equal(flat(model), snapshots[-1])
+    trainer.eval()
+    assert torch.equal(evaluated[2], evaluated[1])
+    trainer.close()
+
+    first, seen = list(snapshots), list(evaluated)
+    snapshots.clear(), evaluated.clear()
+    trainer, again = trained(5, load_path=str(tmp_path / "ep0-ba4-rank0.pt"))
+    assert torch.equal(torch.stack(snapshots), torch.stack(first[4:]))
+    assert torch.equal(evaluated[-1], seen[1])
+    fails_at = len(evaluated) + 1
+    with pytest.raises(KeyError, match="in the evaluation"):
+        trainer.eval()
+    trainer.close()
+    assert torch.equal(flat(again), first[-1])
