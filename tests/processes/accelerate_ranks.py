@@ -1,9 +1,11 @@
-"""accelerate's own loop on two ranks of a CPU, over gloo: `-m tests.processes.accelerate_ranks FOLDER HOW...`.
+"""accelerate's own loop on ranks of a CPU, over gloo: `-m tests.processes.accelerate_ranks FOLDER HOW...`.
 
-HOW is `fsdp2:FULL_STATE_DICT`, `fsdp2:SHARDED_STATE_DICT`, `zero:1`, `zero:2` or `zero:3`.
+HOW is `fsdp2:FULL_STATE_DICT`, `fsdp2:SHARDED_STATE_DICT`, `zero:1`, `zero:2` or `zero:3`, on four
+ranks `hsdp:` and either of the first.
 """
 
 import itertools
+import os
 import sys
 from collections.abc import Callable
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlugin
+from accelerate.parallelism_config import ParallelismConfig
 from accelerate.utils import DistributedType
 from torch import nn
 
@@ -53,7 +56,8 @@ class Loop:
     def __init__(self, seed: int, averagers: Callable, weights: Callable, options: dict) -> None:
         torch.manual_seed(seed)
         model = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 3))
-        x = torch.randn(4 * ACCUMULATE * UPDATES, 6, generator=torch.Generator().manual_seed(0))
+        rows = 2 * int(os.environ["WORLD_SIZE"]) * ACCUMULATE * UPDATES
+        x = torch.randn(rows, 6, generator=torch.Generator().manual_seed(0))
         batches = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, x[:, :3].sin()), batch_size=2)
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
@@ -107,18 +111,25 @@ def check(averagers: Callable, weights: Callable, options: Callable, folder: str
     return whole
 
 
-def fsdp2(folder: str, kind: str) -> None:
+def fsdp2(folder: str, kind: str, **further: object) -> Loop:
     def averagers(model: nn.Module, _: object) -> list:
         return [LAWA(model, interval=1, window=3), EMA(model, decay=0.7)]
 
     def options() -> dict:
         words = {"auto_wrap_policy": "size_based_wrap", "min_num_params": 10}
-        return {"fsdp_plugin": FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type=kind, **words)}
+        return {"fsdp_plugin": FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type=kind, **words), **further}
 
     claim_an_accelerator()
     whole = check(averagers, full, options, folder, 1e-6)
     assert whole.accelerator.is_fsdp2
     assert all(hasattr(parameter, "device_mesh") for parameter in whole.model.parameters())
+    return whole
+
+
+def hsdp(folder: str, kind: str) -> None:
+    """Two replicas of two shards each."""
+    whole = fsdp2(folder, kind, parallelism_config=ParallelismConfig(dp_replicate_size=2, dp_shard_size=2))
+    assert next(whole.model.parameters()).device_mesh.ndim == 2
 
 
 def zero(folder: str, stage: str) -> None:
@@ -154,7 +165,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for argument in sys.argv[2:]:
         name, _, word = argument.partition(":")
-        {"fsdp2": fsdp2, "zero": zero}[name](f"{sys.argv[1]}/{name}_{word}", word)
+        {"fsdp2": fsdp2, "hsdp": hsdp, "zero": zero}[name](f"{sys.argv[1]}/{name}_{word}", word)
     dist.barrier()
     print("as expected", flush=True)
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO-1 and -2 on two ranks of a CPU, over gloo; started by test_with_real_packages.py."""
+"""DeepSpeed's ZeRO-1, -2 and -3 on two ranks of a CPU, over gloo; started by test_with_real_packages.py."""
 
 import os
 import sys
@@ -119,7 +119,10 @@ def pieces(stage: int) -> None:
 
 
 def hugging_face(stage: int) -> None:
-    """Under Hugging Face's Trainer: evaluations see the average of the masters, and a run resumes bit for bit."""
+    """Under Hugging Face's Trainer evaluations see the average of the masters, and a run resumes bit for bit.
+
+    ZeRO-3 is refused as training begins.
+    """
     from transformers import TrainerCallback
 
     from tests.weight_averaging.trainers.test_transformers import flat, tiny, trainer_of
@@ -148,6 +151,10 @@ def hugging_face(stage: int) -> None:
 
     whole = trainer_of(folder[0], Recorder(), **settings)
     averaging = attached(whole)
+    if stage == 3:
+        with pytest.raises(ValueError, match="a placeholder of DeepSpeed's ZeRO-3"):
+            whole.train()
+        return
     whole.train()
     seen = dict(whole.evaluated)
     for step in (8, 12):

@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStra
 
 from tests.weight_averaging.trainers.test_lightning import Module, Recorder, flat, trainer_of
 from weight_averaging.torch import LAWA
+from weight_averaging.torch.model.tensors import whole
 from weight_averaging.trainers.lightning import AveragedCheckpoint, WeightAveraging
 
 
@@ -66,7 +67,7 @@ class TensorParallel(Module):
 
 def full(module: torch.nn.Module) -> torch.Tensor:
     tensors = [p.detach() for p in module.parameters()]  # whole ones where FSDP has left them gathered
-    return torch.cat([(t.full_tensor() if hasattr(t, "full_tensor") else t).double().reshape(-1) for t in tensors])
+    return torch.cat([whole(tensor).double().reshape(-1) for tensor in tensors])
 
 
 def sharded(folder: Path, module: type[Module], data: int, tensor: int) -> None:

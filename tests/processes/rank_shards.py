@@ -19,6 +19,7 @@ from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.reading.snapshots import Snapshots
 from weight_averaging.offline.recording import SnapshotWriter
 from weight_averaging.torch import EMA, LAWA, Averages
+from weight_averaging.torch.model.tensors import whole
 
 try:
     from torch.distributed.fsdp import fully_shard
@@ -58,9 +59,7 @@ def sharded_model(seed: int = 0) -> Net:
 
 def full(model: nn.Module) -> np.ndarray:
     tensors = [p.detach() for p in model.parameters()]
-    return np.concatenate(
-        [(t.full_tensor() if hasattr(t, "full_tensor") else t).clone().numpy().ravel() for t in tensors]
-    )
+    return np.concatenate([whole(tensor).clone().numpy().ravel() for tensor in tensors])
 
 
 def train(model: nn.Module, averagers: list, steps: range) -> None:
@@ -105,8 +104,7 @@ def held(averager) -> np.ndarray:
     (vector,) = averager.state_dict()["tracks"][0]["vectors"]
     if not isinstance(vector, dict):
         return vector.clone().numpy()
-    parts = [t.full_tensor() if hasattr(t, "full_tensor") else t for t in vector.values()]
-    return np.concatenate([part.clone().numpy().ravel() for part in parts])
+    return np.concatenate([whole(tensor).clone().numpy().ravel() for tensor in vector.values()])
 
 
 def check_equal(a: list[np.ndarray], b: list[np.ndarray]) -> None:

@@ -86,5 +86,37 @@ def fsdp2(folder: Path) -> None:
     print("as expected", flush=True)
 
 
+def tensor(folder: Path) -> None:
+    """Tensor parallel as transformers loads models, which refuses to resume those. Both ranks see the same batches."""
+    from accelerate.parallelism_config import ParallelismConfig
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    import tests.weight_averaging.trainers.test_transformers
+
+    def spread(seed: int) -> LlamaForCausalLM:
+        if dist.get_rank() == 0:
+            torch.manual_seed(seed)
+            sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+            LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes)).save_pretrained(folder / f"begin_{seed}")
+        dist.barrier()
+        return LlamaForCausalLM.from_pretrained(folder / f"begin_{seed}", tp_plan="auto", dtype=torch.float32)
+
+    dist.init_process_group("gloo")
+    claim_an_accelerator()
+    tests.weight_averaging.trainers.test_transformers.flat = full
+    settings = {"ddp_backend": "gloo", "per_device_train_batch_size": 2}
+    settings |= {"parallelism_config": ParallelismConfig(tp_size=2), "save_strategy": "no"}
+    recorder = Recorder()
+    whole = trainer_of(folder, recorder, model=spread(0), **settings)
+    WeightAveraging(shards).attach(whole)
+    whole.train()
+    assert hasattr(next(whole.model.parameters()), "device_mesh")
+    seen = dict(whole.evaluated)
+    for step in (8, 12):
+        np.testing.assert_allclose(seen[step], reference.lawa(recorder.snapshots[1:step:2], 3), atol=1e-6)
+    np.testing.assert_array_equal(full(whole.model), recorder.snapshots[-1])
+    print("as expected", flush=True)
+
+
 if __name__ == "__main__":
-    (fsdp2 if sys.argv[2:] == ["fsdp2"] else main)(Path(sys.argv[1]))
+    {"": main, "fsdp2": fsdp2, "tensor": tensor}["".join(sys.argv[2:])](Path(sys.argv[1]))

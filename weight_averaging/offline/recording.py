@@ -31,7 +31,7 @@ from weight_averaging.offline.safetensors_files import FROZEN, LATEST, Safetenso
 from weight_averaging.tensor_names import without_wrappers
 from weight_averaging.torch.model.selection import FROZEN as FROZEN_PARAMETERS
 from weight_averaging.torch.model.selection import Selection, is_packed
-from weight_averaging.torch.model.tensors import is_sharded
+from weight_averaging.torch.model.tensors import is_sharded, whole
 from weight_averaging.torch.model.wrappers import unwrapped
 from weight_averaging.torch.swap import refuse_average_in
 
@@ -121,10 +121,10 @@ class SnapshotWriter:
             self._claim.take()
         copies = {}
         for name, tensor in state.items():
-            whole = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+            full = whole(tensor)
             if writes:
-                copies[without_wrappers(name)] = whole.detach().to(
-                    "cpu", self._type(whole), copy=True, memory_format=torch.contiguous_format
+                copies[without_wrappers(name)] = full.detach().to(
+                    "cpu", self._type(full), copy=True, memory_format=torch.contiguous_format
                 )
         if not writes:
             return True

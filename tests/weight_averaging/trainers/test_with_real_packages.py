@@ -128,30 +128,34 @@ def test_a_hyperparameter_search_leaves_an_earlier_runs_state_alone(tmp_path):
 
 @pytest.mark.parametrize(
     "checks",
-    [(["1", "2"]), (["pieces:3"]), (["hugging_face:1", "hugging_face:2"])],
+    [(["1", "2"]), (["pieces:3"]), (["hugging_face:1", "hugging_face:2", "hugging_face:3"])],
     ids=["zero_1_and_2", "zero_3", "hugging_face"],
 )
 def test_deepspeed_is_averaged_from_its_float32_masters(checks):
     """`DS_BUILD_OPS=0 pip install --no-build-isolation deepspeed` brings it onto a machine without a GPU."""
     pytest.importorskip("deepspeed")
-    on_two_ranks("deepspeed_ranks", *checks)
+    run_on(2, "deepspeed_ranks", *checks)
 
 
-def on_two_ranks(module: str, *words: str) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+def run_on(ranks: int, module: str, *words: str) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(
         [*command, "-m", f"tests.processes.{module}", *words],
         capture_output=True, text=True, cwd=ROOT, env=environment, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    assert done.stdout.count("as expected") == 2
+    assert done.stdout.count("as expected") == ranks
 
 
 @pytest.mark.parametrize(
     "checks",
-    [["fsdp2:FULL_STATE_DICT", "fsdp2:SHARDED_STATE_DICT"], ["zero:1", "zero:2", "zero:3"]],
-    ids=["fsdp2", "zero"],
+    [
+        ["fsdp2:FULL_STATE_DICT", "fsdp2:SHARDED_STATE_DICT"],
+        ["hsdp:SHARDED_STATE_DICT"],
+        ["zero:1", "zero:2", "zero:3"],
+    ],
+    ids=["fsdp2", "hsdp", "zero"],
 )
 def test_the_loop_of_accelerate_with_shards(tmp_path, checks):
     """The averages are those of the weights in float64, and a run from `save_state` goes on bit for bit."""
@@ -160,7 +164,14 @@ def test_the_loop_of_accelerate_with_shards(tmp_path, checks):
         pytest.importorskip("deepspeed")
     elif not hasattr(torch.distributed.fsdp, "fully_shard"):
         pytest.skip("FSDP2 does not run on a CPU in this torch")
-    on_two_ranks("accelerate_ranks", str(tmp_path), *checks)
+    run_on(4 if checks[0].startswith("hsdp") else 2, "accelerate_ranks", str(tmp_path), *checks)
+
+
+def test_tensor_parallel_under_hugging_faces_trainer(tmp_path):
+    """Evaluations see the average of what both ranks have; the raw weights are as before."""
+    pytest.importorskip("transformers", minversion="5")
+    pytest.importorskip("accelerate.parallelism_config")
+    run_on(2, "transformers_ranks", str(tmp_path), "tensor")
 
 
 def test_lightning_runs_fsdp1_and_deepspeed_on_no_cpu(monkeypatch):

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -20,7 +21,7 @@ def is_of_this_rank(tensor: Tensor) -> bool:
         return True
     mesh = tensor.device_mesh  # type: ignore[attr-defined]
     place = (mesh.mesh == torch.distributed.get_rank()).nonzero().flatten().tolist()
-    return list(mesh.get_coordinate() or ()) == place
+    return bool(list(mesh.get_coordinate() or ()) == place)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -29,8 +30,23 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a DTensor, on every rank of its mesh: collective. Any other tensor as it is."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    """All of a DTensor, on every rank of its mesh: collective. Any other tensor as it is.
+
+    Where two dimensions of a mesh cut one of the tensor, unevenly, torch 2.9's own `full_tensor` leaves zeros in it.
+    """
+    if not is_sharded(tensor):
+        return tensor
+    mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+    cuts = [(place.dim, mesh.size(number)) for number, place in enumerate(placements) if hasattr(place, "dim")]
+    pieces = {dim: math.prod(size for other, size in cuts if other == dim) for dim, _ in cuts}
+    if len(pieces) == len(cuts) or all(tensor.shape[dim] % count == 0 for dim, count in pieces.items()):
+        return tensor.full_tensor()  # type: ignore[attr-defined, no-any-return]
+    result = torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    result[_slices(tensor)] = local(tensor.detach())
+    for number, place in enumerate(placements):
+        if hasattr(place, "dim"):  # of bytes, so that -0.0 stays what it is
+            torch.distributed.all_reduce(result.view(-1).view(torch.uint8), group=mesh.get_group(number))
+    return result
 
 
 def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
@@ -56,11 +72,15 @@ def spread(tensor: Tensor, like: Tensor) -> Tensor:
     """
     if not is_sharded(like):
         return tensor.to(like.device)
+    return spread_like(tensor[_slices(like)].to(like.device).contiguous(), like)
+
+
+def _slices(like: Tensor) -> tuple[slice, ...]:
+    """The place of this rank's shard in the whole tensor."""
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     shape, offset = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)  # type: ignore[attr-defined]
-    here = tensor[tuple(slice(start, start + length) for start, length in zip(offset, shape, strict=True))]
-    return spread_like(here.to(like.device).contiguous(), like)
+    return tuple(slice(start, start + length) for start, length in zip(offset, shape, strict=True))
 
 
 def real(tensor: Tensor) -> Tensor:
