@@ -8,6 +8,7 @@ harness saves right after an evaluation.) Then it holds the average as its weigh
 own state, wherever in the checkpoint that is. Those come out here.
 """
 
+import contextlib
 import copy
 import functools
 import re
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.forms import INSTEAD_OF_FOLDERS, WANTED, is_checkpoint, open_checkpoint
+from weight_averaging.offline.forms.hugging_face import read_json
 from weight_averaging.offline.forms.source import NoModelError, Source, key_of
 from weight_averaging.offline.forms.strangers import NOT_READ, other_folder
 from weight_averaging.offline.forms.weights_of_folder import is_folder, is_run_in
@@ -26,6 +28,7 @@ from weight_averaging.offline.layouts import Layout, check_alike, nbytes
 from weight_averaging.offline.reading.checksums import Checksums
 from weight_averaging.offline.reading.fetching import fetching
 from weight_averaging.offline.reading.order import BEST, copies, from_place, is_aside, numbered
+from weight_averaging.offline.safetensors_files import LEFT, MANIFEST
 from weight_averaging.tensor_names import clean_names
 
 
@@ -128,6 +131,8 @@ class Snapshots:
             same = seen.setdefault((about.st_dev, about.st_ino), path)
             if reason := is_aside(path, entries) or (f"the same file as {same.name}" if same != path else ""):
                 self.left_out[path] = reason
+        for path, step in _of_another_course(self.folder).items():
+            self.left_out[path] = f"of before the run went back: it took another course at step {step}"
         kept = [path for path in entries if path not in self.left_out]
         numbered_ones = len(entries) > 1 and all(re.search(r"\d", path.name) for path in entries)
         if not kept and numbered_ones and set(self.left_out.values()) == {BEST}:  # copies of what is not there
@@ -254,6 +259,16 @@ class Snapshots:
                 checksums = Checksums(source)
                 for original, tensor in tensors.items():  # now that they are in memory
                     checksums.see(original, tensor)
+
+
+def _of_another_course(folder: Path) -> dict[Path, int]:
+    """Snapshots of a `SnapshotWriter` that the run went back behind and has not written again yet."""
+    if not (folder / MANIFEST).is_file():
+        return {}
+    with contextlib.suppress(SnapshotError, KeyError, TypeError):  # of somebody else, or damaged, which is no matter
+        entries = read_json(folder / MANIFEST)["snapshots"]
+        return {folder / entry["file"]: entry[LEFT] for entry in entries if LEFT in entry}
+    return {}
 
 
 def _pattern(path: Path) -> str:
