@@ -40,8 +40,8 @@ def check_one_course(steps: Mapping[int, Path]) -> None:
     for (one, earlier), (other, later) in pairwise(logs.items()):
         if later[: len(earlier)] != earlier:
             raise SnapshotError(
-                f"{other} is of another course of the run than {one.name}: its log is not a continuation of that one's. "
-                "Where a run was resumed, name the checkpoints of one course, or move the others away"
+                f"{other} is of another course of the run than {one.name}: its log is not a continuation of that. Where "
+                "a run was resumed, name the checkpoints of one course, or move the others away"
             )
 
 
