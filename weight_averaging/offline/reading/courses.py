@@ -40,7 +40,7 @@ def check_one_course(steps: Mapping[int, Path]) -> None:
     for (one, earlier), (other, later) in pairwise(logs.items()):
         if later[: len(earlier)] != earlier:
             raise SnapshotError(
-                f"{other} is of another course of the run than {one.name}: its log is not a continuation of that. Where "
+                f"{other} is of another course of the run than {one.name}: its log does not continue that. Where "
                 "a run was resumed, name the checkpoints of one course, or move the others away"
             )
 
