@@ -71,9 +71,11 @@ class Base:
         return folder.parent.name if folder.name in PACKAGES else folder.name
 
 
-def read(path: Path) -> Base:
+def read(path: Path, framework: str | None = None) -> Base:
     """Look through the file of a submission without running it.
 
+    Args:
+        framework: pytorch or jax, for one that imports both or neither by name.
     Raises:
         UsageError: it is no submission, or cannot be taken out of its place.
     """
@@ -109,9 +111,10 @@ def read(path: Path) -> Base:
     if len(found) != 1 and with_folder:  # what it imports from beside it may tell
         beside = "\n".join(other.read_text() for other in path.parent.rglob("*.py"))
         found = [framework for framework, of in PACKAGES.items() if any(f"import {p}" in beside for p in of)]
-    if len(found) != 1:
+    if len(found) != 1 and framework is None:
         raise UsageError(f"--submission_path={path} imports neither torch alone nor JAX alone: give --framework")
-    return Base(path, path.parent if with_folder else None, found[0], frozenset(names), _info(path.parent))
+    used = found[0] if len(found) == 1 else str(framework)
+    return Base(path, path.parent if with_folder else None, used, frozenset(names), _info(path.parent))
 
 
 def _info(folder: Path) -> dict[str, str]:
@@ -197,7 +200,7 @@ def write(
         bundle.write(tree, "made", None, folder)
         # The base stays as it is, with all that is beside it, but for imports that named its old place.
         shutil.copytree(made / "base", folder / "base", dirs_exist_ok=True)
-    for path, text in _with_relative_imports(base).items():
+    for path, text in with_relative_imports(base).items():
         (folder / "base" / path).write_text(text)
     for path in base.path.parent.glob("requirements*.txt"):  # where the benchmark looks for it
         shutil.copy2(path, folder)
@@ -208,10 +211,10 @@ def write(
 
 def changed(base: Base, folder: Path) -> list[Path]:
     """Files of the base that are not to the letter as they were, in a folder that was written."""
-    return [folder / "base" / path for path in _with_relative_imports(base)]
+    return [folder / "base" / path for path in with_relative_imports(base)]
 
 
-def _with_relative_imports(base: Base) -> dict[Path, str]:
+def with_relative_imports(base: Base) -> dict[Path, str]:
     """Texts of the base's modules that import others of its folder by absolute names, with relative ones."""
     found: dict[Path, str] = {}
     if base.folder is None:

@@ -26,11 +26,13 @@ from weight_averaging.errors import UsageError
 
 FLAGS = flags.FLAGS
 ROOT = Path(__file__).resolve().parent.parent
+FRAMEWORKS = {"pytorch": "PyTorch", "jax": "JAX"}
 
 flags.DEFINE_string("submission_path", None, "File of the submission that is to be averaged (.py).", required=True)
 flags.DEFINE_enum(
     "averaging", "lawa", sorted(average_submission.AVERAGES), "Average that evaluations see: lawa, ema or growing."
 )
+flags.DEFINE_enum("framework", None, list(FRAMEWORKS), "Framework of the submission; default: the one that it imports.")
 flags.DEFINE_string("out", None, "Folder to write, which must not be there yet.", required=True)
 flags.DEFINE_string(
     "tuning_search_space", None, "File of its search space (JSON); default: none, it is taken for self-tuning."
@@ -48,11 +50,12 @@ flags.DEFINE_boolean(
 )
 flags.DEFINE_string("authors", None, "Names of the authors of the averaged submission; default: those of the base.")
 flags.DEFINE_string("affiliations", None, "Affiliations of those authors; default: those of the base.")
-FRAMEWORKS = {"pytorch": "PyTorch", "jax": "JAX"}
 
 
 def run() -> None:
-    base = average_submission.read(Path(FLAGS.submission_path))
+    base = average_submission.read(Path(FLAGS.submission_path), FLAGS.framework)
+    if FLAGS.framework not in (None, base.framework):
+        raise UsageError(f"--submission_path={FLAGS.submission_path} needs --framework={base.framework}")
     folder = Path(FLAGS.out)
     space = Path(FLAGS.tuning_search_space) if FLAGS.tuning_search_space else None
     if folder.exists():

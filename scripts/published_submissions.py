@@ -9,9 +9,11 @@ that brings an average of its own to evaluations is averaged on top, with a note
 the first point of the search space beside it. Results are added where they ended: --out has a line each.
 """
 
+import atexit
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -33,6 +35,7 @@ from weight_averaging.errors import UsageError
 
 FLAGS = flags.FLAGS
 WINDOW = 5
+ROOT = Path(__file__).resolve().parent.parent
 
 flags.DEFINE_string("folder", None, "Folder with submissions, however deep, below the working directory.")
 flags.DEFINE_string("workload", "mini_finewebedu_lm", "Miniature on which each is tried; it needs both frameworks.")
@@ -81,11 +84,22 @@ def _weights(framework: str) -> Any:
     return of_module if framework == "pytorch" else of_tree
 
 
+def _importable(theirs: average_submission.Base) -> Path:
+    """Its file; a copy where it imports its own modules by the name of the place where its author had them."""
+    if not average_submission.with_relative_imports(theirs):
+        return theirs.path
+    folder = Path(FLAGS.out).parent / f"{theirs.name}_{os.getpid()}"
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    average_submission.write(ROOT, theirs, "lawa", {}, None, folder, {})
+    return folder / "base" / theirs.path.name
+
+
 def try_one(path: Path) -> dict[str, Any]:
     """Both runs of a submission, and what they tell."""
-    framework = average_submission.read(path).framework
+    theirs = average_submission.read(path)
+    framework = theirs.framework
     frameworks.check(framework)
-    module = submission.load(str(path), framework)
+    module = submission.load(str(_importable(theirs)), framework)
     spaces = sorted(path.parent.glob("*search_space*.json"))
     point = search.load(spaces[0], 1)[0] if spaces else None
     described = averages.LAWA(interval=1, window=WINDOW)
@@ -169,6 +183,7 @@ def _told(path: Path) -> dict[str, Any]:
 
 def _in_a_process(path: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "scripts.published_submissions", f"--one={path}", f"--workload={FLAGS.workload}"]
+    command.append(f"--out={FLAGS.out}")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])}
     try:
         done = subprocess.run(

@@ -74,6 +74,12 @@ def test_written_checked_and_run(tmp_path, theirs):
     assert done.returncode == 0, done.stderr
     made = tmp_path / "made"
     assert (made / "base" / "submission.py").read_text() == THEIRS
+    assert {path.name for path in made.iterdir() if path.is_dir()} == {
+        "averaged",
+        "base",
+        "recipe",
+        "weight_averaging",
+    }
     notes = [f for f in check_code.check(made / "submission.py") if f.path.parent != made / "base"]
     assert notes == []
     assert "note, of the base itself: " in done.stdout
@@ -130,6 +136,7 @@ def test_another_base_or_setting_is_another_folder(tmp_path, theirs):
             "--averaging_window=3",
         ): "--averaging_window: --averaging=growing takes averaging_share",
         ("--out=Made-Here",): "--out=Made-Here: give the folder's own name, of small letters",
+        ("--framework=jax",): "--submission_path=theirs/submission.py needs --framework=pytorch",
         ("--out=theirs",): "--out=theirs exists; remove it or choose another",
     }.items(),
 )
@@ -203,6 +210,17 @@ def test_a_file_that_cannot_be_averaged_is_one_line(theirs, message):
     path.write_text(THEIRS.replace(*BAD[message], 1))
     with pytest.raises(UsageError, match=message):
         average_submission.read(path)
+
+
+def test_one_that_imports_both_frameworks_is_of_the_one_that_is_named(theirs):
+    path = theirs / "submission.py"
+    path.write_text(THEIRS.replace("import torch\n", "import jax\nimport torch\n", 1))
+    assert [average_submission.read(path, framework).framework for framework in ("pytorch", "jax")] == [
+        "pytorch",
+        "jax",
+    ]
+    path.write_text(THEIRS)
+    assert average_submission.read(path, "jax").framework == "pytorch"
 
 
 def test_a_file_that_is_not_there(tmp_path):
