@@ -1,8 +1,9 @@
 """Imports within the folder of a submission: by relative names, so that the folder can be put anywhere."""
 
 import ast
-import importlib.util
+import importlib.machinery
 import re
+import sys
 from pathlib import Path
 
 from weight_averaging.errors import UsageError
@@ -74,6 +75,8 @@ def _relative_name(name: str, path: Path, folder: Path) -> str | None:
 
 def _installed(name: str, folder: Path) -> bool:
     """Whether Python finds a package of this name elsewhere: the harness would take that one."""
-    found = importlib.util.find_spec(name)
+    if name in sys.stdlib_module_names:
+        return True
+    found = importlib.machinery.PathFinder.find_spec(name)  # whatever has been imported here meanwhile
     places = [] if found is None else [found.origin, *(found.submodule_search_locations or [])]
     return any(place is not None and not Path(place).resolve().is_relative_to(folder.resolve()) for place in places)

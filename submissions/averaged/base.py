@@ -50,6 +50,7 @@ class Averaged:
         averages: how the average follows from the hyperparameters.
         point: hyperparameters of the average; None: they stand in the search space.
         calls_per_update: calls of `update_params` after which the base has trained once.
+        on_top: whether evaluations see what the base brings to them until the average is ready.
     """
 
     init_optimizer_state: Callable[..., Any]
@@ -60,6 +61,7 @@ class Averaged:
     averages: Averaging
     point: Mapping[str, Any] | None
     calls_per_update: int
+    on_top: bool
 
 
 def averaged(
@@ -170,7 +172,7 @@ def averaged(
     update_params.__signature__ = inspect.signature(base.update_params)  # type: ignore[attr-defined]
     return Averaged(
         init_optimizer_state, update_params, prepare_for_eval, data_selection, base.get_batch_size, kind, point,
-        calls_per_update,
+        calls_per_update, on_top,
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ LEFT = (
     "from torch.optim.theirs import Optimizer",
     "from submissions.recipe.beside import recipe",
     "import numpy",
+    "import time",
     "from . import beside",
     "from elsewhere.rates import RATE",
 )
@@ -34,7 +35,7 @@ LEFT = (
 def folder(tmp_path):
     made = tmp_path / "theirs"
     (made / "parts").mkdir(parents=True)
-    for name in ("parts/rates.py", "parts/more.py", "beside.py", "numpy.py", "submission.py"):
+    for name in ("parts/rates.py", "parts/more.py", "beside.py", "numpy.py", "time.py", "submission.py"):
         (made / name).write_text("RATE = 0.1\n")
     return made
 

@@ -111,14 +111,14 @@ def test_submissions_are_checked_when_loaded(tmp_path, monkeypatch):
 def test_a_submission_that_cannot_be_imported_is_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    Path("theirs").mkdir()
-    Path("theirs/wanting.py").write_text("import there_is_none.part\n")
-    Path("theirs/failing.py").write_text("import os\n\nraise AssertionError('not compiled with\\nCUDA')\n")
-    with pytest.raises(UsageError, match=r"^theirs/wanting\.py imports there_is_none, .* the package that has it$"):
-        submission.load("theirs/wanting.py")
-    Path("theirs/requirements.txt").touch()
-    with pytest.raises(UsageError, match=r"imports there_is_none, .* not installed: see theirs/requirements\.txt$"):
-        submission.load("theirs/wanting.py")
-    says = r"^theirs/failing\.py fails while it is imported: AssertionError: not compiled with CUDA \(.*g\.py:3\)$"
+    Path("of_others").mkdir()
+    Path("of_others/wanting.py").write_text("import there_is_none.part\n")
+    Path("of_others/failing.py").write_text("import os\n\nraise AssertionError('not compiled with\\nCUDA')\n")
+    with pytest.raises(UsageError, match=r"^of_others/wanting\.py imports there_is_none, .* the package that has it$"):
+        submission.load("of_others/wanting.py")
+    Path("of_others/requirements.txt").touch()
+    with pytest.raises(UsageError, match=r"imports there_is_none, .* not installed: see of_others/requirements\.txt$"):
+        submission.load("of_others/wanting.py")
+    says = r"^of_others/failing\.py fails while it is imported: AssertionError: not compiled with CUDA \(.*g\.py:3\)$"
     with pytest.raises(UsageError, match=says):
-        submission.load("theirs/failing.py")
+        submission.load("of_others/failing.py")

@@ -184,4 +184,7 @@ def test_it_says_what_it_averages_for_a_rehearsal():
     promise = promise_of(SimpleNamespace(submission=submission), None, 300)
     assert promise["interval"] == 3 * LAWA["averaging_interval"]
     assert promise["needed"] == LAWA["averaging_window"]
+    assert promise["raw_before"]
+    on_top = averaged(base_of("pytorch"), lawa, point=LAWA, on_top=True)
+    assert not promise_of(SimpleNamespace(submission=on_top), None, 300)["raw_before"]
     assert promise_of(SimpleNamespace(), None, 300) is None
