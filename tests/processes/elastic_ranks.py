@@ -1,10 +1,12 @@
 """Training that saves as it goes; a rank is killed, and fewer go on from there. Started by test_elastic.py.
 
-Also under torchrun: `torchrun ... -m tests.processes.elastic_ranks KIND FOLDER`, where the last worker dies, once.
+Also under torchrun: `torchrun ... -m tests.processes.elastic_ranks KIND FOLDER NODE`. There the worker of the agent
+that has NODE in its environment kills that agent and itself, once. For NODE "none" the last worker alone dies.
 """
 
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -23,11 +25,12 @@ from weight_averaging.torch import EMA, LAWA
 UPDATES, EVERY, LAST = 12, 2, 8
 
 
-def run(kind: str, folder: str, killed: int, mark: Path | None = None) -> int:
+def run(kind: str, folder: str, killed: int, mark: Path | None = None, agent: int = 0) -> int:
     """From the newest checkpoint there is. Rank `killed` dies as update 8 is saved; without one all come to the end.
 
     Args:
         mark: a file to leave then.
+        agent: a process to kill then, as if the machine were gone.
     Returns:
         The update that it went on from.
     """
@@ -51,6 +54,8 @@ def run(kind: str, folder: str, killed: int, mark: Path | None = None) -> int:
             if step == LAST and dist.get_rank() == killed:
                 if mark is not None:
                     mark.touch()
+                if agent:
+                    os.kill(agent, signal.SIGKILL)
                 die()
             save(model, averagers, kind, Path(folder, f"checkpoint_{step}"))
     whole = plain()
@@ -75,7 +80,7 @@ def save(model: torch.nn.Module, averagers: list, kind: str, place: Path) -> Non
         os.replace(partial, place)
 
 
-def under_torchrun(kind: str, folder: str) -> None:
+def under_torchrun(kind: str, folder: str, node: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, ranks, mark = dist.get_rank(), dist.get_world_size(), Path(folder, "killed")
@@ -83,7 +88,9 @@ def under_torchrun(kind: str, folder: str) -> None:
         for path in Path(folder).glob("writing_*"):  # of a save that was broken off
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     dist.barrier()
-    begun = run(kind, folder, -1 if mark.exists() else ranks - 1, mark)
+    mine = rank == ranks - 1 if node == "none" else os.environ["NODE"] == node
+    agent = 0 if node == "none" else int(os.environ["AGENT"])
+    begun = run(kind, folder, rank if mine and not mark.exists() else -1, mark, agent)
     print(f"{ranks} ranks went on from update {begun} with {kind}", flush=True)
     dist.destroy_process_group()
 

@@ -3,7 +3,9 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 import time
 
 import pytest
@@ -13,7 +15,9 @@ from tests.support.killing import newest
 from tests.support.warm_python import python
 from tests.weight_averaging.torch.test_ranks import of_meshes, run
 
-SECONDS = 300  # for all of a run, on a busy machine
+SECONDS = 600  # for all of a run, on a busy machine
+# torchrun walks through all imported modules as it speaks with the other agents: with those of `python()`, for minutes.
+AGENT = "import os; os.environ['AGENT'] = str(os.getpid()); from torch.distributed.run import main; main()"
 
 
 @of_meshes
@@ -36,12 +40,13 @@ class Agents:
 
     def start(self, *words: str) -> None:
         number = len(self.started)
-        # Without the last one, workers that are started anew read the addresses of those before them in torch's store.
-        local = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+        local = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "NODE": str(number), "PYTHON_EXEC": python()}
+        # Without this, workers that are started anew read the addresses of those before them in torch's store.
+        local["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         with (self._folder / f"agent_{number}.txt").open("w") as output:
             self.started.append(
                 subprocess.Popen(
-                    [python(), "-m", "torch.distributed.run", "--local_addr=127.0.0.1", *words],
+                    [sys.executable, "-c", AGENT, "--local_addr=127.0.0.1", *words],
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     env={**os.environ, **local},
@@ -65,6 +70,52 @@ class Agents:
                     agent.send_signal(signal.SIGTERM)  # which the agent hands to its workers
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(port: int) -> None:
+    until = time.monotonic() + SECONDS
+    while time.monotonic() < until:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    pytest.fail(f"nobody listens at port {port} after {SECONDS} s")
+
+
+@of_meshes
+def test_torchrun_goes_on_with_three_nodes_after_one_of_four_is_killed(tmp_path):
+    """`torchrun --nnodes=3:4`: agent and worker of a node die; the rendezvous starts the others anew, by themselves."""
+    agents, port = Agents(tmp_path), free_port()
+    words = [
+        "--nnodes=3:4",
+        "--nproc_per_node=1",
+        "--max_restarts=3",
+        "--monitor_interval=0.2",
+        "--rdzv_backend=c10d",
+        "--rdzv_id=averaging",
+        f"--rdzv_endpoint=127.0.0.1:{port}",
+        # Where three nodes have come, a fourth is waited for that many seconds; one that is silent for 15 s is gone.
+        "--rdzv_conf=last_call_timeout=15",
+        "-m",
+        "tests.processes.elastic_ranks",
+        "fsdp2",
+        str(tmp_path),
+        "3",
+    ]
+    agents.start(*words)
+    wait_for(port)  # the first agent has the store of the rendezvous, and stays
+    for _ in range(3):
+        agents.start(*words)
+    statuses = agents.ended()
+    assert statuses == [0, 0, 0, -signal.SIGKILL], agents.printed()
+    assert (tmp_path / "killed").exists()
+    assert agents.printed().count("3 ranks went on from update 6 with fsdp2") == 3, agents.printed()
+
+
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 def test_torchrun_restarts_both_workers_after_one_is_killed(tmp_path):
     """`torchrun --nproc_per_node=2 --max_restarts=1`."""
@@ -74,7 +125,7 @@ def test_torchrun_restarts_both_workers_after_one_is_killed(tmp_path):
         "--nproc_per_node=2",
         "--max_restarts=1",
         "--monitor_interval=0.2",
-        *("-m", "tests.processes.elastic_ranks", "ddp", str(tmp_path)),
+        *("-m", "tests.processes.elastic_ranks", "ddp", str(tmp_path), "none"),
     )
     assert agents.ended() == [0], agents.printed()
     assert (tmp_path / "killed").exists()

@@ -134,6 +134,10 @@ class Snapshots:
             kept, self.left_out = entries, {}
         if not kept:
             self._nothing()
+        alike = {_pattern(path) for path in kept if path.is_dir()}
+        for path in sorted(self.folder.iterdir()) if alike else ():  # or nobody would miss the latest
+            if path.is_dir() and _pattern(path) in alike and not is_checkpoint(path):
+                self.left_out[path] = "no whole checkpoint, as while it is being written"
         return kept
 
     def _nothing(self) -> NoReturn:
@@ -250,6 +254,11 @@ class Snapshots:
                 checksums = Checksums(source)
                 for original, tensor in tensors.items():  # now that they are in memory
                     checksums.see(original, tensor)
+
+
+def _pattern(path: Path) -> str:
+    """A name with the same sign for every number."""
+    return re.sub(r"\d+", "#", path.name)
 
 
 def names_of(source: Source) -> list[str]:
