@@ -18,7 +18,6 @@ from launching.official_workloads import SEVEN
 POINT = dict.fromkeys(SEVEN, 5) | {"imagenet_vit": 2, "fastmri": 3, "wmt": 3}
 LAWA = {"averaging_horizon": (0.01,), "averaging_window": (20,)}
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0)  # times the point's learning rate
-FRACTIONS = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 INTERVALS = (16, 32, 64, 128, 256, 512)
 
 

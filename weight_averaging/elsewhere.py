@@ -12,6 +12,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 ARGUMENTS = {
     "beta": "decay",
     "momentum": "decay",
+    "alpha": "decay",
+    "tau": "decay",
     "update_every": "interval",
     "update_interval": "interval",
     "every_n_steps": "interval",
@@ -24,6 +26,8 @@ ARGUMENTS = {
     "max_steps": "total_updates",
     "num_training_steps": "total_updates",
 }
+# Those that are the weight of the past in one library, and of the new weights in another (mmengine, DDPG).
+_EITHER = ("momentum", "alpha", "tau")
 
 
 class AnswersHabits:
@@ -47,7 +51,8 @@ def no_argument(function: str, name: str, known: Iterable[str]) -> TypeError:
     names = list(known)
     ours = ARGUMENTS.get(name)
     near = [ours] if ours in names else difflib.get_close_matches(name, names, 1)
-    hint = f": did you mean {near[0]}?" if near else f"; it takes {', '.join(names)}"
+    either = f" Where {name} is the weight of the new weights, and small, it is 1 - {name}" if name in _EITHER else ""
+    hint = f": did you mean {near[0]}?" + either * (near == ["decay"]) if near else f"; it takes {', '.join(names)}"
     return TypeError(f"{function} has no argument {name}{hint}")
 
 

@@ -7,6 +7,8 @@ import weakref
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from weight_averaging.words import inline
+
 logger = logging.getLogger("weight_averaging")
 
 PLACEMENTS = ("auto", "device", "host")
@@ -42,7 +44,7 @@ def on_host(
         MemoryError: they do not fit, in one line with the bytes and what to try next.
     """
     if placement not in PLACEMENTS:
-        raise ValueError(f"placement must be one of {', '.join(PLACEMENTS)}, not {placement!r}")
+        raise ValueError(f"placement must be one of {', '.join(PLACEMENTS)}, not {inline(placement)}")
     if not is_host and placement != "host":
         if placement == "auto" and need > DEVICE_SHARE * free:
             is_host = True

@@ -12,6 +12,16 @@ def fault_of(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
+def inline(value: object) -> str:
+    """What somebody gave, in one line: its type, where it takes more than a line to show.
+
+    >>> inline("one"), inline([0] * 99)
+    ("'one'", 'a list')
+    """
+    text = repr(value)
+    return text if len(text) <= 80 and "\n" not in text else with_article(type(value).__name__)
+
+
 def between(low: int, high: int, noun: str) -> str:
     """Say a range of counts.
 
@@ -45,4 +55,4 @@ def with_article(name: str) -> str:
     >>> with_article("EMA"), with_article("LAWA")
     ('an EMA', 'a LAWA')
     """
-    return f"an {name}" if name[0] in "AEIOU" else f"a {name}"
+    return f"an {name}" if name[0].upper() in "AEIOU" else f"a {name}"

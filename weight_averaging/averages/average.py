@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from weight_averaging.averages.checks import check_count
 from weight_averaging.averages.schedule import is_due
 from weight_averaging.errors import UsageError
+from weight_averaging.words import inline
 
 #: The functions of which weights are made, under the names that array libraries give them.
 NUMBERS = SimpleNamespace(
@@ -179,7 +180,7 @@ def check_along_training(average: Average) -> None:
         ValueError: it has no interval.
     """
     if not isinstance(average, Average):
-        raise TypeError(f"an average is described by one of weight_averaging.averages, not by {average!r}")
+        raise TypeError(f"an average is described by one of weight_averaging.averages, not by {inline(average)}")
     if not average.is_recursive and average.held is None:
         raise TypeError(
             f"{average} cannot be tracked along training: the number of its snapshots grows. Give it a window, or make "

@@ -7,6 +7,8 @@ from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any
 
+from weight_averaging.words import inline
+
 logger = logging.getLogger("weight_averaging")
 
 BUFFERS = ("average", "latest", "recompute")  # what may become of floating-point buffers
@@ -27,7 +29,8 @@ def check_step(step: object, last: int) -> int:
             raise TypeError
     except (TypeError, RuntimeError):  # the latter: a tensor of several
         hint = f": int({step!r})?" if isinstance(step, float) else ""
-        raise TypeError(f"update takes the number of completed updates, a whole number, not {step!r}{hint}") from None
+        given = f"{inline(step)}{hint}"
+        raise TypeError(f"update takes the number of completed updates, a whole number, not {given}") from None
     if number <= last:
         hint = "; an average that begins at the initial weights is made with start=0" if number == last == 0 else ""
         before = f"update({number}) after update({last})" if last > 0 else f"update({number}) before update(1)"
@@ -41,14 +44,14 @@ def check_count(name: str, value: int, least: int = 1) -> int:
         return int(value)
     whole = isinstance(value, Real) and math.isfinite(value) and value == int(value) >= least
     hint = f": {int(value)}?" if whole and not isinstance(value, bool) else ""
-    raise ValueError(f"{name} must be a whole number >= {least}, not {value!r}{hint}")
+    raise ValueError(f"{name} must be a whole number >= {least}, not {inline(value)}{hint}")
 
 
 def check_flag(name: str, value: bool) -> bool:
     """`value` if it is True or False, else a one-line ValueError that names it."""
     if isinstance(value, bool):
         return value
-    raise ValueError(f"{name} must be True or False, not {value!r}")
+    raise ValueError(f"{name} must be True or False, not {inline(value)}")
 
 
 def check_decay(decay: float) -> float:
@@ -58,7 +61,7 @@ def check_decay(decay: float) -> float:
     hint = " (a string: drop the quotes)" if isinstance(decay, str) else ""
     if callable(decay):
         hint = ": a decay that changes is averages.Ramp, or a description of your own (docs/own_average.md)"
-    raise ValueError(f"decay must be a number in [0, 1), not {decay!r}{hint}")
+    raise ValueError(f"decay must be a number in [0, 1), not {inline(decay)}{hint}")
 
 
 def check_horizon(horizon: float) -> float:
@@ -66,7 +69,7 @@ def check_horizon(horizon: float) -> float:
     number = isinstance(horizon, Real) and not isinstance(horizon, bool) and math.isfinite(horizon)
     if number and 0 < horizon <= 1:
         return float(horizon)
-    raise ValueError(f"horizon must be a share of training in (0, 1], not {horizon!r}")
+    raise ValueError(f"horizon must be a share of training in (0, 1], not {inline(horizon)}")
 
 
 def check_share(share: float) -> float:
@@ -74,7 +77,7 @@ def check_share(share: float) -> float:
     try:
         return check_horizon(share)
     except ValueError:
-        raise ValueError(f"share must be in (0, 1], not {share!r}") from None
+        raise ValueError(f"share must be in (0, 1], not {inline(share)}") from None
 
 
 def check_rate(rate: Any) -> float:
@@ -88,7 +91,7 @@ def check_rate(rate: Any) -> float:
     except (TypeError, ValueError, RuntimeError):
         number = math.nan
     if not 0 <= number < math.inf:
-        raise ValueError(f"learning_rate must be a number >= 0, not {rate!r}")
+        raise ValueError(f"learning_rate must be a number >= 0, not {inline(rate)}")
     return number
 
 

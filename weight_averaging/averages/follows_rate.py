@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from weight_averaging.averages.average import NUMBERS, Average
 from weight_averaging.averages.checks import check_rate, check_share
 from weight_averaging.errors import UsageError
+from weight_averaging.words import inline
 
 logger = logging.getLogger("weight_averaging")
 
@@ -46,7 +47,7 @@ class FollowsRate(Average):
         check_share(self.share)
         top = self.top_rate
         if top is not None and not (isinstance(top, Real) and not isinstance(top, bool) and 0 < top < math.inf):
-            raise ValueError(f"top_rate must be a number > 0, or None, not {top!r}")
+            raise ValueError(f"top_rate must be a number > 0, or None, not {inline(top)}")
 
     @property
     def begins_with(self) -> tuple[float, float]:

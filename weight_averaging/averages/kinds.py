@@ -11,6 +11,7 @@ from weight_averaging.averages.average import NUMBERS, Average
 from weight_averaging.averages.checks import check_count, check_decay, check_flag, check_share
 from weight_averaging.averages.horizon import exponent_from_share, warmup_weight
 from weight_averaging.moved import deprecated
+from weight_averaging.words import inline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +127,7 @@ class Merge(Average):
         if self.window is not None:
             self._set("window", check_count("window", self.window))
         if self.shape not in SHAPES:
-            raise ValueError(f"shape must be one of {', '.join(SHAPES)}, not {self.shape!r}")
+            raise ValueError(f"shape must be one of {', '.join(SHAPES)}, not {inline(self.shape)}")
 
     def coefficients(self, count: int) -> list[float]:
         decay = [SHAPES[self.shape](j / count) for j in range(count + 1)]
@@ -152,7 +153,7 @@ class Weighted(Average):
     def __post_init__(self) -> None:
         super().__post_init__()
         if bad := [w for w in self.weights if not (isinstance(w, int | float) and math.isfinite(w) and w)]:
-            raise ValueError(f"weights must be finite numbers other than 0, not {bad[0]!r}")
+            raise ValueError(f"weights must be finite numbers other than 0, not {inline(bad[0])}")
         if not abs(math.fsum(self.weights) - 1.0) <= 1e-6:
             raise ValueError(f"weights must have the sum 1, not {math.fsum(self.weights):.6g}")
 
@@ -178,7 +179,7 @@ class Power(Average):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (isinstance(self.gamma, int | float) and math.isfinite(self.gamma) and self.gamma >= 0):
-            raise ValueError(f"gamma must be a number >= 0, not {self.gamma!r}")
+            raise ValueError(f"gamma must be a number >= 0, not {inline(self.gamma)}")
 
     def weight(self, number: Any, functions: Any = NUMBERS) -> Any:
         return _power_weight(self.gamma, number, functions)
@@ -220,7 +221,7 @@ class Growing(Average):
         0.1054
         """
         if not 0 < sigma_rel < 12**-0.5:
-            raise ValueError(f"sigma_rel must be in (0, {12**-0.5:.4f}), not {sigma_rel!r}")
+            raise ValueError(f"sigma_rel must be in (0, {12**-0.5:.4f}), not {inline(sigma_rel)}")
         low, high = 0.0, 1e9
         for _ in range(200):
             gamma = (low + high) / 2
@@ -254,10 +255,10 @@ class Ramp(Average):
         super().__post_init__()
         self._set("decay", check_decay(self.decay))
         if not (isinstance(self.final, int | float) and 0 <= self.final <= 1):
-            raise ValueError(f"final must be a number in [0, 1], not {self.final!r}")
+            raise ValueError(f"final must be a number in [0, 1], not {inline(self.final)}")
         self._set("length", check_count("length", self.length))
         if self.shape not in ("cosine", "linear"):
-            raise ValueError(f"shape must be cosine or linear, not {self.shape!r}")
+            raise ValueError(f"shape must be cosine or linear, not {inline(self.shape)}")
 
     def weight(self, number: Any, functions: Any = NUMBERS) -> Any:
         passed = functions.minimum(1.0, (number - 2) / self.length)

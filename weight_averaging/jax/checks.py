@@ -10,6 +10,7 @@ from jax import Array
 
 from weight_averaging.errors import UsageError
 from weight_averaging.jax.trees import Tree, dtype_of, is_averaged, structure_with_axis
+from weight_averaging.words import inline
 
 logger = logging.getLogger("weight_averaging")
 
@@ -106,7 +107,7 @@ def known(step: int | Array) -> int | Array:
         UsageError: it is beyond int32.
     """
     if isinstance(step, bool) or not jax.dtypes.issubdtype(dtype_of(step), jnp.integer) or jnp.shape(step) != ():
-        raise TypeError(f"update takes the number of completed updates, a whole number, not {step!r}")
+        raise TypeError(f"update takes the number of completed updates, a whole number, not {inline(step)}")
     if isinstance(step, jax.Array) and (jax.process_count() > 1 or not at_hand(step)):
         return step
     return checked(int(step))

@@ -12,6 +12,7 @@ from torch import nn
 from weight_averaging.averages.checks import BUFFERS
 from weight_averaging.elsewhere import no_argument
 from weight_averaging.include_exclude import Choice
+from weight_averaging.words import inline
 
 F = TypeVar("F", bound=Callable[..., Any])
 Model = nn.Module | Sequence[nn.Module]  # several: stages of one model on this rank
@@ -54,16 +55,17 @@ def completed(options: Options, function: Callable[..., Any]) -> Options:
     check_names(options, function)
     result: Options = {**DEFAULTS, **options}
     if result["buffers"] not in BUFFERS:
-        raise ValueError(f"buffers must be one of {', '.join(BUFFERS)}, not {result['buffers']!r}")
+        raise ValueError(f"buffers must be one of {', '.join(BUFFERS)}, not {inline(result['buffers'])}")
     if result["dtype"] not in (None, torch.float32, torch.float64):
         raise ValueError(
-            f"dtype must be torch.float32 or torch.float64, not {result['dtype']!r}: with fewer bits an average stalls"
+            f"dtype must be torch.float32 or torch.float64, not {inline(result['dtype'])}: with fewer bits an average "
+            "stalls"
         )
     for name, group in zip(("process_group", "model_parallel_group"), groups_of(result), strict=True):
         if group is not None and not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
             raise TypeError(
                 f"{name} must be a torch.distributed.ProcessGroup that this rank is in, as dist.group.WORLD is, "
-                f"not {group!r}"
+                f"not {inline(group)}"
             )
     return result
 

@@ -19,7 +19,7 @@ from weight_averaging.torch.parts import state_of_all, state_of_one
 from weight_averaging.torch.swap import Swap
 from weight_averaging.torch.tracks.track import Track
 from weight_averaging.torch.tracks.window import WindowTrack
-from weight_averaging.words import some, with_article
+from weight_averaging.words import inline, some, with_article
 
 logger = logging.getLogger("weight_averaging")
 
@@ -104,7 +104,7 @@ def _checked(averager: Collector, swap: Swap, state: dict[str, Any], how: str) -
 def _differing(averager: Collector, settings: dict[str, Any], state: dict[str, Any], how: str) -> list[str]:
     """The settings in which a state differs; a ValueError if that, or anything else of it, forbids loading it."""
     if how not in ("same", "new"):
-        raise ValueError(f"settings must be 'same' or 'new', not {how!r}")
+        raise ValueError(f"settings must be 'same' or 'new', not {inline(how)}")
     name = averager.name
     if missing := [key for key in _CONTENTS if key not in state]:
         raise ValueError(f"not the state of an averager: it has no {', '.join(missing)}")

@@ -109,7 +109,8 @@ class Shown(Collector):
         save(self._whole(), Path(folder), max_shard_size, self._ranks, self._weights.device)
 
     def _whole(self) -> WholeAverage | WholeOfParts:
-        track, state = self._shown, export.state_of(self._model, self._weights)
+        track = self._shown
+        state = together(self._ranks.parts, lambda: export.state_of(self._model, self._weights))
         whole = WholeAverage(state, self._weights, self._ranks, lambda block: track.average(block, self._selected))
         return whole if self._ranks.parts is None else WholeOfParts(whole, self._ranks, self._weights.device)
 

@@ -1,6 +1,7 @@
 """The average in the model: what is true meanwhile, and the way back."""
 
 import contextlib
+import logging
 import sys
 import weakref
 from collections.abc import Callable, Container, Iterator
@@ -15,6 +16,8 @@ from weight_averaging.torch.model.batch_norm import keep_statistics, restore_sta
 from weight_averaging.torch.model.probe import Probe
 from weight_averaging.torch.model.spare_copy import SpareCopy
 from weight_averaging.torch.model.tensors import forget_values
+
+logger = logging.getLogger("weight_averaging")
 
 _IN_MODELS: "weakref.WeakSet[Swap]" = weakref.WeakSet()  # those whose average is in their model now
 
@@ -93,7 +96,7 @@ class Swap:
             raise
 
     def take_out(self) -> None:
-        """Put the raw weights back, bit for bit.
+        """Put the raw weights back, bit for bit; rounded, with a warning, where the model has a smaller type by now.
 
         Raises:
             RuntimeError: tensors of the model were removed or reshaped meanwhile. Where something wrote into the
@@ -101,6 +104,8 @@ class Swap:
         """
         written = "" if self._shown is None else self._shown.changed(self._spare.weights)
         self._spare.restore(self.raw)
+        if rounded := self._spare.rounded(self.raw):
+            logger.warning("while the average was in the model, %s: the raw weights are back, rounded to that", rounded)
         forget_values()
         restore_statistics(self._model, self.statistics)
         self.stay()

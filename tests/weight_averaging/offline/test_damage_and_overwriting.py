@@ -1,6 +1,7 @@
 """Files that are damaged, that several processes write, or that are there already."""
 
 import errno
+import json
 import multiprocessing
 import os
 import struct
@@ -163,3 +164,26 @@ def test_a_file_system_without_links(tmp_path, monkeypatch):
     assert (error.value.strerror, error.value.filename) == ("there meanwhile, and not written over", str(path))
     assert path.read_bytes() == b"first"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("last", ["model.safetensors", "model.safetensors.index.json", ".metadata"])
+def test_a_folder_that_is_being_written_is_named(tmp_path, capsys, last):
+    """What makes it a checkpoint comes last; the average is as of the one before, and says that there is another."""
+    for step in (900, 1000):
+        folder = tmp_path / f"checkpoint-{step}"
+        if last == ".metadata":
+            pytest.importorskip("torch.distributed.checkpoint").save(
+                {"model": state_of(step)}, checkpoint_id=str(folder)
+            )
+        else:
+            folder.mkdir()
+            part = last if last == "model.safetensors" else "model-00001-of-00001.safetensors"
+            save_file(state_of(step), folder / part)
+            if part != last:
+                weights = dict.fromkeys(state_of(step), part)
+                (folder / last).write_text(json.dumps({"metadata": {}, "weight_map": weights}))
+    (tmp_path / "checkpoint-1000" / last).unlink()
+    (tmp_path / "logs-3").mkdir()
+    said = command(capsys, "average", tmp_path, "--lawa=window=1", f"--out={tmp_path / 'x.safetensors'}")
+    assert "left out: checkpoint-1000 (no whole checkpoint, as while it is being written)\n" in said
+    assert "lawa window=1 as of step 900," in said

@@ -1,6 +1,7 @@
 """What others do while the average is in the model, between two blocks of a snapshot, or from another thread."""
 
 import copy
+import logging
 import threading
 
 import pytest
@@ -267,3 +268,28 @@ def test_a_copy_from_a_thread_is_of_one_update(make):
     thread.join()
     assert len(seen) > 3
     assert all(len(values) == 1 for values in seen), [values for values in seen if len(values) > 1][:3]
+
+
+TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@given(before=st.sampled_from(TYPES), during=st.sampled_from(TYPES), value=st.floats(-9, 9))
+def test_raw_weights_that_come_back_rounded_are_told(before, during, value):
+    """The model is cast to evaluate it in fewer bits, and training would go on from rounded weights in silence."""
+    model, averager = trained(MAKERS["ema"], scalar_model().to(before))
+    filled(model, value)
+    raw = model.weight.detach().clone()
+    said: list[logging.LogRecord] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = said.append
+    logging.getLogger("weight_averaging").addHandler(handler)
+    try:
+        with averager.averaged():
+            model.to(during)
+    finally:
+        logging.getLogger("weight_averaging").removeHandler(handler)
+    exact = torch.promote_types(before, during) == during
+    assert exact == (not said)
+    if said:
+        assert f"weight was made {during} of {before}: the raw weights are back, rounded" in said[0].getMessage()
+    assert torch.equal(model.weight.detach(), raw.to(during))

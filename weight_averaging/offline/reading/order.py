@@ -8,12 +8,15 @@ One rule. Numbers come from the first of these places that all checkpoints have,
 3. any other number in its name: the last one that is not the same in all, unless it is that of the epoch;
 4. epochs: its own counter, else as in 1.
 
-No score (`acc=0.81`) is a number, nor a version (`-v1`), nor a date with a time.
+No score (`acc=0.81`) is a number, nor a version (`-v1`), nor a date with a time. `1.5M`, `20k`, `1e5` and `1,000` are
+the numbers that they stand for. A counter that begins anew with every epoch is refused, and so is one that goes
+against the step in the names.
 """
 
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,12 +30,20 @@ _STEP = re.compile(r"(?:(?<![a-z])(?:iter(?:ation)?s?|itr|updates?|batch(?:es)?|
 _EPOCH = re.compile(r"(?<![a-z])(?:epochs?|ep)[=_.-]?(\d+)|(\d+)[=_-]?epochs?(?![a-z])", re.IGNORECASE)
 _CHECKPOINT = re.compile(r"(?<![a-z])(?:checkpoint|ckpt)[=_.-]?(\d+)$", re.IGNORECASE)  # of a folder
 _SUFFIX = re.compile(r"(\.(pt|pth|ckpt|tar|bin|safetensors))+$")
-# Numbers that are no place in a run: 0.81, 1e-4, acc=81, the 1 of -v1, the parts of a hash, a date and time.
+# Numbers that are no place in a run: 0.81, 1e-4, acc=81, the 1 of -v1, that of a copy (1), a date and time.
 _NO_PLACE = re.compile(
-    r"\d+\.\d+(?:e[+-]?\d+)?|\d+e-\d+|[a-z]+=-?\d+(?:\.\d+)?|(?<![a-z])v\d+(?![a-z\d])"
+    r"\d+\.\d+(?:e[+-]?\d+)?|\d+e-\d+|[a-z]+=-?\d+(?:\.\d+)?|(?<![a-z])v\d+(?![a-z\d])|\(\d+\)"
     r"|\d{4}-\d\d-\d\d[+_T -]\d\d[-:]\d\d[-:]\d\d(?:\+\d\d)?",
     re.IGNORECASE,
 )
+# Numbers in short: 20k, 1.5M, 1e5, 1,000. After a word only where that is a label: the 2b of "abc2b" is none.
+_SHORT = re.compile(
+    r"(?<![a-z\d])([a-z]*)(\d{1,3}(?:,\d{3})+(?![\d,])|\d+(?:\.\d+)?(?:[kmb](?![a-z\d])|e\+?\d{1,2}(?![a-z\d.])))",
+    re.IGNORECASE,
+)
+_THOUSANDS = {"k": 10**3, "m": 10**6, "b": 10**9}
+# Counters of a whole run; others may be of an epoch.
+_OF_THE_RUN = re.compile(r"global_?step|num_updates|completed_steps|num_timesteps", re.IGNORECASE)
 # Words in the names of what is a copy of a snapshot, or an average already.
 _ASIDE = {"best", "last", "latest", "recovery", "tmp", "ave", "avg", "average", "averaged"}
 BEST = "'best' in its name"
@@ -49,28 +60,37 @@ class Places:
 
     Attributes:
         step, epoch: (number, where it is from) of the first place that has it, or None.
-        named_epoch: of its name alone.
+        named_step, named_epoch: of its name alone.
         numbers: all other numbers in the name, in its order.
     """
 
     def __init__(self, source: Source, in_own_folder: bool, constant: Collection[str] = ()) -> None:
-        name, folder = _SUFFIX.sub("", source.path.name), ""
+        name, folder = _SHORT.sub(_long, _SUFFIX.sub("", source.path.name)), ""
         rest = _NO_PLACE.sub(" ", _EPOCH.sub(" ", _STEP.sub(" ", name)))
         self.numbers = [int(number) for number in re.findall(r"\d+", rest)]
         if in_own_folder:
-            folder = source.path.absolute().parent.name
+            folder = _SHORT.sub(_long, source.path.absolute().parent.name)
         in_folder = "its folder's name"
         self.named_epoch = _labelled(_EPOCH, name, "its name")
+        self.named_step = _labelled(_STEP, name, "its name") or _labelled(_STEP, folder, in_folder)
         self.step = (
             _own(source, STEP_KEYS, constant)
-            or _labelled(_STEP, name, "its name")
-            or _labelled(_STEP, folder, in_folder)
+            or self.named_step
             or (None if self.numbers else _labelled(_CHECKPOINT, folder, in_folder))
         )
         self.epoch = _own(source, EPOCH_KEYS, constant) or self.named_epoch or _labelled(_EPOCH, folder, in_folder)
 
 
 Found = tuple[int, str] | None
+
+
+def _long(match: re.Match[str]) -> str:
+    """A number in short as its digits; as it is where it is no whole one, or after a word that is no label."""
+    word, number = match[1], match[2].lower().replace(",", "")
+    if word and not (_STEP.search(f"{word}0") or _EPOCH.search(f"{word}0")):
+        return match[0]
+    value = Fraction(number.rstrip("kmb")) * _THOUSANDS.get(number[-1], 1)
+    return word + str(value.numerator) if value.denominator == 1 else match[0]
 
 
 def _own(source: Source, keys: Sequence[str], but: Collection[str]) -> Found:
@@ -152,6 +172,8 @@ def numbered(sources: Sequence[Source]) -> tuple[str, dict[Path, int], str]:
                 f"{first}: its name has {len(places[first].numbers)} numbers, which put the checkpoints in different "
                 "orders: say which one is the step, by --step-from name:1, name:2 or the key in it"
             )
+        if unit == "step":
+            _refuse_other_orders(places, found, epochs)
         return _counted(unit, found, is_bare=found is bare)
     if same is not None:
         return _counted(*same, is_bare=False)
@@ -162,6 +184,27 @@ def numbered(sources: Sequence[Source]) -> tuple[str, dict[Path, int], str]:
         f"{path}: its {unit} is not known{others}; put it into the name, as in step_1000{path.suffix}, or say where it "
         "is by --step-from"
     )
+
+
+def _refuse_other_orders(
+    places: Mapping[Path, Places], steps: Mapping[Path, tuple[int, str]], epochs: Mapping[Path, tuple[int, str]]
+) -> None:
+    """SnapshotError if steps do not grow with those in the names, or with epochs where they may be of one or none."""
+    named = {path: place.named_step for path, place in places.items() if place.named_step is not None}
+    of_the_run = all(_OF_THE_RUN.search(where + path.name) for path, (_, where) in steps.items())
+    for rival in (named, {} if of_the_run else epochs):
+        if len(rival) < len(steps):
+            continue
+        ordered = sorted(steps, key=lambda path: (rival[path][0], steps[path][0]))
+        for one, after in pairwise(ordered):
+            (earlier, _), (mine, where) = steps[one], steps[after]
+            (first, place), (second, _) = rival[one], rival[after]
+            if first < second and mine <= earlier:
+                raise SnapshotError(
+                    f"{after}: {where} is {mine} after {earlier} of {one.name}, while {place} goes from {first} to "
+                    f"{second}: one of them begins anew on the way; say what counts, by --step-from name:1, name:2, "
+                    "order or a key"
+                )
 
 
 def _counted(unit: str, found: Mapping[Path, tuple[int, str]], is_bare: bool) -> tuple[str, dict[Path, int], str]:
@@ -180,7 +223,10 @@ def _bare(names: Mapping[Path, Sequence[int]]) -> tuple[dict[Path, tuple[int, st
     counts = {len(numbers) for numbers in names.values()}
     if len(counts) > 1 or not counts:
         where = "the last number in its name"
-        return {path: (numbers[-1], where) for path, numbers in names.items() if numbers}, True
+        numbered_ones = {path: numbers for path, numbers in names.items() if numbers}
+        ordered = sorted((numbers[-1], numbers[0]) for numbers in numbered_ones.values())
+        agree = all(one[1] <= after[1] for one, after in pairwise(ordered))
+        return {path: (numbers[-1], where) for path, numbers in numbered_ones.items()}, agree
     columns = list(zip(*names.values()))
     if not columns:
         return {}, True
@@ -210,7 +256,8 @@ def from_place(sources: Sequence[Source], place: str) -> tuple[str, dict[Path, i
 
         def number_of(source: Source) -> int | None:
             path = source.path.absolute()
-            numbers = re.findall(r"\d+", _SUFFIX.sub("", path.name) if where == "name" else path.parent.name)
+            text = _SUFFIX.sub("", path.name) if where == "name" else path.parent.name
+            numbers = re.findall(r"\d+", _SHORT.sub(_long, text))
             at_hand = -len(numbers) <= at <= len(numbers)
             return int(numbers[at - 1 if at > 0 else at]) if at_hand else None
 

@@ -83,6 +83,13 @@ class SpareCopy:
             with writing(tensors):
                 torch._foreach_copy_(tensors, raw)
 
+    def rounded(self, raw: list[Tensor]) -> str:
+        """Which of the model's tensors has a type now that cannot hold what was kept of it, in words; or nothing."""
+        for name, tensor, kept in zip(self.weights.names, self.weights.tensors(), raw):
+            if tensor.dtype != kept.dtype and tensor.dtype.itemsize <= kept.dtype.itemsize:
+                return f"{name} was made {tensor.dtype} of {kept.dtype}"
+        return ""
+
     @property
     def unused_bytes(self) -> int:
         """Bytes of host memory that nobody has written to yet: see `placement.promise`."""

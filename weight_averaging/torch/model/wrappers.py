@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from weight_averaging.tensor_names import WRAPPERS
@@ -49,9 +50,25 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def live_state(model: nn.Module) -> dict[str, Any]:
-    """The state dict of the plain model, of its own tensors; of a name that several stages have the first one's."""
+    """The state dict of the plain model, of its own tensors.
+
+    Raises:
+        ValueError: several stages have other tensors of one name.
+    """
     merged: dict[str, Any] = {}
     for stage in model.children() if isinstance(model, Stages) else [model]:
         for name, value in unwrapped(stage).state_dict(keep_vars=True).items():
+            if isinstance(value, Tensor) and not _same(value, merged.setdefault(name, value)):
+                raise ValueError(
+                    f"two stages have different tensors called {name}, so that no state dict can have both: give the "
+                    "modules of each stage the names of the whole model's"
+                )
             merged.setdefault(name, value)
     return merged
+
+
+def _same(one: Tensor, other: Any) -> bool:
+    """Whether two tensors hold the same; those that are spread over ranks are not compared."""
+    if one is other or hasattr(one, "device_mesh"):
+        return True
+    return isinstance(other, Tensor) and one.dtype == other.dtype and torch.equal(one, other.to(one.device))

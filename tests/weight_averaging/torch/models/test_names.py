@@ -90,3 +90,26 @@ def test_of_what_is_left_out_three_are_named(count, said, caplog):
         EMA(model, decay=0.5, exclude=["*.bias"])
     assert f"; {count} left as training has them: " in caplog.text
     assert f"({said}" in caplog.text
+
+
+class Stage(nn.Module):
+    def __init__(self, number, value, dtype=torch.float32):
+        super().__init__()
+        self.layers = nn.ModuleDict({str(number): nn.Linear(1, 1)})
+        self.register_buffer("angles", torch.full((2,), value, dtype=dtype))
+
+
+@pytest.mark.parametrize("other", [Stage(1, 2.0), Stage(1, 1.0, torch.float64)])
+def test_stages_with_different_tensors_of_one_name_have_no_state_dict(other):
+    """Of the tensors that are not averaged; one of them would be lost in silence."""
+    assert set(average_of(Stage(0, 1.0), Stage(1, 1.0))) > {"angles", "layers.0.weight", "layers.1.bias"}
+    with pytest.raises(ValueError, match="two stages have different tensors called angles"):
+        average_of(Stage(0, 1.0), other)
+
+
+def average_of(*stages):
+    averager = EMA(list(stages), decay=0.5)
+    averager.update(1)
+    whole = averager.average_state_dict(full=True)
+    assert averager.average_state_dict().keys() == whole.keys()
+    return whole
