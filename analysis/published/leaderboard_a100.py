@@ -23,6 +23,9 @@ TUNED = ("nadamw_baselinev05", "nadamw")
 # finewebedu_lm.
 PAPER = {"criteo1tb": 0.77, "fastmri": 0.31, "imagenet_vit": 0.80, "librispeech_conformer": 0.89,
          "librispeech_deepspeech": 0.89, "ogbg": 0.36, "wmt": 0.89, "finewebedu_lm": 0.34}  # fmt: skip
+# Median seconds to target of a submission in the leaderboard's later report (artifacts/tech_report_v1); its logs are
+# not published. The targets that are not here it missed in two of three studies at least.
+LATER = ("ademamix_golden", {"fastmri": 1817.18, "finewebedu_lm": 12887.50, "ogbg": 4994.30})
 COLOURS = {"jax": style.COLOURS[-1], "pytorch": style.COLOURS[1]}
 
 
@@ -102,6 +105,23 @@ def imagined(found: Results, ratios: str) -> pd.DataFrame:
                 row[how] = scores[entry.name]
                 row[how.replace("score", "rank")] = int((scores > scores[entry.name]).sum()) + 1
             rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def imagined_later(found: Results, ratios: str) -> pd.DataFrame:
+    """As `imagined`, of the one submission whose medians alone are known: not when its evaluations were."""
+    name, seconds = LATER
+    rows = []
+    for fewer in ("0.82", f"{ratios}#lawa", f"{ratios}#ema"):
+        entry = what_if.parse(f"{name}:steps*{fewer}")
+        scaled = {w: time * entry.ratios.get(w, entry.otherwise) for w, time in seconds.items()}
+        scores = []
+        for times in (seconds, scaled):  # each alone in the real field
+            row = pd.Series(times, name=entry.name).reindex(found.times.columns).fillna(np.inf)
+            scores.append(score.score(pd.concat([found.times, row.to_frame().T]), found.targets)[0])
+        real, imaginary = (each[entry.name] for each in scores)
+        rank = int((scores[1] > imaginary).sum()) + 1
+        rows.append({"entry": entry.name, "score of the real one": real, "score": imaginary, "rank": rank})
     return pd.DataFrame(rows)
 
 
@@ -206,7 +226,7 @@ def write(path: str, out: Path, ratios: str) -> None:
             "score": found.scores.to_numpy(),
         }
     )
-    fantasies = imagined(found, ratios)
+    fantasies = pd.concat([imagined(found, ratios), imagined_later(found, ratios)], ignore_index=True)
     parts = {
         "Scores": formatted(scores, score=".4f"),
         "Who is first": formatted(first(found, runs), seconds=".0f"),
@@ -215,7 +235,9 @@ def write(path: str, out: Path, ratios: str) -> None:
         ),
         "Time per update": formatted(speed(runs, found)),
         "What if: hypothetical entries, no such run exists": formatted(
-            fantasies, **{str(name): ".4f" for name in fantasies if str(name).startswith("score")}
+            fantasies,
+            **{str(name): ".4f" for name in fantasies if str(name).startswith("score")},
+            **{str(name): ".0f" for name in fantasies if str(name).startswith("rank")},
         ),
     }
     text = "\n\n".join(f"## {title}\n\n{table}" for title, table in parts.items())

@@ -27,7 +27,7 @@ from weight_averaging.averages import SnapshotError
 from weight_averaging.averages.checks import check_count
 from weight_averaging.averages.schedule import is_due
 from weight_averaging.offline.claims import FolderClaim
-from weight_averaging.offline.safetensors_files import FROZEN, LATEST, SafetensorsWriter, sha256
+from weight_averaging.offline.safetensors_files import FROZEN, LATEST, LEFT, MANIFEST, SafetensorsWriter, sha256
 from weight_averaging.tensor_names import without_wrappers
 from weight_averaging.torch.model.selection import FROZEN as FROZEN_PARAMETERS
 from weight_averaging.torch.model.selection import Selection, is_packed
@@ -35,7 +35,6 @@ from weight_averaging.torch.model.tensors import is_sharded
 from weight_averaging.torch.model.wrappers import unwrapped
 from weight_averaging.torch.swap import refuse_average_in
 
-MANIFEST = "manifest.json"
 FORMAT = 1
 
 
@@ -43,8 +42,9 @@ class SnapshotWriter:
     """Writes `step_<step>.safetensors` files and their manifest into a folder.
 
     A file is in place only when it is whole, and the manifest names it only then. So a kill at any moment leaves a
-    readable folder. A run that resumes from a checkpoint writes the same files again. Before saving that checkpoint
-    call `flush`, so that the snapshots up to it are on disk.
+    readable folder. A run that resumes from a checkpoint writes the same files again. Where it writes others, it has
+    taken another course: later files of the earlier course are left out by `Snapshots` until they are written over.
+    Before saving that checkpoint call `flush`, so that the snapshots up to it are on disk.
 
     Args:
         folder: created if need be.
@@ -183,6 +183,8 @@ class SnapshotWriter:
         entry = {"step": step, "file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
         manifest = read_manifest(self.folder) if (self.folder / MANIFEST).exists() else self._new  # pruned meanwhile?
         others = [other for other in manifest["snapshots"] if other["step"] != step]
+        if any(other["step"] == step and other["sha256"] != entry["sha256"] for other in manifest["snapshots"]):
+            others = [{**other, LEFT: step} if other["step"] > step else other for other in others]
         _write_manifest(self.folder, {**manifest, "snapshots": sorted([*others, entry], key=lambda item: item["step"])})
 
 

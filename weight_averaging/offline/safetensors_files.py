@@ -37,6 +37,8 @@ TYPES = {
 _NAMES = {dtype: name for name, dtype in TYPES.items()}
 # In the metadata of our own snapshots: the names of what averagers leave as training has it, and of what is frozen.
 LATEST, FROZEN = "latest", "frozen"
+# The file beside them; in it, the step at which the run took another course than that which a snapshot is of.
+MANIFEST, LEFT = "manifest.json", "left_at"
 _RUN = 64 << 20  # bytes of small tensors that are fetched at once
 _LARGE = 1 << 20  # bytes of a part
 # What Linux does at this advice is to begin to write these pages, without waiting.

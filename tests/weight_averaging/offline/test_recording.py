@@ -5,11 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from tests.weight_averaging.torch.models.test_unusual_tensors import Packed
@@ -85,6 +88,30 @@ def test_going_on_writes_the_same_and_other_settings_are_refused(tmp_path):
     ]:
         with pytest.raises(SnapshotError, match=says):
             SnapshotWriter(tmp_path, **arguments)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 6), st.integers(0, 2)), min_size=1, max_size=5))
+def test_snapshots_of_a_course_that_was_left_are_left_out(sessions):
+    """A run goes back and on again, with the same weights or others; each session: from where, how far, what it has."""
+    with tempfile.TemporaryDirectory() as folder:
+        known: dict[int, int] = {}  # step -> what the weights were
+        model = nn.Linear(1, 1, bias=False)
+        for back, length, course in sessions:
+            first = max(known, default=0) - back + 1 if known else 1
+            with SnapshotWriter(folder, interval=1) as writer:
+                for step in range(max(1, first), max(1, first) + length):
+                    if known.get(step, course) != course:
+                        known = {other: value for other, value in known.items() if other < step}
+                    known[step] = course
+                    nn.init.constant_(model.weight, 10 * step + course)
+                    writer.update(step, model)
+        read = Snapshots(folder)
+        assert {step: state["weight"].item() for step, state in read.stream(read.steps)} == {
+            step: 10 * step + value for step, value in known.items()
+        }
+        assert all("took another course at step" in reason for reason in read.left_out.values())
+        verify(Path(folder))
 
 
 def test_a_disk_that_fails_is_told_to_training(tmp_path, monkeypatch):

@@ -9,8 +9,8 @@ One rule. Numbers come from the first of these places that all checkpoints have,
 4. epochs: its own counter, else as in 1.
 
 No score (`acc=0.81`) is a number, nor a version (`-v1`), nor a date with a time. `1.5M`, `20k`, `1e5` and `1,000` are
-the numbers that they stand for. Refused are a counter that begins anew with every epoch, and one that goes against the
-step in the names.
+the numbers that they stand for. A counter that begins anew with every epoch is refused, and so is one that goes
+against the step in the names.
 """
 
 import re

@@ -24,6 +24,7 @@ from weight_averaging.offline.forms.strangers import NOT_READ, other_folder
 from weight_averaging.offline.forms.weights_of_folder import is_folder, is_run_in
 from weight_averaging.offline.layouts import Layout, check_alike, nbytes
 from weight_averaging.offline.reading.checksums import Checksums
+from weight_averaging.offline.reading.courses import check_one_course, of_another_course
 from weight_averaging.offline.reading.fetching import fetching
 from weight_averaging.offline.reading.order import BEST, copies, from_place, is_aside, numbered
 from weight_averaging.tensor_names import clean_names
@@ -43,7 +44,8 @@ class Snapshots:
         step_from: where the number of each checkpoint is, for `order.from_place`; default: the rule of `order`.
     Raises:
         SnapshotError: there is none, a file is damaged or would run code, a step is unknown or there twice, or the
-            files are of different models. Every message names the file.
+            files are of different models. So it is where a Trainer's folder has checkpoints of before it was resumed
+            from an earlier one. Every message names the file.
 
     Attributes:
         folder: the folder; of a list, that of its first.
@@ -92,6 +94,8 @@ class Snapshots:
                 raise SnapshotError(f"{found[number]} and {path} are both of {self.unit} {number}: remove one")
             found[number] = path
         self.paths = dict(sorted(found.items()))
+        if isinstance(where, Path | str):
+            check_one_course(self.paths)
         latest = sources[self.paths[self.steps[-1]]]
         self.form = latest.form
         self.notes = list(dict.fromkeys(source.note for source in sources.values() if source.note))
@@ -128,6 +132,8 @@ class Snapshots:
             same = seen.setdefault((about.st_dev, about.st_ino), path)
             if reason := is_aside(path, entries) or (f"the same file as {same.name}" if same != path else ""):
                 self.left_out[path] = reason
+        for path, step in of_another_course(self.folder).items():
+            self.left_out[path] = f"of before the run went back: it took another course at step {step}"
         kept = [path for path in entries if path not in self.left_out]
         numbered_ones = len(entries) > 1 and all(re.search(r"\d", path.name) for path in entries)
         if not kept and numbered_ones and set(self.left_out.values()) == {BEST}:  # copies of what is not there
