@@ -267,12 +267,12 @@ def picture(parts: pd.DataFrame, file: Path) -> None:
         axis.set_xlabel("time of an update (ms, lower is better)")
         axis.grid(visible=False, axis="y")
         for variant, row in mine.iterrows():
-            if row["averaging"] > 0:
+            if VARIANTS[variant]:
                 share = f" averaging: {100 * row['averaging'] / row.sum():.0f} %"
                 axis.text(row.sum(), variant, share, va="center", fontsize=7, color=COLOURS["averaging"])
         axis.set_xlim(right=1.25 * mine.sum(axis=1).max())  # for the shares
-    for axis in axes[1:]:
-        axis.tick_params(labelleft=False)
+    for axis in axes:
+        axis.tick_params(labelleft=axis.get_subplotspec().is_first_col())
     style.legend_below(figure, axes)
     style.save(figure, file.with_suffix(""), [file.suffix[1:]])
 

@@ -68,7 +68,7 @@ def at_the_end(trials: pd.DataFrame, of_runs: dict[str, pd.DataFrame]) -> pd.Dat
         for workload in ("criteo1tb", "imagenet_resnet", "librispeech_conformer", "librispeech_deepspeech"):
             pairs = []
             here = trials[(trials["workload"] == workload) & ~trials["reached"]]
-            theirs = here[here["submission"] == name].set_index(["study", "trial"])["folder"]
+            theirs = here[here["submission"] == name].set_index(["study", "trial"])["folder"].to_dict()
             base = trials[(trials["workload"] == workload) & (trials["submission"] == BASELINE)]
             for key, folder in base.set_index(["study", "trial"])["folder"].items():
                 # After the first evaluation, of which nothing can be said; both must have values there.
@@ -92,7 +92,7 @@ def same_points(trials: pd.DataFrame, targets: pd.DataFrame) -> pd.DataFrame:
     whole = set(trials["workload"]) - set(trials.loc[broke_off, "workload"])
     rows = trials[trials["workload"].isin(whole)].assign(study=10 * trials["study"] + trials["trial"])
     useful = rows.groupby(["workload", "trial"])["reached"].transform("any")
-    return rows[useful].assign(meta=[{} for _ in range(int(useful.sum()))])
+    return rows[useful].assign(meta=rows["study"].map(lambda _: {}))
 
 
 def ends_figure(trials: pd.DataFrame, targets: pd.DataFrame) -> Figure:
@@ -122,10 +122,10 @@ def ends_figure(trials: pd.DataFrame, targets: pd.DataFrame) -> Figure:
 
 def what_if(best: pd.DataFrame, targets: pd.DataFrame) -> pd.Series:
     """Scores if the averaging submissions had needed the baseline's time wherever they missed the target."""
-    medians = to_target.submissions(best)
+    medians = to_target.submissions(best).T
     for name in (QUEUE, EMA):
-        medians.loc[name] = medians.loc[name].where(np.isfinite(medians.loc[name]), medians.loc[BASELINE])
-    return score.score(medians, targets)[0]
+        medians[name] = medians[name].where(np.isfinite(medians[name]), medians[BASELINE])
+    return score.score(medians.T, targets)[0]
 
 
 def write(path: str, out: Path) -> None:

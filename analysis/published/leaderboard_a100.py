@@ -165,7 +165,7 @@ def pace(runs: pd.DataFrame, found: Results) -> Figure:
     allowed = found.targets["budget_s"] / found.targets["step_hint"].astype(float)
     figure, (axis,) = style.panels(1, size=(7.5, 4.2))
     medians = runs.groupby(["workload", "submission", "framework"])["pace"].median()
-    for (workload, name, framework), seconds in medians.items():
+    for workload, name, framework, seconds in medians.reset_index().itertuples(index=False, name=None):
         y = workloads.index(workload) + (-0.17 if framework == "jax" else 0.17)
         x = seconds / allowed[workload]
         axis.plot(x, y, "o", color=COLOURS[framework], alpha=0.75, markersize=5, label=framework)
@@ -236,8 +236,8 @@ def write(path: str, out: Path, ratios: str) -> None:
         "Time per update": formatted(speed(runs, found)),
         "What if: hypothetical entries, no such run exists": formatted(
             fantasies,
-            **{name: ".4f" for name in fantasies if name.startswith("score")},
-            **{name: ".0f" for name in fantasies if name.startswith("rank")},
+            **{str(name): ".4f" for name in fantasies if str(name).startswith("score")},
+            **{str(name): ".0f" for name in fantasies if str(name).startswith("rank")},
         ),
     }
     text = "\n\n".join(f"## {title}\n\n{table}" for title, table in parts.items())
