@@ -76,6 +76,12 @@ def averaging(count: int, rounds: int) -> list[tuple[str, float, float, str]]:
         update = Donated(averager.update, averager.init(params))
         return lambda: update(params, jnp.int32(next(steps)))
 
+    runs = jax.tree.map(lambda leaf: leaf.reshape(2, -1), params)
+
+    def updates_of_runs(averager: Averager) -> Callable[[], Any]:
+        update = Donated(jax.vmap(averager.update, in_axes=(0, 0, None)), jax.vmap(averager.init)(runs))
+        return lambda: update(runs, jnp.int32(next(steps)))
+
     full = lawa(1, WINDOW)
     state = full.init(params)
     for step in range(1, WINDOW + 1):
@@ -95,6 +101,8 @@ def averaging(count: int, rounds: int) -> list[tuple[str, float, float, str]]:
             "lawa, unchecked": updates(lawa(1, 4, check_finite=False)),
             "lawa": updates(lawa(1, 4)),
             "lawa, not due": updates(lawa(1 << 30, 4)),
+            "lawa, not due, two runs under vmap": updates_of_runs(lawa(1 << 30, 4)),
+            "ema, not due, two runs under vmap": updates_of_runs(ema(0.9, interval=1 << 30)),
             f"average of a lawa of {WINDOW}": lambda: average(state, params),
         },
         rounds,

@@ -4,11 +4,17 @@
         --baseline=algorithmic-efficiency/algorithms/baselines/external_tuning/pytorch_nadamw_full_budget.py
 
 Trains miniature workloads until the validation target, one process at a time on one thread, the submissions in turns:
-the official file as it is, `nadamw`, `lawa` and `ema`, all at the workload's tuned point. Seconds are those that the
-benchmark counts (without evaluations, with preparing for them). Then the parts of an update, in processor time.
+the official file as it is, `nadamw`, `lawa`, `ema` and `ema_growing`, all at the workload's tuned point. Seconds are
+those that the benchmark counts (without evaluations, with preparing for them). Then the parts of an update, in
+processor time.
 
-Writes runs.csv, tables.md and profile.png to --out. Runs that are in runs.csv are not run again: a killed command goes
-on.
+    python -m benchmarks.whole_run --places=.8,1 --out=docs/results/whole_run/late --baseline=...
+
+Trains to the end of the schedule instead. Late targets are what the official baseline with the same seed has reached by
+.8 and by all of its updates. Processor seconds to them are the updates times the profile's milliseconds an update.
+
+Writes runs.csv (with --places curves.csv), tables.md and profile.png to --out. Runs that are in the file are not run
+again: a killed command goes on.
 """
 
 import argparse
@@ -47,6 +53,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "nadamw": {},
     "lawa": {"averaging_interval": 5, "averaging_window": 10},
     "ema": {"averaging_interval": 5, "averaging_decay": 0.82},
+    "ema_growing": {"averaging_share": 0.15},
 }
 EVALUATIONS = 50
 PARTS = ("data", "forward and loss", "backward", "optimizer", "averaging", "the rest")
@@ -73,8 +80,8 @@ def working_folder(baseline: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def run(folder: Path, workload: str, variant: str, seed: int) -> tuple[float, float]:
-    """Updates and seconds to the validation target; NaN if it was not reached."""
+def run(folder: Path, workload: str, variant: str, seed: int, to_the_end: bool = False) -> pd.DataFrame:
+    """The run's evaluations: updates, seconds, value of the target's metric; until the targets, or to the end."""
     made = workloads.make(workload)
     space = folder / "space.json"
     space.write_text(json.dumps([point(workload, variant)]))
@@ -85,21 +92,28 @@ def run(folder: Path, workload: str, variant: str, seed: int) -> tuple[float, fl
         f"--submission_path={path_of(variant)}", f"--tuning_search_space={space}", f"--experiment_dir={where}",
         "--experiment_name=run", f"--rng_seed={seed}", f"--max_global_steps={made.step_hint}",
         f"--eval_every_n_steps={made.step_hint // EVALUATIONS}", "--nosave_checkpoints",
+        *(["--continue_after_target"] if to_the_end else []),
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"error: {' '.join(command)}\n{done.stderr[-2000:]}")
     (log,) = where.rglob("eval_measurements.csv")
-    for _, row in pd.read_csv(log).iterrows():
-        if made.has_reached_validation_target(row.to_dict()):
-            return row["global_step"], row["score"]
-    return float("nan"), float("nan")
+    columns = {"global_step": "updates", "score": "seconds", f"validation/{made.target_metric_name}": "value"}
+    return pd.read_csv(log)[list(columns)].rename(columns=columns)
 
 
-def compare(folder: Path, names: list[str], seeds: int, file: Path) -> pd.DataFrame:
-    """The runs, in turns; each is in `file` once it is done."""
-    columns = ["workload", "seed", "submission", "updates", "seconds"]
+def to_level(workload: str, curve: pd.DataFrame, level: float | None = None) -> tuple[float, float]:
+    """Updates and seconds to a level of the metric, by default the validation target; NaN if it is not reached."""
+    made = workloads.make(workload)
+    wanted = made.validation_target_value if level is None else level
+    reached = curve[[made._reached(value, wanted) for value in curve["value"]]]
+    return tuple(reached[["updates", "seconds"]].iloc[0]) if len(reached) else (float("nan"), float("nan"))
+
+
+def compare(folder: Path, names: list[str], seeds: int, file: Path, to_the_end: bool = False) -> pd.DataFrame:
+    """The runs, in turns; each is in `file` once it is done: its time to the target, or to the end its evaluations."""
+    columns = ["workload", "seed", "submission", "updates", "seconds", *(["value"] if to_the_end else [])]
     table = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=columns)
     variants = list(VARIANTS)
     wanted = [
@@ -110,16 +124,48 @@ def compare(folder: Path, names: list[str], seeds: int, file: Path) -> pd.DataFr
     ]
     known = set(table[columns[:3]].itertuples(index=False, name=None))
     for workload, seed, variant in tqdm([one for one in wanted if one not in known], unit="run", disable=None):
-        new = pd.DataFrame([(workload, seed, variant, *run(folder, workload, variant, seed))], columns=columns)
+        new = run(folder, workload, variant, seed, to_the_end)
+        if not to_the_end:
+            new = pd.DataFrame([to_level(workload, new)], columns=["updates", "seconds"])
+        new = new.assign(workload=workload, seed=seed, submission=variant)[columns]
         table = pd.concat([table, new], ignore_index=True) if len(table) else new
         table.to_csv(file, index=False, float_format="%.6g")
     return table[table["workload"].isin(names) & (table["seed"] < seeds)]
 
 
+def late(curves: pd.DataFrame, place: float) -> pd.DataFrame:
+    """Updates and seconds of each run to what the official baseline with its seed has reached by a share of its run."""
+    rows = []
+    for (workload, seed), mine in curves.groupby(["workload", "seed"], sort=False):
+        theirs = mine[mine["submission"] == BASELINE]
+        by_then = theirs[theirs["updates"] <= place * theirs["updates"].max()]["value"]
+        level = by_then.max() if workloads.make(workload).higher_is_better else by_then.min()
+        for variant, curve in mine.groupby("submission", sort=False):
+            rows.append((workload, seed, variant, *to_level(workload, curve, level)))
+    return pd.DataFrame(rows, columns=["workload", "seed", "submission", "updates", "seconds"])
+
+
+def late_report(curves: pd.DataFrame, places: list[float], parts: pd.DataFrame) -> str:
+    """Ratios to the baseline of updates, and of processor seconds by the profile, to the target and the late ones."""
+    others = [name for name in VARIANTS if name != BASELINE]
+    lines = [f"| | official baseline | {' | '.join(others)} |", "|---" * (1 + len(VARIANTS)) + "|"]
+    each = parts.sum(axis=1)
+    own = [(keys, *to_level(keys[0], curve)) for keys, curve in curves.groupby(["workload", "seed", "submission"])]
+    target = pd.DataFrame([(*keys, *found) for keys, *found in own], columns=curves.columns[:5])
+    for label, table in [("the target", target), *((f"{100 * p:.0f} % of training", late(curves, p)) for p in places)]:
+        for workload in dict.fromkeys(curves["workload"]):
+            mine = table[(table["workload"] == workload) & (table["submission"] == BASELINE)]["updates"]
+            updates = ratios(table, "updates").loc[workload]
+            seconds = updates.mul(each.loc[workload] / each.loc[workload, BASELINE])
+            cells = [f"{shown(updates[name])}; {shown(seconds[name])}" for name in others]
+            lines.append(f"| {workload}, {label} | {mine.mean():.0f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def ratios(table: pd.DataFrame, column: str) -> pd.DataFrame:
     """To the official baseline with the same seed, by workload and seed; of pairs that both reached the target."""
     wide = table.pivot_table(index=["workload", "seed"], columns="submission", values=column, dropna=False)
-    return wide.div(wide[BASELINE], axis=0)
+    return wide.div(wide[BASELINE], axis=0).reindex(columns=list(VARIANTS))
 
 
 def shown(values: pd.Series) -> str:
@@ -245,8 +291,11 @@ def main() -> None:
     parser.add_argument("--baseline", type=Path, required=True, help="the official submission file")
     parser.add_argument("--workloads", default=",".join(WORKLOADS), help=f"default: {','.join(WORKLOADS)}")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each (default: 3)")
+    parser.add_argument("--places", help="shares of training for late targets, such as .8,1; trains to the end")
     parser.add_argument("--rounds", type=int, default=5, help="turns of the profile; the median counts (default: 5)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for runs.csv, tables.md, profile.png")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for runs.csv or curves.csv, tables.md, profile.png"
+    )
     arguments = parser.parse_args()
     names = arguments.workloads.split(",")
     try:
@@ -261,14 +310,20 @@ def main() -> None:
         parser.error("--seeds and --rounds must be >= 1")
     if not arguments.baseline.is_file():
         parser.error(f"--baseline={arguments.baseline} is no file: name pytorch_nadamw_full_budget.py of a checkout")
+    try:
+        places = [float(place) for place in (arguments.places or "").split(",") if place]
+    except ValueError as error:
+        parser.error(f"--places={arguments.places}: {error}")
+    if not all(0 < place <= 1 for place in places):
+        parser.error(f"--places={arguments.places} must be above 0 and at most 1")
     torch.set_num_threads(1)
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     with working_folder(arguments.baseline.resolve()) as folder:
-        table = compare(folder, names, arguments.seeds, out / "runs.csv")
+        table = compare(folder, names, arguments.seeds, out / ("curves.csv" if places else "runs.csv"), bool(places))
         parts = profile(names, arguments.rounds)
     picture(parts, out / "profile.png")
-    text = f"{machine()}\n\n{report(table)}\n\n{parts_table(parts)}\n"
+    text = f"{machine()}\n\n{late_report(table, places, parts) if places else report(table)}\n\n{parts_table(parts)}\n"
     (out / "tables.md").write_text(text)
     print(text)
 

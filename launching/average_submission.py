@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from launching import bundle, submission_info
+from launching import bundle, own_imports, submission_info
 from weight_averaging.errors import UsageError
 
 NEEDED = ("init_optimizer_state", "update_params", "data_selection", "get_batch_size")
@@ -50,7 +50,7 @@ class Base:
 
     Attributes:
         path: its file.
-        folder: its folder, if it imports from there; its file alone is copied else.
+        folder: its folder, if it imports or reads from there; its file alone is copied else.
         framework: pytorch or jax.
         functions: the names that it defines.
         info: of its submission_info.yml; empty without one.
@@ -71,9 +71,11 @@ class Base:
         return folder.parent.name if folder.name in PACKAGES else folder.name
 
 
-def read(path: Path) -> Base:
+def read(path: Path, framework: str | None = None) -> Base:
     """Look through the file of a submission without running it.
 
+    Args:
+        framework: pytorch or jax, for one that imports both or neither by name.
     Raises:
         UsageError: it is no submission, or cannot be taken out of its place.
     """
@@ -103,20 +105,30 @@ def read(path: Path) -> Base:
             f"--submission_path={path} imports from above its folder: give one that stands alone, as scripts.bundle "
             "writes it"
         )
-    own = {other.stem for other in path.parent.glob("*.py")} | {f.name for f in path.parent.iterdir() if f.is_dir()}
-    if local := sorted(packages & own - {path.stem}):
-        raise UsageError(
-            f"--submission_path={path} imports {local[0]} by its name alone: write `from . import {local[0]}`"
-        )
+    text = path.read_text()
+    with_folder = 1 in levels or "__file__" in text or own_imports.relative(text, path, path.parent) != text
     found = [framework for framework, of in PACKAGES.items() if packages & set(of)]
-    if len(found) != 1 and 1 in levels:  # what it imports from beside it may tell
+    if len(found) != 1 and with_folder:  # what it imports from beside it may tell
         beside = "\n".join(other.read_text() for other in path.parent.rglob("*.py"))
         found = [framework for framework, of in PACKAGES.items() if any(f"import {p}" in beside for p in of)]
-    if len(found) != 1:
+    if len(found) != 1 and framework is None:
         raise UsageError(f"--submission_path={path} imports neither torch alone nor JAX alone: give --framework")
-    info = path.parent / submission_info.NAME
-    fields = yaml.safe_load(info.read_text()) if info.is_file() else {}
-    return Base(path, path.parent if 1 in levels else None, found[0], frozenset(names), fields or {})
+    used = found[0] if len(found) == 1 else str(framework)
+    return Base(path, path.parent if with_folder else None, used, frozenset(names), _info(path.parent))
+
+
+def _info(folder: Path) -> dict[str, str]:
+    """What the base's submission_info.yml says, which some name otherwise; {} without one that can be read."""
+    for path in sorted(folder.glob("submission*_info.y*ml")):
+        try:
+            fields = yaml.safe_load(path.read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            continue
+        if isinstance(fields, dict):
+            lists = {name: ", ".join(map(str, value)) for name, value in fields.items() if isinstance(value, list)}
+            texts = {str(name): str(lists.get(name, value) or "") for name, value in fields.items()}
+            return {name: " ".join(re.sub(submission_info.UNFIT, " ", text).split()) for name, text in texts.items()}
+    return {}
 
 
 def search_space(path: Path, values: Mapping[str, Any]) -> Any:
@@ -185,15 +197,33 @@ def write(
         for package in (made, made / "base"):
             (package / "__init__.py").touch()
         (made / "submission.py").write_text(text)
-        before = {path.relative_to(made): path.read_bytes() for path in (made / "base").rglob("*.py")}
         bundle.write(tree, "made", None, folder)
-        for path, content in before.items():  # the base stays as it is, to the letter, with all that is beside it
-            target = folder / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
+        # The base stays as it is, with all that is beside it, but for imports that named its old place.
+        shutil.copytree(made / "base", folder / "base", dirs_exist_ok=True)
+    for path, text in with_relative_imports(base).items():
+        (folder / "base" / path).write_text(text)
+    for path in base.path.parent.glob("requirements*.txt"):  # where the benchmark looks for it
+        shutil.copy2(path, folder)
     if whole is not None:
         (folder / submission_info.SPACE).write_text(json.dumps(whole, indent=2) + "\n")
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def changed(base: Base, folder: Path) -> list[Path]:
+    """Files of the base that are not to the letter as they were, in a folder that was written."""
+    return [folder / "base" / path for path in with_relative_imports(base)]
+
+
+def with_relative_imports(base: Base) -> dict[Path, str]:
+    """Texts of the base's modules that import others of its folder by absolute names, with relative ones."""
+    found: dict[Path, str] = {}
+    if base.folder is None:
+        return found
+    for path in sorted(base.folder.rglob("*.py")):
+        text = path.read_text()
+        if (other := own_imports.relative(text, path, base.folder)) != text:
+            found[path.relative_to(base.folder)] = other
+    return found
 
 
 def write_to_run(root: Path, base: Base, averaging: str, space: Path | None, parent: Path) -> Path:

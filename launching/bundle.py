@@ -79,9 +79,9 @@ def _needed(root: Path, start: str) -> set[str]:
             parents = target.split(".")
             waiting += [".".join(parents[:count]) for count in range(1, len(parents) + 1)]
             waiting += [f"{target}.{alias.name}" for alias in node.names]
-    # What lies above the submission in the repository does not in the bundle.
+    # What lies above the submission in the repository does not in the bundle, whose own package is made there.
     above = start.split(".")
-    return found - {".".join(above[:count]) for count in range(1, len(above) - 1)}
+    return found - {".".join(above[:count]) for count in range(1, len(above))}
 
 
 def _imports(root: Path, module: str, at_run_time: bool = False) -> list[tuple[ast.ImportFrom, str]]:

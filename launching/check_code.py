@@ -82,7 +82,7 @@ def _functions(tree: ast.Module) -> Iterator[ast.FunctionDef]:
 
 
 def _signatures(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    for function in _functions(tree):
+    for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):  # no methods of these names
         arguments = function.args
         names = [a.arg for a in (*arguments.posonlyargs, *arguments.args) if a.arg not in ("self", "cls")]
         keywords = {*names, *[a.arg for a in arguments.kwonlyargs]}

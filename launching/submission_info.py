@@ -24,13 +24,14 @@ FIELDS = (
 REQUIRED = ("submission_name", "submission_folder", "authors", "ruleset")  # by the workflow
 FOLDERS = {"external": "external_tuning", "self-tuning": "self_tuning"}  # by ruleset
 FRAMEWORKS = ("PyTorch", "JAX")
+UNFIT = r"[#\n$`\\]"  # for a value
 START, END = "```yaml\n", "\n```"
 
 
 def text(fields: dict[str, str]) -> str:
     """The fields in YAML, one line each. UsageError, naming the flag of scripts.bundle, for one that cannot be."""
     for name, value in fields.items():
-        for message in _problems(name, value):
+        for message in problems(name, value):
             raise UsageError(f"--{name.removeprefix('submission_').replace('folder', 'name')}: {message}")
     return "".join(f"{name}: {json.dumps(fields[name], ensure_ascii=False)}\n" for name in FIELDS)
 
@@ -94,7 +95,12 @@ def _findings(fields: dict[str, Any], lines: list[str]) -> Iterator[tuple[int, s
         if name not in FIELDS:
             yield line, f"{name} is not one of {', '.join(FIELDS)}"
         else:
-            yield from ((line, f"{name}: {message}") for message in _problems(name, value))
+            yield from ((line, f"{name}: {message}") for message in problems(name, value))
+
+
+def problems(name: str, value: Any) -> list[str]:
+    """What is wrong with the value of a field, a line each."""
+    return list(_problems(name, value))
 
 
 def _problems(name: str, value: Any) -> Iterator[str]:
@@ -103,7 +109,7 @@ def _problems(name: str, value: Any) -> Iterator[str]:
         return
     if name in REQUIRED and not value.strip():
         yield "must not be empty"
-    if bad := re.search(r"[#\n$`\\]", value):
+    if bad := re.search(UNFIT, value):
         yield f"give one line without {bad[0]!r}, which the workflow cuts or the shell expands; this is {value!r}"
     if name == "submission_folder" and not re.fullmatch(r"[a-z][a-z0-9_]*", value):
         yield f"give the folder's own name, of small letters, digits and _, without those above it; not {value!r}"

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -38,11 +39,10 @@ def load(path: str, framework: str = "pytorch") -> ModuleType:
             module = importlib.import_module(".".join(parts.with_suffix("").parts))
         except SystemExit as error:
             raise UsageError(f"{path} ends the process while it is imported: sys.exit({error.code!r})") from None
-        except ImportError as error:
-            if str(error.name).partition(".")[0] not in (*PACKAGES, "miniperf"):
-                raise
-            what, remedy = str(error).partition(" (")[0], "run it under the harness itself, --harness=official"
-            raise UsageError(f"{path} imports of algoperf what miniperf does not have: {what}; {remedy}") from None
+        except UsageError:
+            raise
+        except Exception as error:
+            raise UsageError(_why_not(path, error)) from error
     missing = [name for name in FUNCTIONS if not callable(getattr(module, name, None))]
     if missing:
         raise UsageError(f"{path} lacks the function {', '.join(missing)}; a submission exports {', '.join(FUNCTIONS)}")
@@ -51,6 +51,21 @@ def load(path: str, framework: str = "pytorch") -> ModuleType:
             remedy = f"it is a submission in {other}; run it with --framework={other}"
             raise UsageError(f"--submission_path={path} does not fit --framework={framework}: {remedy}")
     return module
+
+
+def _why_not(path: str, error: Exception) -> str:
+    """One line on a submission that cannot be imported: what it wants, or where it fails."""
+    package = str(error.name).partition(".")[0] if isinstance(error, ImportError) else ""
+    if package in (*PACKAGES, "miniperf"):
+        what, remedy = str(error).partition(" (")[0], "run it under the harness itself, --harness=official"
+        return f"{path} imports of algoperf what miniperf does not have: {what}; {remedy}"
+    if isinstance(error, ModuleNotFoundError):
+        beside = next(Path(path).parent.glob("requirements*.txt"), None)
+        remedy = "install the package that has it" if beside is None else f"see {beside}"
+        return f"{path} imports {error.name}, which is not installed: {remedy}"
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    says = " ".join(str(error).split()) or "no message"
+    return f"{path} fails while it is imported: {type(error).__name__}: {says} ({last.filename}:{last.lineno})"
 
 
 @contextlib.contextmanager

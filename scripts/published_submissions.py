@@ -4,14 +4,16 @@
 
 Each is trained twice from the same seed: alone, and by `submissions.averaged` with LAWA of the latest 5 updates. It
 reports whether the raw weights are bit for bit the same after every update, evaluations in between included. It also
-reports how far the evaluated weights are from the float64 mean of the raw ones, as a share of the largest weight. A
-submission for external tuning gets the first point of the search space beside it. Results are added where they ended:
---out has a line each.
+reports how far the evaluated weights are from the float64 mean of the raw ones, as a share of the largest weight. One
+that brings an average of its own to evaluations is averaged on top, with a note. A submission for external tuning gets
+the first point of the search space beside it. Results are added where they ended: --out has a line each.
 """
 
+import atexit
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,11 +29,13 @@ from launching import average_submission
 from miniperf import frameworks, runner, search, submission, workloads
 from miniperf.settings import Settings
 from scripts.start import start
+from submissions.averaged import base
 from weight_averaging import averages
 from weight_averaging.errors import UsageError
 
 FLAGS = flags.FLAGS
 WINDOW = 5
+ROOT = Path(__file__).resolve().parent.parent
 
 flags.DEFINE_string("folder", None, "Folder with submissions, however deep, below the working directory.")
 flags.DEFINE_string("workload", "mini_finewebedu_lm", "Miniature on which each is tried; it needs both frameworks.")
@@ -80,16 +84,26 @@ def _weights(framework: str) -> Any:
     return of_module if framework == "pytorch" else of_tree
 
 
+def _importable(theirs: average_submission.Base) -> Path:
+    """Its file; a copy where it imports its own modules by the name of the place where its author had them."""
+    if not average_submission.with_relative_imports(theirs):
+        return theirs.path
+    folder = Path(FLAGS.out).parent / f"{theirs.name}_{os.getpid()}"
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    average_submission.write(ROOT, theirs, "lawa", {}, None, folder, {})
+    return folder / "base" / theirs.path.name
+
+
 def try_one(path: Path) -> dict[str, Any]:
     """Both runs of a submission, and what they tell."""
-    base = average_submission.read(path)
-    framework = base.framework
+    theirs = average_submission.read(path)
+    framework = theirs.framework
     frameworks.check(framework)
-    module = submission.load(str(path), framework)
+    module = submission.load(str(_importable(theirs)), framework)
     spaces = sorted(path.parent.glob("*search_space*.json"))
     point = search.load(spaces[0], 1)[0] if spaces else None
     described = averages.LAWA(interval=1, window=WINDOW)
-    around = importlib.import_module(f"submissions.averaged.{framework}").averaged(module, described)
+    averaged_by = importlib.import_module(f"submissions.averaged.{framework}").averaged
     workload = workloads.make(FLAGS.workload, framework)
     settings = Settings(
         workload_name=FLAGS.workload,
@@ -103,16 +117,25 @@ def try_one(path: Path) -> dict[str, Any]:
         save_checkpoints=False,
         tuning_ruleset="external" if spaces else "self",
     )
-    runs = []
-    for made in (module, around):
+
+    def trained(made: Any, how: str) -> Watched:
         watched = Watched(made, _weights(framework))
         with tempfile.TemporaryDirectory() as folder:
             try:
                 runner.train_once(workloads.make(FLAGS.workload, framework), watched, point, settings, Path(folder), {})
             except Exception as error:
-                raise RuntimeError(f"{'averaged' if runs else 'alone'}: {type(error).__name__}: {error}") from error
-        runs.append(watched)
-    alone, averaged = runs
+                raise RuntimeError(f"{how}: {type(error).__name__}: {error}") from error
+        return watched
+
+    alone = trained(module, "alone")
+    on_top = False
+    try:
+        averaged = trained(averaged_by(module, described), "averaged")
+    except RuntimeError as error:
+        if base.REMEDY not in str(error):
+            raise
+        on_top = True
+        averaged = trained(averaged_by(module, described, on_top=True), "averaged on top")
     same = [bool((one == other).all()) for one, other in zip(alone.raw, averaged.raw, strict=True)]
     held: deque[np.ndarray] = deque(maxlen=WINDOW)
     worst = 0.0
@@ -122,7 +145,8 @@ def try_one(path: Path) -> dict[str, Any]:
             mean = np.mean(held, axis=0)
             worst = max(worst, float(np.abs(averaged.seen[step] - mean).max() / np.abs(mean).max()))
     moved = float(np.abs(alone.raw[-1] - alone.raw[0]).max())
-    return {"framework": framework, "raw_equal": all(same), "off_by": worst, "moved": moved, "why": ""}
+    why = "refused without on_top: it brings an average of its own" if on_top else ""
+    return {"framework": framework, "raw_equal": all(same), "off_by": worst, "moved": moved, "why": why}
 
 
 def run() -> None:
@@ -159,6 +183,7 @@ def _told(path: Path) -> dict[str, Any]:
 
 def _in_a_process(path: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "scripts.published_submissions", f"--one={path}", f"--workload={FLAGS.workload}"]
+    command.append(f"--out={FLAGS.out}")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])}
     try:
         done = subprocess.run(

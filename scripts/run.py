@@ -132,7 +132,7 @@ def _average() -> None:
     external = FLAGS.tuning_ruleset == "external"
     if FLAGS.submission_path is None or (external and FLAGS.tuning_search_space is None):
         return  # an error of its own, below
-    base = average_submission.read(Path(FLAGS.submission_path))
+    base = average_submission.read(Path(FLAGS.submission_path), FLAGS.framework)
     if base.framework != FLAGS.framework:
         raise UsageError(f"--submission_path={FLAGS.submission_path} needs --framework={base.framework}")
     space = Path(FLAGS.tuning_search_space) if external else None

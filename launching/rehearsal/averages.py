@@ -22,6 +22,7 @@ class Promise:
         needed: snapshots without which the raw weights are evaluated.
         coefficients: of the latest `needed` snapshots, oldest first; None for a recursion.
         weights: of the first, the second, ... snapshot in a recursion; None for a window.
+        raw_before: whether the raw weights are evaluated until then; else it is what another submission brings.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Promise:
     needed: int
     coefficients: list[float] | None
     weights: list[float] | None
+    raw_before: bool = True
 
 
 def promise_of(module: Any, hyperparameters: Any, step_hint: int) -> dict[str, Any] | None:
@@ -50,6 +52,7 @@ def promise_of(module: Any, hyperparameters: Any, step_hint: int) -> dict[str, A
             needed=average.needed,
             coefficients=None if recursive else list(average.coefficients(average.needed)),
             weights=_weights(average, recipe, point, step_hint) if recursive else None,
+            raw_before=not getattr(recipe, "on_top", False),
         )
     )
 

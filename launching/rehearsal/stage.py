@@ -78,13 +78,13 @@ class Rehearsal:
     def workload_class(self, base: Any) -> type:
         """A subclass with smaller numbers, which notes what training and evaluations see."""
         rehearsal, size = self, self.size
-        numbers: dict[str, int | None] = {
+        numbers: dict[str, float | None] = {
             "eval_batch_size": size["eval_batch"],
             "num_train_examples": size["train_examples"],
             "num_eval_train_examples": size["examples"],
             "num_validation_examples": size["examples"],
             "num_test_examples": size["examples"],
-            "eval_period_time_sec": 0,  # after every update
+            "eval_period_time_sec": 1e-6,  # after every update, and still a period to those who count updates in it
             "step_hint": size["step_hint"],
             "max_allowed_runtime_sec": 10**6,  # or a busy machine ends mnist's 60 seconds before the last update
         }
@@ -190,7 +190,7 @@ class Rehearsal:
         utils.save_checkpoint = save_checkpoint
 
 
-def _constant(value: int) -> property:
+def _constant(value: float) -> property:
     return property(lambda self: value)
 
 

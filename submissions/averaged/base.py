@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Protocol
 
+from absl import logging
+
 from weight_averaging.averages import Average
 
 from ..recipe.averaging import Averaging, always, buffers_of
 
 OURS = "averaging_"  # what hyperparameters of averages begin with
+REMEDY = "average on with on_top=True (scripts.average_submission --on_top), or not"
 
 
 class Around(Protocol):
@@ -35,6 +38,9 @@ class Around(Protocol):
     def fingerprint(self, params: Any) -> Sequence[float]:
         """A few numbers of every weight, to see whether somebody has changed them."""
 
+    def watched(self, workload: Any, params: Any, train: Callable[[], Any]) -> tuple[Any, bool]:
+        """What `train` returns, and whether it began at other weights than `params` has; False if that is unknown."""
+
 
 @dataclass(frozen=True)
 class Averaged:
@@ -44,6 +50,7 @@ class Averaged:
         averages: how the average follows from the hyperparameters.
         point: hyperparameters of the average; None: they stand in the search space.
         calls_per_update: calls of `update_params` after which the base has trained once.
+        on_top: whether evaluations see what the base brings to them until the average is ready.
     """
 
     init_optimizer_state: Callable[..., Any]
@@ -54,6 +61,7 @@ class Averaged:
     averages: Averaging
     point: Mapping[str, Any] | None
     calls_per_update: int
+    on_top: bool
 
 
 def averaged(
@@ -72,8 +80,8 @@ def averaged(
         base: a module that exports what AlgoPerf asks of a submission. It is left as it is.
         averaging: `lawa`, `ema`, or any description (`weight_averaging.averages`).
         point: hyperparameters of the average by name; None: they stand in the search space beside the base's.
-        on_top: average on, although the base brings other weights to evaluations too. Averaged are the weights that it
-            leaves after its updates.
+        on_top: average on, although the base brings an average of its own to evaluations. Averaged are the weights
+            that it leaves after its updates.
         calls_per_update: calls of `update_params` after which the base has trained once, for one that accumulates
             gradients. Intervals count updates.
     Raises:
@@ -86,38 +94,53 @@ def averaged(
     around: list[Around] = []  # of the trial that runs
     hyperparameters_of_base: list[Any] = []  # likewise, made once: to JAX a new type would be a new structure
     prepare = getattr(base, "prepare_for_eval", None)
+    evaluated = False  # since the latest update
 
     def init_optimizer_state(workload: Any, model_params: Any, model_state: Any, hyperparameters: Any, rng: Any) -> Any:
         ours, theirs = _divided(kind, point, hyperparameters)
         hyperparameters_of_base[:] = [theirs]
         if buffers_of(ours) == "recompute":
             raise ValueError("averaging_buffers='recompute' needs batches, which a base keeps to itself: use 'average'")
+        if on_top:
+            logging.info("averaged are the weights that %s leaves after its updates, on top of its own", base.__name__)
         state = base.init_optimizer_state(workload, model_params, model_state, theirs, rng)
         around[:] = [around_of(kind, ours, workload.step_hint)]
         return around[0].init(state, model_params, model_state)
 
     def update_params(**given: Any) -> Any:
+        nonlocal evaluated
         here = around[0]
         state, given = opened(given)
-        model_state = given["model_state"]
-        theirs, params, new_state = base.update_params(**given)
+        model_state, calls = given["model_state"], given["global_step"] + 1
+        # Not at every update: to look waits for the device. A base may begin to average late, hence powers of two.
+        if not on_top and (evaluated or calls & (calls - 1) == 0):
+            (theirs, params, new_state), elsewhere = here.watched(
+                given["workload"], given["current_param_container"], lambda: base.update_params(**given)
+            )
+            if elsewhere:
+                raise ValueError(
+                    f"{base.__name__} begins updates at other weights than it leaves, as one does that brings an "
+                    f"average of its own to evaluations: {REMEDY}"
+                )
+        else:
+            theirs, params, new_state = base.update_params(**given)
+        evaluated = False
         if new_state is None:  # some workloads hand back None for the {} that they began with, which no resume fits
             new_state = model_state
-        calls = given["global_step"] + 1
         step = calls // calls_per_update if calls % calls_per_update == 0 else None
         return here.closed(state, theirs, params, new_state, step)
 
     def prepare_for_eval(**given: Any) -> Any:
+        nonlocal evaluated
+        evaluated = True
         here, state = around[0], given["optimizer_state"]
         params, model_state = given["current_param_container"], given["model_state"]
         if prepare is not None:
             state, given = opened(given)
             before = None if on_top else here.fingerprint(given["current_param_container"])
             theirs, params, model_state = prepare(**given)
-            if before is not None and not _same(before, here.fingerprint(params)):
-                raise ValueError(
-                    f"{base.__name__} brings other weights to evaluations itself: average on with on_top=True, or not"
-                )
+            if before is not None and not same(before, here.fingerprint(params)):
+                raise ValueError(f"{base.__name__} brings other weights to evaluations itself: {REMEDY}")
             state, params, model_state = here.closed(state, theirs, params, model_state, None)
         return here.averaged(state, params, model_state)
 
@@ -149,11 +172,11 @@ def averaged(
     update_params.__signature__ = inspect.signature(base.update_params)  # type: ignore[attr-defined]
     return Averaged(
         init_optimizer_state, update_params, prepare_for_eval, data_selection, base.get_batch_size, kind, point,
-        calls_per_update,
+        calls_per_update, on_top,
     )  # fmt: skip
 
 
-def _same(before: Sequence[float], after: Sequence[float]) -> bool:
+def same(before: Sequence[float], after: Sequence[float]) -> bool:
     """Whether all numbers are alike; a NaN, as of a run that diverged, is like another."""
     return all(one == other or (one != one and other != other) for one, other in zip(before, after, strict=True))
 

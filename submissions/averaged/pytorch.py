@@ -1,7 +1,8 @@
 """Around a submission in PyTorch: an averager beside the objects of its optimizer state."""
 
 import functools
-from collections.abc import MutableMapping
+import inspect
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import torch
@@ -58,6 +59,27 @@ class Around:
             p.detach().reshape(-1)[:: max(1, p.numel() // ELEMENTS)][:ELEMENTS].float() for p in params.parameters()
         ]
         return torch.cat([part.to(some[0].device) for part in some]).tolist()  # type: ignore[no-any-return]
+
+    def watched(self, workload: Any, params: nn.Module, train: Callable[[], Any]) -> tuple[Any, bool]:
+        before, seen, model_fn = self.fingerprint(params), [], workload.model_fn
+        signature = inspect.signature(model_fn)
+
+        def watching(*args: Any, **kwargs: Any) -> Any:
+            given = signature.bind(*args, **kwargs).arguments
+            if not seen and given["mode"].name == "TRAIN":
+                seen.append(self.fingerprint(given["params"]))
+            return model_fn(*args, **kwargs)
+
+        own = "model_fn" in vars(workload)
+        workload.model_fn = watching
+        try:
+            result = train()
+        finally:
+            if own:
+                workload.model_fn = model_fn
+            else:
+                del workload.model_fn
+        return result, bool(seen) and not base.same(before, seen[0])
 
     def _averager(self, state: dict[str, Any]) -> Averager:
         return state[KEY]  # type: ignore[no-any-return]

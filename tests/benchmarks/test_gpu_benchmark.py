@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from benchmarks.gpu.__main__ import marked
 from tests.support.warm_python import python
 
 
@@ -39,6 +40,16 @@ def test_every_section_has_a_table_of_finite_numbers(tmp_path):
     again = run(f"--out={tmp_path}", "--small", "--sections=criteo")
     assert again.returncode == 0, again.stderr[-3000:]
     assert page.read_text().split("## A window")[0] == "## ".join([head, *parts]).split("## A window")[0]
+
+
+def test_only_files_with_the_marker_are_taken():
+    """A Python with torch alone cannot import the others."""
+    names = [os.path.relpath(path) for path in marked()]
+    assert "tests/weight_averaging/torch/memory/test_gpu.py" in names
+    command = [python(), "-m", "pytest", "-m", "gpu", "--collect-only", "-q", "-n", "0", "-p", "no:cacheprovider"]
+    listed = subprocess.run([*command, "tests/weight_averaging/torch"], capture_output=True, text=True, check=False)
+    found = {line.split(":")[0] for line in listed.stdout.splitlines() if line.startswith("tests")}
+    assert found == set(names), listed.stdout + listed.stderr
 
 
 def test_skipped_tests_are_not_said_to_have_passed(tmp_path):

@@ -74,6 +74,12 @@ def test_written_checked_and_run(tmp_path, theirs):
     assert done.returncode == 0, done.stderr
     made = tmp_path / "made"
     assert (made / "base" / "submission.py").read_text() == THEIRS
+    assert {path.name for path in made.iterdir() if path.is_dir()} == {
+        "averaged",
+        "base",
+        "recipe",
+        "weight_averaging",
+    }
     notes = [f for f in check_code.check(made / "submission.py") if f.path.parent != made / "base"]
     assert notes == []
     assert "note, of the base itself: " in done.stdout
@@ -82,6 +88,7 @@ def test_written_checked_and_run(tmp_path, theirs):
     info = yaml.safe_load((made / "submission_info.yml").read_text())
     assert info["authors"] == "A. Body"
     assert info["description"] == "theirs by A. Body, evaluated at the mean of its latest snapshots (LAWA)"
+    assert info["authors"] in (tmp_path / "made.pull_request.md").read_text()
     (next_,) = [line for line in done.stdout.splitlines() if line.startswith("next: python -m scripts.run ")]
     flags = [word for word in next_.split() if word.startswith("--")]
     run = command(tmp_path, "run", *flags, "--max_global_steps=6", "--num_tuning_trials=1", "--experiment_name=x")
@@ -128,6 +135,9 @@ def test_another_base_or_setting_is_another_folder(tmp_path, theirs):
             "--averaging=growing",
             "--averaging_window=3",
         ): "--averaging_window: --averaging=growing takes averaging_share",
+        ("--out=Made-Here",): "--out=Made-Here: give the folder's own name, of small letters",
+        ("--framework=jax",): "--submission_path=theirs/submission.py needs --framework=pytorch",
+        ("--out=theirs",): "--out=theirs exists; remove it or choose another",
     }.items(),
 )
 def test_a_setting_of_another_average_is_one_line(tmp_path, theirs, flags, message):
@@ -135,7 +145,22 @@ def test_a_setting_of_another_average_is_one_line(tmp_path, theirs, flags, messa
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
-    assert not (tmp_path / "made").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+
+
+@pytest.mark.parametrize(
+    ("text", "authors"),
+    {
+        'authors: ["A. Body", "B. Else"]': "A. Body, B. Else",
+        'authors: "A. Body #1, `B`"': "A. Body 1, B",
+        "- no\n- fields": None,
+        "authors: [not: closed": None,
+    }.items(),
+)
+def test_authors_of_the_base_are_named_however_they_are_written(theirs, text, authors):
+    (theirs / "submission_info.yml").rename(theirs / "submissions_info.yaml")  # as some call it
+    (theirs / "submissions_info.yaml").write_text(text)
+    assert average_submission.read(theirs / "submission.py").info.get("authors") == authors
 
 
 @pytest.mark.parametrize("averaging", ["lawa", "ema"])
@@ -156,6 +181,19 @@ def test_what_stands_beside_the_base_comes_along(tmp_path, theirs):
     base = average_submission.read(theirs / "submission.py")
     average_submission.write(ROOT, base, "lawa", {}, None, tmp_path / "made", {})
     assert (tmp_path / "made" / "base" / "rates.py").read_text() == "RATE = 0.1\n"
+    assert average_submission.changed(base, tmp_path / "made") == []
+
+
+def test_data_and_requirements_beside_the_base_come_along(tmp_path, theirs):
+    (theirs / "rates.txt").write_text("0.1")
+    (theirs / "requirements.txt").write_text("einops\n")
+    rate = 'open(__file__.replace("submission.py", "rates.txt")).read()'
+    (theirs / "submission.py").write_text(THEIRS.replace("rate = 0.1", f"rate = float({rate})"))
+    made = average_submission.write_to_run(
+        ROOT, average_submission.read(theirs / "submission.py"), "lawa", None, tmp_path / "averaged"
+    )
+    assert (made / "base" / "rates.txt").read_text() == "0.1"
+    assert (made / "requirements.txt").read_text() == "einops\n"
 
 
 BAD = {
@@ -174,17 +212,20 @@ def test_a_file_that_cannot_be_averaged_is_one_line(theirs, message):
         average_submission.read(path)
 
 
+def test_one_that_imports_both_frameworks_is_of_the_one_that_is_named(theirs):
+    path = theirs / "submission.py"
+    path.write_text(THEIRS.replace("import torch\n", "import jax\nimport torch\n", 1))
+    assert [average_submission.read(path, framework).framework for framework in ("pytorch", "jax")] == [
+        "pytorch",
+        "jax",
+    ]
+    path.write_text(THEIRS)
+    assert average_submission.read(path, "jax").framework == "pytorch"
+
+
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(UsageError, match=r"none\.py: there is no such file"):
         average_submission.read(tmp_path / "none.py")
-
-
-def test_a_module_beside_it_imported_by_its_name_alone(theirs):
-    (theirs / "rates.py").write_text("RATE = 0.1\n")
-    path = theirs / "submission.py"
-    path.write_text(THEIRS.replace("import torch\n", "import torch\nimport rates\n", 1))
-    with pytest.raises(UsageError, match=r"imports rates by its name alone: write `from \. import rates`"):
-        average_submission.read(path)
 
 
 def test_a_search_space_with_an_average_in_it(tmp_path):

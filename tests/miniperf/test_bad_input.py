@@ -106,3 +106,19 @@ def test_submissions_are_checked_when_loaded(tmp_path, monkeypatch):
     Path("incomplete_submission.py").write_text("def update_params(): ...\n")
     with pytest.raises(UsageError, match="lacks the function init_optimizer_state, data_selection, get_batch_size"):
         submission.load("incomplete_submission.py")
+
+
+def test_a_submission_that_cannot_be_imported_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path("of_others").mkdir()
+    Path("of_others/wanting.py").write_text("import there_is_none.part\n")
+    Path("of_others/failing.py").write_text("import os\n\nraise AssertionError('not compiled with\\nCUDA')\n")
+    with pytest.raises(UsageError, match=r"^of_others/wanting\.py imports there_is_none, .* the package that has it$"):
+        submission.load("of_others/wanting.py")
+    Path("of_others/requirements.txt").touch()
+    with pytest.raises(UsageError, match=r"imports there_is_none, .* not installed: see of_others/requirements\.txt$"):
+        submission.load("of_others/wanting.py")
+    says = r"^of_others/failing\.py fails while it is imported: AssertionError: not compiled with CUDA \(.*g\.py:3\)$"
+    with pytest.raises(UsageError, match=says):
+        submission.load("of_others/failing.py")

@@ -11,7 +11,11 @@ import pytest
 from tests.support import ROOT
 from weight_averaging import interrupts
 
-SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py") if "\n    start(" in path.read_text())
+SCRIPTS = sorted(
+    ".".join(path.relative_to(ROOT / "scripts").with_suffix("").parts)
+    for path in (ROOT / "scripts").rglob("*.py")
+    if "\n    start(" in path.read_text()
+)
 SCRIPTS += ["run", "average_checkpoints"]
 LARGE = {"torch", "jax", "pandas", "matplotlib", "scipy", "datasets", "transformers"}
 # Ends as the script does; then says which modules are there.
@@ -50,6 +54,7 @@ AT += [
     ("scripts.report", "pandas", []),
     ("scripts.score", "pandas", ["--logs=checkpoints"]),
     ("scripts.evidence_page", "pandas", []),
+    ("scripts.published.algoperf_v05", "pandas", ["--logs=checkpoints"]),
     ("scripts.calibrate", "pandas", []),
     ("scripts.evidence", "pandas", []),
     ("scripts.average_checkpoints", "torch", AVERAGE),

@@ -19,16 +19,16 @@ AVERAGES = {
 }
 
 
-def promise(average):
-    recipe = SimpleNamespace(averages=SimpleNamespace(describe=lambda *_: average), point=None)
+def promise(average, on_top=False):
+    recipe = SimpleNamespace(averages=SimpleNamespace(describe=lambda *_: average), point=None, on_top=on_top)
     return averages.promise_of(SimpleNamespace(recipe=recipe), None, 300)
 
 
-def recorded(folder, average=AVERAGES["lawa"][1], seen=None, trained=None, restored=None, lost=()):
+def recorded(folder, average=AVERAGES["lawa"][1], seen=None, trained=None, restored=None, lost=(), on_top=False):
     """The record of a run that does what it promises, but for what is given by step."""
     folder.mkdir(exist_ok=True)
     record = Record(folder, 1)
-    promised = promise(average) if average else None
+    promised = promise(average, on_top) if average else None
     record.event("started")
     weights = {t: np.random.RandomState(t).randn(7).astype(np.float32) for t in range(UPDATES + 1)}
     record.event("initialised", promise=promised, averaging_hook=True)

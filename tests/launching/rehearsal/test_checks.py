@@ -56,6 +56,13 @@ def test_faults_are_seen(tmp_path):
         assert list(failed(record)) == [name], fault
 
 
+def test_on_top_of_another_average_only_evaluations_of_ours_are_promised(tmp_path):
+    _, weights = recorded(tmp_path / "good")
+    early, late = {"seen": {2: weights[1]}, "on_top": True}, {"seen": {6: weights[6]}, "on_top": True}
+    assert failed(recorded(tmp_path / "early", **early)[0]) == {}
+    assert list(failed(recorded(tmp_path / "late", **late)[0])) == ["average"]
+
+
 def test_a_run_that_ends_otherwise_is_seen(tmp_path):
     record, weights = recorded(tmp_path / "record")
     assert failed(record, codes=(0,)) == {"end": "ended before it could be killed"}
