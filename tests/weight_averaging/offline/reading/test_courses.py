@@ -57,6 +57,6 @@ def test_the_command_says_what_to_do(tmp_path, capsys):
     save(tmp_path, 30, [{"step": 10, "loss": 1.0}, {"step": 20, "loss": 0.9}, {"step": 30, "loss": 9.0}])
     save(tmp_path, 20, [{"step": 10, "loss": 1.0}, {"step": 20, "loss": 0.8}])
     said = command(capsys, "average", tmp_path, "--lawa=window=2", f"--out={tmp_path / 'out'}")
-    assert "checkpoint-30 is of another course of the run than checkpoint-20: its log does not continue that. " in said
+    assert "checkpoint-30 is of another course of the run than checkpoint-20: its log differs from that. " in said
     files = [tmp_path / "checkpoint-10", tmp_path / "checkpoint-20"]
     assert "load: " in command(capsys, "average", *files, "--lawa=window=2", f"--out={tmp_path / 'out'}")

@@ -3,7 +3,7 @@
 import pathlib
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from weight_averaging.averages import SnapshotError
@@ -54,6 +54,7 @@ EPOCH_AND_STEP = st.tuples(st.integers(0, 3), st.integers(0, 3))
 @given(st.lists(EPOCH_AND_STEP, min_size=2, max_size=6, unique=True), st.sampled_from(["in it", "in name", "bare"]))
 def test_a_counter_of_an_epoch_is_no_step_of_a_run(places, where):
     """Taken for one, it would put a later checkpoint before an earlier one."""
+    assume(where != "bare" or any(step - epoch not in (0, 1) for epoch, step in places))  # else it is the epoch's
     make = {
         "in it": lambda index, epoch, step: Read(f"{'abcdef'[index]}.pt", epoch=epoch, step=step),
         "in name": lambda index, epoch, step: Read(f"epoch{epoch}_iter{step}.pt"),
