@@ -61,7 +61,8 @@ class Around:
         return torch.cat([part.to(some[0].device) for part in some]).tolist()  # type: ignore[no-any-return]
 
     def watched(self, workload: Any, params: nn.Module, train: Callable[[], Any]) -> tuple[Any, bool]:
-        before, seen, model_fn = self.fingerprint(params), [], workload.model_fn
+        before, model_fn = self.fingerprint(params), workload.model_fn
+        seen: list[list[float]] = []
         signature = inspect.signature(model_fn)
 
         def watching(*args: Any, **kwargs: Any) -> Any:
