@@ -67,7 +67,7 @@ class Around:
 
         def watching(*args: Any, **kwargs: Any) -> Any:
             given = signature.bind(*args, **kwargs).arguments
-            if not seen and given["mode"].name == "TRAIN":
+            if not seen and given["mode"].name == "TRAIN" and isinstance(given["params"], nn.Module):
                 seen.append(self.fingerprint(given["params"]))
             return model_fn(*args, **kwargs)
 
