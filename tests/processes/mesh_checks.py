@@ -1,9 +1,11 @@
 """Averages over device meshes of every kind, one process a rank, over gloo; started by test_ranks.py."""
 
+import contextlib
 import datetime
 import gc
 import json
 import os
+import pickle
 import sys
 import time
 from pathlib import Path
@@ -26,7 +28,7 @@ from weight_averaging.averages import EMA as EMADescription
 from weight_averaging.averages import LAWA as LAWADescription
 from weight_averaging.torch import EMA, LAWA, Averages
 from weight_averaging.torch.model.tensors import spread
-from weight_averaging.trainers.shards import gathered, scattered
+from weight_averaging.trainers.shards import InOneFile
 
 UPDATES = 6
 
@@ -162,11 +164,26 @@ def through_the_first_rank(kind: str) -> None:
         train(model, averagers, range(1, UPDATES + 1))
         expected = averages(model, averagers)
         for averager, again, value in zip(averagers, make(model)[:2], expected, strict=True):
-            states = on_all_ranks(gathered(averager.state_dict()))
+            states = on_all_ranks(InOneFile(averager).state_dict())
             assert not any(vector for state in states[1:] for track in state["tracks"] for vector in track["vectors"])
-            again.load_state_dict(scattered(states[0], again))
+            InOneFile(again).load_state_dict(states[0])
             with again.averaged():
                 np.testing.assert_array_equal(full(model), value)
+
+
+def as_the_first_rank_pickled_it(kind: str) -> None:
+    """Its shards are refused on the others, where they may have the right sizes."""
+    model = spread_over(kind)
+    averager, again = make(model)[0], make(model)[0]
+    train(model, [averager], range(1, UPDATES + 1))
+    try:
+        pickled = on_all_ranks(pickle.dumps(averager.state_dict()))[0]
+    except RuntimeError:
+        return  # torch 2.13 pickles no DTensor
+    state, first = pickle.loads(pickled), dist.get_rank() == 0
+    with contextlib.nullcontext() if first else pytest.raises(ValueError, match="are another rank's"):
+        again.load_state_dict(state)
+    assert again.step == UPDATES * first
 
 
 def whole_on_the_first_rank(kind: str, folder: str) -> None:

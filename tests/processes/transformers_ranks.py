@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.distributed.fsdp
 from transformers import GPT2LMHeadModel
 
+from tests.processes.accelerate_ranks import claim_an_accelerator, full
 from tests.support import reference
 from tests.weight_averaging.trainers.test_transformers import Recorder, flat, tiny, trainer_of
 from weight_averaging.torch import LAWA
@@ -52,27 +53,11 @@ def shards(model: torch.nn.Module) -> LAWA:
     return LAWA(model, interval=2, window=3)
 
 
-def full(model: torch.nn.Module) -> np.ndarray:
-    tensors = [p.detach() for p in model.parameters()]
-    whole = [(t.full_tensor() if hasattr(t, "full_tensor") else t).clone() for t in tensors]
-    return torch.cat([tensor.double().reshape(-1) for tensor in whole]).numpy()
-
-
 def fsdp2(folder: Path) -> None:
-    """The plugin of accelerate, which shards models only where it finds an accelerator: here it is told of one."""
-    import accelerate.state
-    from accelerate.utils import DistributedType
-
+    """By the plugin of accelerate."""
     import tests.weight_averaging.trainers.test_transformers
 
-    begin = accelerate.state.PartialState.__init__
-
-    def begun(self, *args, **kwargs):
-        begin(self, *args, **kwargs)
-        if self._shared_state["distributed_type"] == DistributedType.MULTI_CPU:
-            self._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-
-    accelerate.state.PartialState.__init__ = begun
+    claim_an_accelerator()
     tests.weight_averaging.trainers.test_transformers.flat = full
     config = {"version": 2, "transformer_layer_cls_to_wrap": ["GPT2Block"], "state_dict_type": "FULL_STATE_DICT"}
     settings = {"ddp_backend": "gloo", "per_device_train_batch_size": 1, "fsdp": True, "fsdp_config": config}

@@ -13,7 +13,7 @@ from weight_averaging.torch.model.batch_norm import restore_statistics
 from weight_averaging.torch.model.look import Look
 from weight_averaging.torch.model.ranks import together
 from weight_averaging.torch.model.selection import all_entries
-from weight_averaging.torch.model.tensors import forget_values, local, spread_like
+from weight_averaging.torch.model.tensors import forget_values, is_of_this_rank, local, spread_like
 from weight_averaging.torch.model.weights import LiveWeights
 from weight_averaging.torch.parts import state_of_all, state_of_one
 from weight_averaging.torch.swap import Swap
@@ -275,9 +275,10 @@ def _flat(look: Look, live: list[Tensor], vector: Any, state: dict[str, Any], or
     if isinstance(vector, dict):  # by name, as of a model with DTensors
         places = zip(look.names, live, order, strict=True)
         shards = [tensor if index is None else local(vector[name]) for name, tensor, index in places]
-        if [tuple(t.shape) for t in shards] != look.local_shapes:
+        if [tuple(t.shape) for t in shards] != look.local_shapes or not all(map(is_of_this_rank, vector.values())):
             raise ValueError(
-                "the saved DTensors are not spread as this model's: load them with torch.distributed.checkpoint"
+                "the saved DTensors are another rank's, or not spread as this model's: save and load them by "
+                "torch.distributed.checkpoint, or in one file through weight_averaging.trainers.shards.InOneFile"
             )
         dtype = next((t.dtype for t in vector.values()), torch.float32)  # what is new here may be of another
         return torch.cat([t.reshape(-1).to(dtype) for t in shards])
@@ -290,8 +291,7 @@ def _flat(look: Look, live: list[Tensor], vector: Any, state: dict[str, Any], or
         assert isinstance(vector, Tensor)
         return vector
     pieces = vector.split(numels)
-    pairs = zip(order, live, strict=True)
-    return torch.cat([tensor.reshape(-1).to(vector) if index is None else pieces[index] for index, tensor in pairs])
+    return torch.cat([t.reshape(-1).to(vector) if i is None else pieces[i] for i, t in zip(order, live, strict=True)])
 
 
 def _by_name(weights: LiveWeights, vector: Tensor) -> dict[str, Tensor]:

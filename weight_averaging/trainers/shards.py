@@ -8,6 +8,26 @@ from weight_averaging.torch import Averager
 from weight_averaging.torch.model.tensors import spread, whole
 
 
+class InOneFile:
+    """A state that one rank saves and all ranks load, of an averager of a sharded model (DTensors, FSDP2).
+
+    accelerate does so with what is registered: `accelerator.register_for_checkpointing(InOneFile(lawa))`. It gathers
+    the state, tensor by tensor, into the first rank's main memory. torch.distributed.checkpoint gathers nothing, and
+    takes the averager's own state.
+    """
+
+    def __init__(self, averager: Averager) -> None:
+        self.averager = averager
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whole tensors on the first rank; collective."""
+        return gathered(self.averager.state_dict())
+
+    def load_state_dict(self, saved: dict[str, Any], *, settings: str = "same") -> None:
+        """What `state_dict()` gave the first rank, on all ranks; collective. See `Averager.load_state_dict`."""
+        self.averager.load_state_dict(scattered(saved, self.averager), settings=settings)
+
+
 def gathered(state: dict[str, Any]) -> dict[str, Any]:
     """A state with whole tensors in main memory on the first rank, and none on the others; collective.
 

@@ -82,6 +82,7 @@ def test_the_whole_average_of_shards_comes_to_the_first_rank_and_into_files_part
 def test_states_that_one_rank_writes_come_back_to_every_mesh(tmp_path):
     kinds = ["fsdp2", "tensor", "fsdp2_tensor", "hsdp"]
     run(4, tmp_path, *(f"through_the_first_rank:{kind}" for kind in kinds), module="mesh_checks")
+    run(4, tmp_path, *(f"as_the_first_rank_pickled_it:{kind}" for kind in kinds), module="mesh_checks")
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")

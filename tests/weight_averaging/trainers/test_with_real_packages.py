@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+import torch.distributed.fsdp
 from torch import nn
 
 from tests.support import ROOT
@@ -133,14 +134,33 @@ def test_a_hyperparameter_search_leaves_an_earlier_runs_state_alone(tmp_path):
 def test_deepspeed_is_averaged_from_its_float32_masters(checks):
     """`DS_BUILD_OPS=0 pip install --no-build-isolation deepspeed` brings it onto a machine without a GPU."""
     pytest.importorskip("deepspeed")
+    on_two_ranks("deepspeed_ranks", *checks)
+
+
+def on_two_ranks(module: str, *words: str) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(
-        [*command, "-m", "tests.processes.deepspeed_ranks", *checks],
-        capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600,
+        [*command, "-m", f"tests.processes.{module}", *words],
+        capture_output=True, text=True, cwd=ROOT, env=environment, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     assert done.stdout.count("as expected") == 2
+
+
+@pytest.mark.parametrize(
+    "checks",
+    [["fsdp2:FULL_STATE_DICT", "fsdp2:SHARDED_STATE_DICT"], ["zero:1", "zero:2", "zero:3"]],
+    ids=["fsdp2", "zero"],
+)
+def test_the_loop_of_accelerate_with_shards(tmp_path, checks):
+    """The averages are those of the weights in float64, and a run from `save_state` goes on bit for bit."""
+    pytest.importorskip("accelerate")
+    if checks[0].startswith("zero"):
+        pytest.importorskip("deepspeed")
+    elif not hasattr(torch.distributed.fsdp, "fully_shard"):
+        pytest.skip("FSDP2 does not run on a CPU in this torch")
+    on_two_ranks("accelerate_ranks", str(tmp_path), *checks)
 
 
 def test_lightning_runs_fsdp1_and_deepspeed_on_no_cpu(monkeypatch):
@@ -179,3 +199,77 @@ def test_the_handlers_of_ignite_in_the_docs():
     with pytest.raises(KeyError, match="in the evaluation"):
         names["evaluator"].run([0])
     assert names["model"].weight.item() == 8
+
+
+def test_the_callback_of_composer_in_the_docs(tmp_path):
+    composer = pytest.importorskip("composer")
+    names = {"LAWA": LAWA}
+    text = (ROOT / "docs/trainers.md").read_text().partition("## composer")[2]
+    exec(text.partition("```py\n")[2].partition("```")[0], names)
+    evaluated = []
+
+    class Model(composer.ComposerModel):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 1)
+
+        def forward(self, batch):
+            return self.layer(batch[0])
+
+        def loss(self, outputs, batch):
+            return nn.functional.mse_loss(outputs, batch[1])
+
+        def eval_forward(self, batch, outputs=None):
+            evaluated.append(flat(self))
+            if len(evaluated) == fails_at:
+                raise KeyError("in the evaluation")
+            return self.forward(batch)
+
+    def flat(model):
+        return torch.cat([parameter.detach().double().reshape(-1) for parameter in model.parameters()])
+
+    class Recorder(composer.Callback):
+        def batch_end(self, state, logger):
+            snapshots.append(flat(state.model))
+
+    def trained(seed, **options):
+        torch.manual_seed(seed)
+        model = Model()
+        trainer = composer.Trainer(
+            model=model,
+            train_dataloader=torch.utils.data.DataLoader(data, batch_size=4),
+            eval_dataloader=torch.utils.data.DataLoader(data, batch_size=32),
+            optimizers=torch.optim.Adam(model.parameters(), lr=0.05),
+            max_duration="8ba",
+            eval_interval="4ba",
+            device="cpu",
+            progress_bar=False,
+            callbacks=[names["Averaging"](), Recorder()],
+            **options,
+        )
+        trainer.fit()
+        return trainer, model
+
+    fails_at, snapshots = 0, []
+    x = torch.randn(32, 3, generator=torch.Generator().manual_seed(0))
+    data = torch.utils.data.TensorDataset(x, x.sum(1, keepdim=True))
+    trainer, model = trained(0, save_folder=str(tmp_path), save_interval="4ba")
+    assert len(snapshots) == 8
+    expected = [torch.stack(snapshots[step - 3 : step]).mean(0) for step in (4, 8)]
+    for found, value in zip(evaluated, expected, strict=True):
+        torch.testing.assert_close(found, value, rtol=1e-6, atol=1e-7)
+    assert torch.equal(flat(model), snapshots[-1])
+    trainer.eval()
+    assert torch.equal(evaluated[2], evaluated[1])
+    trainer.close()
+
+    first, seen = list(snapshots), list(evaluated)
+    snapshots.clear(), evaluated.clear()
+    trainer, again = trained(5, load_path=str(tmp_path / "ep0-ba4-rank0.pt"))
+    assert torch.equal(torch.stack(snapshots), torch.stack(first[4:]))
+    assert torch.equal(evaluated[-1], seen[1])
+    fails_at = len(evaluated) + 1
+    with pytest.raises(KeyError, match="in the evaluation"):
+        trainer.eval()
+    trainer.close()
+    assert torch.equal(flat(again), first[-1])

@@ -14,6 +14,15 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "to_local") and hasattr(tensor, "device_mesh")
 
 
+def is_of_this_rank(tensor: Tensor) -> bool:
+    """Whether a DTensor has this rank's shard. A pickled one has that of the rank that saved it, whoever loads it."""
+    if not is_sharded(tensor):
+        return True
+    mesh = tensor.device_mesh  # type: ignore[attr-defined]
+    place = (mesh.mesh == torch.distributed.get_rank()).nonzero().flatten().tolist()
+    return list(mesh.get_coordinate() or ()) == place
+
+
 def local(tensor: Tensor) -> Tensor:
     """This rank's shard of a DTensor; any other tensor as it is."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
