@@ -61,12 +61,13 @@ class Around:
         return torch.cat([part.to(some[0].device) for part in some]).tolist()  # type: ignore[no-any-return]
 
     def watched(self, workload: Any, params: nn.Module, train: Callable[[], Any]) -> tuple[Any, bool]:
-        before, seen, model_fn = self.fingerprint(params), [], workload.model_fn
+        before, model_fn = self.fingerprint(params), workload.model_fn
+        seen: list[list[float]] = []
         signature = inspect.signature(model_fn)
 
         def watching(*args: Any, **kwargs: Any) -> Any:
             given = signature.bind(*args, **kwargs).arguments
-            if not seen and given["mode"].name == "TRAIN":
+            if not seen and given["mode"].name == "TRAIN" and isinstance(given["params"], nn.Module):
                 seen.append(self.fingerprint(given["params"]))
             return model_fn(*args, **kwargs)
 

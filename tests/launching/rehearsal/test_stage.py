@@ -45,6 +45,7 @@ def on_stage(folder, framework, base, module, hyperparameters, params, batch, mo
     workload = rehearsal.workload_class(base)()
     assert (workload.step_hint, workload.num_test_examples, module.get_batch_size("x")) == (300, 10_000, 16)
     assert workload.max_allowed_runtime_sec == 10**6  # updates end a rehearsal, and no clock
+    assert 0 < workload.eval_period_time_sec < 1e-3  # a base may count the updates in it
     rehearsal.record.event("started")
     state = module.init_optimizer_state(workload, params, model_state, hyperparameters, None)
     for step in range(UPDATES):
