@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.support import ROOT
 
-TRAINERS = {"Lightning", "Hugging Face's Trainer, accelerate", "torchtitan"}
+TRAINERS = {"Lightning", "Hugging Face's Trainer", "accelerate's own loop", "torchtitan"}
 KINDS = ("DDP", "FSDP1", "FSDP2", "HSDP", "tensor parallel", "DeepSpeed", "pipeline", "experts")
 
 

@@ -24,7 +24,12 @@ class InOneFile:
         return gathered(self.averager.state_dict())
 
     def load_state_dict(self, saved: dict[str, Any], *, settings: str = "same") -> None:
-        """What `state_dict()` gave the first rank, on all ranks; collective. See `Averager.load_state_dict`."""
+        """Take what `state_dict()` gave the first rank, on all ranks; collective.
+
+        Args:
+            saved: what was saved, as every rank has read it.
+            settings: as in `Averager.load_state_dict`.
+        """
         self.averager.load_state_dict(scattered(saved, self.averager), settings=settings)
 
 

@@ -56,12 +56,14 @@ def test_ctrl_c_leaves_nothing(tmp_path, small):
         if len(read) == 20:
             os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     gc.disable()  # JAX, if another test has imported it, has a callback of it, which swallows what is raised within
     try:
         with pytest.raises(KeyboardInterrupt):
             average(tmp_path / "run", tmp_path / "out", [(LAWA(window=3), 3)], ".safetensors", interrupt)
     finally:
         gc.enable()
+        signal.signal(signal.SIGINT, before)
     assert not list((tmp_path / "out").iterdir())
     assert len(read) < 40 * 3 * 2
 
