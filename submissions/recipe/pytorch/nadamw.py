@@ -22,14 +22,9 @@ class NadamW(torch.optim.AdamW):
         v <- b2 v + (1 - b2) g^2
         theta <- (1 - lr wd) theta - lr [(b1 m + (1 - b1) g) / (1 - b1^t)] / (sqrt(v / (1 - b2^t)) + eps)
 
-    It is not `torch.optim.NAdam`, whose momentum follows a schedule. The bracket n is AdamW's first moment taken one
-    step further. Between steps `exp_avg` holds b1 m. On a CPU a step is two fused calls, block by block while a block
-    is in the cache. With n = b1 (b1 m) + (1 - b1^2) g and c = 1 + b1 - b1^2:
-
-        AdamW of first decay b1 / c:  exp_avg <- n / c, and theta with it, at a rate that makes up for c
-        SGD of rate 1 - b1:           exp_avg <- c exp_avg - (1 - b1) g = b1 m
-
-    Elsewhere, and for 16 bits, the moment moves ahead by (1 - b1) g before a fused AdamW step, and back after it.
+    It is not `torch.optim.NAdam`, whose momentum follows a schedule. The bracket is AdamW's first moment taken one step
+    further. So a fused AdamW step does the work on a moment moved ahead, and what it adds is taken off again. Between
+    steps `exp_avg` holds b1 m. On a CPU all three go block by block, while a block is in the cache: the same bits.
 
     Gradients and restored moments may have other strides than their parameter, as after `to(memory_format=...)`. The
     fused step reads memory in its order, on a CPU without a check, so they are brought into the parameter's first.
@@ -122,50 +117,34 @@ def _step_on_cpu(group: dict[str, Any], members: list[Member]) -> None:
         else (_laid_out(member[0], member[2]), _laid_out(member[1], member[2]), *member[2:])
         for member in members
     ]
-    ahead, maximize, (beta1, beta2) = _ahead(group), group["maximize"], group["betas"]
-    scale = 1 + beta1 - beta1**2
+    ahead, (beta1, beta2) = _ahead(group), group["betas"]
+    names = ("lr", "weight_decay", "eps", "amsgrad", "maximize")
+    options = {name: group[name] for name in names} | {"beta1": beta1, "beta2": beta2}
     if members:
         torch._foreach_add_([member[4] for member in members], 1)
-    for step, (params, grads, exp_avgs, exp_avg_sqs, steps) in _blocks(dense):
-        in_two = exp_avgs[0].dtype.itemsize > 2  # of 16 bits, torch's fused SGD on a CPU decays wrong values
-        decay, rate = beta1, 1.0
-        if in_two:
-            decay = beta1 / scale
-            rate = scale * (1 - decay**step) / (1 - beta1**step)  # the fused step divides by 1 - decay^t
-        else:
-            torch._foreach_add_(exp_avgs, grads, alpha=ahead)
-        torch._fused_adamw_(
-            params, grads, exp_avgs, exp_avg_sqs, [], steps,
-            lr=rate * float(group["lr"]), weight_decay=group["weight_decay"] / rate, beta1=decay, beta2=beta2,
-            eps=group["eps"], amsgrad=False, maximize=maximize,
-        )  # fmt: skip
-        if in_two:
-            torch._fused_sgd_(
-                exp_avgs, grads, [], lr=1 - beta1, weight_decay=-beta1, momentum=0.0, dampening=0.0, nesterov=False,
-                maximize=maximize, is_first_step=False,
-            )  # fmt: skip
-        else:
-            torch._foreach_add_(exp_avgs, grads, alpha=-ahead)
+    for params, grads, exp_avgs, exp_avg_sqs, steps in _blocks(dense):
+        torch._foreach_add_(exp_avgs, grads, alpha=ahead)
+        torch._fused_adamw_(params, grads, exp_avgs, exp_avg_sqs, [], steps, **options)
+        torch._foreach_add_(exp_avgs, grads, alpha=-ahead)
     for member, own in zip(members, dense, strict=True):
         if own[0] is not member[0]:
             member[0].copy_(own[0])
 
 
-def _blocks(members: list[Member]) -> Iterator[tuple[float, tuple[list[Tensor], ...]]]:
-    """The step, and lists of what belongs together, of one type: some small parameters, or a piece of a large one."""
+def _blocks(members: list[Member]) -> Iterator[tuple[list[Tensor], ...]]:
+    """Lists of what belongs together, of one type: of several small parameters, or a piece of a large one."""
     few: list[Member] = []
-    held, now = 0, 0.0
-    counts = torch.stack([member[4] for member in members]).tolist() if members else []
-    for member, count in zip(members, counts, strict=True):
+    held = 0
+    for member in members:
         size, dtype = member[0].numel(), member[0].dtype
-        if few and (held + size > BLOCK or dtype != few[0][0].dtype or count != now):
-            yield now, tuple(map(list, zip(*few, strict=True)))
+        if few and (held + size > BLOCK or dtype != few[0][0].dtype):
+            yield tuple(map(list, zip(*few, strict=True)))
             few, held = [], 0
         if size > BLOCK and dtype.itemsize > 2:  # how 16 bits are rounded depends on the place in the tensor
             pieces = zip(*(tensor.as_strided((size,), (1,)).split(BLOCK) for tensor in member[:4]), strict=True)
-            yield from ((count, tuple([tensor] for tensor in (*piece, member[4]))) for piece in pieces)
+            yield from (tuple([tensor] for tensor in (*piece, member[4])) for piece in pieces)
         else:
             few.append(member)
-            held, now = held + size, count
+            held += size
     if few:
-        yield now, tuple(map(list, zip(*few, strict=True)))
+        yield tuple(map(list, zip(*few, strict=True)))
