@@ -1,7 +1,5 @@
 """What the published AlgoPerf v0.5 logs say: lawa_queue and lawa_ema beside the NadamW baseline."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -9,7 +7,7 @@ from matplotlib.figure import Figure
 from analysis.figures import learning_curves, ratios, style
 from analysis.measures import crossing, score, speedup, to_target
 from analysis.measures.to_target import Measured
-from analysis.reading import logs
+from analysis.reading import files, logs
 from analysis.targets import resolve
 from analysis.text import formatted, markdown
 
@@ -128,7 +126,7 @@ def what_if(best: pd.DataFrame, targets: pd.DataFrame) -> pd.Series:
     return score.score(medians.T, targets)[0]
 
 
-def write(path: str, out: Path) -> None:
+def write(path: str, folder: str) -> None:
     """Read the logs at a path; print the tables, and write them and the figures into a folder."""
     read = logs.read(path)
     targets = resolve.resolve(read, "v0.5")
@@ -172,7 +170,7 @@ def write(path: str, out: Path) -> None:
             pd.DataFrame({"submission": imagined.index, "score": [f"{x:.4f}" for x in imagined]})
         ),
     }
-    out.mkdir(parents=True, exist_ok=True)
+    out = files.output_folder(folder)
     text = "\n\n".join(f"## {title}\n\n{table}" for title, table in parts.items())
     (out / "tables.md").write_text(f"# Tables\n\nMade by `python -m scripts.published.algoperf_v05`.\n\n{text}\n")
     print(text)

@@ -3,8 +3,6 @@
 Where in training the targets lie, how long an update takes, who is first where, and what fewer steps would score.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -14,7 +12,7 @@ from analysis.measures import results, score, to_target, what_if
 from analysis.measures.pace import seconds_per_step
 from analysis.measures.results import Results
 from analysis.measures.what_if import WhatIf
-from analysis.reading import logs
+from analysis.reading import files, logs
 from analysis.text import formatted
 from weight_averaging.errors import UsageError
 
@@ -207,7 +205,7 @@ def winners(found: Results) -> Figure:
     return figure
 
 
-def write(path: str, out: Path, ratios: str) -> None:
+def write(path: str, folder: str, ratios: str) -> None:
     """Read the logs at a path; print the tables, and write them and the figures into a folder.
 
     Args:
@@ -241,6 +239,7 @@ def write(path: str, out: Path, ratios: str) -> None:
         ),
     }
     text = "\n\n".join(f"## {title}\n\n{table}" for title, table in parts.items())
+    out = files.output_folder(folder)
     (out / "tables.md").write_text(f"# Tables\n\nMade by `python -m scripts.published.leaderboard_a100`.\n\n{text}\n")
     print(text)
     style.save(how_far(runs, found), out / "how_far", ["png"])

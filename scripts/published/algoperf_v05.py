@@ -6,8 +6,6 @@ Compares lawa_queue and lawa_ema with the NadamW baseline, and writes tables.md 
 reading of them is in the README.md beside them.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from scripts.start import start
@@ -24,7 +22,7 @@ flags.DEFINE_string("out", "docs/results/published_v05", "Folder for tables.md a
 def run() -> None:
     with importing():  # here, since a wrong flag is told without pandas and matplotlib
         from analysis.published import algoperf_v05
-    algoperf_v05.write(FLAGS.logs, Path(FLAGS.out))
+    algoperf_v05.write(FLAGS.logs, FLAGS.out)
 
 
 if __name__ == "__main__":

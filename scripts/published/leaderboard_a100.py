@@ -9,7 +9,6 @@ they mean.
 
 from absl import flags
 
-from analysis.reading import files
 from scripts.start import start
 from weight_averaging.interrupts import importing
 
@@ -25,10 +24,9 @@ flags.DEFINE_string(
 
 
 def run() -> None:
-    out = files.output_folder(FLAGS.out)
     with importing():  # here, since a wrong flag is told without pandas and matplotlib
         from analysis.published import leaderboard_a100
-    leaderboard_a100.write(FLAGS.logs, out, FLAGS.ratios)
+    leaderboard_a100.write(FLAGS.logs, FLAGS.out, FLAGS.ratios)
 
 
 if __name__ == "__main__":

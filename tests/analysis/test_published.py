@@ -12,6 +12,7 @@ import pytest
 
 from analysis.measures import results, score, to_target
 from analysis.measures.to_target import Measured
+from analysis.published import algoperf_v05, leaderboard_a100
 from analysis.reading import logs
 from analysis.targets import resolve
 from tests.support import ROOT, published
@@ -163,3 +164,10 @@ def test_the_committed_analysis_of_v05_is_what_its_command_makes(v05, tmp_path):
     committed = ROOT / "docs/results/published_v05"
     assert (tmp_path / "tables.md").read_text() == (committed / "tables.md").read_text()
     assert {path.name for path in tmp_path.glob("*.png")} == {path.name for path in committed.glob("*.png")}
+
+
+@pytest.mark.parametrize("write", [algoperf_v05.write, lambda *given: leaderboard_a100.write(*given, "none.csv")])
+def test_logs_that_are_not_there_leave_no_folder(write, tmp_path):
+    with pytest.raises(UsageError, match="does not exist"):
+        write(str(tmp_path / "none"), str(tmp_path / "out"))
+    assert not list(tmp_path.iterdir())
