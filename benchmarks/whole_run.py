@@ -107,7 +107,7 @@ def to_level(workload: str, curve: pd.DataFrame, level: float | None = None) -> 
     """Updates and seconds to a level of the metric, by default the validation target; NaN if it is not reached."""
     made = workloads.make(workload)
     wanted = made.validation_target_value if level is None else level
-    reached = curve[[made._reached(value, wanted) for value in curve["value"]]]
+    reached = curve[curve["value"] >= wanted if made.higher_is_better else curve["value"] <= wanted]
     return tuple(reached[["updates", "seconds"]].iloc[0]) if len(reached) else (float("nan"), float("nan"))
 
 

@@ -98,12 +98,8 @@ def _findings(fields: dict[str, Any], lines: list[str]) -> Iterator[tuple[int, s
             yield from ((line, f"{name}: {message}") for message in problems(name, value))
 
 
-def problems(name: str, value: Any) -> list[str]:
+def problems(name: str, value: Any) -> Iterator[str]:
     """What is wrong with the value of a field, a line each."""
-    return list(_problems(name, value))
-
-
-def _problems(name: str, value: Any) -> Iterator[str]:
     if not isinstance(value, str):
         yield f"write it in quotes: {value!r} is read as a {type(value).__name__}"
         return

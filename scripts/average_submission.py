@@ -60,8 +60,8 @@ def run() -> None:
     space = Path(FLAGS.tuning_search_space) if FLAGS.tuning_search_space else None
     if folder.exists():
         raise UsageError(f"--out={folder} exists; remove it or choose another")
-    if problems := submission_info.problems("submission_folder", folder.name):
-        raise UsageError(f"--out={folder}: {problems[0]}")
+    for problem in submission_info.problems("submission_folder", folder.name):
+        raise UsageError(f"--out={folder}: {problem}")
     values = _hyperparameters()
     options = {"calls_per_update": FLAGS.calls_per_update} if FLAGS.calls_per_update != 1 else {}
     options |= {"on_top": True} if FLAGS.on_top else {}

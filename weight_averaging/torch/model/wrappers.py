@@ -58,12 +58,12 @@ def live_state(model: nn.Module) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for stage in model.children() if isinstance(model, Stages) else [model]:
         for name, value in unwrapped(stage).state_dict(keep_vars=True).items():
-            if isinstance(value, Tensor) and not _same(value, merged.setdefault(name, value)):
+            first = merged.setdefault(name, value)
+            if isinstance(value, Tensor) and not _same(value, first):
                 raise ValueError(
                     f"two stages have different tensors called {name}, so that no state dict can have both: give the "
                     "modules of each stage the names of the whole model's"
                 )
-            merged.setdefault(name, value)
     return merged
 
 
