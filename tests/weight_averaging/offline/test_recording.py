@@ -188,10 +188,15 @@ def test_a_kill_leaves_a_readable_folder(tmp_path):
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    (tmp_path / ".partial_step_00000009.safetensors~here~1~01234567").touch()  # as another kill would leave
     folder = Snapshots(tmp_path)
     assert len(folder.steps) >= 5
     assert sum(1 for _ in folder.stream(folder.steps)) == len(folder.steps)
     verify(tmp_path)
+    model = nn.Linear(1000, 1000)
+    with SnapshotWriter(tmp_path, interval=1) as writer:
+        writer.update(folder.steps[-1] + 1, model)
+    assert not list(tmp_path.glob(".partial_*"))
 
 
 def test_a_closed_writer_takes_no_more(tmp_path):
