@@ -68,7 +68,7 @@ def partial_beside(path: Path) -> Path:
             if parts[1] == "replaced" and not os.path.lexists(path):
                 continue  # killed between the two renames of `put_in_place`: nothing else has what was there
             # Containers may share a host's name and not its processes: what is being written to stays.
-            if _is_old(left):
+            if is_old(left):
                 remove(left)
     return path.with_name(f".partial_{name}~{host}~{os.getpid()}~{secrets.token_hex(4)}")
 
@@ -111,7 +111,8 @@ def _runs(process: int) -> bool:
     return True
 
 
-def _is_old(path: Path) -> bool:
+def is_old(path: Path) -> bool:
+    """Whether nobody has written to a file, or into a folder, for ten minutes."""
     newest = max(file.stat().st_mtime for file in (path, *path.glob("*")))
     return time.time() - newest > _OLD
 
