@@ -1,5 +1,6 @@
 """A trial's log files, with the names and columns of the official harness."""
 
+import io
 import json
 import math
 import os
@@ -84,6 +85,13 @@ def _write(path: Path, text: str) -> None:
     """Whole and in place at any moment: a kill must not leave half a line."""
     with replacing(path, sync=False) as file:  # the clock of training runs on while a row is written
         file.write(text.encode())
+
+
+def _as_text(table: Path | io.StringIO) -> Any:
+    """A table of which nothing changes when it is written again: numbers would, in a column that a row lacks."""
+    import pandas as pd
+
+    return pd.read_csv(table, dtype=str, keep_default_na=False)
 
 
 def meta_data(workload: Any, rng_seed: int, versions: dict[str, str]) -> dict[str, Any]:
@@ -171,8 +179,7 @@ class MetricsLogger:
         self._paths = {False: folder / "measurements.csv", True: folder / "eval_measurements.csv"}
         self._tables: dict[bool, pd.DataFrame] = {}
         for is_eval, path in self._paths.items():
-            # As text: what is written again must not change.
-            table = pd.read_csv(path, dtype=str, keep_default_na=False) if path.exists() else pd.DataFrame()
+            table = _as_text(path) if path.exists() else pd.DataFrame()
             if len(table):
                 # A training row carries the number of updates before its own, an evaluation row those completed.
                 table = table[table["global_step"].astype(int) < step + is_eval]
@@ -190,7 +197,7 @@ class MetricsLogger:
             row["preemption_count"] = preemption_count
         if not is_eval:
             self.latest.update(metrics)
-        new = pd.DataFrame([row], columns=sorted(row))
+        new = _as_text(io.StringIO(pd.DataFrame([row], columns=sorted(row)).to_csv(index=False)))
         old = self._tables[is_eval]
         self._tables[is_eval] = pd.concat([old, new], ignore_index=True) if len(old) else new
         _write(self._paths[is_eval], self._tables[is_eval].to_csv(index=False))

@@ -157,6 +157,8 @@ def test_a_run_killed_after_its_last_checkpoint_gets_the_rest_of_its_logs(tmp_pa
     whole, path = rows(folder), folder / "measurements.csv"
     assert list(whole["score"]) == [False] * 4 + [True]
     lines = path.read_text().splitlines(keepends=True)
+    last = lines[0].split(",").index("averaging/last_snapshot")
+    assert [line.split(",")[last] for line in lines[1:]] == ["0", "0", "3", "3", ""]  # the last row changes no other
     path.write_text("".join(lines[:-1]))
     (folder / ".partial_measurements.csv~here~1~01234567").touch()
     train(folder, *run)

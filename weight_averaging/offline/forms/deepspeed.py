@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
+from weight_averaging.offline.forms.contents.learning_rates import learning_rate
 from weight_averaging.offline.forms.inert import InertFile, StandIn
 from weight_averaging.offline.forms.source import Source
 from weight_averaging.offline.forms.trainers import count
@@ -79,8 +80,12 @@ class ZeroFolder(Source):
         others = sorted(str(kind).removeprefix("torch.") for kind in kinds - {torch.float32})
         if others:
             self.note = f"averaged are the float32 weights of the optimizer, not their copy in {', '.join(others)}"
+        self._rate = learning_rate([states, first])
         steps = count(first.get("global_steps"))
         self.counters = {} if steps is None else {"global_steps": steps}
+
+    def learning_rate(self) -> float | None:
+        return self._rate
 
     def read(self, names: list[str]) -> dict[str, Tensor]:
         found = {}

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.forms.contents import TRAINING
+from weight_averaging.offline.forms.contents.learning_rates import learning_rate_of_distributed
 from weight_averaging.offline.forms.hugging_face import read_json
 from weight_averaging.offline.forms.source import WholeFolder, joined
 from weight_averaging.offline.forms.trainers import MODEL_KEYS
@@ -136,6 +137,9 @@ class ShardedFolder(WholeFolder):
         return sorted({str(place[0]) for key, place in self._places.items() if key not in there} - {
             str(self._places[key][0]) for key in there
         })  # fmt: skip
+
+    def learning_rate(self) -> float | None:
+        return learning_rate_of_distributed(self.path, self._metadata.storage_data)
 
     def read(self, names: list[str]) -> dict[str, Tensor]:
         """The tensors of these names, put together from their parts."""

@@ -10,6 +10,7 @@ import torch
 from tests.support.forms import command, state_of
 from tests.weight_averaging.offline.test_zero_folders import write
 from weight_averaging.offline.forms.deepspeed import ZeroFolder
+from weight_averaging.offline.reading import Snapshots
 
 pytestmark = [
     pytest.mark.trainers,
@@ -29,6 +30,7 @@ def test_zero(tmp_path, capsys, stage):
     out = tmp_path / "average.pt"
     said = command(capsys, "average", folder, "--lawa=window=2", f"--out={out}", "--exclude=1.scale")
     assert "made of 2 snapshots, steps 2, 3" in said
+    assert Snapshots(folder).learning_rates == dict.fromkeys((1, 2, 3), 0.01)
     masters = [torch.load(tmp_path / f"weights_{number}.pt") for number in (2, 3)]
     found = torch.load(out)
     assert found.pop("1.scale").tolist() == [2.0, 3.0]

@@ -1,9 +1,12 @@
 """Learning rates that checkpoints have of themselves, for an average that follows them."""
 
+import io
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from weight_averaging.averages import SnapshotError
 from weight_averaging.offline.forms.contents import OPTIMIZERS, mappings, number
@@ -60,6 +63,46 @@ def learning_rate_of_folder(
     if stopped is not None:
         raise stopped
     return None
+
+
+def learning_rate_of_distributed(path: Path, places: Mapping[Any, Any]) -> float | None:
+    """The largest of the optimizers in a folder of torch.distributed.checkpoint, or of their schedulers; None if none.
+
+    That library saves the rate of each group, or of each parameter, apart: none of them is run.
+
+    Args:
+        places: `storage_data` of the folder's metadata.
+    Raises:
+        SnapshotError: one of them cannot be read.
+    """
+    for is_wanted in (_of_group, _of_scheduler):
+        rates: list[float | None] = []
+        for index, place in places.items():
+            if is_wanted(index.fqn.split(".")):
+                value = _value(present(path / place.relative_path), place.offset, place.length)
+                rates += map(number, value if isinstance(value, list) else [value])
+        if known := [rate for rate in rates if rate is not None]:
+            return max(known)
+    return None
+
+
+def _of_group(words: list[str]) -> bool:
+    return "param_groups" in words and words[-1] == "lr"
+
+
+def _of_scheduler(words: list[str]) -> bool:
+    return words[-1] == _LAST
+
+
+def _value(path: Path, start: int, length: int) -> Any:
+    """What was saved in a part of a file."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(start)
+            return torch.load(io.BytesIO(file.read(length)), map_location="cpu", weights_only=True)
+    except Exception as error:  # what torch raises for a damaged file depends on where the damage is
+        line = " ".join(str(error).split())[:120]
+        raise SnapshotError(f"{path}: a learning rate in it is damaged or refused: {line}") from None
 
 
 def _is_scheduler(state: Mapping[Any, Any]) -> bool:
