@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.support.forms import command, is_mean, state_of
 from weight_averaging.offline.forms.deepspeed import ZeroFolder
+from weight_averaging.offline.reading import Snapshots
 
 
 class Stage(enum.IntEnum):
@@ -126,3 +127,18 @@ def test_what_does_not_come_together_is_one_line(tmp_path, capsys):
         assert said.startswith(f"error: {tmp_path / name / 'global_step1'}")
         assert says in said
         assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_learning_rates_are_those_of_the_optimizer_inside(tmp_path, stage):
+    """As DeepSpeed nests it; of an elastic checkpoint there is none."""
+    for step in (1, 2):
+        folder = tmp_path / f"global_step{step}"
+        write(folder, state_of(step), 2, stage, step=step)
+        for file in folder.glob("*_optim_states.pt") if step == 1 else ():
+            saved = torch.load(file, weights_only=False)
+            name = "optimizer_state_dict" if stage == 3 else "base_optimizer_state"
+            groups = [{"lr": 0.5, "params": [0]}, {"lr": 0.75, "params": [1]}]
+            saved["optimizer_state_dict"][name] = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": groups}
+            torch.save(saved, file)
+    assert Snapshots(tmp_path).learning_rates == {1: 0.75}
