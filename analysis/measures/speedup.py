@@ -174,7 +174,8 @@ def paired(ours: pd.DataFrame, theirs: pd.DataFrame, column: str) -> np.ndarray:
 def _seeds(rows: pd.DataFrame) -> list[Any]:
     """Those of the runs; none unless each says one of its own."""
     seeds = [meta.get("rng_seed", workload_property(meta, "rng_seed")) for meta in rows["meta"]]
-    return seeds if None not in seeds and len(set(seeds)) == len(seeds) else []
+    numbers = [seed for seed in seeds if isinstance(seed, int | float | str)]
+    return numbers if len(set(numbers)) == len(seeds) else []
 
 
 def _ratios(logs: Interval) -> tuple[float, float]:
