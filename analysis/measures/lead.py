@@ -54,7 +54,7 @@ def pairs(
 
     Returns:
         Columns workload, submission, study, share, log (of the ratio) and missed: one that never gets there counts with
-        the whole training. Without pairs whose baseline had no evaluation by then.
+        the whole training. Without pairs whose baseline had no evaluation by then, or none above its initial weights.
     """
     rows = []
     for workload, target in targets.iterrows():
@@ -76,6 +76,8 @@ def pairs(
                     continue
                 start = crossing.first(own, reached, by_then[-1], lower=False)
                 there = crossing.first(points, values, by_then[-1], lower=False)
+                if not (start and there):  # the initial weights are as good: nothing is known of training
+                    continue
                 log = np.log((there if np.isfinite(there) else max(length, start)) / start)
                 rows.append((str(workload), name, study, share, log, np.isinf(there)))
     return pd.DataFrame(rows, columns=["workload", "submission", "study", "share", "log", "missed"])
@@ -114,5 +116,8 @@ def _length(runs: list[dict[str, np.ndarray]], target: pd.Series, unit: Unit) ->
     if unit == "steps":
         return float(hint)
     # Neither slow updates nor steps that are none (analysis/measures/pace.py) make training longer than is allowed.
-    pace = np.median(ends["seconds"] / ends["steps"])
+    trained = ends["steps"] > 0  # of a run with an evaluation of its initial weights alone nothing is known
+    if not trained.any():
+        return float(target.get("budget_s", np.nan))
+    pace = np.median(ends["seconds"][trained] / ends["steps"][trained])
     return float(np.fmin(hint * pace, target.get("budget_s", np.nan)))

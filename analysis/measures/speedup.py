@@ -10,7 +10,7 @@ misses: the lower with >=, the upper with <=. Neither holds where both miss.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -44,9 +44,9 @@ class Speedup:
 
 
 class _Side(NamedTuple):
-    """A submission on a workload: the logarithms of its times, by what pairs them, and how many of them are misses."""
+    """A submission on a workload: its rows, one a study, with the logarithms of its times, and how many are misses."""
 
-    times: pd.Series
+    rows: pd.DataFrame
     misses: int
 
 
@@ -75,14 +75,15 @@ def compare(
     """
     budget = censoring.budgets(best, targets, unit)
     rows = censoring.times(best, budget, unit)
-    sides = {key: _side(mine) for key, mine in rows.groupby(["submission", "workload"])}
+    rows = rows.assign(log=np.log(rows["time"]))
+    sides = {key: _Side(mine, int(mine["missed"].sum())) for key, mine in rows.groupby(["submission", "workload"])}
     ran = best[best["workload"].isin(budget.index)].groupby("submission")["workload"].agg(set)
     found = {}
     for name in submissions:
         both = ran.get(name, set()), ran.get(baseline, set())
         if both[0] & both[1]:
             pairs = {w: (sides[name, w], sides[baseline, w]) for w in sorted(both[0] | both[1])}
-            if any(side.misses < len(side.times) for pair in pairs.values() for side in pair):
+            if any(side.misses < len(side.rows) for pair in pairs.values() for side in pair):
                 found[name] = _speedup(pairs, official(times, budget, name, baseline))
     return found
 
@@ -123,22 +124,15 @@ def rows(results: dict[str, Speedup]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _side(rows: pd.DataFrame) -> _Side:
-    return _Side(pd.Series(np.log(rows["time"].to_numpy()), index=pairing(rows)), int(rows["missed"].sum()))
-
-
 def _speedup(pairs: dict[str, tuple[_Side, _Side]], official: float) -> Speedup:
     """From ours and theirs on each workload."""
     measured, found = [], []
     for ours, theirs in pairs.values():
-        shared = ours.times.index.intersection(theirs.times.index)
-        found.append(
-            intervals.means((ours.times[shared] - theirs.times[shared]).to_numpy())
-            if len(shared)
-            else intervals.difference(intervals.means(ours.times.to_numpy()), intervals.means(theirs.times.to_numpy()))
-        )
+        differences = paired(ours.rows, theirs.rows, "log")
+        single = intervals.means(ours.rows["log"].to_numpy()), intervals.means(theirs.rows["log"].to_numpy())
+        found.append(intervals.means(differences) if len(differences) else intervals.difference(*single))
         misses = ours.misses, theirs.misses
-        measured.append((len(shared), *misses, _bound(*misses)))
+        measured.append((len(differences), *misses, _bound(*misses)))
     columns = ["pairs", "misses", "baseline_misses", "bound"]
     table = pd.DataFrame(measured, columns=columns, index=pd.Index(list(pairs), name="workload"))
     means = intervals.together(found)
@@ -165,10 +159,23 @@ def official(times: pd.DataFrame, budget: pd.Series, submission: str, baseline: 
     return float(np.exp(np.log(ours / theirs).mean()))
 
 
-def pairing(rows: pd.DataFrame) -> pd.Index:
-    """What pairs runs with the baseline's: the seeds if every run says its own, else the numbers of the studies."""
+def paired(ours: pd.DataFrame, theirs: pd.DataFrame, column: str) -> np.ndarray:
+    """What the column of ours is larger by than that of theirs, of each pair; empty if no run has its like.
+
+    Pairs are of one random seed, if every run of both sides says its own, else of one study's number.
+    """
+    seeds = [_seeds(rows) for rows in (ours, theirs)]
+    keys = seeds if all(seeds) else [ours["study"], theirs["study"]]
+    mine, other = (pd.Series(rows[column].to_numpy(float), index=key) for rows, key in zip((ours, theirs), keys))
+    shared = mine.index.intersection(other.index)
+    return (mine[shared] - other[shared]).to_numpy()
+
+
+def _seeds(rows: pd.DataFrame) -> list[Any]:
+    """Those of the runs; none unless each says one of its own."""
     seeds = [meta.get("rng_seed", workload_property(meta, "rng_seed")) for meta in rows["meta"]]
-    return pd.Index(seeds if None not in seeds and len(set(seeds)) == len(seeds) else rows["study"])
+    numbers = [seed for seed in seeds if isinstance(seed, int | float | str)]
+    return numbers if len(set(numbers)) == len(seeds) else []
 
 
 def _ratios(logs: Interval) -> tuple[float, float]:

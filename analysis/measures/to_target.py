@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis.measures import crossing
 from analysis.reading.logs import Logs
+from weight_averaging.errors import UsageError
 
 Rule = Literal["fewest_evaluations", "fastest"]
 STUDY = ["submission", "workload", "study"]
@@ -50,6 +51,8 @@ class Measured:
           interpolated; inf if never;
         - best, the best validation metric, whenever it occurred; final, the last one; count, evaluations in all;
         - shortfall, from best to the target, in the metric's unit; negative once passed.
+
+        UsageError if the initial weights reach a target: there is no time to it, and no ratio of times.
         """
         runs, value = self.logs.runs, self.values
         lower_is_better = runs["workload"].map(self.targets["lower"])
@@ -59,6 +62,12 @@ class Measured:
         lower, level = rows["run"].map(lower_is_better), rows["run"].map(target)
         hits = rows[np.where(lower, value <= level, value >= level)].groupby("run").first()
         hits = hits.reindex(runs.index)
+        if (at_once := hits["global_step"] <= 0).any():
+            run = runs.loc[at_once.idxmax()]
+            raise UsageError(
+                f"{run['folder']} reaches the target of {run['workload']} at update 0, before any training: set a "
+                "target that the initial weights do not reach, or move the run elsewhere"
+            )
         by_run = rows.groupby("run")
         last = by_run[["global_step", "score"]].max()
         best = by_run["value"].max().where(~lower_is_better, by_run["value"].min())

@@ -9,7 +9,10 @@ from analysis.reading.files import MEASUREMENTS, Skipped
 
 _TIME = ("score", "accumulated_submission_time")
 HALF_WRITTEN = "half-written last line"
-KEPT = "a last line that no newline ends, but whole"  # said of it, though it counts
+# Said of rows that count all the same.
+WHOLE = "a last line that no newline ends, but whole"
+CLOCK = "an evaluation at an earlier score (seconds) than the one before: was the clock set back at a resume?"
+KEPT = frozenset({WHOLE, CLOCK})
 
 
 class Table:
@@ -21,7 +24,7 @@ class Table:
 
     def __init__(self) -> None:
         self._lines: dict[str, list[str]] = {}
-        self._runs: dict[str, list[int]] = {}
+        self._places: dict[str, list[tuple[int, int]]] = {}  # run and number of each line in its file
         self.columns: list[frozenset[str]] = []
 
     def add(self, run: int, text: str) -> tuple[int, list[str]]:
@@ -29,27 +32,33 @@ class Table:
         complaints = []
         *lines, last = (_unquoted(text) if '"' in text else text).removeprefix("\ufeff").split("\n")
         rows: dict[str, list[str]] = {}
+        places: dict[str, list[tuple[int, int]]] = {}
         header = None
-        for line in filter(None, (line.rstrip("\r") for line in lines)):
+        for number, line in enumerate(line.rstrip("\r") for line in lines):
+            if not line:
+                continue
             if not line[0].isdigit() and "global_step" in line.split(","):
                 header = line  # again after a preemption, perhaps with other columns
                 rows.setdefault(header, [])
+                places.setdefault(header, [])
             elif header is None:
                 return 0, [f"no header with global_step: {line[:40]!r}"]
             elif line.count(",") != header.count(","):
                 complaints.append("a line with too few or too many fields")
             else:
                 rows[header].append(line)
+                places[header].append((run, number))
         if header is not None and (last := last.rstrip("\r")):
             whole = _is_whole(last, header, rows[header])
-            complaints.append(KEPT if whole else HALF_WRITTEN)
+            complaints.append(WHOLE if whole else HALF_WRITTEN)
             rows[header] += [last] * whole
+            places[header] += [(run, len(lines))] * whole
         count = sum(map(len, rows.values()))
         if not count:
             return 0, [*complaints, "no evaluation in it"]
         for header, mine in rows.items():
             self._lines.setdefault(header, []).extend(mine)
-            self._runs.setdefault(header, []).extend([run] * len(mine))
+            self._places.setdefault(header, []).extend(places[header])
         self.columns.append(frozenset(name for header, mine in rows.items() if mine for name in header.split(",")))
         return count, complaints
 
@@ -64,21 +73,27 @@ class Table:
                 table["score"] = table["accumulated_submission_time"]
             # Without the column the run is refused later, in a line that names it.
             no_time = ~table["score"].between(0, float("inf"), inclusive="neither") if "score" in table else False
-            tables.append(table.assign(run=self._runs[header], no_time=no_time))
-        rows = pd.concat(tables, ignore_index=True).sort_values("run", kind="stable", ignore_index=True)
+            run, line = zip(*self._places[header])
+            tables.append(table.assign(run=run, line=line, no_time=no_time))
+        # As they stand in the files, where columns may change and change back.
+        rows = pd.concat(tables, ignore_index=True).sort_values(["run", "line"], ignore_index=True)
         skipped: Skipped = []
         # A row is superseded when a later one of its run is at the same step or before it.
-        later = rows["global_step"][::-1].groupby(rows["run"][::-1]).cummin()[::-1]
+        countable = rows["global_step"].between(0, float("inf"), inclusive="left")
+        later = rows["global_step"].where(countable, float("inf"))[::-1].groupby(rows["run"][::-1]).cummin()[::-1]
         following = later.groupby(rows["run"]).shift(-1)
         for reason, bad in {
-            "a line without a step number": rows["global_step"].isna(),
+            "a line without a step number": ~countable,
             "an evaluation done again after a preemption": following <= rows["global_step"],
             "an evaluation whose score (seconds) is no positive number": rows["no_time"],
         }.items():
             bad = bad.reindex(rows.index)
             skipped += [(f"{folders[run]}/{MEASUREMENTS}", reason) for run in rows.loc[bad, "run"]]
             rows = rows[~bad]
-        return rows.drop(columns="no_time").reset_index(drop=True), skipped
+        if "score" in rows:
+            back = rows.groupby("run")["score"].diff() < 0
+            skipped += [(f"{folders[run]}/{MEASUREMENTS}", CLOCK) for run in rows.loc[back, "run"]]
+        return rows.drop(columns=["no_time", "line"]).reset_index(drop=True), skipped
 
 
 def _unquoted(text: str) -> str:

@@ -34,7 +34,7 @@ class Logs:
             csv files. A value is NaN where a file has no such column. Among them are global_step (completed updates)
             and score (seconds of submission time).
         columns: for each run the columns that its file has.
-        skipped: what was left out, and what counts though it looks odd (reason `KEPT`), one row each: path, reason.
+        skipped: what was left out, and what counts though it looks odd (reasons in `KEPT`), one row each: path, reason.
     """
 
     runs: pd.DataFrame
@@ -81,7 +81,7 @@ def read(sources: str | Path | Sequence[str | Path], framework: str | None = Non
     - trials without an eval_measurements.csv, files elsewhere than in a trial's folder, links that lead nowhere;
     - files without global_step or without an evaluation;
     - half-written lines: too few fields, or no newline at the end and a last number that decides something;
-    - evaluations that a resumed run did again, or that no time was taken of.
+    - evaluations that a resumed run did again, or that have no step or no time.
 
     Raises:
         UsageError: a source does not exist, is no archive, or holds no run. Two submissions or runs have one name. Runs
@@ -133,7 +133,7 @@ def summary_of_skipped(logs: Logs, examples: int = 1) -> list[str]:
     lines = []
     for reason, paths in logs.skipped.groupby("reason", sort=False)["path"]:
         more = ", ..." if len(paths) > examples else ""
-        done = "kept" if reason == KEPT else "skipped"
+        done = "kept" if reason in KEPT else "skipped"
         lines.append(f"{done} {len(paths)} x {reason}: {', '.join(paths[:examples])}{more}")
     return lines
 

@@ -32,21 +32,18 @@ def by_submission(trials: pd.DataFrame, baseline: str) -> pd.DataFrame:
         best=("best", "mean"),
         final=("final", "mean"),
     )
-    logs = {
-        key: pd.Series(np.log(rows["steps"].to_numpy(dtype=float)), index=speedup.pairing(rows))
-        for key, rows in trials.groupby(["workload", "submission"])
-    }
-    result["ratio"] = [_ratio(logs[workload, name], logs.get((workload, baseline))) for workload, name in result.index]
+    logs = trials.assign(log=np.log(trials["steps"].astype(float)))
+    sides = dict(iter(logs.groupby(["workload", "submission"])))
+    result["ratio"] = [_ratio(mine, sides.get((key[0], baseline))) for key, mine in sides.items()]
     return result.reset_index()
 
 
-def _ratio(ours: pd.Series, theirs: pd.Series | None) -> float:
-    """Of steps, from their logarithms by what pairs them; NaN where a run missed or there is no baseline."""
-    if theirs is None or np.isinf([*ours, *theirs]).any():
+def _ratio(ours: pd.DataFrame, theirs: pd.DataFrame | None) -> float:
+    """Of steps, from the column log; NaN where a run missed or there is no baseline."""
+    if theirs is None or np.isinf([*ours["log"], *theirs["log"]]).any():
         return np.nan
-    shared = ours.index.intersection(theirs.index)
-    difference = (ours[shared] - theirs[shared]).mean() if len(shared) else ours.mean() - theirs.mean()
-    return float(np.exp(difference))
+    pairs = speedup.paired(ours, theirs, "log")
+    return float(np.exp(pairs.mean() if len(pairs) else ours["log"].mean() - theirs["log"].mean()))
 
 
 def format_by_submission(result: pd.DataFrame, baseline: str) -> str:

@@ -285,6 +285,13 @@ def test_an_average_can_be_made_of_a_runs_snapshots_instead(base, slow, kind):
     assert f"{base}_{kind}" in average_checkpoints.SUBMISSIONS
 
 
+@pytest.mark.parametrize("name", ["nadamw", "adamw"])
+def test_a_whole_number_counts_as_one(name):
+    """JSON has 0 for 0.0; torch's optimizers take no pair of both."""
+    whole, other = (Run(name, beta2=value).update(2).model.state_dict() for value in (0, 0.0))
+    assert all(torch.equal(whole[key], other[key]) for key in whole)
+
+
 @needs_them
 def test_hyperparameters_of_theirs_are_checked():
     for name, changes, message in [

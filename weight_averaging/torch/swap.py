@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from weight_averaging.torch.load_guard import LoadGuard
 from weight_averaging.torch.memory.pickling import packed, unpacked
 from weight_averaging.torch.model.batch_norm import keep_statistics, restore_statistics
-from weight_averaging.torch.model.probe import Probe
+from weight_averaging.torch.model.probe import Probe, replaced
 from weight_averaging.torch.model.spare_copy import SpareCopy
 from weight_averaging.torch.model.tensors import forget_values
 
@@ -100,15 +100,22 @@ class Swap:
 
         Raises:
             RuntimeError: tensors of the model were removed or reshaped meanwhile. Where something wrote into the
-                parameters, it is raised too, but the raw weights are back all the same.
+                parameters, or a layer was replaced, it is raised too, but the raw weights are back all the same.
         """
         written = "" if self._shown is None else self._shown.changed(self._spare.weights)
+        gone = "" if self._shown is None else replaced(self._model, self._spare.weights)
         self._spare.restore(self.raw)
         if rounded := self._spare.rounded(self.raw):
             logger.warning("while the average was in the model, %s: the raw weights are back, rounded to that", rounded)
         forget_values()
         restore_statistics(self._model, self.statistics)
         self.stay()
+        if gone:
+            raise RuntimeError(
+                f"the layer of {gone} was replaced or removed while the average was in the model: its raw weights are "
+                "back in the old layer, and what was made from it has the average; do that before swap_in() or after "
+                "swap_out()"
+            )
         if written:
             raise RuntimeError(
                 f"{written} was changed while the average was in the model, and is what it was before again: a layer "

@@ -90,7 +90,7 @@ class MuonBase:
             momentum = getattr(hyperparameters, "momentum", MOMENTUM)
             parts["muon"] = self.kind(matrices, **both, momentum=momentum, adjust_lr_fn="match_rms_adamw")
         if others:
-            betas = (1.0 - hyperparameters.one_minus_beta1, hyperparameters.beta2)
+            betas = (1.0 - hyperparameters.one_minus_beta1, float(hyperparameters.beta2))
             epsilon = getattr(hyperparameters, "epsilon", EPSILON)
             parts["nadamw"] = NadamW(others, **both, betas=betas, eps=epsilon)
         return parts

@@ -23,7 +23,7 @@ def adams(hyperparameters: Any, step_hint: int) -> dict[str, Any]:
     del step_hint
     return {
         "lr": hyperparameters.learning_rate,
-        "betas": (1.0 - hyperparameters.one_minus_beta1, hyperparameters.beta2),
+        "betas": (1.0 - hyperparameters.one_minus_beta1, float(hyperparameters.beta2)),
         "eps": getattr(hyperparameters, "epsilon", EPSILON),
     }
 

@@ -25,7 +25,7 @@ def arguments(hyperparameters: Any, step_hint: int) -> dict[str, Any]:
         **whole,
         "start_preconditioning_step": whole["precondition_frequency"],  # the library's default, which it warns of
         "lr": hyperparameters.learning_rate,
-        "betas": (1.0 - hyperparameters.one_minus_beta1, hyperparameters.beta2),
+        "betas": (1.0 - hyperparameters.one_minus_beta1, float(hyperparameters.beta2)),
     }
 
 

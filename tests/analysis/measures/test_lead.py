@@ -97,6 +97,23 @@ def test_a_run_that_broke_off_keeps_its_best():
     assert pd.isna(result.loc[("w", "lawa"), 0.9])
 
 
+@pytest.mark.parametrize("unit", ["steps", "seconds"])
+def test_a_level_of_the_initial_weights_is_no_level(unit):
+    """Half-way the baseline is still worse than before training: no ratio there, but later on."""
+    course = ([0, 40, 80], [5.0, 6.0, 3.0])
+    logs = with_points({"nadamw": [course, ([0], [5.0])], "lawa": [([0, 20, 40], [5.5, 4.0, 3.0]), ([0], [5.0])]})
+    found = measured(logs, TARGETS, "nadamw", unit, shares=(0.5, 0.9))
+    assert list(found.ratio.columns) == [0.9]
+    assert found.ratio.loc[("w", "lawa"), 0.9] == 0.5
+
+
+def test_the_first_update_of_a_run_that_starts_better_is_not_divided_by():
+    logs = with_points({"nadamw": [([0, 40], [5.0, 4.0])], "lawa": [([0, 40], [4.0, 3.0])]})
+    found = lead.pairs(logs.runs, Measured(logs, TARGETS, 1).smooth, TARGETS, "nadamw", shares=(0.5,))
+    assert found["submission"].tolist() == ["nadamw"]
+    assert np.isfinite(found["log"]).all()
+
+
 def test_a_single_evaluation_is_enough():
     logs = with_points({"nadamw": [([100], [1])], "lawa": [([90], [0.5])]})
     result = leads(logs, TARGETS, "nadamw", shares=(0.5, 1.0))

@@ -39,6 +39,23 @@ def test_pairs_go_by_seed_where_the_logs_say_it():
     assert compare(best).over_studies == pytest.approx((0.5, 0.5))
 
 
+@pytest.mark.parametrize("lacking", ["base", "ours"])
+def test_if_one_run_does_not_say_its_seed_both_sides_go_by_study(lacking):
+    """The seeds of one side are not taken for numbers of studies of the other."""
+    best = studies(base=[10.0, 100.0, 30.0], ours=[5.0, 50.0, 15.0])
+    best["meta"] = [{"rng_seed": seed} for seed in (1, 2, 3, 1, 2, 3)]
+    best.at[int(best.index[best["submission"] == lacking][0]), "meta"] = {}
+    result = compare(best)
+    assert result.workloads.loc["toy", "pairs"] == 3
+    assert result.over_studies == pytest.approx((0.5, 0.5))
+
+
+def test_a_seed_that_is_no_number_is_none():
+    best = studies(base=[10.0, 100.0], ours=[5.0, 50.0])
+    best["meta"] = [{"rng_seed": [0, 1]}] * 4
+    assert compare(best).workloads.loc["toy", "pairs"] == 2
+
+
 def test_studies_with_nothing_in_common_are_compared_unpaired():
     best = studies(base=[10.0, 12.0], ours=[5.0, 6.0])
     best.loc[best["submission"] == "ours", "study"] += 7

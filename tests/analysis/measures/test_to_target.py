@@ -1,6 +1,7 @@
 """Steps and time to target, of trials, studies and submissions."""
 
 import numpy as np
+import pytest
 
 from analysis.measures import results, to_target
 from analysis.measures.to_target import Measured
@@ -8,6 +9,7 @@ from analysis.reading import logs
 from analysis.targets import resolve
 from tests.support import synthetic_logs
 from tests.support.synthetic_logs import steps
+from weight_averaging.errors import UsageError
 
 
 def test_nan_and_words_reach_nothing(tmp_path):
@@ -22,6 +24,15 @@ def test_infinity_reaches_nothing(tmp_path):
     synthetic_logs.write(tmp_path, "one", [0.1, float("inf"), 0.6])
     found = results.of(logs.read(tmp_path))
     assert found.trials[["steps", "best"]].to_numpy().tolist() == [[30, 0.6]]
+
+
+def test_a_target_that_initial_weights_reach_is_refused_in_one_line(tmp_path):
+    """Its time would be zero updates, and every ratio to it none."""
+    file = synthetic_logs.write(tmp_path, "one", [0.6, 0.4, 0.7]) / "eval_measurements.csv"
+    file.write_text(file.read_text().replace(",10,", ",0,"))
+    synthetic_logs.write(tmp_path, "nadamw", synthetic_logs.HIT)
+    with pytest.raises(UsageError, match=r"one/.*trial_1 reaches the target of toy at update 0, before any training"):
+        results.of(logs.read(tmp_path))
 
 
 def test_minus_infinity_of_a_loss_reaches_nothing(tmp_path):

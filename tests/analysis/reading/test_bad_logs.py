@@ -52,6 +52,36 @@ def test_an_evaluation_without_a_time_does_not_count(tmp_path, score):
     assert "skipped 1 x an evaluation whose score (seconds) is no positive number: " in "\n".join(found.notes)
 
 
+@pytest.mark.parametrize("step", ["", "nan", "inf", "-5", "oops"])
+def test_a_line_without_a_step_hides_no_resume(tmp_path, step):
+    """Update 20 was done again after it, and is no longer at the target."""
+    file = csv_of(synthetic_logs.write(tmp_path, "one", HIT))
+    again = [f"1,{step},1,0.3,1000", "1,10,1,0.1,1000", "2,20,2,0.2,1000", "3,30,3,0.6,1000"]
+    lines = [synthetic_logs.HEADER, "1,10,1,0.1,1000", "2,20,2,0.9,1000", *again]
+    file.write_text("\n".join(lines) + "\n")
+    synthetic_logs.write(tmp_path, "two", HIT)
+    assert steps(tmp_path) == [30, 30]
+    assert "skipped 1 x a line without a step number: " in notes(tmp_path)
+    assert "skipped 2 x an evaluation done again after a preemption: " in notes(tmp_path)
+
+
+def test_columns_may_change_and_change_back(tmp_path):
+    file = csv_of(synthetic_logs.write(tmp_path, "one", HIT))
+    other = synthetic_logs.HEADER + ",test/accuracy"
+    lines = [synthetic_logs.HEADER, "1,10,1,0.1,1000", other, "2,20,2,0.2,1000,0.1", synthetic_logs.HEADER]
+    file.write_text("\n".join([*lines, "3,30,3,0.6,1000", "4,40,4,0.7,1000"]) + "\n")
+    read = logs.read(tmp_path)
+    assert read.evaluations["global_step"].tolist() == [10, 20, 30, 40]
+    assert len(read.skipped) == 0
+
+
+def test_a_clock_that_goes_back_is_told(tmp_path):
+    """A resumed run whose time was lost seems faster than it is."""
+    file = csv_of(synthetic_logs.write(tmp_path, "one", HIT))
+    file.write_text(file.read_text().replace("3.0,30,3.0", "0.5,30,0.5"))
+    assert "kept 1 x an evaluation at an earlier score (seconds) than the one before" in notes(tmp_path)
+
+
 def test_a_run_without_any_time_is_left_out(tmp_path):
     file = csv_of(synthetic_logs.write(tmp_path, "one", [0.6]))
     file.write_text(file.read_text().replace("1.0,10,1.0", "1.0,10,0"))

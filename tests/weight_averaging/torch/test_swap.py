@@ -125,6 +125,25 @@ def test_a_write_while_swapped_is_told_and_the_raw_weights_are_back(make, write)
     assert model.weight.item() == 2.0
 
 
+@KINDS
+def test_a_layer_replaced_while_swapped_is_told(make):
+    """What was made from the averaged layer would be trained on in the place of the raw one."""
+    model, averager = trained(make, nn.Sequential(nn.Linear(1, 1, bias=False)))
+    old = model[0]
+    with pytest.raises(RuntimeError, match=r"the layer of 0.weight was replaced or removed while"), averager.averaged():
+        model[0] = copy.deepcopy(old)
+    assert not averager.swapped
+    assert old.weight.item() == 2.0
+    model[0] = old
+    with averager.averaged():  # one that only gets a shell, or comes back, is the same
+        model[0] = nn.Sequential(old)
+    assert model[0][0].weight.item() == 2.0
+    with averager.averaged():
+        model[0] = nn.Identity()
+        model[0] = old
+    assert model[0].weight.item() == 2.0
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_a_layer_that_merges_and_unmerges_within_the_swap_is_fine(dtype):
     model = MergingLayer().to(dtype)

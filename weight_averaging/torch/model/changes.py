@@ -5,9 +5,12 @@ now. Under a new name it does so if it is the same parameter. Every other one is
 of a parameter. What is not there any more is dropped.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.weak import TensorWeakRef
 
 from weight_averaging.torch.model.selection import Entry
@@ -43,7 +46,7 @@ class Known:
     name: str
     shapes: tuple[tuple[int, ...], tuple[int, ...]]  # whole, and on this rank
     numel: int
-    identity: TensorWeakRef | None  # None: not known, as under FSDP1
+    identity: Callable[[], Tensor | None] | None  # of `reference_to`; None: not known, as under FSDP1
 
     @property
     def present_id(self) -> int:
@@ -63,7 +66,7 @@ def change_of(before: list[Known], now: list[Known], found: list[Tensor], entrie
         if index is None:
             return None, f"{known.name} is new"
         earlier = before[index]
-        if earlier.name != known.name and _is_parametrised(earlier.name) != _is_parametrised(known.name):
+        if earlier.name != known.name and _is_other_quantity(earlier.name, known.name):
             return None, f"{known.name} was {earlier.name}"  # the same object for another quantity
         if earlier.present_id != id(tensor) and earlier.present_id in there:
             return None, f"{known.name} is new"  # the one that had this name has another one
@@ -80,6 +83,25 @@ def change_of(before: list[Known], now: list[Known], found: list[Tensor], entrie
         return None
     text = ", ".join(words[:3]) + (f" and {len(words) - 3} more like that" if len(words) > 3 else "")
     return Change(sources, [known.numel for known in before], text)
+
+
+def reference_to(tensor: Tensor) -> Callable[[], Tensor | None]:
+    """What gives a tensor as long as it is there: as a rule a weak reference.
+
+    `torch.utils.swap_tensors` refuses a tensor with a weak reference. `Module.to` exchanges DTensors and other wrapping
+    tensors by it, and under `torch.__future__.set_swap_module_params_on_conversion` all. Those are held.
+    """
+    if is_traceable_wrapper_subclass(tensor) or torch.__future__.get_swap_module_params_on_conversion():
+        return lambda: tensor
+    return TensorWeakRef(tensor)
+
+
+def _is_other_quantity(earlier: str, name: str) -> bool:
+    """Whether one object under two names has other values under each: those that a parametrisation computes from.
+
+    At the end of pruning (`prune.remove`) the mask is multiplied into what was `weight_orig`.
+    """
+    return _is_parametrised(earlier) != _is_parametrised(name) or earlier == f"{name}_orig"
 
 
 def _is_parametrised(name: str) -> bool:

@@ -1,8 +1,9 @@
 """Whether something has written into a model's parameters, told by a few elements of each."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from weight_averaging.torch.model.selection import all_entries
 from weight_averaging.torch.model.weights import LiveWeights
 
 ELEMENTS = 8  # of each tensor: what merges or swaps weights changes nearly all of them
@@ -38,6 +39,14 @@ class Probe:
             if bool(far.any()):
                 return names[int(far.nonzero()[0])]
         return ""
+
+
+def replaced(model: nn.Module, weights: LiveWeights) -> str:
+    """The name of a tensor whose layer the model has no longer, nor the tensor elsewhere; empty if all are there."""
+    if not weights.has_changed():
+        return ""
+    there = {id(entry.tensor()) for entry in all_entries(model)}
+    return next((entry.name for entry in weights.entries if id(entry.tensor()) not in there), "")
 
 
 def _elements(weights: LiveWeights) -> tuple[list[object], dict[torch.dtype, tuple[list[str], Tensor]]]:

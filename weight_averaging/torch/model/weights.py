@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import TensorWeakRef
 
 from weight_averaging.include_exclude import Choice
 from weight_averaging.torch.model.blocks import Block, blocks_of
-from weight_averaging.torch.model.changes import Change, Known, change_of
+from weight_averaging.torch.model.changes import Change, Known, change_of, reference_to
 from weight_averaging.torch.model.elsewhere import Elsewhere
 from weight_averaging.torch.model.finite import finite, squares
 from weight_averaging.torch.model.look import FSDP2, Look, Signature, present, reshard_flat
@@ -136,7 +135,7 @@ class LiveWeights:
         earlier = self._known
         self._known = [
             # FSDP1 makes and drops the objects of its parameters as it goes.
-            Known(name, shapes, tensor.numel(), None if look.is_flat else TensorWeakRef(original))
+            Known(name, shapes, tensor.numel(), None if look.is_flat else reference_to(original))
             for name, shapes, tensor, original in zip(
                 self.names, zip(self.shapes, self.local_shapes), tensors, look.found, strict=True
             )
@@ -284,6 +283,6 @@ class LiveWeights:
             entry.tensor() if told else None for entry, told in zip(self.entries, self.__dict__.pop("_identified"))
         ]
         self._known = [
-            known if tensor is None else replace(known, identity=TensorWeakRef(tensor))
+            known if tensor is None else replace(known, identity=reference_to(tensor))
             for known, tensor in zip(self._known, found, strict=True)
         ]

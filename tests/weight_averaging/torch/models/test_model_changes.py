@@ -251,6 +251,23 @@ def test_parametrisations_applied_later(make, apply, name):
         assert model.head(torch.ones(1, 3)).isfinite().all()
 
 
+@KINDS
+def test_weights_that_pruning_has_made_zero_for_good_stay_zero(make, caplog):
+    """Under the mask the weights themselves are not zero; those in the snapshots held would bring them back."""
+    model = Net()
+    averager = make(model)
+    prune.l1_unstructured(model.head, "weight", 3)
+    for step in (1, 2):
+        with torch.no_grad():
+            model.head.weight_orig.add_(1.0)
+        averager.update(step)
+    prune.remove(model.head, "weight")
+    raw = model.head.weight.detach().clone()
+    assert (raw == 0).sum() == 3
+    assert torch.equal(averaged(averager, model)["head.weight"], raw)
+    assert "head.weight was head.weight_orig" in words(caplog)[0]
+
+
 def test_a_tensor_that_goes_while_the_average_is_in_the_model_is_told():
     model = Net()
     ema = EMA(model, decay=0.5)

@@ -6,6 +6,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
+import torch.distributed.fsdp
+from torch import nn
 
 from tests.support.small_models import model_of, randomise, value_of
 from tests.weight_averaging.torch.models.test_model_changes import KINDS, averaged, words
@@ -69,6 +71,54 @@ def test_a_model_found_on_another_device_at_a_snapshot_goes_on_there(make, monke
             a.update(step)
     assert moved
     np.testing.assert_array_equal(value_of(averager, model), value_of(other, twin))
+
+
+@KINDS
+def test_a_model_whose_tensors_are_exchanged_in_place_goes_on(make, exchanging, caplog):
+    model, twin = model_of(), model_of()
+    averager, other = make(model), make(twin)
+    for step in range(1, 6):
+        if step == 3:
+            model.double().float()
+            first, second = model[0].weight, nn.Parameter(torch.zeros_like(model[0].weight))
+            torch.utils.swap_tensors(first, second)
+        for m, a in ((model, averager), (twin, other)):
+            randomise(m, step)
+            a.update(step)
+    np.testing.assert_array_equal(value_of(averager, model), value_of(other, twin))
+    assert words(caplog) == []
+
+
+@pytest.fixture
+def exchanging():
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    yield
+    torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+@pytest.fixture
+def mesh():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+@KINDS
+def test_a_model_of_dtensors_may_be_converted(make, mesh, caplog):
+    """`Module.to` exchanges them in place, as when FSDP2's weights are sent to the host between two phases."""
+    model, twin = (nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)) for _ in range(2))
+    torch.distributed.fsdp.fully_shard(model, mesh=mesh)
+    averager, other = make(model), make(twin)
+    for step in range(1, 6):
+        if step == 3:
+            model.double().float()
+        for m, a in ((model, averager), (twin, other)):
+            for number, parameter in enumerate(m.parameters()):
+                nn.init.constant_(parameter, step**2 + number)
+            a.update(step)
+    for mine, theirs in zip(averaged(averager, model).values(), averaged(other, twin).values(), strict=True):
+        assert torch.equal(mine.full_tensor(), theirs)
+    assert words(caplog) == []
 
 
 @KINDS
