@@ -258,7 +258,7 @@ def prune(folder: Path, needed: Iterable[int]) -> int:
     left = [path for path in folder.glob("step_*.safetensors") if path.name not in named and is_old(path)]
     manifest["snapshots"] = [entry for entry in manifest["snapshots"] if entry["step"] in wanted]
     _write_manifest(folder, manifest)  # first: it never names a file that is not there
-    freed = sum(entry["bytes"] for entry in gone) + sum(path.stat().st_size for path in left)
+    freed: int = sum(entry["bytes"] for entry in gone) + sum(path.stat().st_size for path in left)
     for path in (*left, *(folder / entry["file"] for entry in gone)):
         path.unlink(missing_ok=True)
     return freed
