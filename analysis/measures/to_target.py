@@ -64,7 +64,7 @@ class Measured:
         hits = rows[np.where(lower, value <= level, value >= level)].groupby("run").first()
         hits = hits.reindex(runs.index)
         if (at_once := hits["global_step"] <= 0).any():
-            run = runs.loc[at_once.idxmax()]
+            run = runs[at_once].iloc[0]
             raise UsageError(
                 f"{run['folder']} reaches the target of {run['workload']} at update 0, before any training: set a "
                 "target that the initial weights do not reach, or move the run elsewhere"
