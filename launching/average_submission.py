@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from launching import bundle, own_imports, submission_info
+from weight_averaging.atomic_file import partial_beside
 from weight_averaging.errors import UsageError
 
 NEEDED = ("init_optimizer_state", "update_params", "data_selection", "get_batch_size")
@@ -236,8 +237,8 @@ def write_to_run(root: Path, base: Base, averaging: str, space: Path | None, par
         UsageError: as `write`.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent) as name:
-        made = Path(name) / "made"
+    made = partial_beside(parent / "made")  # what a kill leaves is removed by a later call
+    try:
         files = write(root, base, averaging, HYPERPARAMETERS[averaging], space, made, {})
         digest = hashlib.sha256()
         for path in files:
@@ -249,4 +250,6 @@ def write_to_run(root: Path, base: Base, averaging: str, space: Path | None, par
         except OSError:
             if not folder.is_dir():
                 raise
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
     return folder

@@ -1,8 +1,11 @@
 """Jobs on this machine: processes, several at a time, that end together when nobody waits for them any more."""
 
 import abc
+import ctypes
 import os
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +19,17 @@ from weight_averaging.words import counted
 
 POLL_SECONDS = 0.2
 Kind = TypeVar("Kind", bound="Job")
+_PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+
+
+def end_with_parent() -> None:
+    """As the `preexec_fn` of a process: it gets SIGTERM when the one that began it is gone, by SIGKILL too. On Linux.
+
+    Or it would train on, and the same command again would begin a second process in the same folder.
+    """
+    if _PRCTL is not None:
+        _PRCTL(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -131,7 +145,9 @@ class Pool(Generic[Kind]):
             job.log.parent.mkdir(parents=True, exist_ok=True)
             with open(job.log, "a") as log:
                 environment = {**os.environ, **self._environment(slot)}
-                process = subprocess.Popen(job.command(), stdout=log, stderr=subprocess.STDOUT, env=environment)
+                process = subprocess.Popen(
+                    job.command(), stdout=log, stderr=subprocess.STDOUT, env=environment, preexec_fn=end_with_parent
+                )
             self._processes[slot] = job, process
             self._waiting.remove(job)
             begun.append(job)

@@ -16,6 +16,7 @@ from launching import own_submissions
 from launching.suite_jobs import Averaging, SuiteJob, Training
 from miniperf import submission, workloads
 from submissions.recipe.offline import average_of
+from weight_averaging.atomic_file import replacing
 from weight_averaging.averages import SnapshotError
 from weight_averaging.errors import UsageError
 
@@ -206,7 +207,10 @@ def _write(space: _SearchSpace) -> None:
     """The points of a comparison into their file. UsageError if it has other ones."""
     assert space.file is not None
     text = json.dumps(space.points, indent=2)
-    if space.file.exists() and space.file.read_text() != text:
-        raise UsageError(f"{space.file} is of another comparison: choose another --experiment_dir")
+    if space.file.exists():
+        if space.file.read_text() != text:
+            raise UsageError(f"{space.file} is of another comparison: choose another --experiment_dir")
+        return
     space.file.parent.mkdir(parents=True, exist_ok=True)
-    space.file.write_text(text)
+    with replacing(space.file) as file:
+        file.write(text.encode())

@@ -19,6 +19,7 @@ from launching import disk_room, official, own_submissions, slurm
 from launching.local_jobs import Job, Pool
 from launching.official_workloads import WORKLOADS, base_name
 from miniperf import search, submission, workloads
+from weight_averaging.atomic_file import replacing
 from weight_averaging.errors import UsageError
 
 SELF_TUNING = 1.5  # times the budget
@@ -60,7 +61,8 @@ class Trial(Job):
         return self.marker.exists() and self.marker.read_text() in ("", shlex.join(self.flags))
 
     def mark_finished(self) -> None:
-        self.marker.write_text(shlex.join(self.flags))
+        with replacing(self.marker) as file:
+            file.write(shlex.join(self.flags).encode())
 
     def command(self) -> list[str]:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.ranks}"]
@@ -226,11 +228,14 @@ def expand(source: str, trials: int | None, seed: int, path: Path, write: bool) 
     UsageError if `path` is there already with other points.
     """
     points = [point._asdict() for point in search.load(source, trials, seed)]
-    if path.exists() and json.loads(path.read_text()) != points:
-        raise UsageError(f"{path} holds other points than {source}: take another --experiment_dir for another sweep")
-    if write:
+    if path.exists():
+        if json.loads(path.read_text()) != points:
+            other = "take another --experiment_dir for another sweep"
+            raise UsageError(f"{path} holds other points than {source}: {other}")
+    elif write:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(points, indent=1))
+        with replacing(path) as file:
+            file.write(json.dumps(points, indent=1).encode())
     return points
 
 

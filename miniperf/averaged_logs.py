@@ -162,7 +162,7 @@ class _Log:
         if left and self._done and min(left) < max(self._done):
             raise UsageError(
                 f"{self._point.folder} has evaluations up to step {max(self._done)}, so step {min(left)} cannot be "
-                "added: {self._point.elsewhere}"
+                f"added: {self._point.elsewhere}"
             )
         return left
 

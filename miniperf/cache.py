@@ -1,12 +1,13 @@
 """Generated data, kept between runs in a folder: $MINIPERF_CACHE, by default ~/.cache/miniperf."""
 
-import contextlib
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+from weight_averaging.atomic_file import replacing
 
 
 def folder() -> Path:
@@ -33,13 +34,10 @@ def cached(name: str, generate: Callable[[], dict[str, np.ndarray]]) -> dict[str
         except Exception as error:  # what is raised for a damaged file depends on where the damage is
             print(f"{path} is damaged ({str(error)[:80]}): generating it again", file=sys.stderr)
     arrays = generate()
-    partial = path.with_name(f".partial_{os.getpid()}_{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(partial, **arrays)  # type: ignore[arg-type]
-        os.replace(partial, path)
+        with replacing(path, sync=False) as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
     except OSError as error:  # a full disk or a read-only home: go on without a cache
         print(f"cannot keep {path}: {error.strerror}", file=sys.stderr)
-        with contextlib.suppress(OSError):
-            partial.unlink()
     return arrays

@@ -33,6 +33,12 @@ def save(framework: Framework, folder: Path, step: int, contents: dict[str, Any]
                 other.unlink()
 
 
+def remove_partial(folder: Path) -> None:
+    """Remove what a killed run left half written. Nobody else may be at work in the folder."""
+    for left in folder.glob(".partial_*"):
+        left.unlink(missing_ok=True)
+
+
 def load_latest(framework: Framework, folder: Path, origin: dict[str, Any]) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint that is whole and of this run, or None if there are no checkpoints.
 
@@ -43,8 +49,6 @@ def load_latest(framework: Framework, folder: Path, origin: dict[str, Any]) -> t
     Raises:
         UsageError: there are checkpoints and none can be used.
     """
-    for left in folder.glob(".partial_checkpoint_*"):  # by a kill
-        left.unlink(missing_ok=True)
     problems: dict[Path, str] = {}
     for step, path in sorted(_all(folder), reverse=True):
         try:

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from miniperf.events import Events
-from weight_averaging.atomic_file import replacing
+from weight_averaging.atomic_file import partial_beside, remove, replacing
 from weight_averaging.errors import UsageError
 
 
@@ -21,10 +20,12 @@ def experiment_folder(
 ) -> Path:
     """`<experiment_dir>/<name>/<workload>_<framework>`, created. UsageError if it exists and no flag says so."""
     folder = Path(experiment_dir).expanduser() / name / f"{workload}_{framework}"
+    gone = partial_beside(folder) if overwrite else None  # which removes what a kill has left of one before
     if folder.exists() and not resume:
-        if not overwrite:
+        if gone is None:
             raise UsageError(f"{folder} exists: continue it with --resume_last_run, or replace it with --overwrite")
-        shutil.rmtree(folder)
+        os.replace(folder, gone)  # in one step: a run of which a part is left could be resumed
+        remove(gone)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -120,6 +121,20 @@ def _cpu_name() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor()
+
+
+def close_table(folder: Path, step: int, preemption_count: int, seconds: float) -> None:
+    """Write the closing row of a run that ended after `step` updates, where a kill came between its last checkpoint
+    and that row."""
+    import pandas as pd
+
+    path = folder / "measurements.csv"
+    table = pd.read_csv(path) if path.exists() else pd.DataFrame()
+    if "score" in table and table["score"].notna().any() and table["global_step"].iloc[-1] == step:
+        return
+    logger = MetricsLogger(folder, step)
+    logger.append_scalar_metrics({"score": seconds}, step, preemption_count)
+    logger.finish()
 
 
 class NoLogger:

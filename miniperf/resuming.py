@@ -116,6 +116,8 @@ def resume(state: State, framework: Framework, folder: Path, settings: Settings)
     asked for.
     """
     with framework.first():
+        if framework.rank == 0:
+            checkpoints.remove_partial(folder)
         saved = checkpoints.load_latest(framework, folder, settings.origin)
     if saved is None:
         return

@@ -15,7 +15,7 @@ from types import MappingProxyType, ModuleType
 from typing import Any
 
 from miniperf import evaluating, frameworks, random_utils, resuming, spec
-from miniperf.logs import MetricsLogger, NoLogger, meta_data, write_json
+from miniperf.logs import MetricsLogger, NoLogger, close_table, meta_data, write_json
 from miniperf.progress import Progress
 from miniperf.resuming import CountedQueue, State
 from miniperf.settings import Settings
@@ -37,10 +37,13 @@ def train_once(
     framework = frameworks.load(settings.framework)
     state, rng = _fresh(framework, workload, submission, hyperparameters, settings)
     resuming.resume(state, framework, folder, settings)
+    writes = framework.rank == 0
     if state.finished(settings):
+        if writes:
+            spent = state.train_state["accumulated_submission_time"]
+            close_table(folder, state.global_step, state.preemption_count, spent)
         return state.eval_results
 
-    writes = framework.rank == 0
     if writes:
         about_run = meta_data(workload, settings.rng_seed, framework.versions())
         write_json(folder / f"meta_data_{state.preemption_count}.json", about_run)

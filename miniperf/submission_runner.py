@@ -23,7 +23,7 @@ from miniperf.progress import summary
 from miniperf.runner import train_once
 from miniperf.settings import Settings
 from weight_averaging.errors import UsageError
-from weight_averaging.interrupts import importing
+from weight_averaging.interrupts import importing, raise_again, status_of, terminate_alike
 
 FLAGS = flags.FLAGS
 
@@ -179,13 +179,25 @@ def main(argv: Sequence[str]) -> None:
     except (UsageError, MemoryError) as error:  # the last: a window that does not fit
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as end:
         if not first:
-            sys.exit(130)
+            sys.exit(status_of(end))
         again = "" if FLAGS.resume_last_run else " with --resume_last_run"
         where = "goes on from the last checkpoint" if FLAGS.save_checkpoints else "starts anew"
-        command_line.stopped(f"the same command{again} {where}")
+        command_line.stopped(f"the same command{again} {where}", end)
+
+
+def end_at_signals() -> None:
+    """Ctrl-C and SIGTERM from now on: one line, and what was begun is cleaned up.
+
+    A rank of several ends at SIGTERM as it is: torchrun sends that to those who wait for one that is gone, in a
+    collective that no Python interrupts.
+    """
+    raise_again()
+    if "WORLD_SIZE" not in os.environ:
+        terminate_alike()
 
 
 if __name__ == "__main__":
+    end_at_signals()
     app.run(main, flags_parser=command_line.parsed)

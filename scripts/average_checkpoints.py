@@ -166,12 +166,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:  # SnapshotError and UsageError among them
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as end:
         goes_on = "goes on from there" if args.workload else "starts anew"
         print(f"\nstopped: the same command {goes_on}", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(interrupts.status_of(end))
 
 
 if __name__ == "__main__":
     interrupts.raise_again()
+    interrupts.terminate_alike()
     main()

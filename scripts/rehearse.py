@@ -45,6 +45,7 @@ from launching.rehearsal import drive, table
 from launching.rehearsal.drive import Cell, Place
 from miniperf import frameworks, search, submission
 from scripts.start import start
+from weight_averaging.atomic_file import replacing
 from weight_averaging.errors import UsageError
 
 FLAGS = flags.FLAGS
@@ -161,8 +162,9 @@ def run() -> None:
         print(table.text([result]), flush=True)
         every = drive.results_in(place)
         try:
-            (out / "rehearsals.html").write_text(table.page(every, NOTES))
-            (out / "rehearsals.md").write_text(table.markdown(every) + "\n")
+            for name, text in {"html": table.page(every, NOTES), "md": table.markdown(every) + "\n"}.items():
+                with replacing(out / f"rehearsals.{name}") as file:
+                    file.write(text.encode())
         except OSError as error:
             raise UsageError(f"--out={out}: {error.strerror or error}") from None
     good = sum(map(table.passed, results))

@@ -282,8 +282,8 @@ def main(argv: Sequence[str]) -> None:
             return
         if given := [name for name in OFFICIAL if getattr(FLAGS, name) != FLAGS[name].default]:
             raise UsageError(f"--{', --'.join(given)}: for --harness=official alone")
-    except KeyboardInterrupt:
-        command_line.stopped("nothing was begun")
+    except KeyboardInterrupt as end:
+        command_line.stopped("nothing was begun", end)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -291,5 +291,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    interrupts.raise_again()
+    submission_runner.end_at_signals()
     app.run(main, flags_parser=command_line.parsed)

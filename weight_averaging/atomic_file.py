@@ -1,19 +1,22 @@
 """Files that are in place only when they are whole."""
 
 import contextlib
+import ctypes
 import errno
 import os
 import re
 import secrets
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-_PARTIAL = re.compile(r"\.partial_(.+)~(.+)~(\d+)~[0-9a-f]{8}", re.DOTALL)
+_LEFT = re.compile(r"\.(partial|replaced)_(.+)~(.+)~(\d+)~[0-9a-f]{8}", re.DOTALL)
 _OLD = 600  # seconds
+_WORKING_DIRECTORY, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
 @contextlib.contextmanager
@@ -58,12 +61,44 @@ def partial_beside(path: Path) -> Path:
     host = re.sub(r"[^\w.-]", "_", socket.gethostname())[:32]
     name = os.fsdecode(os.fsencode(path.name)[:150])  # of 255 bytes that a name may have
     with contextlib.suppress(OSError):
-        for left in path.parent.glob(".partial_*~*~*~*"):
-            parts = _PARTIAL.fullmatch(left.name)
+        for left in path.parent.glob(".*_*~*~*~*"):
+            parts = _LEFT.fullmatch(left.name)
+            if parts is None or (parts[2], parts[3]) != (name, host) or _runs(int(parts[4])):
+                continue
+            if parts[1] == "replaced" and not os.path.lexists(path):
+                continue  # killed between the two renames of `put_in_place`: nothing else has what was there
             # Containers may share a host's name and not its processes: what is being written to stays.
-            if parts and parts[1] == name and parts[2] == host and not _runs(int(parts[3])) and _is_old(left):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            if is_old(left):
+                remove(left)
     return path.with_name(f".partial_{name}~{host}~{os.getpid()}~{secrets.token_hex(4)}")
+
+
+def put_in_place(partial: Path, path: Path) -> None:
+    """Move a folder, named by `partial_beside`, to the place of what is there, which is removed.
+
+    On Linux the two change places in one step, so that a kill at any moment leaves `path` as it was or as it becomes.
+    Where the system or the disk cannot, what was there is `.replaced_NAME~...` for a moment. It is removed once `path`
+    is there again.
+    """
+    if _exchanged(partial, path):
+        remove(partial)
+        return
+    old = partial.with_name(partial.name.replace(".partial_", ".replaced_", 1))
+    os.replace(path, old)
+    os.replace(partial, path)
+    remove(old)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a folder or a link, whatever it leads to."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Whether two names could be made to change places."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    here = _WORKING_DIRECTORY
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), _EXCHANGE) == 0
 
 
 def _runs(process: int) -> bool:
@@ -76,7 +111,8 @@ def _runs(process: int) -> bool:
     return True
 
 
-def _is_old(path: Path) -> bool:
+def is_old(path: Path) -> bool:
+    """Whether nobody has written to a file, or into a folder, for ten minutes."""
     newest = max(file.stat().st_mtime for file in (path, *path.glob("*")))
     return time.time() - newest > _OLD
 

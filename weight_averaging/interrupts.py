@@ -1,4 +1,4 @@
-"""Ctrl-C while packages are imported. Pure Python.
+"""Ctrl-C and SIGTERM, also while packages are imported. Pure Python.
 
 A package that is being imported may swallow the KeyboardInterrupt, abort in C++, or turn it into another error.
 """
@@ -8,26 +8,30 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 def end_at_once() -> None:
     """From now on Ctrl-C ends the process in one line with status 130; nothing is cleaned up, as nothing was begun.
 
-    Nothing changes where Ctrl-C is ignored, or has a handler of its own.
+    So does SIGTERM after `terminate_alike`, with status 143. Nothing changes where a signal is ignored, or has a
+    handler of its own.
     """
-    if _handler() is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _end)
+    for number, handler in _ours():
+        if _handler(number) is handler:
+            signal.signal(number, _end)
 
 
 def raise_again() -> None:
-    """After `end_at_once`: from now on Ctrl-C is a KeyboardInterrupt again."""
-    if _handler() is _end:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """After `end_at_once`: from now on both signals are a KeyboardInterrupt again."""
+    for number, handler in _ours():
+        if _handler(number) is _end:
+            signal.signal(number, handler)
 
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Ends at once at Ctrl-C within the block, which only imports."""
+    """Ends at once at a signal within the block, which only imports."""
     end_at_once()
     try:
         yield
@@ -40,8 +44,7 @@ def terminate_alike() -> None:
 
     Nothing changes where it is ignored, or has a handler of its own.
     """
-    is_main = threading.current_thread() is threading.main_thread()
-    if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    if _handler(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, interrupt)
 
 
@@ -55,10 +58,15 @@ def interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt(number)
 
 
-def _handler() -> object:
-    """What Ctrl-C is handled by; None where it cannot be changed, in another thread than the main one."""
+def _ours() -> list[tuple[int, Any]]:
+    """The signals, and the handlers that make them a KeyboardInterrupt."""
+    return [(signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, interrupt)]
+
+
+def _handler(number: int) -> object:
+    """What a signal is handled by; None where it cannot be changed, in another thread than the main one."""
     is_main = threading.current_thread() is threading.main_thread()
-    return signal.getsignal(signal.SIGINT) if is_main else None
+    return signal.getsignal(number) if is_main else None
 
 
 def _end(number: int, frame: object) -> None:

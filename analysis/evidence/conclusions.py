@@ -187,11 +187,13 @@ def _horizon(evidence: Evidence) -> Conclusion:
     for workload, mine in runs.items():
         place = round(20 * mine[0].facts["target_share"]) / 20
         found = best_windows({workload: mine}, place).get(workload)
-        if found is not None and np.isfinite(found.low):
-            low, high = found.low * place, found.high * place
-            inside += PAPERS_HORIZON[0] <= low and high <= PAPERS_HORIZON[1]
-            outside += high < PAPERS_HORIZON[0] or low > PAPERS_HORIZON[1]
-            shown.append(f"{workload.removeprefix('mini_')} {found.best * place:.1%} ({low:.1%} to {high:.1%})")
+        if found is None:
+            continue
+        low, high = found.low * place, found.high * place  # not finite of a single seed, and then neither
+        inside += PAPERS_HORIZON[0] <= low and high <= PAPERS_HORIZON[1]
+        outside += high < PAPERS_HORIZON[0] or low > PAPERS_HORIZON[1]
+        ends = f" ({low:.1%} to {high:.1%})" if np.isfinite(low) else ""
+        shown.append(f"{workload.removeprefix('mini_')} {found.best * place:.1%}{ends}")
     word = "confirmed" if inside >= SIX else "refuted" if outside >= SIX else "undecided"
     return Conclusion(
         "2", "the best horizon is 1 % of training", f"{part}: {', '.join(shown)}; {inside} inside, {outside} outside",

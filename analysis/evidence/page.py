@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.evidence import conclusions, curves, figures, made_of, ratios, schedules, summaries
+from analysis.evidence import conclusions, curves, figures, lengths, made_of, ratios, schedules, summaries
 from analysis.evidence.conclusions import Conclusion
 from analysis.evidence.curves import Line
 from analysis.evidence.data import RAW, Evidence, Run
@@ -74,9 +74,12 @@ def write(evidence: Evidence, folder: Path) -> list[Path]:
             parts.append(OF_CURVES)
         if table := schedules.table(evidence):
             parts += ["## Schedules\n", table, ""]
+        if several := lengths.of(evidence):
+            parts += ["## Longer runs\n", lengths.table(several), ""]
+            figure("lengths", lengths.by_place(several), "Ratios against the place of the target, by length of the run")
         parts += ["## How long the window should be\n", _windows(evidence), ""]
-        lengths = {part: runs for part in ("A", "B", "C") if (runs := evidence.of(part, DECAY))}
-        figure("best_window", figures.best_window(lengths), "The best window over the elapsed updates")
+        every = {part: runs for part in lengths.PARTS if (runs := evidence.of(part, DECAY))}
+        figure("best_window", figures.best_window(every), "The best window over the elapsed updates")
         figure("growing_over_best", figures.growing_over_best(decay), "The growing average over the best fixed window")
         parts.append(
             "The best of six windows is chosen in hindsight, for each seed and share. Both are evaluated every 5 % of "
@@ -240,7 +243,7 @@ def _variants(decay: dict[str, list[Run]], constant: dict[str, list[Run]]) -> st
 
 def _windows(evidence: Evidence) -> str:
     rows = []
-    for part in ("A", "B", "C"):
+    for part in lengths.PARTS:
         runs = evidence.of(part, DECAY)
         for moment in MOMENTS if runs else ():
             optima = summaries.best_windows(runs, moment)

@@ -62,7 +62,8 @@ def _in_folder(source: Path, skipped: Skipped) -> Iterator[tuple[PurePosixPath, 
             if os.path.islink(path) and any(f"{x}/".startswith(f"{os.path.realpath(path)}/") for x in above[root]):
                 folders.remove(folder)
                 skipped.append((_readable(path), "a link to a folder that it is in"))
-        folders.sort()
+        # Not what a run that is being deleted has left.
+        folders[:] = sorted(folder for folder in folders if not folder.startswith(".partial_"))
         for name in sorted(names):
             path = os.path.join(root, name)
             if os.path.islink(path) and not os.path.exists(path):

@@ -19,6 +19,7 @@ from analysis.report import run_rows
 from analysis.report.run_rows import finite
 from analysis.targets.resolve import base
 from analysis.text import number
+from weight_averaging.atomic_file import replacing
 
 
 def write(path: Path, found: Results, command: str) -> None:
@@ -74,7 +75,8 @@ def write(path: Path, found: Results, command: str) -> None:
         baseline=found.baseline,
         what={"seconds": "time", "steps": "steps"}[found.unit],
     )
-    path.write_text(page)
+    with replacing(path) as file:
+        file.write(page.encode())
 
 
 def _packed(text: str) -> str:

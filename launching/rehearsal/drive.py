@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from launching import official
+from launching.local_jobs import end_with_parent
 from launching.official_workloads import needs_of
 from launching.rehearsal import checks, data, frameworks, sizes
 from launching.rehearsal.record import Record
@@ -222,8 +223,9 @@ def _run(
     """
     with open(folder / "log.txt", "a") as log:
         process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment, cwd=folder
-        )
+            command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment, cwd=folder,
+            preexec_fn=end_with_parent,
+        )  # fmt: skip
     deadline = time.monotonic() + seconds
     try:
         while process.poll() is None:

@@ -2,13 +2,16 @@
 
 import contextlib
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from launching import local_jobs
 from launching.local_jobs import Job, Pool
+from tests.support.killing import in_a_process
 
 
 @dataclass(eq=False, kw_only=True)
@@ -88,3 +91,25 @@ def test_nothing_is_left_at_work(tmp_path):
         assert all(process.poll() is None for process in processes)
         raise KeyboardInterrupt
     assert [process.returncode for process in processes] == [-15, -15]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system tells a process that its parent is gone")
+def test_nothing_is_left_at_work_after_a_kill(tmp_path):
+    """Or the same command again would begin a second process in the same folder, beside the one that trains on."""
+    tell = f"file = open({str(tmp_path)!r} + f'/pid_{{os.getpid()}}', 'w')\ntime.sleep(600)"
+    jobs = [job(tmp_path, label, tell) for label in "ab"]
+
+    def start() -> None:
+        with Pool(jobs, 2, lambda slot: {"SLOT": ""}) as pool:
+            while pool.active:
+                pool.begin()
+                list(pool.ended())
+
+    process = in_a_process(start)
+    while len(told := list(tmp_path.glob("pid_*"))) < 2:
+        assert process.is_alive()
+        time.sleep(0.02)
+    begun = [psutil.Process(int(path.name.removeprefix("pid_"))) for path in told]
+    process.kill()
+    process.join()
+    assert not psutil.wait_procs(begun, timeout=30)[1]

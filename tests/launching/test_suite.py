@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from launching import suite
+from tests.support.killing import killed_at_every_change
 from tests.support.warm_python import python
 
 
@@ -201,3 +203,12 @@ def test_another_optimizer_has_tuned_trials_of_its_own(tmp_path):
     subprocess.run(command(tmp_path / "runs", *arguments), check=True, capture_output=True)
     found = {path.parts[0]: path.parent.name for path in map(Path, metrics(tmp_path / "runs"))}
     assert found == {"nadamw": "trial_1", "ademamix": "trial_2", "ademamix_lawa": "trial_2"}
+
+
+def test_what_a_kill_leaves_of_the_points_refuses_no_later_start(tmp_path):
+    home = tmp_path / "runs"
+    home.mkdir()
+    space = suite._SearchSpace("lawa", home / "search_spaces" / "lawa.json", [{"learning_rate": 0.1}], {})
+    for _ in killed_at_every_change(home, suite._write, space):
+        suite._write(space)
+        assert json.loads(space.file.read_text()) == space.points

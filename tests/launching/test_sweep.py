@@ -15,6 +15,7 @@ pytest.importorskip("submitit")
 from launching import paper, sweep
 from launching.official_workloads import SEVEN
 from miniperf import search
+from tests.support.killing import killed_at_every_change
 from tests.support.warm_python import python
 from weight_averaging.errors import UsageError
 
@@ -65,6 +66,17 @@ def test_ranges_are_drawn_once_and_another_draw_is_refused(tmp_path):
     assert json.loads(path.read_text()) == points == sweep.expand(str(source), 4, 0, path, write=True)
     with pytest.raises(UsageError, match="other points"):
         sweep.expand(str(source), 4, 1, path, write=True)
+
+
+def test_what_a_kill_leaves_of_the_points_refuses_no_later_start(tmp_path):
+    source, home = tmp_path / "ranges.json", tmp_path / "runs"
+    source.write_text('{"lr": {"min": 1e-4, "max": 1e-2, "scaling": "log"}}')
+    home.mkdir()
+    path = home / "sweep" / "ranges.json"
+    points = sweep.expand(str(source), 4, 0, path, write=False)
+    for _ in killed_at_every_change(home, sweep.expand, str(source), 4, 0, path, True):
+        assert sweep.expand(str(source), 4, 0, path, write=True) == points
+        assert json.loads(path.read_text()) == points
 
 
 def test_cost_of_a_trial():

@@ -5,6 +5,7 @@ import random
 import numpy as np
 
 from miniperf.cache import cached
+from tests.support.killing import grow_old, killed_at_every_change
 
 DATA = {"a": np.arange(50.0), "b": np.array([1, 2], dtype=np.int32)}
 
@@ -38,3 +39,14 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch, c
     monkeypatch.setenv("MINIPERF_CACHE", str(tmp_path / "file" / "folder"))
     assert cached("data_v1", lambda: DATA) is DATA
     assert "cannot keep" in capsys.readouterr().err
+
+
+def test_a_kill_leaves_neither_half_of_it_nor_a_file_for_ever(tmp_path, monkeypatch, capsys):
+    home = tmp_path / "cache"
+    home.mkdir()
+    monkeypatch.setenv("MINIPERF_CACHE", str(home))
+    for _ in killed_at_every_change(home, cached, "data_v1", lambda: DATA):
+        grow_old(home)
+        cached("data_v1", lambda: DATA)
+        assert [path.name for path in home.iterdir()] == ["data_v1.npz"]
+    assert capsys.readouterr().err == ""

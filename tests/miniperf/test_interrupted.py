@@ -15,9 +15,11 @@ import torch
 
 from tests.support.warm_python import python
 
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
-def interrupted(command: list[str], when: Callable[[], object]) -> list[str]:
-    """The lines on stderr of a command that is sent SIGINT `when` it is time; a shell's background jobs ignore it.
+
+def interrupted(command: list[str], when: Callable[[], object], number: int = signal.SIGINT) -> list[str]:
+    """The lines on stderr of a command that is sent a signal `when` it is time; shells let their jobs ignore SIGINT.
 
     Not by the warm Python, which has JAX: an interrupt in its callback of the garbage collection is swallowed.
     """
@@ -29,9 +31,9 @@ def interrupted(command: list[str], when: Callable[[], object]) -> list[str]:
     while not when():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
+    assert process.returncode == 128 + number, said
     assert "Traceback" not in said
     return said.splitlines()
 
@@ -49,14 +51,16 @@ def processes_of(folder: Path) -> list[str]:
     return [command for command in found if str(folder) in command]
 
 
-def test_a_run(tmp_path):
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_run(tmp_path, number):
     base = ["scripts.run", "--submission=lawa", "--workload=mini_imagenet_vit", f"--experiment_dir={tmp_path}"]
     base += ["--num_tuning_trials=1", "--max_global_steps=60", "--eval_every_n_steps=5"]
     trial = tmp_path / "lawa/study_0/mini_imagenet_vit_pytorch/trial_1"
-    said = interrupted(base, lambda: (trial / "checkpoint_5").exists())
+    said = interrupted(base, lambda: (trial / "checkpoint_5").exists(), number)
     assert said[-1] == "stopped: the same command with --resume_last_run goes on from the last checkpoint"
     done = max(int(path.name.removeprefix("checkpoint_")) for path in trial.glob("checkpoint_*"))
     assert done < 60
+    assert not [path for path in trial.iterdir() if path.name.startswith(".")]
     again = subprocess.run([python(), "-m", *base, "--resume_last_run"], capture_output=True, text=True, check=True)
     assert f"step {done + 5:>6}" in again.stdout
     assert f"step {done:>6}" not in again.stdout
@@ -83,11 +87,12 @@ def test_a_sweep_and_its_jobs(tmp_path):
     assert not list(tmp_path.glob("sweep/*.done"))
 
 
-def test_averages_of_checkpoints(tmp_path):
+@pytest.mark.parametrize("number", SIGNALS)
+def test_averages_of_checkpoints(tmp_path, number):
     for step in range(1, 41):
         torch.save({"w": torch.zeros(1_000_000)}, tmp_path / f"step_{step}.pt")
     command = ["scripts.average_checkpoints", str(tmp_path), "--lawa=window=40", f"--out={tmp_path / 'out' / 'x.pt'}"]
-    said = interrupted(command, (tmp_path / "out").exists)  # it reads
+    said = interrupted(command, (tmp_path / "out").exists, number)  # it reads
     assert said[-1] == "stopped: the same command starts anew"
     assert not (tmp_path / "out").exists()
 

@@ -10,13 +10,15 @@ import signal
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from analysis.reading import files
 from miniperf import checkpoints
-from miniperf.logs import MetricsLogger
+from miniperf.logs import MetricsLogger, experiment_folder
 from miniperf.workloads import make
 from tests.miniperf.test_runner import assert_same_end, settings_of, train, trial
-from tests.support.killing import Lines, die_writing, in_a_process, newest
+from tests.support.killing import Lines, die_writing, grow_old, in_a_process, killed_at_every_change, newest
 from weight_averaging.offline.recording import SnapshotWriter, read_manifest, verify
 from weight_averaging.torch import Averager
 
@@ -112,9 +114,72 @@ def test_a_run_killed_anywhere_ends_like_an_unbroken_one(tmp_path, name, capsys)
         assert_same_end(tmp_path / "unbroken", folder)
         assert read_manifest(folder / "snapshots") == read_manifest(tmp_path / "unbroken" / "snapshots")
         verify(folder / "snapshots")
-        assert not [path for path in folder.iterdir() if path.name.startswith((".partial_checkpoint", "unusable"))]
+        assert not [path for path in folder.iterdir() if path.name.startswith((".partial", "unusable"))]
     marks = (tmp_path / "marks.txt").read_text()
     with capsys.disabled():
         print(f"\n{name}: {killed.total()} kills in {runs} runs, losses 0: {dict(killed)}")
     assert marks.count("half a checkpoint file: ") == killed["half a checkpoint file"]
     assert set(killed) == set(KINDS) or "KILLS" in os.environ
+
+
+def rows(folder: Path) -> pd.DataFrame:
+    """Training's table without the clock, and whether its closing row is there."""
+    table = pd.read_csv(folder / "measurements.csv", dtype=str)
+    return table.assign(score=table["score"].notna()).drop(columns="preemption_count")
+
+
+def names(folder: Path) -> list[str]:
+    """Of all files but TensorBoard's, and those that each start adds one of."""
+    there = [str(path.relative_to(folder)) for path in folder.rglob("*")]
+    return sorted(name for name in there if not name.startswith(("events.", "meta_data", "flags")))
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", ["lawa", "ema"])
+def test_a_run_killed_at_any_change_of_its_files_ends_like_an_unbroken_one(tmp_path, name):
+    settings = dataclasses.replace(settings_of(name, steps=6, every=3, keep_all=False), batch_size=16)
+    run = (trial(tmp_path, name), dataclasses.replace(settings, save_snapshots_every_n_steps=3))
+    train(tmp_path / "unbroken", *run)
+    folder = tmp_path / "killed" / "trial"
+    folder.parent.mkdir()
+    for change in killed_at_every_change(folder.parent, train, folder, *run, but="tfevents"):
+        train(folder, *run)
+        assert_same_end(tmp_path / "unbroken", folder)
+        pd.testing.assert_frame_equal(rows(folder), rows(tmp_path / "unbroken"), check_exact=True)
+        assert names(folder) == names(tmp_path / "unbroken"), change
+        verify(folder / "snapshots")
+
+
+def test_a_run_killed_after_its_last_checkpoint_gets_the_rest_of_its_logs(tmp_path):
+    run = (trial(tmp_path, "ema"), settings_of("ema", steps=4, every=2, keep_all=False))
+    folder = tmp_path / "trial"
+    train(folder, *run)
+    whole, path = rows(folder), folder / "measurements.csv"
+    assert list(whole["score"]) == [False] * 4 + [True]
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]))
+    (folder / ".partial_measurements.csv~here~1~01234567").touch()
+    train(folder, *run)
+    pd.testing.assert_frame_equal(rows(folder), whole, check_exact=True)
+    assert not list(folder.glob(".*"))
+    stamp = path.stat().st_mtime_ns
+    train(folder, *run)  # which has nothing left to do
+    assert path.stat().st_mtime_ns == stamp
+
+
+def test_a_run_that_is_being_replaced_is_there_whole_or_not_at_all(tmp_path):
+    """Or a later start would go on from what is left of it."""
+    home = tmp_path / "runs"
+    where = (str(home), "lawa/study_0", "mini_wmt", "pytorch")
+    trial = home / "lawa" / "study_0" / "mini_wmt_pytorch" / "trial_1"
+    trial.mkdir(parents=True)
+    for name in ("checkpoint_5", "eval_measurements.csv", "measurements.csv"):
+        (trial / name).write_text("global_step\n1")
+    for _ in killed_at_every_change(home, experiment_folder, *where, True, False):
+        assert not trial.parent.exists() or len(list(trial.iterdir())) == 3
+        found = [path for path, _ in files.files(home, [])]
+        assert len(found) == trial.parent.exists()  # a report does not read what is being deleted
+        grow_old(home)
+        folder = experiment_folder(*where, True, False)
+        assert [path.name for path in folder.parent.rglob("*")] in ([folder.name], [])
+        assert [path.name for path in folder.iterdir()] == []

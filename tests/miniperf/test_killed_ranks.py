@@ -65,6 +65,8 @@ def train(rank: int, name: str, folder: Path, store: Path, begun: Any) -> None:
     state: dict[str, Any] = {"optimizer": NadamW(model.parameters(), lr=1e-2, betas=(0.9, 0.99))}
     state["averager"] = averager_of(name, model)
     rows: list[tuple[int, float]] = []
+    if rank == 0:
+        checkpoints.remove_partial(folder)
     saved = checkpoints.load_latest(PYTORCH, folder, {})
     if saved is not None:
         bare.load_state_dict(saved[1]["model_params"])
@@ -189,7 +191,7 @@ def test_two_ranks_of_which_either_is_killed_end_like_unbroken_ones(tmp_path, na
             waiting.pop()
         for rank in range(2):
             assert_equal(leaves(torch.load(folder / f"end_{rank}", weights_only=True)), unbroken[rank])
-        assert not [path for path in folder.iterdir() if path.name.startswith((".partial_checkpoint", "unusable"))]
+        assert not [path for path in folder.iterdir() if path.name.startswith((".partial", "unusable"))]
     with capfd.disabled():
         print(f"\n{name}: {killed.total()} kills of one of two ranks in {runs} runs, losses 0: {dict(killed)}")
     assert len(killed) == len(KINDS) or "KILLS" in os.environ

@@ -15,7 +15,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlugin
-from accelerate.parallelism_config import ParallelismConfig
 from accelerate.utils import DistributedType
 from torch import nn
 
@@ -128,6 +127,8 @@ def fsdp2(folder: str, kind: str, **further: object) -> Loop:
 
 def hsdp(folder: str, kind: str) -> None:
     """Two replicas of two shards each."""
+    from accelerate.parallelism_config import ParallelismConfig  # which older releases have not
+
     whole = fsdp2(folder, kind, parallelism_config=ParallelismConfig(dp_replicate_size=2, dp_shard_size=2))
     assert next(whole.model.parameters()).device_mesh.ndim == 2
 

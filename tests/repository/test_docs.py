@@ -107,6 +107,12 @@ def test_every_row_of_parallelism_names_a_test_or_says_why_not():
         assert not (missing := [kind for kind in KINDS if kind not in kinds]), (trainer, missing)
 
 
+def test_no_words_follow_a_comment_on_its_line():
+    """A Markdown comment ends with its line: words after it there are shown as they stand, cut off from the rest."""
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        assert not (cut := re.findall(r"-->[ \t]*\S.*", page.read_text())), (page.name, cut)
+
+
 def explained(kind: Any) -> str:
     """The docstring, those of base classes, and those of what it says to see."""
     classes = kind.__mro__ if inspect.isclass(kind) else (kind,)

@@ -171,6 +171,10 @@ def test_logs_of_a_workload_can_be_read_and_resumed(capsys, tmp_path, monkeypatc
     assert not (runs / "second_lawa").exists()  # no empty folder of a trial
     said = call(capsys, home["nadamw"], **{**another, "workload": "mini_imagenet_vit"})
     assert (runs / "second_lawa/study_3/mini_imagenet_vit_pytorch/trial_1/eval_measurements.csv").exists()
+    said = call(capsys, home["nadamw"], **{**another, "workload": "mini_imagenet_vit", "at": "10"})
+    folder = runs / "second_lawa/study_3/mini_imagenet_vit_pytorch/trial_1"
+    until = f"{folder} has evaluations up to step 24, so step 10 cannot be added"
+    assert said == f"error: {until}: give another --experiment_name\n"
 
 
 def test_averages_of_a_search_space_are_refused_to_another_run(capsys, tmp_path):

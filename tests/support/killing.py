@@ -3,15 +3,19 @@
 import io
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+TWO, DELETING = ("os.rename", "os.link"), ("os.remove", "os.rmdir")
+CHANGES = ("open", "os.mkdir", *TWO, *DELETING)
 PROJECT = f"{Path(__file__).parents[2]}{os.sep}"
 
 
@@ -73,6 +77,79 @@ class Lines:
                 sys.settrace(None)
 
         setattr(owner, name, watched)
+
+
+def die_at_change(folder: Path, last: int | None = None, but: str = "~none~") -> list[str]:
+    """The process dies at the `last`-th change of what is below a folder. Use it in a process of its own.
+
+    Changes are files opened for writing, twice each (before, and while they are empty), renamed and deleted ones, and
+    folders made and deleted.
+
+    Args:
+        last: from 1; None to count only.
+        but: what has this in its name does not count.
+    Returns:
+        A list that grows by what each change is.
+    """
+    seen: list[str] = []
+    home = os.path.join(os.path.abspath(folder), "")
+
+    def change(event: str, arguments: tuple[Any, ...]) -> None:
+        if event not in CHANGES:
+            return
+        paths = [os.fsdecode(path) for path in arguments[: 2 if event in TWO else 1] if isinstance(path, str | bytes)]
+        at = next((fd for fd in arguments[1:] if event in DELETING and isinstance(fd, int) and fd >= 0), None)
+        where = os.readlink(f"/proc/self/fd/{at}") if at is not None else os.getcwd()
+        if not any(os.path.join(where, path).startswith(home) and but not in path for path in paths):
+            return
+        if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & WRITING):
+            return
+        for moment in (event, "opened") if event == "open" else (event,):
+            seen.append(f"{moment} {' '.join(map(os.path.basename, paths))}")
+            if len(seen) == last:
+                if moment == "opened":
+                    os.close(os.open(paths[0], os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
+                die()
+
+    sys.addaudithook(change)
+    return seen
+
+
+def killed_at_every_change(
+    home: Path, function: Callable[..., object], *arguments: object, but: str = "~none~"
+) -> Iterator[str]:
+    """Runs a function in processes of their own, and kills each at another change of what is below a folder.
+
+    The folder is each time as it was, and as the killed process left it when a change is yielded. Of files that
+    have `but` in their names no change counts.
+    """
+    begin = home.with_name(f"{home.name} at the beginning")
+    shutil.copytree(home, begin)
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+
+    def work(last: int | None) -> None:
+        seen = die_at_change(home, last, but)
+        function(*arguments)
+        sender.send(list(seen))
+
+    whole = in_a_process(work, None)
+    changes = receiver.recv() if receiver.poll(300) else []
+    whole.join()
+    assert changes
+    assert whole.exitcode == 0
+    for last, change in enumerate(changes, start=1):
+        shutil.rmtree(home)
+        shutil.copytree(begin, home)
+        process = in_a_process(work, last)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, change
+        yield change
+
+
+def grow_old(home: Path) -> None:
+    """As if all that is there had been left long ago."""
+    for path in home.rglob("*"):
+        os.utime(path, (0, 0))
 
 
 def die_writing(call: int, share: float, mark: Callable[[str], object]) -> None:

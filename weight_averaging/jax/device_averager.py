@@ -102,7 +102,8 @@ def _collected(averager: DeviceAverager[Any], state: Any, params: Tree, step: Ar
         return state
 
     def multiple(state: Any, params: Tree) -> Any:
-        went_back = (step < state.step) & (step != 0)
+        # A step < 0 is one that int32 cannot hold.
+        went_back = (step < state.step) & (step != 0) & ((step >= averager.described.start) | (step < 0))
         state = state._replace(refused=state.refused + went_back.astype(jnp.int32))
         is_first = (step == 0) & (state.step == 0) & (state.count == 0)  # start=0: before training
         is_new = ((step > state.step) | is_first) & (step >= averager.described.start)

@@ -76,12 +76,12 @@ class HostWindowAverager(Averager[HostLAWAState]):
         self._check_like(state, params)
         step = checked(int(known(step)))
         last, state = int(state.step), state._replace(step=_number(max(step, int(state.step))))
-        multiple = step % self.interval == 0
-        if multiple and step < last and step != 0:
+        is_due_now = is_due(step, self.interval, self.described.start)
+        if is_due_now and step < last and step != 0:
             tell_of_restart(last)
             return state._replace(refused=_number(state.refused + 1))
         is_first = step == last == int(state.count) == 0  # start=0: before training
-        if not is_due(step, self.interval, self.described.start) or (step <= last and not is_first):
+        if not is_due_now or (step <= last and not is_first):
             return state
         if self.check_finite and not _all_finite(params, state.snapshots[0]):
             return state._replace(refused=_number(state.refused + 1))

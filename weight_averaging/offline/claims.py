@@ -37,6 +37,8 @@ class FolderClaim:
                 f"another SnapshotWriter is writing into {self._folder}: make one on a single rank, or give each a "
                 "folder of its own"
             )
+        for left in self._folder.glob(".partial_*"):  # by a killed writer, since nobody else writes now
+            left.unlink(missing_ok=True)
         _HERE.add(self._folder)
         self._file = file
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weight_averaging.atomic_file import replacing
+from weight_averaging.atomic_file import is_old, replacing
 from weight_averaging.averages import SnapshotError
 from weight_averaging.averages.checks import check_count
 from weight_averaging.averages.schedule import is_due
@@ -253,11 +253,15 @@ def prune(folder: Path, needed: Iterable[int]) -> int:
     if missing := sorted(wanted - {entry["step"] for entry in manifest["snapshots"]}):
         raise SnapshotError(f"{folder} has no snapshot of step {missing[0]}, which is to be kept")
     gone = [entry for entry in manifest["snapshots"] if entry["step"] not in wanted]
+    named = {entry["file"] for entry in manifest["snapshots"]}
+    # By an earlier call that was killed; what is new a writer is about to name.
+    left = [path for path in folder.glob("step_*.safetensors") if path.name not in named and is_old(path)]
     manifest["snapshots"] = [entry for entry in manifest["snapshots"] if entry["step"] in wanted]
     _write_manifest(folder, manifest)  # first: it never names a file that is not there
-    for entry in gone:
-        (folder / entry["file"]).unlink(missing_ok=True)
-    return sum(entry["bytes"] for entry in gone)
+    freed = sum(entry["bytes"] for entry in gone) + sum(path.stat().st_size for path in left)
+    for path in (*left, *(folder / entry["file"] for entry in gone)):
+        path.unlink(missing_ok=True)
+    return freed
 
 
 def _name(step: int) -> str:

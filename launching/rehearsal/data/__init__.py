@@ -35,16 +35,18 @@ def prepare(root: Path, name: str, python: str, environment: dict[str, str]) -> 
     Raises:
         UsageError: the folder holds something that no rehearsal made, the disk is full, or the making failed.
     """
-    folder = root / name
-    if folder.exists():
-        if (folder / MANIFEST).is_file():
-            if _whole(folder, name):
-                return False
-            shutil.rmtree(folder)  # of another version, of another set, or somebody removed files
-        else:
-            raise UsageError(f"{folder} holds data that no rehearsal made: give another --data_dir for the small ones")
-    unfinished = root / f".{name.replace('/', '_')}.unfinished"
+    from launching.local_jobs import end_with_parent  # what makes the data needs no pandas
+
+    folder, unfinished = root / name, root / f".{name.replace('/', '_')}.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
+    if folder.exists():
+        if not (folder / MANIFEST).is_file():
+            raise UsageError(f"{folder} holds data that no rehearsal made: give another --data_dir for the small ones")
+        if _whole(folder, name):
+            return False
+        # Of another version, of another set, or somebody removed files. In one step: a part of it would be refused.
+        os.replace(folder, unfinished)
+        shutil.rmtree(unfinished)
     try:
         there = next(path for path in (root, *root.absolute().parents) if path.exists())
         if not there.is_dir():
@@ -54,7 +56,9 @@ def prepare(root: Path, name: str, python: str, environment: dict[str, str]) -> 
             raise UsageError(f"--data_dir={root}: {free:.1f} GB free, the small data sets want {GIGABYTES:.0f} GB")
         folder.parent.mkdir(parents=True, exist_ok=True)
         command = [python, "-m", "launching.rehearsal.data", str(unfinished), name]
-        made = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        made = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, preexec_fn=end_with_parent
+        )
         if made.returncode:
             said = (made.stderr.strip().splitlines() or ["nothing was said"])[-1]
             raise UsageError(f"the small data set {name} could not be written below {root}: {said}")

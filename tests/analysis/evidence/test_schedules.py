@@ -7,11 +7,15 @@ from tests.analysis.evidence.test_evidence import evidence, made
 WORKLOADS = ("mini_ogbg", "mini_wmt")
 
 
-def rows(text):
+def cells_of(text):
+    """The lines of the table in a text, by the names of its columns."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
     head = [cell.strip() for cell in lines[0].strip("|").split("|")]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
-    return {(line[0], line[1]): dict(zip(head, line)) for line in cells}
+    return [dict(zip(head, (cell.strip() for cell in line.strip("|").split("|")))) for line in lines[2:]]
+
+
+def rows(text):
+    return {(line["schedule"], line["weights"]): line for line in cells_of(text)}
 
 
 def test_schedules_are_held_against_raw_cosine_to_zero_of_the_same_seeds(tmp_path):

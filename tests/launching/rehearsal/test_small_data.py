@@ -10,6 +10,7 @@ from launching.rehearsal import data, sizes
 from launching.rehearsal.data import language, pictures, tables
 from submissions.recipe.batch_sizes import BATCH_SIZES
 from tests.launching.rehearsal.records import prepare
+from tests.support.killing import killed_at_every_change
 from weight_averaging.errors import UsageError
 
 
@@ -67,6 +68,23 @@ def test_real_data_is_left_alone(tmp_path):
         prepare(tmp_path)
     assert "\n" not in str(error.value)
     assert [path.name for path in real.parent.iterdir()] == ["day_0_00"]
+
+
+def test_a_set_killed_while_it_is_replaced_is_not_taken_for_real_data(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    (home / "criteo1tb").mkdir(parents=True)
+    for name in ("day_0_00", "day_0_01"):
+        (home / "criteo1tb" / name).touch()
+    data.write_manifest(home / "criteo1tb", "ogbg")
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: SimpleNamespace(returncode=1, stderr="no making here"))
+
+    def replaced() -> None:
+        with pytest.raises(UsageError, match="no making here"):
+            prepare(home)
+
+    for _ in killed_at_every_change(home, replaced):
+        replaced()
+        assert not (home / "criteo1tb").exists()
 
 
 def test_a_set_that_cannot_be_made_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.support.killing import grow_old, killed_at_every_change
 from tests.weight_averaging.torch.models.test_unusual_tensors import Packed
 from weight_averaging import torch as online
 from weight_averaging.averages import SnapshotError
@@ -188,10 +189,29 @@ def test_a_kill_leaves_a_readable_folder(tmp_path):
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    (tmp_path / ".partial_step_00000009.safetensors~here~1~01234567").touch()  # as another kill would leave
     folder = Snapshots(tmp_path)
     assert len(folder.steps) >= 5
     assert sum(1 for _ in folder.stream(folder.steps)) == len(folder.steps)
     verify(tmp_path)
+    model = nn.Linear(1000, 1000)
+    with SnapshotWriter(tmp_path, interval=1) as writer:
+        writer.update(folder.steps[-1] + 1, model)
+    assert not list(tmp_path.glob(".partial_*"))
+
+
+def test_what_a_killed_prune_has_left_the_next_one_deletes(tmp_path):
+    home = tmp_path / "snapshots"
+    with SnapshotWriter(home, interval=1) as writer:
+        train(nn.Linear(2, 2), writer, range(1, 5))
+    for change in killed_at_every_change(home, prune, home, {2, 4}):
+        verify(home)
+        young = home / "step_00000009.safetensors"
+        grow_old(home)
+        young.touch()  # of a writer that names it in a moment
+        prune(home, {2, 4})
+        there = [path.name for path in sorted(home.iterdir()) if path.name.startswith("step")]
+        assert there == [*(f"step_0000000{step}.safetensors" for step in (2, 4)), young.name], change
 
 
 def test_a_closed_writer_takes_no_more(tmp_path):

@@ -8,7 +8,7 @@ from types import TracebackType
 
 from torch import Tensor
 
-from weight_averaging.atomic_file import partial_beside
+from weight_averaging.atomic_file import partial_beside, put_in_place
 from weight_averaging.offline.forms.source import WholeFolder
 from weight_averaging.offline.forms.strangers import is_orbax
 from weight_averaging.offline.forms.weights_of_folder import is_folder
@@ -23,10 +23,7 @@ def is_checkpoint_folder(path: Path) -> bool:
 def put_folder(partial: Path, path: Path, overwrite: bool) -> None:
     """Move a folder to its place. OSError if that is taken, and not by a checkpoint to write over."""
     if overwrite and is_checkpoint_folder(path):
-        old = partial_beside(path)
-        os.replace(path, old)
-        os.replace(partial, path)
-        old.unlink() if old.is_symlink() else shutil.rmtree(old)
+        put_in_place(partial, path)
         return
     try:
         os.replace(partial, path)  # over an empty folder too
