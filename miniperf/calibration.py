@@ -51,13 +51,18 @@ def calibrate(
     sign = 1 if workload.higher_is_better else -1
     best = pd.DataFrame.max if workload.higher_is_better else pd.DataFrame.min
 
+    def worth(trial: int) -> tuple[float, int]:
+        """Of those that diverged the smallest rate leads to one that does not."""
+        final = sign * float(grid[trial][column].iloc[-1])
+        return (final, 0) if math.isfinite(final) else (-math.inf, -trial)
+
     grid: dict[int, pd.DataFrame] = {}
     tuned = before if before and before <= len(rates) else (len(rates) + 1) // 2
     wanted = around(tuned, len(rates))
     while wanted:
         grid.update(zip(wanted, tables([Run(name, BASELINE, 0, trial) for trial in wanted]), strict=True))
         # Of equals the one that was tuned before, then the smaller rate.
-        tuned = max([tuned, *sorted(grid)], key=lambda trial: sign * grid[trial][column].iloc[-1])
+        tuned = max([tuned, *sorted(grid)], key=worth)
         wanted = [trial for trial in around(tuned, len(rates)) if trial not in grid]
     lines = [f"## {name}", "", f"| learning rate | best {column} | final |", "|---|---|---|"]
     lines += [
@@ -73,10 +78,12 @@ def calibrate(
     decayed, constant = both[:seeds], both[seeds:]
     reached = pd.DataFrame([best(t.loc[t["global_step"] <= place(workload), columns]) for t in decayed])
     # As many digits as are written into the workload, so that the checks are about that very target.
-    targets = {name: float(f"{value:.5f}") for name, value in reached.median().items()}
+    targets = {name: float(f"{value:.5f}") for name, value in reached.fillna(-sign * math.inf).median().items()}
     taken = [first_step(table, column, targets[column], sign) for table in decayed]
     ends, constant_ends = (pd.Series([t[column].iloc[-1] for t in group]) for group in (decayed, constant))
-    gain, spread = sign * (ends.mean() - constant_ends.mean()), max(ends.std(), constant_ends.std())
+    # One that diverged is no lucky omission: without a number there is no gain.
+    gain = sign * (ends.mean(skipna=False) - constant_ends.mean(skipna=False))
+    spread = max(ends.std(), constant_ends.std())
     hits = pd.Series([step for step in taken if step is not None], dtype=float)
     relative = hits.std() / hits.mean()
     scale = noise_scale(Run(name, BASELINE, 0, tuned))

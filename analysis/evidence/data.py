@@ -62,19 +62,23 @@ class Run:
         """Steps and the metric, signed so that more is better, of an average or of the `raw` weights.
 
         Where an average is due and not ready yet an evaluation sees the raw weights, as in the submissions. That of
-        the very first update has no part in it.
+        the very first update has no part in it, nor have those that are not finite.
 
         Args:
             grid: of the evaluations of this average; default: of `name` itself.
         """
+        steps, values = self._evaluated(name, split, grid)
+        known = np.isfinite(values)
+        return steps[known], self.sign * values[known]
+
+    def _evaluated(self, name: str, split: str, grid: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The same with all evaluations, and the metric as it is."""
         raw = self.table[split].to_numpy(dtype=float)
         values = raw if name == RAW else self.table[f"{split}@{name}"].to_numpy(dtype=float)
         of = RAW if name == RAW and grid is None else grid or name
-        steps = self.table["step"].to_numpy()
         due = self._due(of, split)
-        values = np.where(np.isnan(values), raw, values)[due]
-        known = np.isfinite(values)
-        return steps[due][known].astype(float), self.sign * values[known]
+        ready = np.logical_or.accumulate(~np.isnan(values))  # from then on a NaN is one
+        return self.table["step"].to_numpy()[due].astype(float), np.where(ready, values, raw)[due]
 
     def _due(self, name: str, split: str) -> np.ndarray:
         """Where an average was evaluated, or would have been had it been ready."""
@@ -92,9 +96,9 @@ class Run:
         return int(np.diff(self.table["step"].to_numpy()).max()) if len(self.table) > 1 else self.steps
 
     def final(self, name: str, split: str = "validation") -> float:
-        """The metric at the end, as it is."""
-        _, values = self.curve(name, split)
-        return float(self.sign * values[-1]) if len(values) else math.nan
+        """The metric at the end, as it is; NaN where it is not finite, of a run that diverged."""
+        _, values = self._evaluated(name, split)
+        return float(values[-1]) if len(values) and math.isfinite(values[-1]) else math.nan
 
 
 @dataclass(frozen=True)

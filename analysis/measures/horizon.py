@@ -87,13 +87,14 @@ def optimum(rows: pd.DataFrame, x: str, y: str, lower: bool, up_to: float = FITT
 
     The interval is `intervals.vertex`, cut to the range of x, and the whole range for a parabola that opens the wrong
     way; NaN of a single seed. A parabola with no optimum inside the range counts with the better end. A value of x at
-    which a seed missed is left out whole: the seeds that did not are the lucky ones.
+    which a seed missed or diverged is left out whole: the seeds that did not are the lucky ones.
 
     Returns:
         None where there are fewer than four values of x.
     """
-    points = rows[[x, y, "study"]].dropna()
-    points = points[np.isfinite(points.groupby(x)[y].transform("max"))]
+    points = rows[[x, y, "study"]].dropna(subset=x)
+    points = points[points.groupby("study")[y].transform("count") > 0]
+    points = points[np.isfinite(points[y]).groupby(points[x]).transform("all")]
     points = points[(points[x] > 0) & (rows.loc[points.index, "horizon"] <= up_to)]
     if points[x].nunique() < 4:
         return None

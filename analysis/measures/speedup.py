@@ -165,7 +165,7 @@ def paired(ours: pd.DataFrame, theirs: pd.DataFrame, column: str) -> np.ndarray:
     Pairs are of one random seed, if every run of both sides says its own, else of one study's number.
     """
     seeds = [_seeds(rows) for rows in (ours, theirs)]
-    keys = seeds if all(seeds) else [ours["study"], theirs["study"]]
+    keys: list[Any] = seeds if all(seeds) else [ours["study"], theirs["study"]]
     mine, other = (pd.Series(rows[column].to_numpy(float), index=key) for rows, key in zip((ours, theirs), keys))
     shared = mine.index.intersection(other.index)
     return (mine[shared] - other[shared]).to_numpy()

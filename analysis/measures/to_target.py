@@ -49,7 +49,8 @@ class Measured:
         - steps and seconds at that evaluation, inf if missed; last_steps and last_seconds, at the end;
         - crossed_steps and crossed_seconds, where the running median of the evaluations crosses the target,
           interpolated; inf if never;
-        - best, the best validation metric, whenever it occurred; final, the last one; count, evaluations in all;
+        - best, the best validation metric, whenever it occurred; final, the last one, NaN where that is not finite;
+          count, evaluations in all;
         - shortfall, from best to the target, in the metric's unit; negative once passed.
 
         UsageError if the initial weights reach a target: there is no time to it, and no ratio of times.
@@ -63,7 +64,7 @@ class Measured:
         hits = rows[np.where(lower, value <= level, value >= level)].groupby("run").first()
         hits = hits.reindex(runs.index)
         if (at_once := hits["global_step"] <= 0).any():
-            run = runs.loc[at_once.idxmax()]
+            run = runs[at_once].iloc[0]
             raise UsageError(
                 f"{run['folder']} reaches the target of {run['workload']} at update 0, before any training: set a "
                 "target that the initial weights do not reach, or move the run elsewhere"
@@ -80,7 +81,7 @@ class Measured:
             last_seconds=last["score"],
             best=best,
             shortfall=(best - target) * np.where(lower_is_better, 1, -1),
-            final=by_run["value"].last(),
+            final=rows.drop_duplicates("run", keep="last").set_index("run")["value"],
             count=by_run.size(),
             **{f"crossed_{unit}": column for unit, column in self._crossed().items()},
         )

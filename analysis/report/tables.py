@@ -20,7 +20,7 @@ def by_submission(trials: pd.DataFrame, baseline: str) -> pd.DataFrame:
 
     Means are over the runs that reached the target, which `reached` counts. The ratio is left empty unless all runs of
     both did, since a mean over the lucky ones would flatter. `best` is the mean over runs of the best validation
-    metric, whenever it occurred, and `final` of the last.
+    metric, whenever it occurred, and `final` of the last; they are NaN too where one run has none.
     """
     finite = trials.assign(**{unit: trials[unit].replace(np.inf, np.nan) for unit in ("steps", "seconds")})
     result = finite.groupby(["workload", "submission"]).agg(
@@ -29,13 +29,17 @@ def by_submission(trials: pd.DataFrame, baseline: str) -> pd.DataFrame:
         steps=("steps", "mean"),
         steps_std=("steps", "std"),
         seconds=("seconds", "mean"),
-        best=("best", "mean"),
-        final=("final", "mean"),
+        best=("best", _mean_of_all),
+        final=("final", _mean_of_all),
     )
     logs = trials.assign(log=np.log(trials["steps"].astype(float)))
     sides = dict(iter(logs.groupby(["workload", "submission"])))
     result["ratio"] = [_ratio(mine, sides.get((key[0], baseline))) for key, mine in sides.items()]
     return result.reset_index()
+
+
+def _mean_of_all(values: pd.Series) -> float:
+    return float(values.mean(skipna=False))
 
 
 def _ratio(ours: pd.DataFrame, theirs: pd.DataFrame | None) -> float:

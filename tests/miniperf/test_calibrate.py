@@ -69,6 +69,20 @@ def test_rates_are_tried_until_the_best_has_a_worse_one_on_both_sides(before):
     assert row[1] == "0.005"
 
 
+@pytest.mark.parametrize("diverged", [(3,), (2, 3, 4), (3, 4, 5, 6)])
+@pytest.mark.parametrize("final", [float("nan"), float("inf")])
+def test_a_rate_that_diverges_is_not_the_tuned_one(diverged, final):
+    finals = {1: 0.5, 2: 0.7, 3: 0.9, 4: 0.8, 5: 0.6, 6: 0.1} | dict.fromkeys(diverged, final)
+    best = {(3,): 4, (2, 3, 4): 1, (3, 4, 5, 6): 2}[diverged]
+    assert calibrated(runs(finals, [0.9, 0.89, 0.91], [0.7, 0.71, 0.69]))[1][1].endswith(f"{RATES[best - 1]:g}")
+
+
+def test_a_seed_that_diverges_is_not_left_out():
+    finals = {1: 0.5, 2: 0.7, 3: 0.9, 4: 0.8, 5: 0.6, 6: 0.1}
+    row = calibrated(runs(finals, [0.9, float("nan"), 0.91], [0.7, 0.71, 0.69]))[1]
+    assert row[2].startswith("**no**: nan")
+
+
 def test_of_two_equal_rates_the_tuned_one_stays():
     finals = {1: 0.5, 2: 0.9, 3: 0.9, 4: 0.9, 5: 0.6, 6: 0.1}
     assert calibrated(runs(finals, [0.9, 0.9, 0.9], [0.7, 0.7, 0.7]))[1][1] == "0.005"

@@ -166,6 +166,18 @@ def test_a_last_evaluation_off_the_grid_counts_for_all():
     assert run.final("rare") == 0.5
 
 
+def test_a_run_that_diverges_at_the_end_has_no_final_metric():
+    """Its last number, or the raw weights' in the place of a NaN of the average, would flatter it."""
+    nan, inf = np.nan, np.inf
+    columns = {"validation": [5, 4, 3, inf], "validation@late": [nan, 4, nan, nan], "validation@never": [nan] * 4}
+    run = data.Run({"steps": 80, "higher_is_better": False}, pd.DataFrame({"step": [20, 40, 60, 80], **columns}))
+    assert [math.isnan(run.final(name)) for name in ("raw", "late", "never")] == [True] * 3
+    assert [list(run.curve(name)[1]) for name in ("raw", "late")] == [[-5, -4, -3], [-4]]
+    run.table.loc[3, "validation"] = 2
+    assert run.final("raw") == run.final("never") == 2
+    assert math.isnan(run.final("late"))
+
+
 @given(st.integers(0, 2**32 - 1), st.floats(0.2, 0.9))
 def test_rare_evaluations_make_no_gain(seed, share):
     """An average that is the raw weights needs as many updates as they, though it is evaluated five times as rarely."""

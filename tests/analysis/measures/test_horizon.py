@@ -94,6 +94,11 @@ def test_no_optimum_without_runs_behind_it():
     assert horizon.optimum(missed, "horizon", "steps", lower=True).ends == (0.02, 0.16)
     missed = rows.assign(steps=rows["steps"].where(rows["study"] != 1, np.inf))
     assert horizon.optimum(missed, "horizon", "steps", lower=True) is None
+    # So does one that diverged; one of which nothing is known does not.
+    diverged = rows.assign(steps=rows["steps"].where((rows["study"] != 1) | (rows["horizon"] != 0.01), np.nan))
+    assert horizon.optimum(diverged, "horizon", "steps", lower=True).ends == (0.02, 0.16)
+    unknown = rows.assign(steps=rows["steps"].where(rows["study"] != 1, np.nan))
+    assert horizon.optimum(unknown, "horizon", "steps", lower=True).ends == (0.01, 0.16)
 
 
 def points_on_a_parabola(best, noise, seeds=3, level=0.0):

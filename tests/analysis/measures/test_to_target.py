@@ -6,6 +6,7 @@ import pytest
 from analysis.measures import results, to_target
 from analysis.measures.to_target import Measured
 from analysis.reading import logs
+from analysis.report import tables
 from analysis.targets import resolve
 from tests.support import synthetic_logs
 from tests.support.synthetic_logs import steps
@@ -24,6 +25,18 @@ def test_infinity_reaches_nothing(tmp_path):
     synthetic_logs.write(tmp_path, "one", [0.1, float("inf"), 0.6])
     found = results.of(logs.read(tmp_path))
     assert found.trials[["steps", "best"]].to_numpy().tolist() == [[30, 0.6]]
+
+
+def test_a_run_that_diverges_has_no_final_metric(tmp_path):
+    """Neither has the mean over seeds one of which diverged: the others are the lucky ones."""
+    synthetic_logs.write(tmp_path, "one", [0.1, 0.6, float("nan")])
+    synthetic_logs.write(tmp_path, "one", [0.1, 0.6, 0.7], study=1)
+    found = results.of(logs.read(tmp_path))
+    assert np.isnan(found.trials["final"][0])
+    assert found.trials["final"][1] == 0.7
+    table = tables.by_submission(found.compared, "one")
+    assert np.isnan(table["final"].item())
+    assert table["best"].item() == pytest.approx(0.65)
 
 
 def test_a_target_that_initial_weights_reach_is_refused_in_one_line(tmp_path):
