@@ -20,7 +20,7 @@ def by_submission(trials: pd.DataFrame, baseline: str) -> pd.DataFrame:
 
     Means are over the runs that reached the target, which `reached` counts. The ratio is left empty unless all runs of
     both did, since a mean over the lucky ones would flatter. `best` is the mean over runs of the best validation
-    metric, whenever it occurred, and `final` of the last; they are NaN too where one run has none.
+    metric, whenever it occurred, and `final` of the last. Where one run has none both are NaN.
     """
     finite = trials.assign(**{unit: trials[unit].replace(np.inf, np.nan) for unit in ("steps", "seconds")})
     result = finite.groupby(["workload", "submission"]).agg(
