@@ -190,8 +190,8 @@ def main(argv: Sequence[str]) -> None:
 def end_at_signals() -> None:
     """Ctrl-C and SIGTERM from now on: one line, and what was begun is cleaned up.
 
-    A rank of several ends at SIGTERM as it is. torchrun sends that to ranks that wait in a collective for one that is
-    gone, and no Python interrupts that.
+    A rank of several ends at SIGTERM as it is. Torchrun sends that to ranks that wait in a collective for one that is
+    gone. No Python interrupts that.
     """
     raise_again()
     if "WORLD_SIZE" not in os.environ:
