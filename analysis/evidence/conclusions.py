@@ -15,6 +15,7 @@ from analysis.evidence.summaries import (
     PAPERS,
     PAPERS_MEAN,
     PRIMARY,
+    WORKLOADS,
     best_windows,
     by_share,
     common,
@@ -26,6 +27,7 @@ from analysis.measures import intervals
 
 PAPERS_HORIZON = (0.005, 0.02)
 SIX = 6  # of eight workloads
+LONG_WORKLOADS = 7  # at ten times the length translation saturates (rules, section 9)
 FLOOR = "cosine_to_0.1"
 OPTIMIZERS = ("soap", "shampoo", "ademamix")  # Schedule-Free averages by itself
 
@@ -118,7 +120,7 @@ def _share(evidence: Evidence) -> Conclusion:
     several = len(lengths) > 1
     word = ("confirmed" if holds else "refuted") if several or not holds else "undecided"
     told = "".join([", ".join(shown), each, "" if several else "; one length so far"]) if shown else "too few windows"
-    complete = all(enough(runs, 3) for _, runs in lengths)
+    complete = all(enough(runs, 3, LONG_WORKLOADS if part == "B" else WORKLOADS) for part, runs in lengths)
     return Conclusion(
         "2b", "the best window is a constant share of the elapsed updates", told, word, complete,
         "half-way optima of eight studies, 15 % of the elapsed updates", "../horizon/README.md",
@@ -155,7 +157,7 @@ def _longer(short: dict[str, list[Run]], long: dict[str, list[Run]]) -> list[Con
     logs = [math.log(after.workloads[w].ratio / before.workloads[w].ratio) for w in there]
     low, high = np.exp(intervals.student(np.array(logs)))
     ratio = Ratio(float(np.exp(np.mean(logs))), float(low), float(high), "", sum(len(long[w]) for w in there))
-    complete = enough(long, 3) and enough(short)
+    complete = enough(long, 3, LONG_WORKLOADS) and enough(short)
     result = [
         Conclusion(
             "3", "longer runs gain more (ratio of ratios)", _counted_ratio(ratio, len(there)),
@@ -197,7 +199,8 @@ def _horizon(evidence: Evidence) -> Conclusion:
     word = "confirmed" if inside >= SIX else "refuted" if outside >= SIX else "undecided"
     return Conclusion(
         "2", "the best horizon is 1 % of training", f"{part}: {', '.join(shown)}; {inside} inside, {outside} outside",
-        word, enough(runs, 3), "2 to 7 % to a target, 4 to 8 % half-way, in short runs", "../horizon/README.md",
+        word, enough(runs, 3, LONG_WORKLOADS),
+        "2 to 7 % to a target, 4 to 8 % half-way, in short runs", "../horizon/README.md",
     )  # fmt: skip
 
 

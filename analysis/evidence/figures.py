@@ -22,7 +22,11 @@ ALONG = {PRIMARY: "growing, 15 %", PAPERS: "LAWA of 1 %", "ema_1": "EMA of 1 %",
 
 def forest(conclusions: Sequence[Conclusion], workloads: dict[str, ratios.Ratio]) -> Figure:
     """The ratios of the conclusions, over workloads, and below them those of the primary average on each workload."""
-    rows = [(f"{one.number}  {one.claim}", one.ratio, style.COLOURS[6]) for one in conclusions if one.ratio is not None]
+    rows = [
+        (f"{one.number}  {one.claim}{'' if one.enough else ', unfinished'}", one.ratio, style.COLOURS[6])
+        for one in conclusions
+        if one.ratio is not None
+    ]
     rows += [(workload, ratio, style.COLOURS[0]) for workload, ratio in workloads.items()]
     figure, (axis,) = style.panels(1, size=(7.2, 0.27 * len(rows) + 0.7))
     for y, (_, ratio, colour) in enumerate(rows):
@@ -35,7 +39,7 @@ def forest(conclusions: Sequence[Conclusion], workloads: dict[str, ratios.Ratio]
     values = [value for _, ratio, _ in rows for value in (ratio.low, ratio.high, ratio.ratio) if np.isfinite(value)]
     style_ticks = [
         tick
-        for tick in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0)
+        for tick in (0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0)
         if min(values) * 0.95 <= tick <= max(values) * 1.05
     ]
     axis.set_xlim(max(0.25, min(values) * 0.95), min(3.0, max(max(values), 1.0) * 1.05))
@@ -78,18 +82,24 @@ def best_window(lengths: dict[str, dict[str, list[Run]]]) -> Figure:
     """The best window over the elapsed updates against the elapsed share: a line a workload and length, and a band."""
     figure, axes = style.panels(1, size=(5.6, 3.4))
     axis = axes[0]
+    first = next(iter(lengths))
+    names = list(dict.fromkeys(workload for runs in lengths.values() for workload in runs))
     for line, (part, runs) in zip(style.LINES, lengths.items()):
         optima = {share: best_windows(runs, share) for share in TWENTIETHS}
-        for number, workload in enumerate(runs):
+        for workload in runs:
             x = [share for share in TWENTIETHS if workload in optima[share]]
-            colour = style.COLOURS[number % len(style.COLOURS)] if number < len(style.COLOURS) else style.GREY
-            label = f"{workload.removeprefix('mini_')}" if part == next(iter(lengths)) else None
+            number = names.index(workload)  # one colour at every length
+            colour = style.COLOURS[number] if number < len(style.COLOURS) else style.GREY
+            label = f"{workload.removeprefix('mini_')}" if part == first else None
             axis.plot(x, [optima[share][workload].best for share in x], line, color=colour, linewidth=0.8, label=label)
         x = [share for share in TWENTIETHS if len(optima[share]) > 2]
         if x:
             middle, low, high = np.array([common(optima[share]) for share in x]).T
-            axis.fill_between(x, low, high, color="0.85", zorder=0, label="95 % interval")
-            axis.plot(x, middle, line, color="0.3", linewidth=2.5, label=f"geometric mean, part {part}")
+            if part == first:  # those of a few workloads would fill the panel; the table has them
+                axis.fill_between(x, low, high, color="0.85", zorder=0, label="95 % interval, own length")
+            times = next(iter(runs.values()))[0].facts["length"]
+            about = "own length" if times == 1 else f"{times:g} times as long"
+            axis.plot(x, middle, line, color="0.3", linewidth=2.5, label=f"geometric mean, {about}")
     axis.axhline(0.15, color=style.COLOURS[4], linewidth=1, linestyle=":", label="15 %")
     axis.set_yscale("log")
     ticks = [0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3]

@@ -21,7 +21,8 @@ OVER = "**these workloads**"
 NOTE = (
     "Cosine decay to zero over each length, at the rate that is best for that length. Ratios are of updates to the "
     "target, and to what the raw weights have by a share of training, over those of the raw weights. The target of a "
-    "longer run is what its raw weights have by the same share of it. At the end: average minus raw, more is better.\n"
+    "longer run is what its raw weights have by the same share of it. At the end: average minus raw, more is better. "
+    "Translation saturates at ten times its length, and is left out there by section 9 of the rules.\n"
 )
 
 Lengths = dict[str, dict[str, list[Run]]]
