@@ -24,8 +24,9 @@ def test_zero(tmp_path, capsys, stage):
     folder = tmp_path / "run"
     folder.mkdir()
     done = subprocess.run(
-        [sys.executable, "-m", "tests.processes.zero_training", str(stage), str(folder)], capture_output=True, text=True
-    )
+        [sys.executable, "-m", "tests.processes.zero_training", str(stage), str(folder)],
+        capture_output=True, text=True, timeout=300,  # a build that was killed leaves a lock, for which all others wait
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     out = tmp_path / "average.pt"
     said = command(capsys, "average", folder, "--lawa=window=2", f"--out={out}", "--exclude=1.scale")
