@@ -65,6 +65,12 @@ def run() -> None:
         raise UsageError(
             f"--variants={','.join(unknown)} is in none of these parts; they have {', '.join(sorted(known))}"
         )
+    planned = {name for part in FLAGS.part for one in parts[part] for name in one.names}
+    if left_out := [name for name in FLAGS.workloads or [] if name not in planned]:
+        raise UsageError(
+            f"--workloads={','.join(left_out)} is not run in part {','.join(FLAGS.part)}; choose from "
+            f"{', '.join(sorted(planned))}"
+        )
     logging.getLogger("weight_averaging").setLevel(logging.WARNING)
     absl_logging.set_verbosity(absl_logging.WARNING)
     command = [sys.executable, "-m", "scripts.evidence", *sys.argv[1:], "--jobs=1"]

@@ -71,6 +71,11 @@ class Variant:
     every: dict[str, int] = field(default_factory=dict, hash=False)
     test_every: int = 10
 
+    @property
+    def names(self) -> list[str]:
+        """Of its workloads."""
+        return sorted(workloads.WORKLOADS) if self.workloads == "all" else list(self.workloads)
+
     def tuned_rate(self, workload: str) -> float:
         """The learning rate of the base optimizer at the workload's own length."""
         if self.learning_rate is not None:
@@ -162,7 +167,7 @@ def todo(
         for variant in variants:
             if seed >= variant.seeds or (only and workload not in only):
                 continue
-            if variant.workloads != "all" and workload not in variant.workloads:
+            if workload not in variant.names:
                 continue
             if not _wanted(variant, variants, workload, seed, out):
                 continue
@@ -179,7 +184,7 @@ def count(
     return [
         Run(variant, workload, seed, 0.0)
         for variant in variants
-        for workload in (sorted(workloads.WORKLOADS) if variant.workloads == "all" else variant.workloads)
+        for workload in variant.names
         for seed in range(min(variant.seeds, seeds or variant.seeds))
         if (not only or workload in only) and _wanted(variant, variants, workload, seed, out)
     ]

@@ -273,3 +273,6 @@ def test_the_command_runs_the_plan_and_says_how_far_it_is(tmp_path):
     assert (wrong.returncode, wrong.stderr) == (2, f"error: --part=Z is not in {path}; it has A\n")
     wrong = commands.run("evidence", *asked, "--variants=b")
     assert (wrong.returncode, wrong.stderr) == (2, "error: --variants=b is in none of these parts; they have a\n")
+    wrong = commands.run("evidence", *asked, "--workloads=mini_wmt")
+    said = "error: --workloads=mini_wmt is not run in part A; choose from mini_imagenet_vit\n"
+    assert (wrong.returncode, wrong.stderr) == (2, said)
