@@ -240,6 +240,8 @@ def verify(folder: Path) -> None:
 def prune(folder: Path, needed: Iterable[int]) -> int:
     """Delete the snapshots whose steps are not needed.
 
+    Files of snapshots that the manifest does not name go too, ten minutes after they were written: a kill left them.
+
     Args:
         folder: of a `SnapshotWriter`.
         needed: `offline.Plan(...).needed`, of all averages to be made.
