@@ -5,6 +5,7 @@ A package that is being imported may swallow the KeyboardInterrupt, abort in C++
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,7 +50,11 @@ def terminate_alike() -> None:
 
 
 def status_of(end: KeyboardInterrupt) -> int:
-    """The exit status that shells give for it: 130 after Ctrl-C, 143 after SIGTERM."""
+    """The exit status that shells give for it: 130 after Ctrl-C, 143 after SIGTERM.
+
+    What was interrupted half-way, such as a zip file being opened, complains no more when it is dropped.
+    """
+    sys.unraisablehook = lambda _: None
     return 128 + int(end.args[0] if end.args else signal.SIGINT)
 
 

@@ -125,3 +125,27 @@ def test_a_reader_who_has_seen_enough_ends_a_script_in_silence(work, status, sai
     errors = process.stderr.read().decode()
     assert process.wait() == status
     assert errors.strip().splitlines()[-1:] == ([said] if said else [])
+
+
+HALF_MADE = """
+from weight_averaging import interrupts
+
+class Half:
+    def __del__(self):
+        raise AttributeError("no _writing yet")
+
+def work():
+    half = Half()
+    raise KeyboardInterrupt
+
+try:
+    work()
+except KeyboardInterrupt as end:
+    status = interrupts.status_of(end)
+raise SystemExit(status)
+"""
+
+
+def test_what_was_interrupted_half_way_says_nothing_when_it_is_dropped():
+    done = subprocess.run([sys.executable, "-c", HALF_MADE], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (130, "")
