@@ -1,5 +1,7 @@
 """Numbers by seed: collected from the folder that scripts.evidence writes, and read again from compact CSV files.
 
+They go back into such a folder too, where they count as finished runs.
+
 `runs.csv` has a line for each run. `searches.csv` has one for each run that only told how good a rate is.
 `<part>_<workload>_<variant>.csv` has all evaluations of such runs, with the seed in the first column.
 """
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from miniperf.logs import write_json
 from weight_averaging.atomic_file import replacing
 from weight_averaging.errors import UsageError
 
@@ -148,7 +151,7 @@ def collect(source: Path, data: Path) -> tuple[int, int]:
         line |= {f"window@{name}": intervals[name] * held for name, held in windows.items() if held}
         runs.append(line)
         name = "_".join(str(facts[key]) for key in ("part", "workload", "variant"))
-        tables.setdefault(name, []).append(table.drop(columns="seconds").assign(seed=facts["seed"]))
+        tables.setdefault(name, []).append(table.drop(columns="seconds", errors="ignore").assign(seed=facts["seed"]))
     _write(data / "runs.csv", pd.DataFrame(runs), ["part", "workload", "variant", "seed"])
     _write(data / "searches.csv", pd.DataFrame(searches, columns=[*FACTS, "best", "final"]), ["part", "workload"])
     for name, parts in tables.items():
@@ -156,6 +159,53 @@ def collect(source: Path, data: Path) -> tuple[int, int]:
         columns = ["seed", *(column for column in together if column != "seed")]
         _write(data / f"{name}.csv", together[columns], ["seed", "step"])
     return len(runs), len(searches)
+
+
+def restore(data: Path, out: Path) -> tuple[int, int]:
+    """Put the numbers in `data` into `out` as finished runs, so that scripts.evidence goes on from them.
+
+    What is finished there stays as it is. `collect` of the new files gives those of `data`, byte for byte. Of a search
+    the best and the last metric are there, and seconds of evaluations are not.
+
+    Returns:
+        How many runs were put there, and how many of searches.
+    Raises:
+        UsageError: `data` has no runs.csv.
+    """
+    evidence = load(data)
+    pairs: list[tuple[Path, dict[str, Any], pd.DataFrame]] = []
+    for run in evidence.runs:
+        facts = {**run.facts, "intervals": dict.fromkeys(run.facts["windows"], 1)}  # a window is known as updates
+        pairs.append((_home(out, facts) / f"seed_{facts['seed']}", facts, run.table))
+    for row in evidence.searches.to_dict("records"):
+        facts = {str(name): value for name, value in row.items()}
+        best, final = facts.pop("best"), facts.pop("final")
+        metric = [final] if best == final else [best, final]
+        pairs.append((_home(out, facts) / "search" / f"rate_{facts['learning_rate']:g}", facts, _searched(metric)))
+    put = [path for path, facts, table in pairs if _put(path, facts, table)]
+    searches = sum(path.parent.name == "search" for path in put)
+    return len(put) - searches, searches
+
+
+def _home(out: Path, facts: dict[str, Any]) -> Path:
+    return Path(out, *(str(facts[name]) for name in ("part", "workload", "variant")))
+
+
+def _searched(metric: list[float]) -> pd.DataFrame:
+    return pd.DataFrame({"step": range(len(metric)), "validation": metric})
+
+
+def _put(path: Path, facts: dict[str, Any], table: pd.DataFrame) -> bool:
+    """Whether it was not there; the JSON file comes last, as of a run."""
+    about = path.with_name(f"{path.name}.json")
+    if about.exists():
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path.with_name(f"{path.name}.csv")) as file:
+        file.write(table.to_csv(index=False).encode())
+    known = {name: value for name, value in facts.items() if not (isinstance(value, float) and math.isnan(value))}
+    write_json(about, dict.fromkeys(FACTS) | known)
+    return True
 
 
 def load(data: Path) -> Evidence:
