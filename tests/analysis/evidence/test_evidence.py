@@ -3,6 +3,7 @@
 import filecmp
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -280,6 +281,30 @@ def test_conclusions_on_lengths_schedules_batches_and_optimizers(tmp_path):
     }
     assert found["8", ""].ratio.ratio == pytest.approx(np.exp(np.log([0.7, 0.71, 0.72]).mean()), rel=1e-3)
     assert found["9", ""].measured.startswith("1.9")
+
+
+def test_the_best_horizon_is_that_of_each_workloads_longest_runs(tmp_path):
+    def horizon() -> tuple[str, bool]:
+        found = next(one for one in conclusions.all_of(evidence(tmp_path)) if one.number == "2")
+        assert (found.measured.count("C "), found.measured.count("B ")) == lengths
+        return found.word, found.enough
+
+    for seed in range(3):
+        for workload in MARGINS:
+            made(tmp_path / "runs", workload, seed, 0.5, part="B", steps=10 * STEPS, window=0.02 + 0.0002 * seed)
+    lengths = 0, 8
+    assert horizon() == ("confirmed", True)
+    for seed in range(3):
+        made(tmp_path / "runs", "mini_ogbg", seed, 0.5, part="C", steps=30 * STEPS, window=0.3 + 0.003 * seed)
+    lengths = 1, 7
+    assert horizon() == ("confirmed", False)  # of the planned ones the other is not there
+    for seed in range(3):
+        made(tmp_path / "runs", "mini_finewebedu_lm", seed, 0.5, part="C", steps=30 * STEPS, window=0.3)
+    lengths = 2, 6
+    assert horizon() == ("confirmed", True)
+    for workload in list(MARGINS)[:2]:
+        shutil.rmtree(tmp_path / "runs/B" / workload)
+    assert next(one for one in conclusions.all_of(evidence(tmp_path)) if one.number == "2").enough is False
 
 
 def test_few_seeds_decide_nothing_and_no_gain_is_refuted(tmp_path):
