@@ -312,3 +312,18 @@ def test_raw_weights_that_come_back_rounded_are_told(before, during, value):
     if said:
         assert f"weight was made {during} of {before}: the raw weights are back, rounded" in said[0].getMessage()
     assert torch.equal(model.weight.detach(), raw.to(during))
+
+
+@KINDS
+def test_it_says_that_frozen_compiled_code_does_not_see_the_average(make, caplog):
+    from torch._inductor import config
+
+    _, averager = trained(make)
+    with averager.averaged():
+        pass
+    assert "freezing" not in caplog.text
+    with config.patch(freezing=True):
+        for _ in range(2):
+            with averager.averaged():
+                pass
+    assert caplog.text.count("torch._inductor.config.freezing is on: a compiled model goes on with the weights") == 1
