@@ -105,7 +105,7 @@ def copy_to(other: Model, model: nn.Module, weights: LiveWeights, write: Write |
         with writing(rest):
             for target in rest:
                 target.copy_(first)
-    forget_values()
+    forget_values(as_module(other).modules())
 
 
 def _write(write: Write, into: list[Tensor], live: list[Tensor], alike: bool) -> None:

@@ -13,7 +13,7 @@ from weight_averaging.torch.model.batch_norm import restore_statistics
 from weight_averaging.torch.model.look import Look
 from weight_averaging.torch.model.ranks import together
 from weight_averaging.torch.model.selection import all_entries
-from weight_averaging.torch.model.tensors import forget_values, is_of_this_rank, local, spread_like
+from weight_averaging.torch.model.tensors import is_of_this_rank, local, spread_like
 from weight_averaging.torch.model.weights import LiveWeights
 from weight_averaging.torch.parts import state_of_all, state_of_one
 from weight_averaging.torch.swap import Swap
@@ -79,7 +79,7 @@ def load(averager: Collector, swap: Swap, settings: dict[str, Any], state: dict[
         places = [index for index in order if index is not None]  # all: `_fits` sees to that
         mine = [raw[index] for index in places]
         averager._spare.restore(mine)
-        forget_values()
+        averager._weights.forget_values()
         restore_statistics(averager._model, state["raw_statistics"])
         sums = [state["checksums"][index] for index in places]
         swap.guard.begin(averager._weights, averager._model, mine, sums, state["raw_statistics"])

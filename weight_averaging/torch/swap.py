@@ -15,7 +15,6 @@ from weight_averaging.torch.memory.pickling import packed, unpacked
 from weight_averaging.torch.model.batch_norm import keep_statistics, restore_statistics
 from weight_averaging.torch.model.probe import Probe, replaced
 from weight_averaging.torch.model.spare_copy import SpareCopy
-from weight_averaging.torch.model.tensors import forget_values
 
 logger = logging.getLogger("weight_averaging")
 
@@ -88,11 +87,11 @@ class Swap:
         _IN_MODELS.add(self)
         try:
             write(self._spare.weights.tensors())
+            self._spare.weights.forget_values()
             if recompute is not None:
                 self.statistics = keep_statistics(self._model)
                 with torch.random.fork_rng():
                     recompute()
-            forget_values()
             self._shown = Probe(self._spare.weights)
         except BaseException:
             self.take_out()
@@ -110,7 +109,7 @@ class Swap:
         self._spare.restore(self.raw)
         if rounded := self._spare.rounded(self.raw):
             logger.warning("while the average was in the model, %s: the raw weights are back, rounded to that", rounded)
-        forget_values()
+        self._spare.weights.forget_values()
         restore_statistics(self._model, self.statistics)
         self.stay()
         if gone:

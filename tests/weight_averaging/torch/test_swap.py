@@ -3,6 +3,7 @@
 import copy
 import logging
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -192,6 +193,45 @@ def test_casts_of_an_open_autocast_region_are_forgotten(make):
         assert model(x).item() == 2.0
         averager.copy_to(other)
         assert other(x).item() == 1.5
+
+
+def test_batch_norm_is_recomputed_with_the_average_in_an_open_autocast_region():
+    model, averager = trained(lambda model: LAWA(model, interval=1, window=2, buffers="recompute"))
+    x, seen = torch.ones(1, 1), []
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(x)
+        with averager.averaged(recompute=lambda: seen.append(model(x).item())):
+            pass
+    assert seen == [1.5]
+
+
+class Quantising(nn.Linear):
+    """Evaluates what a training pass has kept of the weights, as bitsandbytes' Linear8bitLt(has_fp16_weights=True)."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 1, bias=False)
+        self.state = SimpleNamespace(has_fp16_weights=True, CB=None)
+        self.state.reset_grads = lambda: setattr(self.state, "CB", None)
+
+    def forward(self, x):
+        if self.training or self.state.CB is None:
+            self.state.CB = self.weight.detach().clone()
+        return x @ self.state.CB.T
+
+
+@KINDS
+def test_copies_of_a_quantising_layer_are_forgotten(make):
+    model, averager = trained(make, nn.Sequential(Quantising()))
+    other, x = nn.Sequential(Quantising()), torch.ones(1, 1)
+    for each in (model, other):
+        each(x)
+        each.eval()
+    assert model(x).item() == 2.0
+    with averager.averaged():
+        assert model(x).item() == 1.5
+    assert model(x).item() == 2.0
+    averager.copy_to(other)
+    assert other(x).item() == 1.5
 
 
 class Doubled(nn.Module):

@@ -16,7 +16,7 @@ from weight_averaging.torch.model.finite import finite, squares
 from weight_averaging.torch.model.look import FSDP2, Look, Signature, present, reshard_flat
 from weight_averaging.torch.model.masters import Masters, Source
 from weight_averaging.torch.model.selection import Entry, Selection, named_modules
-from weight_averaging.torch.model.tensors import local, real, writing
+from weight_averaging.torch.model.tensors import forget_values, local, real, writing
 
 
 class LiveWeights:
@@ -226,6 +226,10 @@ class LiveWeights:
         mine = {id(entry.module) for entry in self.entries} if merged else set()
         found = [type(m).__name__ for m in merged if any(id(part) in mine for part in m.modules())]
         return found[0] if found else ""
+
+    def forget_values(self) -> None:
+        """Drop what is remembered of the weights by value, since they have others now."""
+        forget_values(self._modules)
 
     def square_sums(self) -> list[Tensor]:
         """What tells, by `model.finite`, whether no tensor holds a NaN or an infinity; each is read once."""
