@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from weight_averaging.tensor_names import without_wrappers
+from weight_averaging.torch.model.modes import weights_change
 from weight_averaging.torch.model.ranks import Ranks
 from weight_averaging.torch.model.selection import all_entries
 from weight_averaging.torch.model.tensors import forget_values, local, real, spread_like, writing
@@ -91,6 +92,14 @@ def copy_to(other: Model, model: nn.Module, weights: LiveWeights, write: Write |
                 f"copy_to: the other {type(other).__name__} {has} {entry.name}; it must be a copy of the model"
             )
         pairs.append((their, mine))
+    modules = [*as_module(other).modules()]
+    with weights_change(modules):
+        _copy(pairs, weights, write, alike)
+    forget_values(modules)
+
+
+def _copy(pairs: list[tuple[Tensor, Tensor]], weights: LiveWeights, write: Write | None, alike: bool) -> None:
+    """From the second of each pair, or by `write` where it is averaged, into the first."""
     places = weights.index_by_id() if write is not None else {}
     targets: dict[int, list[Tensor]] = {number: [] for number in places}  # several, where only the model's are tied
     with writing([their for their, _ in pairs]):
@@ -105,7 +114,6 @@ def copy_to(other: Model, model: nn.Module, weights: LiveWeights, write: Write |
         with writing(rest):
             for target in rest:
                 target.copy_(first)
-    forget_values(as_module(other).modules())
 
 
 def _write(write: Write, into: list[Tensor], live: list[Tensor], alike: bool) -> None:

@@ -78,8 +78,8 @@ def load(averager: Collector, swap: Swap, settings: dict[str, Any], state: dict[
     if raw is not None:
         places = [index for index in order if index is not None]  # all: `_fits` sees to that
         mine = [raw[index] for index in places]
-        averager._spare.restore(mine)
-        averager._weights.forget_values()
+        with averager._weights.change():
+            averager._spare.restore(mine)
         restore_statistics(averager._model, state["raw_statistics"])
         sums = [state["checksums"][index] for index in places]
         swap.guard.begin(averager._weights, averager._model, mine, sums, state["raw_statistics"])

@@ -82,19 +82,20 @@ class Swap:
             )
         self._warn_of_frozen_weights()
         self.guard.end()
-        self.raw = self._spare.keep()
-        self.is_in = True
-        _IN_MODELS.add(self)
         try:
-            write(self._spare.weights.tensors())
-            self._spare.weights.forget_values()
+            with self._spare.weights.change():
+                self.raw = self._spare.keep()
+                self.is_in = True
+                _IN_MODELS.add(self)
+                write(self._spare.weights.tensors())
             if recompute is not None:
                 self.statistics = keep_statistics(self._model)
                 with torch.random.fork_rng():
                     recompute()
             self._shown = Probe(self._spare.weights)
         except BaseException:
-            self.take_out()
+            if self.is_in:
+                self.take_out()
             raise
 
     def take_out(self) -> None:
@@ -106,10 +107,10 @@ class Swap:
         """
         written = "" if self._shown is None else self._shown.changed(self._spare.weights)
         gone = "" if self._shown is None else replaced(self._model, self._spare.weights)
-        self._spare.restore(self.raw)
+        with self._spare.weights.change():
+            self._spare.restore(self.raw)
         if rounded := self._spare.rounded(self.raw):
             logger.warning("while the average was in the model, %s: the raw weights are back, rounded to that", rounded)
-        self._spare.weights.forget_values()
         restore_statistics(self._model, self.statistics)
         self.stay()
         if gone:

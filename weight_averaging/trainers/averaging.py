@@ -9,8 +9,8 @@ from torch import nn
 
 from weight_averaging.averages import FollowsRate
 from weight_averaging.torch import Averager
+from weight_averaging.torch.model.modes import training_mode
 from weight_averaging.trainers.known_weights import KnownWeights
-from weight_averaging.trainers.modes import training_mode
 from weight_averaging.trainers.steps import rate_of
 
 EVALUATE = ("average", "both", "apart")

@@ -10,9 +10,9 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from weight_averaging.torch import Averager
+from weight_averaging.torch.model.modes import training_mode
 from weight_averaging.trainers.averaging import Averaging
 from weight_averaging.trainers.lightning_passes import add_pass, loop_of, recompute_from_training, remove_passes
-from weight_averaging.trainers.modes import training_mode
 from weight_averaging.trainers.shards import gathered, scattered
 from weight_averaging.trainers.steps import watch
 

@@ -16,8 +16,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from weight_averaging.atomic_file import replacing
 from weight_averaging.torch import Averager
+from weight_averaging.torch.model.modes import training_mode
 from weight_averaging.trainers.averaging import Averaging
-from weight_averaging.trainers.modes import training_mode
 from weight_averaging.trainers.passes import apart, kept_random_numbers, recompute
 
 logger = logging.getLogger("weight_averaging")
@@ -137,12 +137,14 @@ class WeightAveraging(Averaging, TrainerCallback):
         evaluating = contextlib.ExitStack()
         with training_mode(model, then_eval=True):
             evaluating.enter_context(self.averager.averaged(self._recompute))
+        _weights_have_changed(self._trainer)
         try:
             return loop(*args, **kwargs)
         finally:
             with training_mode(model, then_eval=False):
                 evaluating.close()
                 self._leave()  # the loop may have given the model another type, the optimizer other weights
+            _weights_have_changed(self._trainer)
 
     def _recompute(self) -> None:
         trainer, model, forward = self._trainer, self._model, self._forward
@@ -290,6 +292,15 @@ class WeightAveraging(Averaging, TrainerCallback):
                 raise RuntimeError(f"there is no average of the model's weights to save: {self.averager!r}")
             assert self._trainer is not None
             self._trainer.save_model(str(folder))
+
+
+def _weights_have_changed(trainer: Any) -> None:
+    """TRL's trainers copy the weights into vLLM once a global step; those copied at this step are not the model's now.
+
+    Else an evaluation would generate with raw weights, or the training after it with the average.
+    """
+    if getattr(trainer, "use_vllm", False) and hasattr(trainer, "_last_loaded_step"):
+        trainer._last_loaded_step = -1  # TRL's own for "never"
 
 
 def _call(model: nn.Module, inputs: Any) -> object:

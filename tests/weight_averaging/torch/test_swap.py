@@ -234,6 +234,79 @@ def test_copies_of_a_quantising_layer_are_forgotten(make):
     assert other(x).item() == 1.5
 
 
+class KeepingBiases(nn.Linear):
+    """Keeps in evaluation mode what it makes of its weights: when used, as timm's LeViT, or in eval(), as the first."""
+
+    def __init__(self, in_eval: bool) -> None:
+        super().__init__(1, 1, bias=False)
+        self.in_eval, self.kept = in_eval, None
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.kept = 2 * self.weight.detach() if self.in_eval and not mode else None
+        return self
+
+    def forward(self, x):
+        if not self.training and self.kept is None:
+            self.kept = 2 * self.weight.detach()
+        return x @ (2 * self.weight if self.training else self.kept).T
+
+
+@KINDS
+@pytest.mark.parametrize("in_eval", [False, True])
+@pytest.mark.parametrize("whole", [False, True], ids=["in a model that is trained", "model in evaluation mode"])
+def test_what_a_layer_keeps_in_evaluation_mode_is_made_anew(make, in_eval, whole):
+    model, averager = trained(make, nn.Sequential(KeepingBiases(in_eval), nn.Dropout()))
+    other, x = copy.deepcopy(model), torch.ones(1, 1)
+    for each in (model, other):
+        (each if whole else each[0]).eval()
+    assert model[0](x).item() == other[0](x).item() == 4.0
+    modes = [module.training for module in model.modules()]
+    with averager.averaged():
+        assert model[0](x).item() == 3.0
+        saved = copy.deepcopy(averager.state_dict())
+        assert [module.training for module in model.modules()] == modes
+    assert model[0](x).item() == 4.0
+    averager.copy_to(other)
+    assert other[0](x).item() == 3.0
+    assert [module.training for module in other.modules()] == modes
+    again = make(other)
+    again.load_state_dict(saved)  # made while the average was in the model: the raw weights come back
+    assert other[0](x).item() == 4.0
+
+
+class Folding(nn.Module):
+    """Adds one weight to another in eval(), and nothing tells from outside that it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.other = (nn.Parameter(torch.ones(1, 1)) for _ in range(2))
+        self.folded = False
+
+    def train(self, mode=True):
+        super().train(mode)
+        if mode == self.folded:
+            self.weight.data += (-1 if mode else 1) * self.other
+            self.folded = not mode
+        return self
+
+    def forward(self, x):
+        return x @ (self.weight if self.folded else self.weight + self.other)
+
+
+@KINDS
+def test_a_layer_that_folds_weights_in_secret_is_averaged_unfolded(make):
+    model, averager = trained(make, Folding())  # both weights are 2, and 1.5 on average
+    model.eval()
+    x = torch.ones(1, 1)
+    assert model(x).item() == 4.0
+    with averager.averaged():
+        assert model(x).item() == 3.0
+    assert model(x).item() == 4.0
+    model.train()
+    assert [parameter.item() for parameter in model.parameters()] == [2.0, 2.0]
+
+
 class Doubled(nn.Module):
     def forward(self, x):
         return 2 * x

@@ -6,7 +6,7 @@ from torch import nn
 
 from tests.support.merging import MergingLayer, SwappingSGD
 from weight_averaging.torch import LAWA
-from weight_averaging.trainers.modes import training_mode
+from weight_averaging.torch.model.modes import training_mode
 
 X = torch.ones(8, 1)
 

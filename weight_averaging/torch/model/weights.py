@@ -1,5 +1,6 @@
 """A model's floating-point tensors, as they are now, as one flat vector, read and written in blocks."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,7 @@ from weight_averaging.torch.model.elsewhere import Elsewhere
 from weight_averaging.torch.model.finite import finite, squares
 from weight_averaging.torch.model.look import FSDP2, Look, Signature, present, reshard_flat
 from weight_averaging.torch.model.masters import Masters, Source
+from weight_averaging.torch.model.modes import weights_change
 from weight_averaging.torch.model.selection import Entry, Selection, named_modules
 from weight_averaging.torch.model.tensors import forget_values, local, real, writing
 
@@ -227,8 +229,11 @@ class LiveWeights:
         found = [type(m).__name__ for m in merged if any(id(part) in mine for part in m.modules())]
         return found[0] if found else ""
 
-    def forget_values(self) -> None:
-        """Drop what is remembered of the weights by value, since they have others now."""
+    @contextlib.contextmanager
+    def change(self) -> Iterator[None]:
+        """The tensors get other values in the block: what is remembered of those before is dropped, or made anew."""
+        with weights_change(self._modules):
+            yield
         forget_values(self._modules)
 
     def square_sums(self) -> list[Tensor]:
