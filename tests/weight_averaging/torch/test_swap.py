@@ -127,6 +127,23 @@ def test_a_write_while_swapped_is_told_and_the_raw_weights_are_back(make, write)
 
 
 @KINDS
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_an_embedding_with_a_largest_norm_may_shorten_the_average(make, kind, tied):
+    """It writes into its weights in every pass, which is nobody's mistake."""
+    model = nn.ModuleList([nn.Linear(1, 1, bias=False), kind(1, 1, max_norm=1.0)])
+    if tied:
+        model[0].weight = model[1].weight
+    model, averager = trained(make, model)  # to 2, the average is 1.5
+    with averager.averaged():
+        assert model[1](torch.zeros(1, 1, dtype=torch.long)).item() == pytest.approx(1.0)
+    assert [parameter.item() for parameter in model.parameters()] == [2.0] * (2 - tied)
+    if not tied:  # others are still watched
+        with pytest.raises(RuntimeError, match=r"0.weight was changed"), averager.averaged():
+            model[0].weight.data += 1
+
+
+@KINDS
 def test_a_layer_replaced_while_swapped_is_told(make):
     """What was made from the averaged layer would be trained on in the place of the raw one."""
     model, averager = trained(make, nn.Sequential(nn.Linear(1, 1, bias=False)))

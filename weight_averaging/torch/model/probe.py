@@ -13,7 +13,8 @@ class Probe:
     """Some elements of each averaged parameter as they are now.
 
     Version counters would tell too much, since a layer may merge weights and take them out again. They would tell too
-    little, since writes to `.data` do not count. Costs a look at each tensor and one operation for each type.
+    little, since writes to `.data` do not count. What a forward pass writes by itself is passed over. Costs a look at
+    each tensor and one operation for each type.
     """
 
     def __init__(self, weights: LiveWeights) -> None:
@@ -53,11 +54,12 @@ def _elements(weights: LiveWeights) -> tuple[list[object], dict[torch.dtype, tup
     """How the tensors are laid out; and by type, for each element the name of its tensor, and the elements."""
     layout: list[object] = []
     found: dict[torch.dtype, tuple[list[str], list[Tensor]]] = {}
+    passed_over = weights.written_by_passes()
     for entry, tensor in zip(weights.entries, weights.tensors(), strict=True):
         whole = tensor.is_contiguous()
         layout.append((tensor.dtype, tensor.shape, whole, tensor.device))
         numel = tensor.numel()
-        if entry.is_buffer or not numel:
+        if entry.is_buffer or not numel or id(entry.tensor()) in passed_over:
             continue
         flat = tensor.view(-1) if whole else tensor.select(0, 0).reshape(-1)
         some = flat if numel <= ELEMENTS else flat[:: max(1, flat.numel() // ELEMENTS)][:ELEMENTS]

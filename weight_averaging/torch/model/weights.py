@@ -236,6 +236,11 @@ class LiveWeights:
             yield
         forget_values(self._modules)
 
+    def written_by_passes(self) -> set[int]:
+        """Ids of tensors into which a forward pass writes: an embedding with a `max_norm` shortens what it looks up."""
+        shortening = [m for m in self._modules if getattr(m, "max_norm", None) is not None]
+        return {id(parameter) for module in shortening for parameter in module.parameters(recurse=False)}
+
     def square_sums(self) -> list[Tensor]:
         """What tells, by `model.finite`, whether no tensor holds a NaN or an infinity; each is read once."""
         if self.is_single:  # whole: on an accelerator one launch for all
