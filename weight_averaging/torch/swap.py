@@ -123,7 +123,8 @@ class Swap:
             raise RuntimeError(
                 f"{written} was changed while the average was in the model, and is what it was before again: a layer "
                 "that merges weights in eval(), or an optimizer that swaps them there, has to be back in training mode "
-                "before swap_out(), or in evaluation mode before swap_in()"
+                "before swap_out(), or in evaluation mode before swap_in(); a pass that clips weights has to do so "
+                "after optimizer.step() instead"
             )
 
     def stay(self) -> None:
