@@ -292,6 +292,27 @@ def test_what_a_layer_keeps_in_evaluation_mode_is_made_anew(make, in_eval, whole
     assert other[0](x).item() == 4.0
 
 
+class Starting(nn.Linear):
+    """Its `train` is no switch of the mode, as in ultralytics' YOLO."""
+
+    def train(self, trainer=None):
+        raise AssertionError("a swap has begun a training")
+
+
+class Flagged(nn.Linear):
+    train = True
+
+
+@pytest.mark.parametrize("kind", [Starting, Flagged])
+def test_a_train_that_is_no_switch_of_the_mode_is_not_called(kind):
+    model = kind(1, 1, bias=False)
+    model.training = False
+    model, averager = trained(MAKERS["lawa"], model)
+    with averager.averaged():
+        assert model.weight.item() == 1.5
+    assert model.weight.item() == 2.0
+
+
 class Folding(nn.Module):
     """Adds one weight to another in eval(), and nothing tells from outside that it has."""
 

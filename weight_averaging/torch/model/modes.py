@@ -1,7 +1,9 @@
 """Modules with a `train` of their own: what they make of weights in `eval()` is made anew when those change."""
 
 import contextlib
+import inspect
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from torch import nn
 
@@ -56,5 +58,8 @@ def weights_change(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def _has_own_train(kind: type[nn.Module]) -> bool:
-    """Not torch's: its wrappers' and fused layers' keep nothing."""
-    return kind.train is not nn.Module.train and not kind.train.__module__.startswith("torch.")
+    """One that sets the mode: not torch's, which keeps nothing, nor one that trains a model (ultralytics' YOLO)."""
+    train: Any = kind.train
+    if train is nn.Module.train or not inspect.isfunction(train) or train.__module__.startswith("torch."):
+        return False
+    return [*inspect.signature(train).parameters][1:2] == ["mode"]
