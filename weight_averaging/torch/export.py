@@ -11,7 +11,7 @@ from weight_averaging.tensor_names import without_wrappers
 from weight_averaging.torch.model.modes import weights_change
 from weight_averaging.torch.model.ranks import Ranks
 from weight_averaging.torch.model.selection import all_entries
-from weight_averaging.torch.model.tensors import forget_values, local, real, spread_like, writing
+from weight_averaging.torch.model.tensors import local, real, spread_like, writing
 from weight_averaging.torch.model.weights import LiveWeights
 from weight_averaging.torch.model.wrappers import as_module, live_state
 from weight_averaging.torch.options import Model
@@ -92,10 +92,8 @@ def copy_to(other: Model, model: nn.Module, weights: LiveWeights, write: Write |
                 f"copy_to: the other {type(other).__name__} {has} {entry.name}; it must be a copy of the model"
             )
         pairs.append((their, mine))
-    modules = [*as_module(other).modules()]
-    with weights_change(modules):
+    with weights_change(as_module(other).modules()):
         _copy(pairs, weights, write, alike)
-    forget_values(modules)
 
 
 def _copy(pairs: list[tuple[Tensor, Tensor]], weights: LiveWeights, write: Write | None, alike: bool) -> None:

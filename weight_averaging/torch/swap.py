@@ -35,8 +35,6 @@ class Swap:
         guard: watches over checkpoints that are loaded after a state that was saved meanwhile.
     """
 
-    _warned = False  # of weights that compiled code keeps
-
     def __init__(self, owner: str, model: nn.Module, spare: SpareCopy) -> None:
         self._owner, self._model, self._spare = owner, model, spare
         self.is_in = False
@@ -80,7 +78,6 @@ class Swap:
                 f"{merged} has merged its low-rank weights, and the average is of unmerged ones: swap in while it is "
                 "in training mode (loralib), or after unmerge_adapter() (PEFT)"
             )
-        self._warn_of_frozen_weights()
         self.guard.end()
         try:
             with self._spare.weights.change():
@@ -141,16 +138,6 @@ class Swap:
             self.refuse_another("update", step)
         if self.guard.at_end:
             self.guard.end()
-
-    def _warn_of_frozen_weights(self) -> None:
-        config = sys.modules.get("torch._inductor.config")  # importing it takes seconds
-        if getattr(config, "freezing", False) and not self._warned:
-            self._warned = True
-            logger.warning(
-                "torch._inductor.config.freezing is on: a compiled model goes on with the weights of its first "
-                "evaluation, so that neither the average nor later weights are seen; turn it off, or evaluate the "
-                "model that is not compiled"
-            )
 
     def refuse_another(self, what: str, step: object = "") -> None:
         """A RuntimeError if the average of another averager is in this model; `what` and `step` say what would be."""

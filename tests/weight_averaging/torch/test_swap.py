@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from tests.support.merging import MergingLayer, SwappingSGD
 from tests.support.small_models import scalar_model
 from weight_averaging import EMA, LAWA, Averages, averages
-from weight_averaging.torch.model import blocks
+from weight_averaging.torch.model import blocks, modes
 
 MAKERS = {
     "lawa": lambda model: LAWA(model, interval=1, window=2),
@@ -465,16 +465,24 @@ def test_raw_weights_that_come_back_rounded_are_told(before, during, value):
     assert torch.equal(model.weight.detach(), raw.to(during))
 
 
-@KINDS
-def test_it_says_that_frozen_compiled_code_does_not_see_the_average(make, caplog):
+@pytest.mark.parametrize("how", ["swap", "copy"])
+def test_it_says_once_that_frozen_compiled_code_does_not_see_the_average(how, caplog):
     from torch._inductor import config
 
-    _, averager = trained(make)
-    with averager.averaged():
-        pass
+    model, averager = trained(MAKERS["lawa"])
+    other = copy.deepcopy(model)
+
+    def show() -> None:
+        if how == "copy":
+            averager.copy_to(other)
+            return
+        with averager.averaged():
+            pass
+
+    modes._warn_of_frozen_weights.cache_clear()
+    show()
     assert "freezing" not in caplog.text
     with config.patch(freezing=True):
-        for _ in range(2):
-            with averager.averaged():
-                pass
+        show()
+        show()
     assert caplog.text.count("torch._inductor.config.freezing is on: a compiled model goes on with the weights") == 1

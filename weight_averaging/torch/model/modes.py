@@ -1,11 +1,17 @@
-"""Modules with a `train` of their own: what they make of weights in `eval()` is made anew when those change."""
+"""What layers, torch and bitsandbytes make of weights and keep: it is made anew when those change."""
 
 import contextlib
+import functools
 import inspect
+import logging
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
+
+logger = logging.getLogger("weight_averaging")
 
 
 @contextlib.contextmanager
@@ -35,22 +41,20 @@ def training_mode(model: nn.Module, then_eval: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def weights_change(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Weights get other values in the block: modules in evaluation mode with a `train` of their own leave it meanwhile.
+    """Weights get other values in the block. Afterwards nothing that was made of those before is used.
 
-    LeViT, TinyViT and EfficientFormer gather their attention biases in evaluation mode and keep them until `train()`:
-    without this they would evaluate those of other weights. Modes are as before afterwards.
+    Modules in evaluation mode with a `train` of their own leave it meanwhile: LeViT, TinyViT and EfficientFormer gather
+    their attention biases in evaluation mode and keep them until `train()`. Modes are as before afterwards.
     """
     of_all = [*modules]
     own = [module for module in of_all if not module.training and _has_own_train(type(module))]
-    if not own:
-        yield
-        return
-    modes = [(module, module.training) for module in of_all]
-    for module in own:
-        module.train()
+    modes = [(module, module.training) for module in of_all] if own else []
     try:
+        for module in own:
+            module.train()
         yield
     finally:
+        _forget(of_all)
         for module in own:
             module.eval()
         for module, training in modes:
@@ -63,3 +67,30 @@ def _has_own_train(kind: type[nn.Module]) -> bool:
     if train is nn.Module.train or not inspect.isfunction(train) or train.__module__.startswith("torch."):
         return False
     return [*inspect.signature(train).parameters][1:2] == ["mode"]
+
+
+@functools.cache
+def _warn_of_frozen_weights() -> None:
+    logger.warning(
+        "torch._inductor.config.freezing is on: a compiled model goes on with the weights of its first evaluation, so "
+        "that neither the average nor later weights are seen; turn it off, or evaluate the model that is not compiled"
+    )
+
+
+def _forget(modules: Iterable[nn.Module]) -> None:
+    """Drop what is remembered of weights by value.
+
+    That is torch's casts in an open autocast region, its cached parametrisations, and the copies of bitsandbytes:
+    `Linear8bitLt(has_fp16_weights=True)` quantises its weights in a training pass, and evaluates those then.
+    """
+    # Importing its settings takes seconds: where nothing has been compiled they are not there.
+    if getattr(sys.modules.get("torch._inductor.config"), "freezing", False):
+        _warn_of_frozen_weights()
+    torch.clear_autocast_cache()
+    cached = getattr(torch.nn.utils.parametrize, "_cache", None)
+    if cached:
+        cached.clear()
+    for module in modules:
+        state: Any = module.__dict__.get("state")
+        if getattr(state, "has_fp16_weights", None) is True and hasattr(state, "reset_grads"):
+            state.reset_grads()  # bitsandbytes' name: it drops the copies

@@ -3,11 +3,11 @@
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -96,22 +96,6 @@ def writing(tensors: list[Tensor]) -> Iterator[None]:
             yield
     else:
         yield
-
-
-def forget_values(modules: Iterable[nn.Module]) -> None:
-    """Drop what is remembered of weights by value, since they have others now.
-
-    That is torch's casts in an open autocast region, its cached parametrisations, and the copies of bitsandbytes:
-    `Linear8bitLt(has_fp16_weights=True)` quantises its weights in a training pass, and evaluates those then.
-    """
-    torch.clear_autocast_cache()
-    cached = getattr(torch.nn.utils.parametrize, "_cache", None)
-    if cached:
-        cached.clear()
-    for module in modules:
-        state: Any = module.__dict__.get("state")
-        if getattr(state, "has_fp16_weights", None) is True and hasattr(state, "reset_grads"):
-            state.reset_grads()  # bitsandbytes' name: it drops the copies
 
 
 P = ParamSpec("P")

@@ -18,7 +18,7 @@ from weight_averaging.torch.model.look import FSDP2, Look, Signature, present, r
 from weight_averaging.torch.model.masters import Masters, Source
 from weight_averaging.torch.model.modes import weights_change
 from weight_averaging.torch.model.selection import Entry, Selection, named_modules
-from weight_averaging.torch.model.tensors import forget_values, local, real, writing
+from weight_averaging.torch.model.tensors import local, real, writing
 
 
 class LiveWeights:
@@ -231,10 +231,9 @@ class LiveWeights:
 
     @contextlib.contextmanager
     def change(self) -> Iterator[None]:
-        """The tensors get other values in the block: what is remembered of those before is dropped, or made anew."""
+        """The tensors get other values in the block: what was made of those before is dropped, or made anew."""
         with weights_change(self._modules):
             yield
-        forget_values(self._modules)
 
     def written_by_passes(self) -> set[int]:
         """Ids of tensors into which a forward pass writes: an embedding with a `max_norm` shortens what it looks up."""
