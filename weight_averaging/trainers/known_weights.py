@@ -17,8 +17,8 @@ class KnownWeights:
 
     They are known by checksums, bit for bit. Two things round weights and change nothing else. One is a module that
     merges them in `eval()` and takes them apart again, which has a `train` of its own. The other is another type of
-    numbers. There (for a module and what is directly in it) `ELEMENTS` of each parameter are compared. Buffers do not
-    count, since every pass in training mode moves batch-norm statistics.
+    numbers. There (for a module and what is directly in it) `ELEMENTS` of each parameter are compared. What a pass
+    writes by itself does not count: buffers (batch-norm statistics), embeddings with a `max_norm`.
     """
 
     def __init__(self, averager: Averager) -> None:
@@ -53,7 +53,12 @@ def _look(averager: Averager) -> dict[str, _Seen]:
     own = [module for module in averager._model.modules() if type(module).train is not nn.Module.train]
     rounding = {id(part) for module in own for part in (module, *module.children())}
     pairs = zip(look.selected.entries, look.found, strict=True)
-    live = [(entry, real(local(tensor.detach()))) for entry, tensor in pairs if not entry.is_buffer]
+    passed_over = averager._weights.written_by_passes()
+    live = [
+        (entry, real(local(tensor.detach())))
+        for entry, tensor in pairs
+        if not entry.is_buffer and id(entry.tensor()) not in passed_over
+    ]
     sums = checksums([tensor for _, tensor in live])
     return {
         entry.name: _Seen(tensor.shape, tensor.dtype, total, _some(tensor), id(entry.module) in rounding)

@@ -298,3 +298,16 @@ def test_hugging_face_goes_on_with_new_settings_where_asked(hugging_face, tmp_pa
     with caplog.at_level(logging.WARNING):
         trainer.train(resume_from_checkpoint=True)
     assert averaging.averager.snapshot_steps == [3, 4, 5]
+
+
+def test_an_embedding_that_a_pass_shortens_is_known_again():
+    model = nn.ModuleList([nn.Linear(1, 1), nn.Embedding(1, 1, max_norm=1.0)])
+    averager = LAWA(model, interval=1, window=1)
+    nn.init.constant_(model[1].weight, 2.0)
+    averager.update(1)
+    left = KnownWeights(averager)
+    model[1](torch.zeros(1, dtype=torch.long))
+    assert model[1].weight.item() == pytest.approx(1.0)
+    assert left.changed(averager) == ""
+    nn.init.constant_(model[0].weight, 3.0)
+    assert left.changed(averager) == "0.weight"
