@@ -26,6 +26,21 @@ GRID = [
 ]
 
 
+class Keeping(torch.nn.Linear):
+    """Keeps its weights in evaluation mode until `train()`, as timm's LeViT does its attention biases."""
+
+    kept = None
+
+    def train(self, mode=True):
+        self.kept = None
+        return super().train(mode)
+
+    def used(self) -> torch.Tensor:
+        if not self.training and self.kept is None:
+            self.kept = self.weight.detach().clone()
+        return self.weight if self.training else self.kept
+
+
 def named(model) -> dict[str, np.ndarray]:
     state = model.state_dict()
     return {name: t.double().numpy().copy() for name, t in state.items() if t.is_floating_point()}
@@ -46,6 +61,7 @@ class Machine(RuleBasedStateMachine):
         blocks.CPU_BLOCK = block
         self.kind, self.interval, self.start = kind, interval, start
         self.model = model_of(dtype=dtype)
+        self.model[2].__class__ = Keeping
         self.group = None
         self.averager = self.make(self.model)
         self.step = 0
@@ -83,6 +99,7 @@ class Machine(RuleBasedStateMachine):
     @rule(finite=st.sampled_from([True, True, True, False]), skip=st.integers(0, 2))
     def update(self, finite, skip):
         self.step += 1 + skip
+        self.model.train()
         randomise(self.model, self.step)
         if finite:
             self.averager.update(self.step)
@@ -92,6 +109,10 @@ class Machine(RuleBasedStateMachine):
             assert not self.averager.update(self.step)
             randomise(self.model, self.step)
         self.raw = named(self.model)
+
+    @rule(training=st.booleans())
+    def set_mode(self, training):
+        self.model.train(training)
 
     @precondition(lambda self: self.expected() is not None)
     @rule()
@@ -124,7 +145,7 @@ class Machine(RuleBasedStateMachine):
         weights_then, state = copy.deepcopy(self.model.state_dict()), saved(self.averager)
         selected = getattr(self.averager, "_selected", None)
         self.averager.swap_out()
-        self.model = copy.deepcopy(self.model)  # of the same build
+        self.model = copy.deepcopy(self.model).train()  # of the same build
         randomise(self.model, seed)
         self.model.load_state_dict(weights_then)
         self.group = dist.group.WORLD if group else None
@@ -150,6 +171,7 @@ class Machine(RuleBasedStateMachine):
     def hand_out(self):
         expected, other = self.expected(), copy.deepcopy(self.model)
         assert self.averager.copy_to(other) == (expected is not None)
+        assert torch.equal(other[2].used(), other[2].weight)
         if expected is not None:
             self.check(named(other), expected)
             state = self.averager.average_state_dict()
@@ -169,7 +191,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: not self.averager.swapped)
     @rule(dtype=st.sampled_from(DTYPES))
     def change_type(self, dtype):
-        self.model.to(dtype)
+        self.model.train().to(dtype)
         self.raw = named(self.model)
         self.coarse |= dtype == torch.bfloat16
 
@@ -181,7 +203,7 @@ class Machine(RuleBasedStateMachine):
         new = {}
         if change == "grow":
             width = self.model[2].weight.shape[0] + 1
-            self.model[2] = torch.nn.Linear(5, width, bias=False, dtype=dtype)
+            self.model[2] = Keeping(5, width, bias=False, dtype=dtype).train(self.model.training)
             new = {"2.weight"}
         elif change == "add":
             self.model.add_module(str(len(self.model)), torch.nn.Linear(2, 1, dtype=dtype))
@@ -221,6 +243,7 @@ class Machine(RuleBasedStateMachine):
             assert found.keys() == self.raw.keys()
             for name, value in self.raw.items():
                 np.testing.assert_array_equal(found[name], value, err_msg=name)
+        assert torch.equal(self.model[2].used(), self.model[2].weight)
         assert self.averager.step == self.step
         self.last_swapped = self.averager.swapped
 
