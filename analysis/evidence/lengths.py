@@ -22,7 +22,8 @@ NOTE = (
     "Cosine decay to zero over each length, at the rate that is best for that length. Ratios are of updates to the "
     "target, and to what the raw weights have by a share of training, over those of the raw weights. The target of a "
     "longer run is what its raw weights have by the same share of it. At the end: average minus raw, more is better. "
-    "Translation saturates at ten times its length, and is left out there by section 9 of the rules.\n"
+    "By section 9 of the rules translation, which saturates at ten times its length, is left out there. Flights, which "
+    "overfit, have twice their own length.\n"
 )
 
 Lengths = dict[str, dict[str, list[Run]]]
@@ -53,13 +54,14 @@ def table(lengths: Lengths) -> str:
 def _row(workload: str, runs: dict[str, list[Run]], name: str) -> dict[str, str]:
     facts = next(iter(runs.values()))[0].facts
     one = len(runs) == 1
+    times = ", ".join(f"{one:g}" for one in _times(runs))
     cells = {"to the target": _shown(summaries.to_target(runs, name), one)}
     for share in PLACES:
         found = summaries.by_share(runs, name, share)
         cells[f"to {share:.0%}"] = _shown(found, one) if found else "-"
     return {
         "workload": workload,
-        "length": f"{facts['length']:g} x",
+        "length": f"{times} x",
         "updates": str(facts["steps"]) if one else "",
         "seeds": str(min(map(len, runs.values()))),
         "weights": AVERAGES[name],
@@ -98,11 +100,26 @@ def by_place(lengths: Lengths) -> Figure:
         for number, workload in enumerate(workloads)
     ]
     for part, runs in lengths.items():
-        times = next(iter(runs.values()))[0].facts["length"]
-        label = "the suite's own length" if times == 1 else f"{times:g} times that length"
+        times = _times(runs)
+        others = (
+            ""
+            if len(times) == 1
+            else f" ({', '.join(f'{one:g}' for one in times[1:])} times: {_short(runs, times[1:])})"
+        )
+        label = "the suite's own length" if times == [1] else f"{times[0]:g} times that length{others}"
         keys.append(Line2D([], [], color="0.35", linestyle=looks[part], label=label))
     style.legend_below(figure, axes, keys=keys)
     return figure
+
+
+def _times(runs: dict[str, list[Run]]) -> list[float]:
+    """The lengths of these workloads, in suite lengths; that of most comes first."""
+    found = [float(mine[0].facts["length"]) for mine in runs.values()]
+    return sorted(set(found), key=lambda times: (-found.count(times), times))
+
+
+def _short(runs: dict[str, list[Run]], times: list[float]) -> str:
+    return ", ".join(w.removeprefix("mini_") for w, mine in runs.items() if float(mine[0].facts["length"]) in times)
 
 
 def _along(runs: dict[str, list[Run]], name: str) -> list[tuple[float, float]]:

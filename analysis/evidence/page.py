@@ -16,7 +16,8 @@ from analysis.text import markdown
 from weight_averaging.atomic_file import replacing
 from weight_averaging.words import between, counted
 
-PLANNED = {"A": "the suite at its own length, 10 seeds", "B": "ten times the schedule, without translation, 3 seeds",
+PLANNED = {"A": "the suite at its own length, 10 seeds",
+           "B": "ten times the schedule, flights twice, without translation, 3 seeds",
            "C": "thirty times, language model and graphs, 3 seeds", "D": "schedules, 3 seeds",
            "E": "batch times 4 and a quarter, 3 seeds", "F": "optimizers at five rates, 5 seeds"}  # fmt: skip
 CARD = {"nadamw": RAW, "lawa": PAPERS, "ema": "ema_1", "growing": PRIMARY}

@@ -31,7 +31,7 @@ class Variant:
 
     Attributes:
         part, what: of the rules, and in words.
-        name: unlike all others of the part.
+        name: unlike all others of the part with the same workload.
         submission: of submissions/pytorch, one that does not average; or the path of the folder of a published one.
         workloads: `all`, or a list.
         seeds: so many, 0, 1, ...

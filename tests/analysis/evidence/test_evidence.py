@@ -329,7 +329,7 @@ def test_the_command_collects_and_writes_the_page_from_the_numbers_alone(tmp_pat
     assert done.stdout.splitlines()[0] == f"{page_folder / 'data'}: 33 runs, 1 of searches"
     first = (page_folder / "README.md").read_text()
     assert first.count("**Unfinished.**") == 1
-    assert "Not run: B (ten times the schedule, without translation, 3 seeds)" in first
+    assert "Not run: B (ten times the schedule, flights twice, without translation, 3 seeds)" in first
     assert "| 1 " in first
     assert {path.name for path in page_folder.glob("*.png")} == {
         "forest.png", "curves.png", "along.png", "constant.png", "best_window.png", "growing_over_best.png",

@@ -1,5 +1,7 @@
 """Runs of several lengths side by side, on made runs whose answers are known."""
 
+from matplotlib.text import Text
+
 from analysis.evidence import conclusions, lengths
 from tests.analysis.evidence.test_evidence import STEPS, evidence, made
 from tests.analysis.evidence.test_schedules import cells_of
@@ -23,6 +25,18 @@ def test_lengths_are_compared_on_the_workloads_that_have_both(tmp_path):
     both = found[lengths.OVER, "10 x", "growing, 15 %"]
     assert both["to 50%"].startswith("0.45 (")  # the geometric mean of .5 and .4
     assert len(lengths.by_place(several).axes) == 2
+
+
+def test_a_workload_of_another_length_is_named(tmp_path):
+    for seed in range(3):
+        for workload, times in (("mini_criteo1tb", 2), ("mini_ogbg", 10), ("mini_fastmri", 10)):
+            made(tmp_path / "runs", workload, seed, 0.9)
+            made(tmp_path / "runs", workload, seed, 0.5, part="B", steps=times * STEPS)
+    several = lengths.of(evidence(tmp_path))
+    found = {(line["workload"], line["length"]) for line in cells_of(lengths.table(several))}
+    assert {("mini_criteo1tb", "2 x"), ("mini_ogbg", "10 x"), (lengths.OVER, "10, 2 x")} < found
+    said = [text.get_text() for text in lengths.by_place(several).findobj(Text)]
+    assert "10 times that length (2 times: criteo1tb)" in said
 
 
 def test_one_length_alone_is_compared_with_nothing(tmp_path):
