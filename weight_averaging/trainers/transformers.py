@@ -17,8 +17,9 @@ from transformers.trainer_utils import get_last_checkpoint
 from weight_averaging.atomic_file import replacing
 from weight_averaging.torch import Averager
 from weight_averaging.trainers.averaging import Averaging
+from weight_averaging.trainers.derived_trainers import engine_loads_anew, gathered_apart, trained_outside
 from weight_averaging.trainers.modes import training_mode
-from weight_averaging.trainers.passes import apart, kept_random_numbers, recompute
+from weight_averaging.trainers.passes import apart, kept_order, kept_random_numbers, recompute
 
 logger = logging.getLogger("weight_averaging")
 
@@ -83,7 +84,8 @@ class WeightAveraging(Averaging, TrainerCallback):
             TypeError: it is no Trainer. RuntimeError: it has another one of this name, or this one has a Trainer.
         """
         if not isinstance(trainer, Trainer):
-            raise TypeError(f"attach takes the Trainer, not a {type(trainer).__name__}")
+            kind = type(trainer)  # setfit's is called Trainer too
+            raise TypeError(f"attach takes a transformers.Trainer, not a {kind.__module__}.{kind.__qualname__}")
         others = [c for c in trainer.callback_handler.callbacks if isinstance(c, WeightAveraging) and c is not self]
         if self.name in [other.name for other in others]:
             raise RuntimeError("the Trainer has a WeightAveraging already: give this one a name= of its own")
@@ -105,16 +107,24 @@ class WeightAveraging(Averaging, TrainerCallback):
 
         @functools.wraps(loop)
         def evaluated(*args: Any, **kwargs: Any) -> Any:
+            assert self._trainer is not None
             if not self._pass:
                 return self._averaged_loop(loop, *args, **kwargs)
             given = signature.bind(*args, **kwargs)
             given.apply_defaults()
-            key = "metric_key_prefix"
-            prefixed = {**given.arguments, key: f"{given.arguments[key]}_{self._pass}"}
-            with kept_random_numbers(), self._passes():
+            key, prefix = "metric_key_prefix", given.arguments["metric_key_prefix"]
+            prefixed = {**given.arguments, key: f"{prefix}_{self._pass}"}
+            with (
+                kept_random_numbers(),
+                kept_order(given.arguments["dataloader"]),
+                gathered_apart(self._trainer) as means,
+                self._passes(),
+            ):
                 extra = self._averaged_loop(alone, **prefixed)
             output = self._averaged_loop(loop, *args, **kwargs)
             output.metrics.update(extra.metrics)
+            if prefix.startswith("eval"):  # what such a Trainer has gathered in a prediction it does not log either
+                output.metrics.update({f"eval_{self._pass}_{name}": mean for name, mean in means.items()})
             return output
 
         evaluated.alone = alone  # type: ignore[attr-defined]
@@ -122,6 +132,11 @@ class WeightAveraging(Averaging, TrainerCallback):
 
     def _averaged_loop(self, loop: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A pass of the Trainer over data, with the average if that is what it is to see."""
+        assert self._trainer is not None
+        with engine_loads_anew(self._trainer):
+            return self._loop(loop, *args, **kwargs)
+
+    def _loop(self, loop: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         assert self._trainer is not None
         if not self._shows:
             return loop(*args, **kwargs)
@@ -192,7 +207,7 @@ class WeightAveraging(Averaging, TrainerCallback):
         """Make the averager, where the weights are now, or go on with that of the checkpoint."""
         if self._trainer is None:
             raise RuntimeError("WeightAveraging(...).attach(trainer), instead of callbacks=[WeightAveraging(...)]")
-        model = kwargs["model"]
+        model: nn.Module = self._trainer.model  # what callbacks are told may be another one (setfit)
         if self._resumed is None:
             self._begin_anew_if_other(model)
         elif not self._load(self._resumed, self._of(model)):
@@ -203,6 +218,8 @@ class WeightAveraging(Averaging, TrainerCallback):
         if not averager.step:
             averager.step = state.global_step
         self._training, self._counted = True, state.global_step
+        if others := ", ".join(trained_outside(self._trainer, model, averager)):
+            logger.warning("the optimizer also trains %s, no part of the model: not averaged, evaluated as is", others)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """One update more, if the step was not skipped."""
