@@ -28,9 +28,7 @@ PAGES = {"suite": "page", "published": "published_page"}  # modules of analysis.
 flags.DEFINE_enum("study", "suite", list(PAGES), "Page to write: of the suite, or of the published submissions.")
 flags.DEFINE_string("folder", "docs/results/evidence", "Folder of the page, with the numbers in `data` there.")
 flags.DEFINE_string("collect", None, "Folder with results of scripts.evidence, which are taken over first.")
-flags.DEFINE_string(
-    "restore", None, "Folder into which the numbers go as finished runs; no page is written."
-)
+flags.DEFINE_string("restore", None, "Folder into which the numbers go as finished runs; no page is written.")
 
 
 def run() -> None:
