@@ -8,18 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from weight_averaging.atomic_file import replacing
 from weight_averaging.torch import Averager
 from weight_averaging.trainers.averaging import Averaging
 from weight_averaging.trainers.derived_trainers import engine_loads_anew, gathered_apart, trained_outside
 from weight_averaging.trainers.modes import training_mode
 from weight_averaging.trainers.passes import apart, kept_order, kept_random_numbers, recompute
+from weight_averaging.trainers.state_files import load_state, save_state
 
 logger = logging.getLogger("weight_averaging")
 
@@ -210,7 +208,7 @@ class WeightAveraging(Averaging, TrainerCallback):
         model: nn.Module = self._trainer.model  # what callbacks are told may be another one (setfit)
         if self._resumed is None:
             self._begin_anew_if_other(model)
-        elif not self._load(self._resumed, self._of(model)):
+        elif not load_state(self._of(model), self._resumed, self._file, self._settings):
             logger.warning("%s has no state of WeightAveraging: the average begins anew", self._resumed)
             self._forget()
         averager = self._of(model)
@@ -249,22 +247,11 @@ class WeightAveraging(Averaging, TrainerCallback):
             trainer = self._trainer
             if trainer is not None and self.averager is not None and self._training:
                 self._count(trainer.state)
-                self._save(Path(trainer._get_output_dir(trial=trial)) / f"checkpoint-{trainer.state.global_step}")
+                folder = Path(trainer._get_output_dir(trial=trial)) / f"checkpoint-{trainer.state.global_step}"
+                save_state(self.averager.state_dict(), folder, self._file, trainer.args.should_save)
             return result
 
         return saved
-
-    def _save(self, folder: Path) -> None:
-        assert self._trainer is not None
-        assert self.averager is not None
-        state = self.averager.state_dict()
-        if not folder.is_dir():
-            logger.warning("%s is not there: the state of WeightAveraging is not saved", folder)
-        elif _has_shards(state):
-            dcp.save({"averager": state}, checkpoint_id=folder / self._file)
-        elif self._trainer.args.should_save:
-            with replacing(folder / f"{self._file}.pt") as stream:
-                torch.save(state, stream)
 
     def _loading(self, load: Callable[[], Any]) -> Callable[[], Any]:
         """Take the average of the best checkpoint with its weights."""
@@ -275,26 +262,13 @@ class WeightAveraging(Averaging, TrainerCallback):
             if self._trainer is not None and self.averager is not None:
                 folder = Path(str(self._trainer.state.best_model_checkpoint))
                 self._training = False  # the weights are not those of the last update any more
-                if self._load(folder, self.averager):
+                if load_state(self.averager, folder, self._file, self._settings):
                     self._leave()
                 else:
                     logger.warning("%s has no state of WeightAveraging: there is no average of the best model", folder)
             return result
 
         return loaded
-
-    def _load(self, folder: Path, averager: Averager) -> bool:
-        """Whether the folder has a state; it is loaded then."""
-        if (folder / self._file).is_dir():
-            state = {"averager": averager.state_dict()}
-            dcp.load(state, checkpoint_id=folder / self._file)
-            averager.load_state_dict(state["averager"], settings=self._settings)
-            return True
-        if (folder / f"{self._file}.pt").is_file():
-            saved = torch.load(folder / f"{self._file}.pt", map_location="cpu", weights_only=True)
-            averager.load_state_dict(saved, settings=self._settings)
-            return True
-        return False
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save the averaged model as the Trainer saves models: `from_pretrained(folder)` loads it. All ranks call it.
@@ -311,7 +285,3 @@ class WeightAveraging(Averaging, TrainerCallback):
 
 def _call(model: nn.Module, inputs: Any) -> object:
     return model(**inputs)
-
-
-def _has_shards(state: dict[str, Any]) -> bool:
-    return any(isinstance(vector, dict) for track in state["tracks"] for vector in track["vectors"])
