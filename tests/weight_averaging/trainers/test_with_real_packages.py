@@ -212,46 +212,6 @@ def test_the_handlers_of_ignite_in_the_docs():
     assert names["model"].weight.item() == 8
 
 
-def test_monai_with_accumulation_in_the_docs(tmp_path):
-    """Snapshots are of optimizer steps, not of batches; evaluations see the mean, and what they save has it."""
-    engines = pytest.importorskip("monai.engines")
-    handlers = pytest.importorskip("monai.handlers")
-    torch.manual_seed(0)
-    model, loss = nn.Linear(3, 1), nn.MSELoss()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    data = [{"image": torch.randn(4, 3), "label": torch.randn(4, 1)} for _ in range(6)]
-    seen, steps = [], []
-    optimizer.register_step_post_hook(lambda *_: steps.append(model.weight.detach().double().clone()))
-    metric = handlers.MeanSquaredError(output_transform=lambda outputs: (outputs[0]["pred"], outputs[0]["label"]))
-    evaluator = engines.SupervisedEvaluator(
-        device="cpu", val_data_loader=data[:2], network=model, key_val_metric={"error": metric}, decollate=True,
-        metric_cmp_fn=lambda new, best: True,
-    )  # fmt: skip
-    evaluator.network.register_forward_hook(
-        lambda module, *_: None if module.training else seen.append(module.weight.detach().double().clone())
-    )
-    trainer = engines.SupervisedTrainer(
-        device="cpu", max_epochs=2, train_data_loader=data, network=model, optimizer=optimizer, loss_function=loss,
-        accumulation_steps=2, decollate=False,
-    )  # fmt: skip
-    text = (ROOT / "docs/trainers.md").read_text().partition("## ignite")[2]
-    names = {"LAWA": LAWA, "model": model, "trainer": trainer, "evaluator": evaluator, "optimizer": optimizer}
-    first, _, rest = text.partition("```py\n")[2].partition("```")
-    by_iteration = next(line for line in first.splitlines() if "ITERATION_COMPLETED" in line)
-    exec(first.replace(by_iteration, rest.partition("```py\n")[2].partition("```")[0]), names)
-    handlers.CheckpointSaver(str(tmp_path), {"net": model}, save_key_metric=True).attach(evaluator)
-    handlers.ValidationHandler(1, evaluator).attach(trainer)
-    trainer.run()
-    assert len(steps) == 6
-    assert names["lawa"].snapshot_steps == [4, 5, 6]
-    means = [torch.stack(steps[:3]).mean(0), torch.stack(steps[3:]).mean(0)]
-    for found, expected in zip(seen, [means[0]] * 2 + [means[1]] * 2, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
-    assert torch.equal(model.weight.detach().double(), steps[-1])
-    saved = [torch.load(path)["net"] for path in tmp_path.glob("*.pt")]
-    assert any(torch.allclose(one["weight"].double(), means[1], atol=1e-6) for one in saved)
-
-
 def test_the_callback_of_composer_in_the_docs(tmp_path):
     composer = pytest.importorskip("composer")
     names = {"LAWA": LAWA}
