@@ -35,12 +35,22 @@ def kept_random_numbers() -> Iterator[None]:
 def apart(loader: Any) -> Iterator[Any]:
     """A loader of the same data, to go through while the other is being gone through, which does not notice.
 
-    Persistent workers are those of one pass: a second one over the same loader would start the first anew. Samplers
-    count epochs and have generators of random numbers: they are as before after the block.
+    Persistent workers are those of one pass: a second one over the same loader would start the first anew.
     """
     own = copy.copy(loader)
     if hasattr(own, "_iterator"):
         own._iterator = None
+    with kept_order(loader):
+        yield own
+
+
+@contextlib.contextmanager
+def kept_order(loader: Any) -> Iterator[None]:
+    """Whoever goes through a loader after the block has the data in the order that he would have had without it.
+
+    Samplers count epochs and have generators of random numbers, and accelerate's loaders count passes: they are as
+    before after the block.
+    """
     parts: list[Any] = [loader]
     for part in parts:  # a batch sampler has a sampler, or another batch sampler
         inner = (getattr(part, key, None) for key in ("sampler", "batch_sampler"))
@@ -48,13 +58,16 @@ def apart(loader: Any) -> Iterator[Any]:
     found = [getattr(part, "generator", None) for part in parts]
     generators = [(generator, generator.get_state()) for generator in found if isinstance(generator, torch.Generator)]
     samplers = [(part, dict(vars(part))) for part in parts[1:] if hasattr(part, "__dict__")]
+    passes = getattr(loader, "__dict__", {}).get("iteration")
     try:
-        yield own
+        yield
     finally:
         for generator, state in generators:
             generator.set_state(state)
         for sampler, attributes in samplers:
             vars(sampler).update(attributes)
+        if passes is not None:
+            loader.iteration = passes
 
 
 def recompute(model: nn.Module, batches: Iterable[Any], number: int, forward: Callable[[Any], object]) -> None:

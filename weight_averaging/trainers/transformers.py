@@ -8,17 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from weight_averaging.atomic_file import replacing
 from weight_averaging.torch import Averager
 from weight_averaging.torch.model.modes import training_mode
 from weight_averaging.trainers.averaging import Averaging
-from weight_averaging.trainers.passes import apart, kept_random_numbers, recompute
+from weight_averaging.trainers.derived_trainers import engine_loads_anew, gathered_apart, trained_outside
+from weight_averaging.trainers.passes import apart, kept_order, kept_random_numbers, recompute
+from weight_averaging.trainers.state_files import load_state, save_state
 
 logger = logging.getLogger("weight_averaging")
 
@@ -83,7 +82,8 @@ class WeightAveraging(Averaging, TrainerCallback):
             TypeError: it is no Trainer. RuntimeError: it has another one of this name, or this one has a Trainer.
         """
         if not isinstance(trainer, Trainer):
-            raise TypeError(f"attach takes the Trainer, not a {type(trainer).__name__}")
+            kind = type(trainer)  # setfit's is called Trainer too
+            raise TypeError(f"attach takes a transformers.Trainer, not a {kind.__module__}.{kind.__qualname__}")
         others = [c for c in trainer.callback_handler.callbacks if isinstance(c, WeightAveraging) and c is not self]
         if self.name in [other.name for other in others]:
             raise RuntimeError("the Trainer has a WeightAveraging already: give this one a name= of its own")
@@ -105,16 +105,24 @@ class WeightAveraging(Averaging, TrainerCallback):
 
         @functools.wraps(loop)
         def evaluated(*args: Any, **kwargs: Any) -> Any:
+            assert self._trainer is not None
             if not self._pass:
                 return self._averaged_loop(loop, *args, **kwargs)
             given = signature.bind(*args, **kwargs)
             given.apply_defaults()
-            key = "metric_key_prefix"
-            prefixed = {**given.arguments, key: f"{given.arguments[key]}_{self._pass}"}
-            with kept_random_numbers(), self._passes():
+            key, prefix = "metric_key_prefix", given.arguments["metric_key_prefix"]
+            prefixed = {**given.arguments, key: f"{prefix}_{self._pass}"}
+            with (
+                kept_random_numbers(),
+                kept_order(given.arguments["dataloader"]),
+                gathered_apart(self._trainer) as means,
+                self._passes(),
+            ):
                 extra = self._averaged_loop(alone, **prefixed)
             output = self._averaged_loop(loop, *args, **kwargs)
             output.metrics.update(extra.metrics)
+            if prefix.startswith("eval"):  # what such a Trainer has gathered in a prediction it does not log either
+                output.metrics.update({f"eval_{self._pass}_{name}": mean for name, mean in means.items()})
             return output
 
         evaluated.alone = alone  # type: ignore[attr-defined]
@@ -122,6 +130,11 @@ class WeightAveraging(Averaging, TrainerCallback):
 
     def _averaged_loop(self, loop: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A pass of the Trainer over data, with the average if that is what it is to see."""
+        assert self._trainer is not None
+        with engine_loads_anew(self._trainer):
+            return self._loop(loop, *args, **kwargs)
+
+    def _loop(self, loop: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         assert self._trainer is not None
         if not self._shows:
             return loop(*args, **kwargs)
@@ -137,14 +150,12 @@ class WeightAveraging(Averaging, TrainerCallback):
         evaluating = contextlib.ExitStack()
         with training_mode(model, then_eval=True):
             evaluating.enter_context(self.averager.averaged(self._recompute))
-        _weights_have_changed(self._trainer)
         try:
             return loop(*args, **kwargs)
         finally:
             with training_mode(model, then_eval=False):
                 evaluating.close()
                 self._leave()  # the loop may have given the model another type, the optimizer other weights
-            _weights_have_changed(self._trainer)
 
     def _recompute(self) -> None:
         trainer, model, forward = self._trainer, self._model, self._forward
@@ -194,10 +205,10 @@ class WeightAveraging(Averaging, TrainerCallback):
         """Make the averager, where the weights are now, or go on with that of the checkpoint."""
         if self._trainer is None:
             raise RuntimeError("WeightAveraging(...).attach(trainer), instead of callbacks=[WeightAveraging(...)]")
-        model = kwargs["model"]
+        model: Any = self._trainer.model  # what callbacks are told may be another one (setfit)
         if self._resumed is None:
             self._begin_anew_if_other(model)
-        elif not self._load(self._resumed, self._of(model)):
+        elif not load_state(self._of(model), self._resumed, self._file, self._settings):
             logger.warning("%s has no state of WeightAveraging: the average begins anew", self._resumed)
             self._forget()
         averager = self._of(model)
@@ -205,6 +216,8 @@ class WeightAveraging(Averaging, TrainerCallback):
         if not averager.step:
             averager.step = state.global_step
         self._training, self._counted = True, state.global_step
+        if others := ", ".join(trained_outside(self._trainer, model, averager)):
+            logger.warning("the optimizer also trains %s, no part of the model: not averaged, evaluated as is", others)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """One update more, if the step was not skipped."""
@@ -234,22 +247,11 @@ class WeightAveraging(Averaging, TrainerCallback):
             trainer = self._trainer
             if trainer is not None and self.averager is not None and self._training:
                 self._count(trainer.state)
-                self._save(Path(trainer._get_output_dir(trial=trial)) / f"checkpoint-{trainer.state.global_step}")
+                folder = Path(trainer._get_output_dir(trial=trial)) / f"checkpoint-{trainer.state.global_step}"
+                save_state(self.averager.state_dict(), folder, self._file, trainer.args.should_save)
             return result
 
         return saved
-
-    def _save(self, folder: Path) -> None:
-        assert self._trainer is not None
-        assert self.averager is not None
-        state = self.averager.state_dict()
-        if not folder.is_dir():
-            logger.warning("%s is not there: the state of WeightAveraging is not saved", folder)
-        elif _has_shards(state):
-            dcp.save({"averager": state}, checkpoint_id=folder / self._file)
-        elif self._trainer.args.should_save:
-            with replacing(folder / f"{self._file}.pt") as stream:
-                torch.save(state, stream)
 
     def _loading(self, load: Callable[[], Any]) -> Callable[[], Any]:
         """Take the average of the best checkpoint with its weights."""
@@ -260,26 +262,13 @@ class WeightAveraging(Averaging, TrainerCallback):
             if self._trainer is not None and self.averager is not None:
                 folder = Path(str(self._trainer.state.best_model_checkpoint))
                 self._training = False  # the weights are not those of the last update any more
-                if self._load(folder, self.averager):
+                if load_state(self.averager, folder, self._file, self._settings):
                     self._leave()
                 else:
                     logger.warning("%s has no state of WeightAveraging: there is no average of the best model", folder)
             return result
 
         return loaded
-
-    def _load(self, folder: Path, averager: Averager) -> bool:
-        """Whether the folder has a state; it is loaded then."""
-        if (folder / self._file).is_dir():
-            state = {"averager": averager.state_dict()}
-            dcp.load(state, checkpoint_id=folder / self._file)
-            averager.load_state_dict(state["averager"], settings=self._settings)
-            return True
-        if (folder / f"{self._file}.pt").is_file():
-            saved = torch.load(folder / f"{self._file}.pt", map_location="cpu", weights_only=True)
-            averager.load_state_dict(saved, settings=self._settings)
-            return True
-        return False
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save the averaged model as the Trainer saves models: `from_pretrained(folder)` loads it. All ranks call it.
@@ -294,18 +283,5 @@ class WeightAveraging(Averaging, TrainerCallback):
             self._trainer.save_model(str(folder))
 
 
-def _weights_have_changed(trainer: Any) -> None:
-    """TRL's trainers copy the weights into vLLM once a global step; those copied at this step are not the model's now.
-
-    Else an evaluation would generate with raw weights, or the training after it with the average.
-    """
-    if getattr(trainer, "use_vllm", False) and hasattr(trainer, "_last_loaded_step"):
-        trainer._last_loaded_step = -1  # TRL's own for "never"
-
-
 def _call(model: nn.Module, inputs: Any) -> object:
     return model(**inputs)
-
-
-def _has_shards(state: dict[str, Any]) -> bool:
-    return any(isinstance(vector, dict) for track in state["tracks"] for vector in track["vectors"])

@@ -49,7 +49,7 @@ def test_a_single_long_seed_shows_its_best_horizon_without_an_interval(tmp_path)
         made(tmp_path / "runs", "mini_ogbg", seed, 0.9)
     made(tmp_path / "runs", "mini_ogbg", 0, 0.5, part="B", steps=LONG)
     found = next(one for one in conclusions.all_of(evidence(tmp_path)) if one.number == "2")
-    assert found.measured.startswith("B: ogbg ")
+    assert found.measured.startswith("B ogbg ")
     assert "(" not in found.measured
     assert found.measured.endswith("0 inside, 0 outside")
     assert not found.enough

@@ -58,14 +58,14 @@ class Recorder(TrainerCallback):
         self.snapshots.append(flat(model))
 
 
-def trainer_of(folder, *callbacks, model=None, kind=Seen, **settings) -> Seen:
+def trainer_of(folder, *callbacks, model=None, **settings) -> Seen:
     given = {
         "max_steps": 12, "per_device_train_batch_size": 2, "per_device_eval_batch_size": 24, "learning_rate": 0.05,
         "eval_strategy": "steps", "eval_steps": 4, "save_steps": 4, "logging_strategy": "no", "report_to": [],
         "disable_tqdm": True, "use_cpu": True, "dataloader_pin_memory": False, **settings,
     }  # fmt: skip
     arguments = TrainingArguments(str(folder), **given)
-    trainer = kind(model or tiny(), arguments, train_dataset=data(), eval_dataset=data(), callbacks=list(callbacks))
+    trainer = Seen(model or tiny(), arguments, train_dataset=data(), eval_dataset=data(), callbacks=list(callbacks))
     trainer.evaluated = []
     return trainer
 
@@ -90,33 +90,6 @@ def test_evaluations_see_the_average_and_training_never_does(tmp_path, accumulat
     for _, weights in trainer.evaluated[-3:]:
         np.testing.assert_array_equal(weights, last)
     np.testing.assert_array_equal(flat(trainer.model), recorder.snapshots[-1])
-
-
-class Generating(Seen):
-    """With a copy of the weights that generates, brought up to date once a step, as in TRL's trainers with vLLM."""
-
-    use_vllm = True
-    _last_loaded_step = -1
-
-    def _generate(self, model) -> None:
-        if self.state.global_step != self._last_loaded_step:
-            self.copy, self._last_loaded_step = flat(model), self.state.global_step
-        np.testing.assert_array_equal(self.copy, flat(model))
-
-    def training_step(self, model, *args, **kwargs):
-        self._generate(model)
-        return super().training_step(model, *args, **kwargs)
-
-    def prediction_step(self, model, *args, **kwargs):
-        self._generate(model)
-        return super().prediction_step(model, *args, **kwargs)
-
-
-def test_a_copy_that_generates_has_the_weights_that_the_model_has(tmp_path):
-    trainer = trainer_of(tmp_path, kind=Generating, gradient_accumulation_steps=2)
-    WeightAveraging(lawa).attach(trainer)
-    trainer.train()
-    assert [step for step, _ in trainer.evaluated] == [4, 8, 12]
 
 
 def test_a_run_goes_on_bit_for_bit(tmp_path):
