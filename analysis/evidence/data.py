@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from miniperf.logs import write_json
 from weight_averaging.atomic_file import replacing
 from weight_averaging.errors import UsageError
 
@@ -204,7 +203,8 @@ def _put(path: Path, facts: dict[str, Any], table: pd.DataFrame) -> bool:
     with replacing(path.with_name(f"{path.name}.csv")) as file:
         file.write(table.to_csv(index=False).encode())
     known = {name: value for name, value in facts.items() if not (isinstance(value, float) and math.isnan(value))}
-    write_json(about, dict.fromkeys(FACTS) | known)
+    with replacing(about) as file:
+        file.write(json.dumps(dict.fromkeys(FACTS) | known, indent=2).encode())
     return True
 
 

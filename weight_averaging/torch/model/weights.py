@@ -1,7 +1,7 @@
 """A model's floating-point tensors, as they are now, as one flat vector, read and written in blocks."""
 
-import contextlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -229,11 +229,9 @@ class LiveWeights:
         found = [type(m).__name__ for m in merged if any(id(part) in mine for part in m.modules())]
         return found[0] if found else ""
 
-    @contextlib.contextmanager
-    def change(self) -> Iterator[None]:
+    def change(self) -> AbstractContextManager[None]:
         """The tensors get other values in the block: what was made of those before is dropped, or made anew."""
-        with weights_change(self._modules):
-            yield
+        return weights_change(self._modules)
 
     def written_by_passes(self) -> set[int]:
         """Ids of tensors into which a forward pass writes: an embedding with a `max_norm` shortens what it looks up."""
