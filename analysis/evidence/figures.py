@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from analysis.evidence import ratios
+from analysis.evidence import lengths, ratios
 from analysis.evidence.conclusions import Conclusion
 from analysis.evidence.data import Run
 from analysis.evidence.summaries import PAPERS, PRIMARY, best_windows, by_share, common
@@ -78,13 +78,13 @@ def along_the_way(runs: dict[str, list[Run]]) -> Figure:
     return figure
 
 
-def best_window(lengths: dict[str, dict[str, list[Run]]]) -> Figure:
+def best_window(parts: dict[str, dict[str, list[Run]]]) -> Figure:
     """The best window over the elapsed updates against the elapsed share: a line a workload and length, and a band."""
     figure, axes = style.panels(1, size=(5.6, 3.4))
     axis = axes[0]
-    first = next(iter(lengths))
-    names = list(dict.fromkeys(workload for runs in lengths.values() for workload in runs))
-    for line, (part, runs) in zip(style.LINES, lengths.items()):
+    first = next(iter(parts))
+    names = list(dict.fromkeys(workload for runs in parts.values() for workload in runs))
+    for line, (part, runs) in zip(style.LINES, parts.items()):
         optima = {share: best_windows(runs, share) for share in TWENTIETHS}
         for workload in runs:
             x = [share for share in TWENTIETHS if workload in optima[share]]
@@ -97,8 +97,8 @@ def best_window(lengths: dict[str, dict[str, list[Run]]]) -> Figure:
             middle, low, high = np.array([common(optima[share]) for share in x]).T
             if part == first:  # those of a few workloads would fill the panel; the table has them
                 axis.fill_between(x, low, high, color="0.85", zorder=0, label="95 % interval, own length")
-            times = next(iter(runs.values()))[0].facts["length"]
-            about = "own length" if times == 1 else f"{times:g} times as long"
+            times = lengths.told(runs)
+            about = f"{times} that" if times else "own length"
             axis.plot(x, middle, line, color="0.3", linewidth=2.5, label=f"geometric mean, {about}")
     axis.axhline(0.15, color=style.COLOURS[4], linewidth=1, linestyle=":", label="15 %")
     axis.set_yscale("log")

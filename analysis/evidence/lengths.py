@@ -100,13 +100,8 @@ def by_place(lengths: Lengths) -> Figure:
         for number, workload in enumerate(workloads)
     ]
     for part, runs in lengths.items():
-        times = _times(runs)
-        others = (
-            ""
-            if len(times) == 1
-            else f" ({', '.join(f'{one:g}' for one in times[1:])} times: {_short(runs, times[1:])})"
-        )
-        label = "the suite's own length" if times == [1] else f"{times[0]:g} times that length{others}"
+        times = told(runs)
+        label = f"{times} that length" if times else "the suite's own length"
         keys.append(Line2D([], [], color="0.35", linestyle=looks[part], label=label))
     style.legend_below(figure, axes, keys=keys)
     return figure
@@ -118,8 +113,13 @@ def _times(runs: dict[str, list[Run]]) -> list[float]:
     return sorted(set(found), key=lambda times: (-found.count(times), times))
 
 
-def _short(runs: dict[str, list[Run]], times: list[float]) -> str:
-    return ", ".join(w.removeprefix("mini_") for w, mine in runs.items() if float(mine[0].facts["length"]) in times)
+def told(runs: dict[str, list[Run]]) -> str:
+    """In words, how many times the suite's own length most runs have, and which have another; empty if it is that."""
+    most, *others = _times(runs)
+    if others:
+        names = ", ".join(w.removeprefix("mini_") for w, mine in runs.items() if mine[0].facts["length"] in others)
+        return f"{most:g} times ({', '.join(f'{one:g}' for one in others)} times: {names})"
+    return "" if most == 1 else f"{most:g} times"
 
 
 def _along(runs: dict[str, list[Run]], name: str) -> list[tuple[float, float]]:

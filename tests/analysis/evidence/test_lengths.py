@@ -2,7 +2,7 @@
 
 from matplotlib.text import Text
 
-from analysis.evidence import conclusions, lengths
+from analysis.evidence import conclusions, figures, lengths
 from tests.analysis.evidence.test_evidence import STEPS, evidence, made
 from tests.analysis.evidence.test_schedules import cells_of
 
@@ -36,7 +36,9 @@ def test_a_workload_of_another_length_is_named(tmp_path):
     found = {(line["workload"], line["length"]) for line in cells_of(lengths.table(several))}
     assert {("mini_criteo1tb", "2 x"), ("mini_ogbg", "10 x"), (lengths.OVER, "10, 2 x")} < found
     said = [text.get_text() for text in lengths.by_place(several).findobj(Text)]
-    assert "10 times that length (2 times: criteo1tb)" in said
+    assert "10 times (2 times: criteo1tb) that length" in said
+    said = [text.get_text() for text in figures.best_window(several).findobj(Text)]
+    assert "geometric mean, 10 times (2 times: criteo1tb) that" in said
 
 
 def test_one_length_alone_is_compared_with_nothing(tmp_path):
