@@ -97,9 +97,8 @@ def best_window(parts: dict[str, dict[str, list[Run]]]) -> Figure:
             middle, low, high = np.array([common(optima[share]) for share in x]).T
             if part == first:  # those of a few workloads would fill the panel; the table has them
                 axis.fill_between(x, low, high, color="0.85", zorder=0, label="95 % interval, own length")
-            times = lengths.told(runs)
-            about = f"{times} that" if times else "own length"
-            axis.plot(x, middle, line, color="0.3", linewidth=2.5, label=f"geometric mean, {about}")
+            about = lengths.told(runs) or "own length"
+            axis.plot(x, middle, line, color="0.3", linewidth=2.5, label=f"mean, {about}")
     axis.axhline(0.15, color=style.COLOURS[4], linewidth=1, linestyle=":", label="15 %")
     axis.set_yscale("log")
     ticks = [0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3]

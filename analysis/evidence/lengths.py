@@ -118,7 +118,7 @@ def told(runs: dict[str, list[Run]]) -> str:
     most, *others = _times(runs)
     if others:
         names = ", ".join(w.removeprefix("mini_") for w, mine in runs.items() if mine[0].facts["length"] in others)
-        return f"{most:g} times ({', '.join(f'{one:g}' for one in others)} times: {names})"
+        return f"{most:g} times ({names}: {', '.join(f'{one:g}' for one in others)})"
     return "" if most == 1 else f"{most:g} times"
 
 
