@@ -1,9 +1,7 @@
 """The tables of the evidence, on made runs whose answers are known."""
 
-import filecmp
 import json
 import math
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,6 @@ from scipy import stats
 from analysis.evidence import conclusions, data, page, ratios, summaries
 from analysis.evidence.ratios import Pair
 from analysis.evidence.summaries import DECAY, MARGINS, PRIMARY
-from launching.evidence import plan
 from tests.support import ROOT, commands
 from weight_averaging.errors import UsageError
 
@@ -283,30 +280,6 @@ def test_conclusions_on_lengths_schedules_batches_and_optimizers(tmp_path):
     assert found["9", ""].measured.startswith("1.9")
 
 
-def test_the_best_horizon_is_that_of_each_workloads_longest_runs(tmp_path):
-    def horizon() -> tuple[str, bool]:
-        found = next(one for one in conclusions.all_of(evidence(tmp_path)) if one.number == "2")
-        assert (found.measured.count("C "), found.measured.count("B ")) == lengths
-        return found.word, found.enough
-
-    for seed in range(3):
-        for workload in MARGINS:
-            made(tmp_path / "runs", workload, seed, 0.5, part="B", steps=10 * STEPS, window=0.02 + 0.0002 * seed)
-    lengths = 0, 8
-    assert horizon() == ("confirmed", True)
-    for seed in range(3):
-        made(tmp_path / "runs", "mini_ogbg", seed, 0.5, part="C", steps=30 * STEPS, window=0.3 + 0.003 * seed)
-    lengths = 1, 7
-    assert horizon() == ("confirmed", False)  # of the planned ones the other is not there
-    for seed in range(3):
-        made(tmp_path / "runs", "mini_finewebedu_lm", seed, 0.5, part="C", steps=30 * STEPS, window=0.3)
-    lengths = 2, 6
-    assert horizon() == ("confirmed", True)
-    for workload in list(MARGINS)[:2]:
-        shutil.rmtree(tmp_path / "runs/B" / workload)
-    assert next(one for one in conclusions.all_of(evidence(tmp_path)) if one.number == "2").enough is False
-
-
 def test_few_seeds_decide_nothing_and_no_gain_is_refuted(tmp_path):
     everything(tmp_path / "runs", 2, 1.0)
     found = words(tmp_path)
@@ -341,34 +314,6 @@ def test_the_command_collects_and_writes_the_page_from_the_numbers_alone(tmp_pat
     empty = commands.run("evidence_page", f"--collect={tmp_path / 'nothing'}", f"--folder={page_folder}")
     assert empty.returncode == 2
     assert empty.stderr.startswith(f"error: --collect={tmp_path / 'nothing'} has no finished run")
-
-
-@pytest.mark.parametrize("page", ["evidence", "published_submissions"])
-def test_committed_numbers_count_as_finished_runs_and_are_collected_as_they_were(page, tmp_path):
-    committed, runs, again = Path("docs/results", page, "data"), tmp_path / "runs", tmp_path / "data"
-    put = data.restore(committed, runs)
-    assert data.collect(runs, again) == put
-    names = sorted(path.name for path in committed.iterdir())
-    assert filecmp.cmpfiles(committed, again, names, shallow=False) == (names, [], [])
-    file = "plan" if page == "evidence" else "published"
-    parts = plan.load(Path(f"comparisons/evidence/{file}.yaml"))
-    finished = [one for part in parts.values() for one in plan.count(part, runs) if one.finished(runs)]
-    assert len(finished) == put[0]
-
-
-def test_what_is_finished_stays_when_numbers_are_put_beside_it(tmp_path):
-    committed = Path("docs/results/evidence/data")
-    data.restore(committed, tmp_path)
-    mine = sorted(tmp_path.glob("*/*/*/seed_0.*"))
-    for path in mine:
-        path.write_text("mine")
-    for path in tmp_path.glob("*/*/*/seed_1.*"):
-        path.unlink()
-    lost = sum(run.facts["seed"] == 1 for run in data.load(committed).runs)
-    assert data.restore(committed, tmp_path) == (lost, 0)
-    assert {path.read_text() for path in mine} == {"mine"}
-    both = commands.run("evidence_page", f"--collect={tmp_path}", f"--restore={tmp_path}")
-    assert (both.returncode, both.stderr) == (2, "error: --collect and --restore are opposite ways: give one of them\n")
 
 
 def test_a_folder_without_numbers_is_refused(tmp_path):

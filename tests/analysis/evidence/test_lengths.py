@@ -1,8 +1,11 @@
 """Runs of several lengths side by side, on made runs whose answers are known."""
 
+import shutil
+
 from matplotlib.text import Text
 
 from analysis.evidence import conclusions, figures, lengths
+from analysis.evidence.summaries import MARGINS
 from tests.analysis.evidence.test_evidence import STEPS, evidence, made
 from tests.analysis.evidence.test_schedules import cells_of
 
@@ -55,3 +58,27 @@ def test_a_single_long_seed_shows_its_best_horizon_without_an_interval(tmp_path)
     assert "(" not in found.measured
     assert found.measured.endswith("0 inside, 0 outside")
     assert not found.enough
+
+
+def test_the_best_horizon_is_that_of_each_workloads_longest_runs(tmp_path):
+    def horizon() -> tuple[str, bool]:
+        found = next(one for one in conclusions.all_of(evidence(tmp_path)) if one.number == "2")
+        assert (found.measured.count("C "), found.measured.count("B ")) == lengths
+        return found.word, found.enough
+
+    for seed in range(3):
+        for workload in MARGINS:
+            made(tmp_path / "runs", workload, seed, 0.5, part="B", steps=10 * STEPS, window=0.02 + 0.0002 * seed)
+    lengths = 0, 8
+    assert horizon() == ("confirmed", True)
+    for seed in range(3):
+        made(tmp_path / "runs", "mini_ogbg", seed, 0.5, part="C", steps=30 * STEPS, window=0.3 + 0.003 * seed)
+    lengths = 1, 7
+    assert horizon() == ("confirmed", False)  # of the planned ones the other is not there
+    for seed in range(3):
+        made(tmp_path / "runs", "mini_finewebedu_lm", seed, 0.5, part="C", steps=30 * STEPS, window=0.3)
+    lengths = 2, 6
+    assert horizon() == ("confirmed", True)
+    for workload in list(MARGINS)[:2]:
+        shutil.rmtree(tmp_path / "runs/B" / workload)
+    assert next(one for one in conclusions.all_of(evidence(tmp_path)) if one.number == "2").enough is False
