@@ -40,7 +40,14 @@ def run() -> None:
     if FLAGS.restore is not None:
         if FLAGS.collect is not None:
             raise UsageError("--collect and --restore are opposite ways: give one of them")
-        runs, searches = data.restore(folder / "data", Path(FLAGS.restore))
+        if not FLAGS.restore:
+            raise UsageError("--restore= names no folder: runs/evidence, say")
+        try:
+            runs, searches = data.restore(folder / "data", Path(FLAGS.restore))
+        except OSError as error:
+            raise UsageError(
+                f"--restore={FLAGS.restore}: {error.strerror}; give a folder that can be written"
+            ) from None
         print(f"{FLAGS.restore}: {runs} runs put there, {searches} of searches")
         return
     if FLAGS.collect is not None:

@@ -36,3 +36,13 @@ def test_what_is_finished_stays_when_numbers_are_put_beside_it(tmp_path):
     assert {path.read_text() for path in mine} == {"mine"}
     both = commands.run("evidence_page", f"--collect={tmp_path}", f"--restore={tmp_path}")
     assert (both.returncode, both.stderr) == (2, "error: --collect and --restore are opposite ways: give one of them\n")
+
+
+def test_what_is_no_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for given, said in ((tmp_path / "file", "Not a directory; give a folder"), ("", " names no folder")):
+        done = commands.run("evidence_page", f"--restore={given}")
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: --restore={given}")
+        assert said in done.stderr
+    assert (tmp_path / "file").read_text() == "mine"
